@@ -1,0 +1,7 @@
+//! Device models. This crate knows nothing of the CPU engine and nothing of the host: whatever a model needs
+//! from outside is a trait in [`services`], implemented by the program.
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod services;
+pub mod state;

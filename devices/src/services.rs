@@ -1,0 +1,136 @@
+//! What devices consume. The program (`src/`) implements these traits; tests use fakes.
+
+use std::sync::{Arc, Weak};
+
+/// Guest time. It stops while the machine is paused; devices see no other clock.
+pub trait Clock: Send + Sync {
+    /// Nanoseconds of guest time since the machine started.
+    fn now_ns(&self) -> u64;
+    /// Seconds since the Unix epoch as the guest's wall clock (RTC) should see them, with nanoseconds.
+    fn wall_clock(&self) -> (i64, u32);
+}
+
+/// Something with interrupt input pins: a PIC, an IOAPIC, the ISA interrupt fan-out.
+pub trait IrqSink: Send + Sync {
+    /// Sets the level of input `pin`. Edge-triggered inputs act on the rising edge.
+    fn set_irq(&self, pin: u32, level: bool);
+}
+
+/// One wire from a device to an interrupt controller. Devices never see IRQ numbers.
+#[derive(Clone)]
+pub struct IrqLine {
+    sink: Arc<dyn IrqSink>,
+    pin: u32,
+}
+
+impl IrqLine {
+    /// A wire to `pin` of `sink`.
+    pub fn new(sink: Arc<dyn IrqSink>, pin: u32) -> Self {
+        Self { sink, pin }
+    }
+
+    /// A wire that ends nowhere.
+    pub fn unconnected() -> Self {
+        struct Nowhere;
+        impl IrqSink for Nowhere {
+            fn set_irq(&self, _pin: u32, _level: bool) {}
+        }
+        Self::new(Arc::new(Nowhere), 0)
+    }
+
+    /// Sets the wire's level.
+    pub fn set(&self, level: bool) {
+        self.sink.set_irq(self.pin, level);
+    }
+
+    /// A short pulse: assert, then deassert.
+    pub fn pulse(&self) {
+        self.set(true);
+        self.set(false);
+    }
+}
+
+/// Receiver of message-signalled interrupts (the local APICs).
+pub trait MsiSink: Send + Sync {
+    /// A 32-bit write of `data` to `address` in the 0xFEEx_xxxx window.
+    fn send_msi(&self, address: u64, data: u32);
+}
+
+/// A timer that a device owns; dropping it cancels it.
+pub trait Timer: Send + Sync {
+    /// Fires once when guest time reaches `deadline_ns`; replaces an earlier deadline.
+    fn arm(&self, deadline_ns: u64);
+    /// Takes the deadline back.
+    fn disarm(&self);
+}
+
+/// What a timer calls when it fires (on the I/O thread).
+pub trait TimerTarget: Send + Sync {
+    /// The deadline has passed; `now_ns` is the guest time. `tag` tells a device's timers apart.
+    fn timer_fired(&self, tag: u32, now_ns: u64);
+}
+
+/// Maker of timers.
+pub trait TimerService: Send + Sync {
+    /// A timer, not yet armed, that calls `target` with `tag`.
+    fn create(&self, target: Weak<dyn TimerTarget>, tag: u32) -> Box<dyn Timer>;
+}
+
+/// The host side of a character device. Never blocks: what the host cannot take yet is queued.
+pub trait CharBackend: Send + Sync {
+    /// Sends bytes that the guest wrote.
+    fn write(&self, bytes: &[u8]);
+    /// The device can take input again (its FIFO was drained).
+    fn input_ready(&self);
+}
+
+/// The device side of a character device: what a back end calls with input, on the I/O thread.
+pub trait CharFrontend: Send + Sync {
+    /// How many bytes the device can take now.
+    fn can_receive(&self) -> usize;
+    /// Input from the host, at most `can_receive` bytes.
+    fn receive(&self, bytes: &[u8]);
+    /// A break condition from the host.
+    fn receive_break(&self) {}
+}
+
+/// Why the machine is asked to stop or start anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerEvent {
+    /// Reset of the whole machine (keyboard controller, port 0x92, port 0xCF9, ACPI).
+    Reset,
+    /// Power off (ACPI S5).
+    PowerOff,
+    /// End the process with this status (`isa-debug-exit`).
+    Exit(i32),
+    /// Suspend to RAM asked for (ACPI S3).
+    Suspend,
+}
+
+/// Receiver of power events.
+pub trait PowerSink: Send + Sync {
+    /// Asks for `event`; returns at once, the machine acts on it soon.
+    fn request(&self, event: PowerEvent);
+}
+
+/// Access to guest memory by bus-mastering devices.
+pub trait Dma: Send + Sync {
+    /// Reads guest-physical memory; what is not RAM reads as all ones.
+    fn read(&self, gpa: u64, buf: &mut [u8]);
+    /// Writes guest-physical memory; what is not RAM is left alone.
+    fn write(&self, gpa: u64, buf: &[u8]);
+}
+
+/// The processor side of a local APIC: how it gets the CPU's attention.
+pub trait CpuSignals: Send + Sync {
+    /// An interrupt may be deliverable (`true`), or none is any more.
+    fn set_interrupt_pending(&self, pending: bool);
+    /// Non-maskable interrupt.
+    fn nmi(&self);
+    /// System management interrupt.
+    fn smi(&self);
+    /// INIT: the CPU resets and waits for a start-up message (application processors).
+    fn init(&self);
+    /// Start-up message: start at `vector << 12` in real mode.
+    fn start_up(&self, vector: u8);
+}

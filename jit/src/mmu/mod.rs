@@ -1,0 +1,2 @@
+//! Guest memory: RAM, TLB, page walk, code-page tracking.
+pub mod ram;

@@ -1,0 +1,175 @@
+//! Guest RAM: one memfd with linear offsets, and the map from guest-physical addresses to it.
+
+use memmap2::MmapRaw;
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+
+/// Granule of mappings: 4 KiB.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Where one piece of guest RAM or ROM lies.
+#[derive(Clone, Debug)]
+pub struct RamRegion {
+    /// First guest-physical address, page aligned.
+    pub gpa: u64,
+    /// Bytes, a multiple of the page size.
+    pub size: u64,
+    /// Offset in the memory file, page aligned.
+    pub offset: u64,
+    /// Guest stores do not change it: they go to the board.
+    pub rom: bool,
+}
+
+/// Why RAM could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The host refused the memory.
+    #[error("cannot reserve {size} bytes of guest memory: {source}")]
+    Host {
+        /// Bytes wanted.
+        size: u64,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// Regions overlap, are not page aligned or exceed the file.
+    #[error("guest memory layout is invalid: {0}")]
+    Layout(&'static str),
+}
+
+/// All RAM and ROM of a machine. Shared by vCPUs and DMA; guest memory has no owner, so accesses are raw and racy as
+/// on hardware.
+pub struct Ram {
+    map: MmapRaw,
+    file: File,
+    regions: Vec<RamRegion>,
+    size: u64,
+}
+
+impl Ram {
+    /// Makes a memory file of `size` bytes, mapped as `regions` say (ascending `gpa`).
+    pub fn new(size: u64, regions: Vec<RamRegion>) -> Result<Self, RamError> {
+        let mut end = 0;
+        for r in &regions {
+            if (r.gpa | r.size | r.offset) % PAGE_SIZE != 0 || r.size == 0 {
+                return Err(RamError::Layout("region not page aligned"));
+            }
+            if r.gpa < end || r.offset.checked_add(r.size).is_none_or(|e| e > size) {
+                return Err(RamError::Layout("regions overlap or exceed the memory file"));
+            }
+            end = r.gpa.checked_add(r.size).ok_or(RamError::Layout("region wraps"))?;
+        }
+        let host = |source| RamError::Host { size, source };
+        // SAFETY: plain system call with a valid C string; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"brolga-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        if fd < 0 {
+            return Err(host(io::Error::last_os_error()));
+        }
+        // SAFETY: `fd` was just made and is owned by nobody else.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(size).map_err(host)?;
+        // SAFETY: sealing only restricts later resizes of our own file.
+        unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
+        let map = MmapRaw::map_raw(&file).map_err(host)?;
+        Ok(Self { map, file, regions, size })
+    }
+
+    /// The memory file (for vhost-user peers and loaders that map it themselves).
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The regions, ascending.
+    pub fn regions(&self) -> &[RamRegion] {
+        &self.regions
+    }
+
+    /// Size of the memory file in bytes: exclusive bound of offsets.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The region that holds `gpa`.
+    pub fn region_of(&self, gpa: u64) -> Option<&RamRegion> {
+        let i = self.regions.partition_point(|r| r.gpa <= gpa);
+        let r = &self.regions[i.checked_sub(1)?];
+        (gpa - r.gpa < r.size).then_some(r)
+    }
+
+    /// Host address of the start of the mapping; offsets of regions count from it.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    /// Host address of the byte at `gpa`, with the count of bytes that follow in its region, and whether it is ROM.
+    pub(crate) fn host(&self, gpa: u64) -> Option<(*mut u8, u64, bool)> {
+        let r = self.region_of(gpa)?;
+        let at = gpa - r.gpa;
+        // SAFETY: the offset was checked against the mapping's size in `new`.
+        Some((unsafe { self.base().add((r.offset + at) as usize) }, r.size - at, r.rom))
+    }
+
+    /// Reads guest-physical memory; bytes that are not RAM or ROM read as 0xFF. `true` if all were.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.pieces(gpa, buf.len(), |host, at, n| match host {
+            // SAFETY: `pieces` gives valid ranges of the mapping and of `buf`; guest memory may change meanwhile,
+            // bytes are copied without assumptions about their value.
+            Some((p, _)) => unsafe { std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr().add(at), n) },
+            None => buf[at..at + n].fill(0xff),
+        })
+    }
+
+    /// Writes guest-physical memory, ROM included if `rom` says so; the rest is left alone. `true` if all was written.
+    /// Whoever writes while vCPUs run must tell the engine (`Engine::memory_written`), or stale translations stay.
+    pub fn write(&self, gpa: u64, buf: &[u8], rom: bool) -> bool {
+        let mut all = true;
+        self.pieces(gpa, buf.len(), |host, at, n| match host {
+            Some((p, is_rom)) if rom || !is_rom => {
+                // SAFETY: as in `read`.
+                unsafe { std::ptr::copy_nonoverlapping(buf.as_ptr().add(at), p, n) }
+            }
+            _ => all = false,
+        }) && all
+    }
+
+    /// Calls `f(host pointer and ROM flag, offset in the buffer, length)` for each contiguous piece.
+    fn pieces(&self, gpa: u64, len: usize, mut f: impl FnMut(Option<(*mut u8, bool)>, usize, usize)) -> bool {
+        let (mut at, mut all) = (0, true);
+        while at < len {
+            let here = gpa.wrapping_add(at as u64);
+            let (host, n) = match self.host(here) {
+                Some((p, left, rom)) => (Some((p, rom)), left.min((len - at) as u64) as usize),
+                None => {
+                    all = false;
+                    (None, ((PAGE_SIZE - here % PAGE_SIZE) as usize).min(len - at))
+                }
+            };
+            f(host, at, n);
+            at += n;
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_across_regions_and_holes() {
+        let region = |gpa, offset, rom| RamRegion { gpa, size: 4096, offset, rom };
+        let ram = Ram::new(3 * 4096, vec![region(0, 0, false), region(4096, 4096, true), region(12288, 8192, false)])
+            .unwrap();
+        assert!(!ram.write(4094, &[1, 2, 3, 4], false));
+        let mut b = [9; 4];
+        assert!(ram.read(4094, &mut b));
+        assert_eq!(b, [1, 2, 0, 0]);
+        assert!(ram.write(4094, &[1, 2, 3, 4], true));
+        assert!(ram.read(4094, &mut b));
+        assert_eq!(b, [1, 2, 3, 4]);
+        assert!(!ram.read(8190, &mut b));
+        assert_eq!(b, [0, 0, 0xff, 0xff]);
+        assert!(ram.host(8192).is_none());
+        assert!(Ram::new(4096, vec![region(0, 4096, false)]).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! Brolga: a full-system x86-64 emulator.
+#![forbid(unsafe_code)]
+fn main() {}
