@@ -1,3 +1,7 @@
 //! Brolga: a full-system x86-64 emulator.
 #![forbid(unsafe_code)]
+
+mod cli;
+mod monitor;
+
 fn main() {}

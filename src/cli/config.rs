@@ -1,0 +1,328 @@
+//! What the command line asks for, checked: plain data that the rest of the program works from.
+//!
+//! Whoever holds a [`Config`] may rely on it: values are in range, names are known, files named by options existed and
+//! could be read when the command line was parsed (they may still change before they are loaded).
+
+use brolga_jit::EngineConfig;
+use brolga_jit::cpuid::CpuModel;
+use std::path::PathBuf;
+
+/// Everything a machine is made from.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How the program was called.
+    pub identity: Identity,
+    /// `-name`: the machine's name, as `info name` shows it.
+    pub name: Option<String>,
+    /// `-uuid`: the machine's UUID in text order (RFC 4122 network byte order).
+    pub uuid: Option<[u8; 16]>,
+    /// `-machine`.
+    pub machine: MachineConfig,
+    /// `-m`: guest RAM in bytes, a multiple of 4 KiB, never 0.
+    pub ram: u64,
+    /// `-smp`: number of vCPUs. 1 for now.
+    pub cpus: u32,
+    /// `-cpu`.
+    pub cpu: CpuModel,
+    /// `-accel`.
+    pub engine: EngineConfig,
+    /// `-kernel`, `-initrd`, `-append`, `-bios`, `-L`.
+    pub boot: BootConfig,
+    /// `-device loader`, in the order given.
+    pub loaders: Vec<Loader>,
+    /// `-device isa-debug-exit`.
+    pub debug_exits: Vec<DebugExit>,
+    /// `-debugcon` and `-device isa-debugcon`.
+    pub debug_consoles: Vec<DebugConsole>,
+    /// `-smbios`.
+    pub smbios: SmbiosConfig,
+    /// `-rtc`.
+    pub rtc: RtcConfig,
+    /// All host ends of character devices. Others name them by [`CharId`].
+    pub chardevs: Vec<CharSpec>,
+    /// `-serial`: COM1 to COM4; `None` where the port does not exist.
+    pub serials: [Option<CharId>; 4],
+    /// Host ends that carry a monitor (`-monitor`, `mon:`).
+    pub monitors: Vec<CharId>,
+    /// `-action`, `-no-reboot`, `-no-shutdown`.
+    pub actions: Actions,
+    /// `-S`: the vCPUs do not run before `cont`.
+    pub start_paused: bool,
+    /// `-d`, `-D`, `-dfilter`.
+    pub log: LogConfig,
+}
+
+/// How the program was called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// File name of `argv[0]`: error lines begin with it.
+    pub program: String,
+    /// Called under QEMU's name (`qemu-system-x86_64`): QEMU's defaults and prompt.
+    pub qemu: bool,
+}
+
+/// `-machine`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// The board.
+    pub kind: MachineKind,
+    /// `hpet=on|off`.
+    pub hpet: bool,
+    /// `acpi=on|off`.
+    pub acpi: bool,
+}
+
+/// The boards there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineKind {
+    /// i440FX and PIIX (`pc`, `pc-i440fx-*`).
+    Pc,
+}
+
+/// What is started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootConfig {
+    /// `-kernel`.
+    pub kernel: Option<PathBuf>,
+    /// `-initrd`. Only with a kernel.
+    pub initrd: Option<PathBuf>,
+    /// `-append`, empty if not given. Only with a kernel.
+    pub append: String,
+    /// `-bios`, already looked up in `-L`.
+    pub bios: Option<PathBuf>,
+    /// `-L`: where firmware images are looked for, in order.
+    pub firmware_dirs: Vec<PathBuf>,
+}
+
+/// `-device loader`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loader {
+    /// `file=PATH[,addr=A][,cpu-num=N][,force-raw=on]`.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where it goes: required for raw files, ignored addresses of ELF files stay.
+        addr: Option<u64>,
+        /// The vCPU whose program counter is set to the entry point.
+        cpu: Option<u32>,
+        /// Load an ELF file byte for byte.
+        force_raw: bool,
+    },
+    /// `data=D,data-len=L,addr=A[,data-be=on][,cpu-num=N]`: the bytes to store, already in memory order.
+    Data {
+        /// 1 to 8 bytes.
+        bytes: Vec<u8>,
+        /// Where they go.
+        addr: u64,
+    },
+    /// `addr=A,cpu-num=N`: only sets the program counter.
+    ProgramCounter {
+        /// The program counter.
+        addr: u64,
+        /// The vCPU.
+        cpu: u32,
+    },
+}
+
+/// `-device isa-debug-exit`: a write of `v` ends the process with status `(v << 1) | 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugExit {
+    /// First I/O port.
+    pub iobase: u16,
+    /// Number of ports: 1, 2 or 4 as QEMU's users give it.
+    pub iosize: u16,
+}
+
+/// `-debugcon`: a port whose bytes go to a host end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugConsole {
+    /// The I/O port (0xE9 unless told).
+    pub iobase: u16,
+    /// What a read of the port returns (0xE9 unless told).
+    pub readback: u8,
+    /// Where the bytes go.
+    pub chardev: CharId,
+}
+
+/// `-smbios`: fields that override the tables' defaults. Repeated types add to each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SmbiosConfig {
+    /// Type 0: firmware.
+    pub bios: SmbiosBios,
+    /// Type 1: system.
+    pub system: SmbiosSystem,
+    /// Type 2: base board.
+    pub board: SmbiosBoard,
+    /// Type 3: chassis.
+    pub chassis: SmbiosChassis,
+    /// Type 11: OEM strings (`value=` and the contents of `path=`), in order.
+    pub oem_strings: Vec<String>,
+}
+
+/// SMBIOS type 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SmbiosBios {
+    /// `vendor=`.
+    pub vendor: Option<String>,
+    /// `version=`.
+    pub version: Option<String>,
+    /// `date=`.
+    pub date: Option<String>,
+    /// `release=MAJOR.MINOR`.
+    pub release: Option<(u8, u8)>,
+    /// `uefi=on|off`.
+    pub uefi: Option<bool>,
+}
+
+/// SMBIOS type 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SmbiosSystem {
+    /// `manufacturer=`.
+    pub manufacturer: Option<String>,
+    /// `product=`.
+    pub product: Option<String>,
+    /// `version=`.
+    pub version: Option<String>,
+    /// `serial=`.
+    pub serial: Option<String>,
+    /// `uuid=`, in text order; `-uuid` applies where this is not given.
+    pub uuid: Option<[u8; 16]>,
+    /// `sku=`.
+    pub sku: Option<String>,
+    /// `family=`.
+    pub family: Option<String>,
+}
+
+/// SMBIOS type 2.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SmbiosBoard {
+    /// `manufacturer=`.
+    pub manufacturer: Option<String>,
+    /// `product=`.
+    pub product: Option<String>,
+    /// `version=`.
+    pub version: Option<String>,
+    /// `serial=`.
+    pub serial: Option<String>,
+    /// `asset=`.
+    pub asset: Option<String>,
+    /// `location=`.
+    pub location: Option<String>,
+}
+
+/// SMBIOS type 3.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SmbiosChassis {
+    /// `manufacturer=`.
+    pub manufacturer: Option<String>,
+    /// `version=`.
+    pub version: Option<String>,
+    /// `serial=`.
+    pub serial: Option<String>,
+    /// `asset=`.
+    pub asset: Option<String>,
+    /// `sku=`.
+    pub sku: Option<String>,
+}
+
+/// `-rtc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RtcConfig {
+    /// `base=`.
+    pub base: RtcBase,
+    /// `clock=`.
+    pub clock: RtcClock,
+}
+
+/// What the guest's wall clock shows at start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RtcBase {
+    /// The host's UTC.
+    #[default]
+    Utc,
+    /// The host's local time.
+    LocalTime,
+    /// This time, in seconds since 1970-01-01T00:00:00.
+    At(i64),
+}
+
+/// What drives the guest's wall clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RtcClock {
+    /// The host's wall clock: follows its adjustments and goes on while the guest is paused.
+    #[default]
+    Host,
+    /// Guest time: stands still while the guest is paused.
+    Vm,
+    /// The host's monotonic clock: goes on while the guest is paused, without the host's adjustments.
+    Monotonic,
+}
+
+/// Index of a host end in [`Config::chardevs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CharId(pub usize);
+
+/// A host end of character devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CharSpec {
+    /// What it is on the host.
+    pub kind: CharKind,
+    /// Several devices share it, told apart by Ctrl-A escapes (`mon:`).
+    pub mux: bool,
+    /// Name shown by `info chardev`: `serial0`, `monitor0`, `debugcon`.
+    pub label: String,
+}
+
+/// Kinds of host ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CharKind {
+    /// Output is dropped, no input comes.
+    Null,
+    /// Standard input and output.
+    Stdio {
+        /// Ctrl-C and Ctrl-Z act on this process; otherwise the guest gets them.
+        signal: bool,
+    },
+    /// Output goes to a file, which is emptied first.
+    File(PathBuf),
+}
+
+/// What happens at power events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Actions {
+    /// `reboot=`, `-no-reboot`.
+    pub reboot: RebootAction,
+    /// `shutdown=`, `-no-shutdown`.
+    pub shutdown: ShutdownAction,
+}
+
+/// What a guest's reset does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RebootAction {
+    /// The machine resets.
+    #[default]
+    Reset,
+    /// The reset counts as a power-off (`-no-reboot`).
+    Shutdown,
+}
+
+/// What a guest's power-off does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShutdownAction {
+    /// The process ends with status 0.
+    #[default]
+    PowerOff,
+    /// The machine pauses and can be looked at (`-no-shutdown`).
+    Pause,
+}
+
+/// `-d`, `-D`, `-dfilter`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Items to log, as named in `crate::log`.
+    pub items: Vec<&'static str>,
+    /// `-D`: the file, standard error if not given.
+    pub file: Option<PathBuf>,
+    /// `-dfilter`: guest addresses (inclusive ranges) to which per-instruction items are limited; empty: no limit.
+    pub filter: Vec<(u64, u64)>,
+}

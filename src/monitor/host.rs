@@ -1,0 +1,83 @@
+//! What the monitor needs from the machine. `machine` implements it; tests use a fake.
+
+use brolga_jit::Registers;
+
+/// Something to do to the whole machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// End the process with status 0: host files are flushed, the terminal is restored.
+    Quit,
+    /// Pause the guest; when this returns no vCPU runs.
+    Stop,
+    /// Let the guest go on.
+    Continue,
+    /// Reset the machine, whatever `-no-reboot` says.
+    Reset,
+    /// Press the power button (ACPI).
+    PowerButton,
+    /// Raise the NMI of all vCPUs.
+    Nmi,
+}
+
+/// What the machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// vCPUs run.
+    Running,
+    /// Not started yet (`-S`).
+    Prelaunch,
+    /// Paused by `stop`.
+    Paused,
+    /// The guest powered off and `-no-shutdown` keeps the machine.
+    Shutdown,
+    /// Something inside went wrong; the machine cannot go on.
+    InternalError,
+}
+
+impl RunState {
+    /// As `info status` shows it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Prelaunch => "paused (prelaunch)",
+            Self::Paused => "paused",
+            Self::Shutdown => "paused (shutdown)",
+            Self::InternalError => "paused (internal-error)",
+        }
+    }
+}
+
+/// Parts of the machine whose state can be shown as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// The tree of devices with their state.
+    Qtree,
+    /// Interrupt controllers.
+    Pic,
+    /// Counters of the code engine.
+    Jit,
+    /// Images placed in memory.
+    Roms,
+    /// Memory and port maps.
+    Mtree,
+}
+
+/// The machine as a monitor sees it. Methods may wait for vCPUs to reach a safe point, never for the guest.
+pub trait MonitorHost: Send + Sync {
+    /// Does `what`.
+    fn control(&self, what: Control);
+    /// What the machine is doing.
+    fn run_state(&self) -> RunState;
+    /// Number of vCPUs.
+    fn cpus(&self) -> u32;
+    /// Registers of a vCPU (a running one is stopped briefly); `None` if there is no such vCPU.
+    fn registers(&self, cpu: u32) -> Option<Registers>;
+    /// The vCPU's register dump for `info registers`.
+    fn register_dump(&self, cpu: u32) -> Option<String>;
+    /// Guest-physical address of a linear address as the vCPU maps it now.
+    fn translate(&self, cpu: u32, linear: u64) -> Option<u64>;
+    /// Reads guest-physical memory; `false` if some of it is neither RAM nor ROM.
+    fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> bool;
+    /// Lines about `topic`; `None` if the machine has nothing to say about it.
+    fn inspect(&self, topic: Topic) -> Option<String>;
+}
