@@ -1,0 +1,1 @@
+"""Builds what the guest tests and benchmarks boot: kernels and initramfs images from Debian packages."""
