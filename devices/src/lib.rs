@@ -3,5 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod diag;
 pub mod services;
 pub mod state;
+pub mod wire;
+
+#[cfg(test)]
+pub(crate) mod fakes;
