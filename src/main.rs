@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod clock;
+mod io_thread;
 mod monitor;
 
 fn main() {}

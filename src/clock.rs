@@ -1,0 +1,225 @@
+//! Time for the guest: guest time, which stands still while the machine is paused, and the wall clock of its RTC.
+
+use crate::cli::config::{RtcBase, RtcClock, RtcConfig};
+use brolga_devices::services::Clock;
+use nix::time::{ClockId, clock_gettime};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const NS_PER_S: i128 = 1_000_000_000;
+
+/// Nanoseconds of the host's CLOCK_MONOTONIC.
+pub fn host_monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("CLOCK_MONOTONIC always exists on Linux");
+    (now.tv_sec() as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec() as u64)
+}
+
+/// Nanoseconds of the host's wall clock since the Unix epoch.
+fn host_wall_ns() -> i128 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_nanos() as i128,
+        Err(before) => -(before.duration().as_nanos() as i128),
+    }
+}
+
+/// The machine's clock. Made paused: guest time starts at 0 with the first [`GuestClock::resume`].
+///
+/// Readers take no lock (the time stamp counter is read through here): a sequence counter, odd while a writer is at
+/// work, tells them to look again. `writer` serialises pausing and resuming.
+pub struct GuestClock {
+    writer: Mutex<()>,
+    sequence: AtomicU32,
+    /// Guest time at which the clock stands, or [`RUNNING`].
+    stopped_at: AtomicU64,
+    /// Host monotonic time at guest time 0, while running.
+    origin: AtomicU64,
+    wall: WallClock,
+}
+
+const RUNNING: u64 = u64::MAX;
+
+impl GuestClock {
+    /// A stopped clock whose wall clock follows `rtc`.
+    pub fn new(rtc: RtcConfig) -> Self {
+        Self {
+            writer: Mutex::new(()),
+            sequence: AtomicU32::new(0),
+            stopped_at: AtomicU64::new(0),
+            origin: AtomicU64::new(0),
+            wall: WallClock::new(rtc),
+        }
+    }
+
+    /// Guest time stands still from now on.
+    pub fn pause(&self) {
+        self.change(|now, stopped| if stopped == RUNNING { (now, 0) } else { (stopped, 0) });
+    }
+
+    /// Guest time goes on from where it stood.
+    pub fn resume(&self) {
+        self.change(|now, stopped| {
+            (RUNNING, if stopped == RUNNING { self.origin.load(Ordering::Relaxed) } else { host_monotonic_ns() - now })
+        });
+    }
+
+    /// Host monotonic time at which guest time reaches `guest_ns`; `None` while paused.
+    pub fn host_deadline(&self, guest_ns: u64) -> Option<u64> {
+        let (stopped, origin, _) = self.snapshot();
+        (stopped == RUNNING).then(|| origin.saturating_add(guest_ns))
+    }
+
+    /// Replaces (`stopped_at`, `origin`) by what `f(guest time now, stopped_at)` says.
+    fn change(&self, f: impl FnOnce(u64, u64) -> (u64, u64)) {
+        let _writer = self.writer.lock().unwrap_or_else(|e| e.into_inner());
+        let (stopped, origin) = f(self.now_ns(), self.stopped_at.load(Ordering::Relaxed));
+        self.sequence.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::Release);
+        self.stopped_at.store(stopped, Ordering::Relaxed);
+        self.origin.store(origin, Ordering::Relaxed);
+        self.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    /// A consistent (`stopped_at`, `origin`, host monotonic time): the time was read while they held.
+    fn snapshot(&self) -> (u64, u64, u64) {
+        loop {
+            let before = self.sequence.load(Ordering::Acquire);
+            let stopped = self.stopped_at.load(Ordering::Relaxed);
+            let origin = self.origin.load(Ordering::Relaxed);
+            let host = host_monotonic_ns();
+            fence(Ordering::Acquire);
+            if before & 1 == 0 && self.sequence.load(Ordering::Relaxed) == before {
+                return (stopped, origin, host);
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl Clock for GuestClock {
+    fn now_ns(&self) -> u64 {
+        match self.snapshot() {
+            (RUNNING, origin, host) => host.saturating_sub(origin),
+            (stopped, ..) => stopped,
+        }
+    }
+
+    fn wall_clock(&self) -> (i64, u32) {
+        let ns = self.wall.now_ns(self.now_ns());
+        (ns.div_euclid(NS_PER_S) as i64, ns.rem_euclid(NS_PER_S) as u32)
+    }
+}
+
+/// The wall clock of `-rtc`: a source of time and what it showed at the start.
+struct WallClock {
+    source: RtcClock,
+    /// What to add to the source to get what the guest shall see, in nanoseconds.
+    offset: i128,
+}
+
+impl WallClock {
+    fn new(rtc: RtcConfig) -> Self {
+        let host = host_wall_ns();
+        let shown = match rtc.base {
+            RtcBase::Utc => host,
+            RtcBase::LocalTime => host + i128::from(chrono::Local::now().offset().local_minus_utc()) * NS_PER_S,
+            RtcBase::At(seconds) => i128::from(seconds) * NS_PER_S,
+        };
+        let source_now = match rtc.clock {
+            RtcClock::Host => host,
+            RtcClock::Vm => 0,
+            RtcClock::Monotonic => i128::from(host_monotonic_ns()),
+        };
+        Self { source: rtc.clock, offset: shown - source_now }
+    }
+
+    fn now_ns(&self, guest_ns: u64) -> i128 {
+        self.offset
+            + match self.source {
+                RtcClock::Host => host_wall_ns(),
+                RtcClock::Vm => i128::from(guest_ns),
+                RtcClock::Monotonic => i128::from(host_monotonic_ns()),
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    #[test]
+    fn guest_time_stands_while_paused_and_never_goes_back() {
+        let clock = GuestClock::new(RtcConfig::default());
+        assert_eq!(clock.now_ns(), 0);
+        assert_eq!(clock.host_deadline(5), None);
+        sleep(Duration::from_millis(20));
+        assert_eq!(clock.now_ns(), 0, "a clock starts paused");
+        clock.resume();
+        sleep(Duration::from_millis(20));
+        clock.resume();
+        let ran = clock.now_ns();
+        assert!(ran >= 20_000_000, "resuming twice must not restart it: {ran}");
+        clock.pause();
+        let stood = clock.now_ns();
+        sleep(Duration::from_millis(20));
+        assert_eq!(clock.now_ns(), stood);
+        clock.resume();
+        let later = clock.now_ns();
+        assert!(later >= stood && later - stood < 15_000_000, "paused time counted: {}", later - stood);
+    }
+
+    #[test]
+    fn host_deadline_is_where_guest_time_will_be() {
+        let clock = GuestClock::new(RtcConfig::default());
+        clock.resume();
+        let guest = clock.now_ns();
+        let host = host_monotonic_ns();
+        let at = clock.host_deadline(guest + 1_000_000).unwrap();
+        assert!(at.abs_diff(host + 1_000_000) < 1_000_000_000, "{at} against {host}");
+        assert_eq!(clock.host_deadline(u64::MAX), Some(u64::MAX));
+    }
+
+    #[test]
+    fn readers_see_monotonic_time_while_it_is_paused_and_resumed() {
+        let clock = Arc::new(GuestClock::new(RtcConfig::default()));
+        clock.resume();
+        let stop = Arc::new(AtomicBool::new(false));
+        let reader = {
+            let (clock, stop) = (clock.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut last = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let now = clock.now_ns();
+                    assert!(now >= last, "{now} after {last}");
+                    last = now;
+                }
+            })
+        };
+        for _ in 0..2000 {
+            clock.pause();
+            clock.resume();
+        }
+        stop.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn wall_clock_follows_its_base_and_source() {
+        let at = |base, clock| GuestClock::new(RtcConfig { base, clock });
+        let host = (host_wall_ns() / NS_PER_S) as i64;
+        assert!((at(RtcBase::Utc, RtcClock::Host).wall_clock().0 - host).abs() <= 1);
+        let local = at(RtcBase::LocalTime, RtcClock::Host).wall_clock().0;
+        assert!((local - host).abs() <= 15 * 3600, "time zones reach from -12 to +14 hours");
+        let vm = at(RtcBase::At(-5), RtcClock::Vm);
+        sleep(Duration::from_millis(5));
+        assert_eq!(vm.wall_clock(), (-5, 0), "paused, so it stands");
+        let monotonic = at(RtcBase::At(1000), RtcClock::Monotonic);
+        assert_eq!(monotonic.wall_clock().0, 1000);
+        sleep(Duration::from_millis(5));
+        assert!(monotonic.wall_clock().1 >= 5_000_000, "goes on although paused");
+    }
+}
