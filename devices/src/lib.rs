@@ -4,6 +4,8 @@
 
 pub mod bus;
 pub mod diag;
+pub mod ioapic;
+pub mod lapic;
 pub mod services;
 pub mod state;
 pub mod wire;
