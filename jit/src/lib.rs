@@ -2,8 +2,16 @@
 //! is hot. The engine knows nothing of devices: see [`board::Board`] for all it needs from around it.
 
 pub mod board;
+mod cpu;
 pub mod cpuid;
+mod fault;
+mod helpers;
+mod ir;
+mod lift;
 pub mod mmu;
+mod runtime;
+mod state;
+mod system;
 mod vcpu;
 
 pub use vcpu::*;

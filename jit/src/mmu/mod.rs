@@ -1,2 +1,7 @@
-//! Guest memory: RAM, TLB, page walk, code-page tracking.
+//! Guest memory: RAM, softmmu TLB, page walk, accesses of instructions and of the processor itself, code-page tracking.
+
+pub mod access;
+pub mod code_map;
 pub mod ram;
+pub mod tlb;
+pub mod walk;

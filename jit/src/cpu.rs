@@ -1,0 +1,244 @@
+//! One virtual processor's whole context, and what all of them share.
+
+use crate::board::Board;
+use crate::cpuid::CpuModel;
+use crate::mmu::code_map::CodeMap;
+use crate::mmu::ram::Ram;
+use crate::mmu::tlb::{self, Tlb};
+use crate::runtime::cache::BlockCache;
+use crate::state::{CpuState, X87, attr, cr0, cr4, efer, flag, mode, reg};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+/// What all vCPUs of an engine share.
+pub struct Shared {
+    /// Guest memory.
+    pub ram: Arc<Ram>,
+    /// Which RAM holds translated code.
+    pub code_map: CodeMap,
+}
+
+/// A virtual processor. The state comes first: generated code gets a pointer to it and helpers cast it back.
+#[repr(C)]
+pub struct Cpu {
+    /// Registers and mode.
+    pub state: CpuState,
+    /// Number of this vCPU.
+    pub index: u32,
+    /// Memory and code maps.
+    pub shared: Arc<Shared>,
+    /// The machine.
+    pub board: Arc<dyn Board>,
+    /// Features.
+    pub model: Arc<CpuModel>,
+    /// The request word ([`crate::request`]).
+    pub requests: Arc<AtomicU32>,
+    /// Softmmu TLB.
+    pub tlb: Tlb,
+    /// PDPTE registers of PAE paging.
+    pub pdptes: [u64; 4],
+    /// Translated blocks.
+    pub blocks: BlockCache,
+    /// MONITOR armed on this guest-physical line.
+    pub monitor: Option<u64>,
+    /// Why a shutdown (triple fault) happened, once it has.
+    pub shutdown: Option<String>,
+    /// Debug traps that are due after the current instruction (DR6 bits).
+    pub pending_db: u64,
+}
+
+impl Cpu {
+    /// A processor in an undefined state; call `reset` (in [`crate::system::reset`]) next.
+    pub fn new(index: u32, shared: Arc<Shared>, board: Arc<dyn Board>, model: Arc<CpuModel>) -> Box<Self> {
+        let requests = Arc::new(AtomicU32::new(0));
+        let mut tlb = Tlb::new();
+        let mut state = CpuState::zeroed();
+        state.requests = Arc::as_ptr(&requests);
+        state.tlb = tlb.pointers();
+        Box::new(Self {
+            state,
+            index,
+            shared,
+            board,
+            model,
+            requests,
+            tlb,
+            pdptes: [0; 4],
+            blocks: BlockCache::new(),
+            monitor: None,
+            shutdown: None,
+            pending_db: 0,
+        })
+    }
+
+    /// General register `n`.
+    pub fn gpr(&self, n: usize) -> u64 {
+        self.state.vals[n & 15]
+    }
+
+    /// Sets general register `n`, all 64 bits.
+    pub fn set_gpr(&mut self, n: usize, v: u64) {
+        self.state.vals[n & 15] = v;
+    }
+
+    /// RFLAGS, complete.
+    pub fn rflags(&self) -> u64 {
+        let s = &self.state;
+        s.rflags & !flag::ARITH | 2 | crate::ir::flags::all(s.cc_op, s.cc_res, s.cc_src)
+    }
+
+    /// Sets RFLAGS, complete (reserved bits fixed), and the mode word's share of it.
+    pub fn set_rflags(&mut self, v: u64) {
+        const DEFINED: u64 = 0x3f_7fd5;
+        self.set_arith_flags(v);
+        self.state.rflags = v & DEFINED & !flag::ARITH | 2;
+        self.update_mode();
+    }
+
+    /// Sets the six arithmetic flags from a word in RFLAGS layout.
+    pub fn set_arith_flags(&mut self, v: u64) {
+        self.state.cc_op = 0;
+        self.state.cc_res = 0;
+        self.state.cc_src = v & flag::ARITH;
+    }
+
+    /// Guest's time stamp counter.
+    pub fn tsc(&self) -> u64 {
+        self.board.tsc().wrapping_add(self.state.msr.tsc_offset)
+    }
+
+    /// Works the mode word out anew. Call after any change of what it holds: CR0, CR4, EFER, RFLAGS.VM/AC/TF/IOPL,
+    /// segments, MXCSR masks, XCR0, DR7, CPL. (CPL is SS.DPL; 0 in real mode, 3 in VM86.)
+    pub fn update_mode(&mut self) {
+        let s = &mut self.state;
+        let bit = |cond: bool, b: u32| if cond { b } else { 0 };
+        let pe = s.cr0 & cr0::PE != 0;
+        let vm86 = pe && s.rflags & flag::VM != 0;
+        let lma = s.efer & efer::LMA != 0;
+        let cpl = if !pe {
+            0
+        } else if vm86 {
+            3
+        } else {
+            s.segs[reg::SS].dpl()
+        };
+        let cs = s.segs[reg::CS].attributes;
+        let cs64 = lma && cs & attr::L != 0;
+        let flat_data = [reg::ES, reg::SS, reg::DS].iter().all(|n| {
+            let g = &s.segs[*n];
+            g.flat() && (!pe || g.attributes & (attr::CODE | attr::RW) == attr::RW)
+        });
+        let fsgs = [reg::FS, reg::GS].iter().all(|n| {
+            let g = &s.segs[*n];
+            g.present() && g.limit == u32::MAX && g.attributes & (attr::CODE | attr::RW | attr::EC) == attr::RW
+        });
+        let ac = s.rflags & flag::AC != 0;
+        let mmu = if cpl == 3 {
+            tlb::USER
+        } else if s.cr4 & cr4::SMAP != 0 && !ac {
+            tlb::SUPERVISOR_SMAP
+        } else {
+            tlb::SUPERVISOR
+        };
+        let unmasked = !(s.mxcsr >> 7) & 0x3f != 0;
+        s.mode = bit(cs64, mode::CS64)
+            | bit(!cs64 && cs & attr::DB != 0, mode::CS32)
+            | bit(s.segs[reg::SS].attributes & attr::DB != 0, mode::SS32)
+            | bit(pe, mode::PE)
+            | bit(vm86, mode::VM86)
+            | bit(lma, mode::LMA)
+            | (cpl as u32) << mode::CPL_SHIFT
+            | bit(cs64 || flat_data && s.segs[reg::CS].flat(), mode::FLAT)
+            | bit(cs64 || fsgs, mode::FSGS_FLAT)
+            | bit(s.cr0 & cr0::TS != 0, mode::TS)
+            | bit(s.cr0 & cr0::EM != 0, mode::EM)
+            | bit(s.cr0 & cr0::MP != 0, mode::MP)
+            | bit(s.cr4 & cr4::OSFXSR != 0, mode::OSFXSR)
+            | bit(s.cr4 & cr4::OSXSAVE != 0, mode::OSXSAVE)
+            | bit(unmasked, mode::FP_UNMASKED)
+            | bit(s.cr0 & cr0::AM != 0 && ac && cpl == 3, mode::ALIGN_CHECK)
+            | bit(s.rflags & flag::TF != 0, mode::TF)
+            | bit(s.dr[7] & 0xff != 0, mode::STEP)
+            | bit(s.xcr0 & 4 != 0, mode::AVX)
+            | (mmu as u32) << mode::MMU_SHIFT;
+    }
+
+    /// Drops all translations of addresses, global ones too (CR0/CR4 changes, INVPCID type 2).
+    pub fn flush_tlb_all(&mut self) {
+        self.tlb.flush_all();
+        self.blocks.mappings_changed();
+        self.state.jump_generation += 1;
+    }
+
+    /// Drops translations that are not global (CR3 write).
+    pub fn flush_tlb_non_global(&mut self) {
+        self.tlb.flush_non_global();
+        self.blocks.mappings_changed();
+        self.state.jump_generation += 1;
+    }
+
+    /// Drops the translation of one page (INVLPG).
+    pub fn flush_tlb_page(&mut self, linear: u64) {
+        self.tlb.flush_page(linear);
+        self.blocks.mappings_changed();
+        self.state.jump_generation += 1;
+    }
+
+    /// Loads the PDPTE registers from memory at CR3 (PAE paging without long mode, SDM 3A 4.4.1). `false`: a reserved
+    /// bit is set, the instruction that asked raises #GP(0).
+    pub fn load_pdptes(&mut self) -> bool {
+        const RESERVED: u64 = !((1 << crate::mmu::walk::PHYS_BITS) - 1) | 0x1e6;
+        let base = self.state.cr3 & 0xffff_ffe0;
+        let entries: [u64; 4] = std::array::from_fn(|n| self.shared.ram.load_entry(base + 8 * n as u64, 8));
+        if entries.iter().any(|e| e & 1 != 0 && e & RESERVED != 0) {
+            return false;
+        }
+        self.pdptes = entries;
+        true
+    }
+
+    /// Other threads want something of this vCPU.
+    pub fn requested(&self) -> u32 {
+        self.requests.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl CpuState {
+    /// All zero, pointers null.
+    pub fn zeroed() -> Self {
+        Self {
+            vals: [0; _],
+            rip: 0,
+            cc_op: 0,
+            mode: 0,
+            cc_res: 0,
+            cc_src: 0,
+            rflags: 2,
+            helper_result: 0,
+            host_rsp: 0,
+            requests: std::ptr::null(),
+            tlb: [std::ptr::null_mut(); _],
+            jump_cache: std::ptr::null_mut(),
+            jump_generation: 0,
+            segs: Default::default(),
+            ldtr: Default::default(),
+            tr: Default::default(),
+            gdtr: Default::default(),
+            idtr: Default::default(),
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            xcr0: 1,
+            dr: [0; 8],
+            mxcsr: 0x1f80,
+            shadow: 0,
+            halted: false,
+            nmi_blocked: false,
+            vecs: [crate::state::VecReg([0; 4]); _],
+            x87: X87 { regs: [0; 8], fcw: 0x40, fsw: 0, tags: 0, fop: 0, fip: 0, fdp: 0, fcs: 0, fds: 0 },
+            msr: Default::default(),
+        }
+    }
+}

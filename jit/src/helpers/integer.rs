@@ -1,0 +1,3 @@
+//! Helpers of the integer family.
+
+crate::helper_family! { 0; }

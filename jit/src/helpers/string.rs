@@ -1,0 +1,3 @@
+//! Helpers of the string family.
+
+crate::helper_family! { 1; }

@@ -1,0 +1,3 @@
+//! Helpers of the system family.
+
+crate::helper_family! { 2; }

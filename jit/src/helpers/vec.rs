@@ -1,0 +1,3 @@
+//! Helpers of the vec family.
+
+crate::helper_family! { 3; }

@@ -1,0 +1,150 @@
+//! The intermediate representation of one guest block.
+//!
+//! An [`Inst`] is a fixed-size record; what its fields mean is declared once per opcode in [`op`]. Integer values are
+//! [`Val`]s: 0..=15 are the guest's general registers (they live in `CpuState::vals` and keep their value from block to
+//! block), 16.. are temporaries that live within one guest instruction. Every integer is 64 bits wide in its slot: an
+//! operation of type iN reads the low N bits of its operands and writes its result zero-extended. So `add.i32 rax = rax,
+//! rcx` is exactly x86-64's `add eax, ecx`. Vector values ([`VVal`]) are the XMM/YMM/ZMM registers and temporaries.
+//!
+//! An instruction that can fault comes before anything that changes guest state of the same guest instruction: at a
+//! fault the state is that before the instruction (SDM 3A 6.6), in both tiers.
+
+pub mod build;
+pub mod flags;
+pub mod op;
+pub mod text;
+pub mod vecop;
+pub mod verify;
+
+pub use build::Builder;
+pub use op::Op;
+
+/// An integer value: a general register or a temporary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Val(pub u16);
+
+impl Val {
+    /// No operand.
+    pub const NONE: Val = Val(0xffff);
+    /// The operand is [`Inst::imm`].
+    pub const IMM: Val = Val(0xfffe);
+    /// First temporary.
+    pub const TEMP0: u16 = 16;
+    /// General register `n` (0..=15).
+    pub const fn gpr(n: usize) -> Val {
+        Val(n as u16 & 15)
+    }
+    /// Is a general register.
+    pub const fn is_gpr(self) -> bool {
+        self.0 < 16
+    }
+}
+
+/// A vector value: register 0..=31 or a temporary from 32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct VVal(pub u16);
+
+impl VVal {
+    /// First temporary.
+    pub const TEMP0: u16 = 32;
+}
+
+/// Width of an integer operation.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+pub enum Ty {
+    /// 8 bits.
+    I8,
+    /// 16 bits.
+    I16,
+    /// 32 bits.
+    I32,
+    /// 64 bits.
+    I64,
+}
+
+impl Ty {
+    /// Width in bytes.
+    pub const fn bytes(self) -> u8 {
+        1 << self as u8
+    }
+    /// Width in bits.
+    pub const fn bits(self) -> u32 {
+        8 << self as u32
+    }
+    /// All ones in this width.
+    pub const fn mask(self) -> u64 {
+        u64::MAX >> (64 - self.bits())
+    }
+    /// The type of `bytes` bytes (1, 2, 4; else 64 bits).
+    pub const fn from_bytes(bytes: usize) -> Ty {
+        match bytes {
+            1 => Ty::I8,
+            2 => Ty::I16,
+            4 => Ty::I32,
+            _ => Ty::I64,
+        }
+    }
+}
+
+/// Flags in field `c` of memory operations.
+pub mod mem {
+    /// The access is to the stack segment: a non-canonical address raises #SS rather than #GP.
+    pub const STACK: u16 = 1;
+    /// A load that will be followed by a store to the same place: it needs write permission and faults as a write.
+    pub const WRITE_INTENT: u16 = 2;
+    /// A 16-byte access that raises #GP unless aligned (SSE).
+    pub const ALIGNED: u16 = 4;
+}
+
+/// One IR operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Inst {
+    /// What it does.
+    pub op: Op,
+    /// Width, for typed operations.
+    pub ty: Ty,
+    /// Result: a [`Val`] or [`VVal`] number as the opcode's signature says.
+    pub d: u16,
+    /// First operand.
+    pub a: u16,
+    /// Second operand.
+    pub b: u16,
+    /// Third operand, or small constant.
+    pub c: u16,
+    /// Offset of the guest instruction in the block, in bytes.
+    pub off: u16,
+    /// Constant.
+    pub imm: i64,
+}
+
+/// A lifted guest block: straight-line code with one way in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// RIP of the first instruction.
+    pub rip: u64,
+    /// Mode word it was lifted under ([`crate::state::mode`]).
+    pub mode: u32,
+    /// Bytes of guest code covered.
+    pub len: u16,
+    /// Guest instructions.
+    pub count: u16,
+    /// The operations; the last one is the only terminator.
+    pub insts: Vec<Inst>,
+}
+
+impl Block {
+    /// RIP that follows the block's last instruction.
+    pub fn end_rip(&self) -> u64 {
+        self.wrap(self.rip.wrapping_add(self.len as u64))
+    }
+    /// Wraps an instruction pointer to the code segment's width.
+    pub fn wrap(&self, rip: u64) -> u64 {
+        use crate::state::mode;
+        match self.mode & (mode::CS64 | mode::CS32) {
+            0 => rip & 0xffff,
+            mode::CS32 => rip & 0xffff_ffff,
+            _ => rip,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! From decoded x86 instructions to IR: the semantics, written once for both tiers.
+//!
+//! [`Lifter`] carries the mode and the builder; a file per instruction family holds the semantics. Rules:
+//! - read the mode only through [`Lifter::mode`] (it is in the key of translated code);
+//! - loads, checks and other things that can fault come before the first change of guest state;
+//! - registers narrower than 32 bits are written through [`Lifter::write_reg`];
+//! - what the IR has no operation for calls a helper ([`crate::helpers`]).
+
+pub mod operand;
+
+mod control;
+mod integer;
+mod string;
+mod system;
+mod vector;
+mod x87;
+
+use crate::cpuid::CpuModel;
+use crate::fault::vector as vec_no;
+use crate::ir::{Block, Builder};
+use crate::state::mode;
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+
+/// Most guest instructions in a block.
+pub const MAX_INSNS: u16 = 64;
+
+/// What follows a lifted instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// The next instruction, in the same block.
+    Next,
+    /// A terminator was emitted.
+    End,
+    /// The block ends here and goes on with the next instruction: mode or mappings may have changed.
+    EndAfter,
+}
+
+/// Lifts the instructions of one block.
+pub struct Lifter<'a> {
+    /// Where the IR goes.
+    pub b: Builder,
+    /// The mode word the block is lifted under.
+    pub mode: u32,
+    /// RIP of the current instruction.
+    pub rip: u64,
+    /// RIP of the next instruction, wrapped to the code segment's width.
+    pub next: u64,
+    /// The processor model (features).
+    pub model: &'a CpuModel,
+}
+
+impl Lifter<'_> {
+    /// The mode has all of `bits`.
+    pub fn has(&self, bits: u32) -> bool {
+        self.mode & bits == bits
+    }
+    /// 64-bit mode.
+    pub fn long64(&self) -> bool {
+        self.has(mode::CS64)
+    }
+    /// Privilege level.
+    pub fn cpl(&self) -> u32 {
+        (self.mode & mode::CPL) >> mode::CPL_SHIFT
+    }
+    /// 16, 32 or 64.
+    pub fn bitness(&self) -> u32 {
+        bitness(self.mode)
+    }
+}
+
+/// Code width of a mode word: 16, 32 or 64.
+pub fn bitness(mode_word: u32) -> u32 {
+    match mode_word & (mode::CS64 | mode::CS32) {
+        0 => 16,
+        mode::CS32 => 32,
+        _ => 64,
+    }
+}
+
+/// Why no block could be lifted from the bytes at hand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LiftError {
+    /// The first instruction goes on beyond the bytes given (it crosses the page).
+    NeedMoreBytes,
+}
+
+/// Lifts a block from `bytes`, which start at `rip` and end at a page's end (or 15 bytes into the next, for an instruction
+/// that crosses). `max_insns` is 1 for single steps.
+pub fn lift_block(
+    bytes: &[u8],
+    rip: u64,
+    mode_word: u32,
+    model: &CpuModel,
+    max_insns: u16,
+) -> Result<Block, LiftError> {
+    let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, decoder_options());
+    let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
+    let mut l = Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model };
+    let mut insn = Instruction::default();
+    loop {
+        let off = decoder.position();
+        decoder.decode_out(&mut insn);
+        let end = decoder.position();
+        let more = decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
+        if more && bytes.len() - off < 15 {
+            // Not decided by these bytes: the block ends before it, or the caller gives the next page's bytes.
+            if off == 0 {
+                return Err(LiftError::NeedMoreBytes);
+            }
+            l.b.start_insn(block.len);
+            l.b.jmp(block.end_rip());
+            break;
+        }
+        l.rip = block.wrap(rip.wrapping_add(off as u64));
+        l.next = block.wrap(rip.wrapping_add(end as u64));
+        l.b.start_insn(off as u16);
+        let flow = if insn.is_invalid() && bytes.len() - off > 15 && end - off > 15 {
+            // SDM 2B 2.3.11: longer than 15 bytes is #GP.
+            l.b.raise_code(vec_no::GP, 0);
+            Flow::End
+        } else {
+            l.insn(&insn)
+        };
+        block.len = end as u16;
+        block.count += 1;
+        match flow {
+            Flow::End => break,
+            Flow::Next if block.count < max_insns && end < bytes.len() => {}
+            Flow::Next | Flow::EndAfter => {
+                l.b.jmp(l.next);
+                break;
+            }
+        }
+    }
+    block.insts = l.b.finish();
+    Ok(block)
+}
+
+/// How iced-x86 is set up everywhere in the engine.
+pub fn decoder_options() -> u32 {
+    DecoderOptions::NONE
+}
+
+impl Lifter<'_> {
+    /// Lifts one instruction.
+    fn insn(&mut self, i: &Instruction) -> Flow {
+        if i.code() == Code::INVALID || !self.model.supports(i) {
+            return self.undefined();
+        }
+        integer::lift(self, i)
+            .or_else(|| control::lift(self, i))
+            .or_else(|| string::lift(self, i))
+            .or_else(|| vector::lift(self, i))
+            .or_else(|| x87::lift(self, i))
+            .or_else(|| system::lift(self, i))
+            .unwrap_or_else(|| {
+                tracing::debug!(target: "unimp", "instruction {:?} at {:#x} raises #UD", i.code(), self.rip);
+                self.undefined()
+            })
+    }
+
+    /// #UD.
+    pub fn undefined(&mut self) -> Flow {
+        self.b.raise(vec_no::UD);
+        Flow::End
+    }
+
+    /// #GP(0).
+    pub fn general_protection(&mut self) -> Flow {
+        self.b.raise_code(vec_no::GP, 0);
+        Flow::End
+    }
+}

@@ -1,0 +1,395 @@
+//! Memory accesses of the interpreter, the helpers and the processor itself: the slow path behind the TLB.
+
+use super::code_map::granules;
+use super::ram::PAGE_SIZE;
+use super::tlb::{self, SLOW, SUPERVISOR, SUPERVISOR_SMAP};
+use super::walk::{Access, PagingState};
+use crate::cpu::Cpu;
+use crate::fault::Fault;
+use crate::ir::op::RmwOp;
+use crate::ir::{Ty, mem};
+use crate::state::{cr4, efer};
+
+/// Where an access goes after translation.
+enum Place {
+    /// RAM: the TLB has it now.
+    Ram,
+    /// Writable RAM with translated code on the page, or ROM: guest-physical address.
+    Watched(u64),
+    /// Devices, or nothing: guest-physical address.
+    Mmio(u64),
+}
+
+impl Cpu {
+    /// The registers that govern translation.
+    pub fn paging(&self) -> PagingState {
+        let s = &self.state;
+        PagingState { cr0: s.cr0, cr3: s.cr3, cr4: s.cr4, efer: s.efer, pdptes: self.pdptes }
+    }
+
+    /// MMU index of accesses the processor makes on its own behalf (descriptor tables, TSS).
+    pub fn system_index(&self) -> usize {
+        if self.state.cr4 & cr4::SMAP != 0 { SUPERVISOR_SMAP } else { SUPERVISOR }
+    }
+
+    /// Address is canonical, or long mode is off (SDM 1, 3.3.7.1).
+    pub fn canonical(&self, linear: u64) -> bool {
+        if self.state.efer & efer::LMA == 0 {
+            return true;
+        }
+        let shift = if self.state.cr4 & cr4::LA57 != 0 { 7 } else { 16 };
+        ((linear << shift) as i64 >> shift) as u64 == linear
+    }
+
+    /// Loads at the current privilege.
+    #[inline]
+    pub fn load(&mut self, ty: Ty, linear: u64) -> Result<u64, Fault> {
+        self.load_flags(ty, linear, 0)
+    }
+
+    /// Loads at the current privilege; `flags` from [`mem`].
+    #[inline]
+    pub fn load_flags(&mut self, ty: Ty, linear: u64, flags: u16) -> Result<u64, Fault> {
+        let index = self.state.mmu_index();
+        if flags & mem::WRITE_INTENT != 0 && !self.tlb_writable(index, linear, ty) {
+            self.check_write(index, linear, ty.bytes() as u64, flags)?;
+        }
+        match self.tlb.load(index, linear, ty) {
+            Some(v) => Ok(v),
+            None => self.load_slow(index, ty, linear, flags),
+        }
+    }
+
+    /// Stores at the current privilege.
+    #[inline]
+    pub fn store(&mut self, ty: Ty, linear: u64, value: u64) -> Result<(), Fault> {
+        self.store_flags(ty, linear, value, 0)
+    }
+
+    /// Stores at the current privilege; `flags` from [`mem`].
+    #[inline]
+    pub fn store_flags(&mut self, ty: Ty, linear: u64, value: u64, flags: u16) -> Result<(), Fault> {
+        let index = self.state.mmu_index();
+        if self.tlb.store(index, linear, ty, value) { Ok(()) } else { self.store_slow(index, ty, linear, value, flags) }
+    }
+
+    /// Loads as the processor itself does (supervisor, whatever the CPL).
+    pub fn load_system(&mut self, ty: Ty, linear: u64) -> Result<u64, Fault> {
+        let index = self.system_index();
+        match self.tlb.load(index, linear, ty) {
+            Some(v) => Ok(v),
+            None => self.load_slow(index, ty, linear, 0),
+        }
+    }
+
+    /// Stores as the processor itself does.
+    pub fn store_system(&mut self, ty: Ty, linear: u64, value: u64) -> Result<(), Fault> {
+        let index = self.system_index();
+        if self.tlb.store(index, linear, ty, value) { Ok(()) } else { self.store_slow(index, ty, linear, value, 0) }
+    }
+
+    /// Loads with an explicit MMU index (interrupt delivery through an inner stack).
+    pub fn load_at(&mut self, index: usize, ty: Ty, linear: u64) -> Result<u64, Fault> {
+        match self.tlb.load(index, linear, ty) {
+            Some(v) => Ok(v),
+            None => self.load_slow(index, ty, linear, 0),
+        }
+    }
+
+    /// Stores with an explicit MMU index.
+    pub fn store_at(&mut self, index: usize, ty: Ty, linear: u64, value: u64) -> Result<(), Fault> {
+        if self.tlb.store(index, linear, ty, value) { Ok(()) } else { self.store_slow(index, ty, linear, value, 0) }
+    }
+
+    /// Loads 16 bytes at the current privilege.
+    #[inline]
+    pub fn load128(&mut self, linear: u64, flags: u16) -> Result<u128, Fault> {
+        if flags & mem::ALIGNED != 0 && linear & 15 != 0 {
+            return Err(Fault::GP0);
+        }
+        let index = self.state.mmu_index();
+        if let Some(v) = self.tlb.load128(index, linear) {
+            return Ok(v);
+        }
+        let low = self.load_slow_checked(index, linear, 16, flags)?;
+        Ok(low)
+    }
+
+    fn load_slow_checked(&mut self, index: usize, linear: u64, len: u64, flags: u16) -> Result<u128, Fault> {
+        let mut buf = [0; 16];
+        self.read_pieces(index, linear, &mut buf[..len as usize], flags)?;
+        Ok(u128::from_le_bytes(buf))
+    }
+
+    /// Stores 16 bytes at the current privilege.
+    #[inline]
+    pub fn store128(&mut self, linear: u64, value: u128, flags: u16) -> Result<(), Fault> {
+        if flags & mem::ALIGNED != 0 && linear & 15 != 0 {
+            return Err(Fault::GP0);
+        }
+        let index = self.state.mmu_index();
+        if self.tlb.store128(index, linear, value) {
+            return Ok(());
+        }
+        self.write_pieces(index, linear, &value.to_le_bytes(), flags)
+    }
+
+    /// Loads any number of bytes at the current privilege.
+    pub fn load_bytes(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.read_pieces(self.state.mmu_index(), linear, buf, 0)
+    }
+
+    /// Stores bytes at the current privilege: all of them, or a fault and none.
+    pub fn store_bytes(&mut self, linear: u64, buf: &[u8]) -> Result<(), Fault> {
+        self.write_pieces(self.state.mmu_index(), linear, buf, 0)
+    }
+
+    /// Raises what a store of `len` bytes at `linear` would raise.
+    pub fn probe_write(&mut self, linear: u64, len: u64) -> Result<(), Fault> {
+        self.check_write(self.state.mmu_index(), linear, len, 0)
+    }
+
+    /// Atomic read-modify-write at the current privilege: the old value.
+    pub fn rmw(&mut self, ty: Ty, linear: u64, op: RmwOp, value: u64) -> Result<u64, Fault> {
+        let index = self.state.mmu_index();
+        if let Some(old) = self.tlb.rmw(index, linear, ty, op, value) {
+            return Ok(old);
+        }
+        self.check_write(index, linear, ty.bytes() as u64, 0)?;
+        if let Some(old) = self.tlb.rmw(index, linear, ty, op, value) {
+            return Ok(old);
+        }
+        // Crosses a cache line or page, is a device or holds code: no atomicity to be had beyond this vCPU's.
+        let old = self.load_at(index, ty, linear)?;
+        let new = match op {
+            RmwOp::Add => old.wrapping_add(value),
+            RmwOp::Sub => old.wrapping_sub(value),
+            RmwOp::And => old & value,
+            RmwOp::Or => old | value,
+            RmwOp::Xor => old ^ value,
+            RmwOp::Xchg => value,
+        };
+        self.store_at(index, ty, linear, new & ty.mask())?;
+        Ok(old)
+    }
+
+    /// Atomic compare-and-swap at the current privilege: the old value.
+    pub fn cas(&mut self, ty: Ty, linear: u64, expected: u64, new: u64) -> Result<u64, Fault> {
+        let index = self.state.mmu_index();
+        if let Some(old) = self.tlb.cas(index, linear, ty, expected, new) {
+            return Ok(old);
+        }
+        self.check_write(index, linear, ty.bytes() as u64, 0)?;
+        if let Some(old) = self.tlb.cas(index, linear, ty, expected, new) {
+            return Ok(old);
+        }
+        let old = self.load_at(index, ty, linear)?;
+        let value = if old == expected & ty.mask() { new } else { old };
+        self.store_at(index, ty, linear, value & ty.mask())?;
+        Ok(old)
+    }
+
+    fn tlb_writable(&self, index: usize, linear: u64, ty: Ty) -> bool {
+        let last = linear.wrapping_add(ty.bytes() as u64 - 1) & !(PAGE_SIZE - 1);
+        last == self.tlb.entry(index, linear).write
+    }
+
+    #[cold]
+    fn load_slow(&mut self, index: usize, ty: Ty, linear: u64, flags: u16) -> Result<u64, Fault> {
+        let bytes = ty.bytes() as u64;
+        if linear & (PAGE_SIZE - 1) > PAGE_SIZE - bytes {
+            return Ok(self.load_slow_checked(index, linear, bytes, flags)? as u64);
+        }
+        match self.place(index, linear, Access::Read, flags)? {
+            Place::Mmio(gpa) => Ok(self.board.mmio_read(self.index, gpa, ty.bytes()) & ty.mask()),
+            _ => Ok(self.tlb.load(index, linear, ty).expect("a mapping just entered hits")),
+        }
+    }
+
+    #[cold]
+    fn store_slow(&mut self, index: usize, ty: Ty, linear: u64, value: u64, flags: u16) -> Result<(), Fault> {
+        let bytes = ty.bytes() as u64;
+        if linear & (PAGE_SIZE - 1) > PAGE_SIZE - bytes {
+            return self.write_pieces(index, linear, &value.to_le_bytes()[..bytes as usize], flags);
+        }
+        match self.place(index, linear, Access::Write, flags)? {
+            Place::Ram => {
+                let hit = self.tlb.store(index, linear, ty, value);
+                debug_assert!(hit, "a mapping just entered hits");
+            }
+            Place::Watched(gpa) => self.store_watched(gpa, &value.to_le_bytes()[..bytes as usize]),
+            Place::Mmio(gpa) => self.board.mmio_write(self.index, gpa, ty.bytes(), value & ty.mask()),
+        }
+        Ok(())
+    }
+
+    /// A store to a page with translated code: drop what it overwrites, then write.
+    fn store_watched(&mut self, gpa: u64, bytes: &[u8]) {
+        let ram = self.shared.ram.clone();
+        if self.shared.code_map.get(&ram, gpa) & granules(gpa, bytes.len() as u64) != 0 {
+            self.invalidate_code(gpa, bytes.len() as u64);
+        }
+        ram.write(gpa, bytes, false);
+    }
+
+    /// Translates an access within one page and enters it in the TLB.
+    fn place(&mut self, index: usize, linear: u64, access: Access, flags: u16) -> Result<Place, Fault> {
+        if access == Access::Write {
+            let e = self.tlb.entry(index, linear);
+            if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
+                return Ok(Place::Watched(e.meta & !(PAGE_SIZE - 1) | linear & (PAGE_SIZE - 1)));
+            }
+        }
+        if !self.canonical(linear) {
+            return Err(if flags & mem::STACK != 0 { Fault::SS0 } else { Fault::GP0 });
+        }
+        let m = self.paging().walk(&self.shared.ram, linear, access, index, true).inspect_err(|f| {
+            tracing::trace!(target: "mmu", "page fault: linear {:#x} {:?} index {} code {:?}", linear, access, index, f.error);
+        })?;
+        let offset = linear & (PAGE_SIZE - 1);
+        match self.shared.ram.host(m.gpa) {
+            Some((host, _, rom)) => {
+                let code = !rom && self.shared.code_map.get(&self.shared.ram, m.gpa) != 0;
+                let writable = tlb::Mapping { write: m.write && !rom, ..m };
+                self.tlb.fill(index, linear, &writable, host, code);
+                match access {
+                    Access::Write if rom => Ok(Place::Mmio(m.gpa | offset)),
+                    Access::Write if code => Ok(Place::Watched(m.gpa | offset)),
+                    _ => Ok(Place::Ram),
+                }
+            }
+            None => Ok(Place::Mmio(m.gpa | offset)),
+        }
+    }
+
+    /// Raises what a store would raise, page by page.
+    fn check_write(&mut self, index: usize, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
+        let mut at = 0;
+        while at < len {
+            let here = self.wrap_linear(linear.wrapping_add(at));
+            self.place(index, here, Access::Write, flags)?;
+            at += PAGE_SIZE - (here & (PAGE_SIZE - 1));
+        }
+        Ok(())
+    }
+
+    /// Linear addresses are 32 bits wide outside 64-bit mode.
+    fn wrap_linear(&self, linear: u64) -> u64 {
+        if self.state.efer & efer::LMA != 0 { linear } else { linear & 0xffff_ffff }
+    }
+
+    fn read_pieces(&mut self, index: usize, linear: u64, buf: &mut [u8], flags: u16) -> Result<(), Fault> {
+        let mut at = 0;
+        while at < buf.len() {
+            let here = self.wrap_linear(linear.wrapping_add(at as u64));
+            let n = ((PAGE_SIZE - (here & (PAGE_SIZE - 1))) as usize).min(buf.len() - at);
+            match self.place(index, here, Access::Read, flags)? {
+                Place::Mmio(gpa) => self.mmio_read_bytes(gpa, &mut buf[at..at + n]),
+                _ => {
+                    let hit = self.tlb.read_bytes(index, here, &mut buf[at..at + n]);
+                    debug_assert!(hit, "a mapping just entered hits");
+                }
+            }
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn write_pieces(&mut self, index: usize, linear: u64, buf: &[u8], flags: u16) -> Result<(), Fault> {
+        self.check_write(index, linear, buf.len() as u64, flags)?;
+        let mut at = 0;
+        while at < buf.len() {
+            let here = self.wrap_linear(linear.wrapping_add(at as u64));
+            let n = ((PAGE_SIZE - (here & (PAGE_SIZE - 1))) as usize).min(buf.len() - at);
+            let piece = &buf[at..at + n];
+            match self.place(index, here, Access::Write, flags)? {
+                Place::Ram => {
+                    let e = self.tlb.entry(index, here);
+                    let gpa = e.meta & !(PAGE_SIZE - 1) | here & (PAGE_SIZE - 1);
+                    self.shared.ram.write(gpa, piece, false);
+                }
+                Place::Watched(gpa) => self.store_watched(gpa, piece),
+                Place::Mmio(gpa) => self.mmio_write_bytes(gpa, piece),
+            }
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Device reads of odd lengths, in naturally aligned pieces.
+    fn mmio_read_bytes(&mut self, gpa: u64, buf: &mut [u8]) {
+        let mut at = 0;
+        while at < buf.len() {
+            let n = natural_piece(gpa + at as u64, buf.len() - at);
+            let v = self.board.mmio_read(self.index, gpa + at as u64, n as u8);
+            buf[at..at + n].copy_from_slice(&v.to_le_bytes()[..n]);
+            at += n;
+        }
+    }
+
+    fn mmio_write_bytes(&mut self, gpa: u64, buf: &[u8]) {
+        let mut at = 0;
+        while at < buf.len() {
+            let n = natural_piece(gpa + at as u64, buf.len() - at);
+            let mut v = [0; 8];
+            v[..n].copy_from_slice(&buf[at..at + n]);
+            self.board.mmio_write(self.index, gpa + at as u64, n as u8, u64::from_le_bytes(v));
+            at += n;
+        }
+    }
+
+    /// Copies up to `len` bytes (a multiple of `unit`) for REP MOVS, forward, as far as one page of each side goes;
+    /// returns the bytes done. 0: the next element needs the element-wise path (page crossing, device, code page).
+    pub fn copy_run(&mut self, dst: u64, src: u64, len: u64, unit: u64) -> Result<u64, Fault> {
+        let room = |a: u64| PAGE_SIZE - (a & (PAGE_SIZE - 1));
+        let n = len.min(room(dst)).min(room(src)) / unit * unit;
+        if n == 0 {
+            return Ok(0);
+        }
+        let index = self.state.mmu_index();
+        if self.tlb.copy(index, dst, src, n as usize, unit as usize) {
+            return Ok(n);
+        }
+        self.place(index, src, Access::Read, 0)?;
+        self.place(index, dst, Access::Write, 0)?;
+        Ok(if self.tlb.copy(index, dst, src, n as usize, unit as usize) { n } else { 0 })
+    }
+
+    /// The same for REP STOS: fills with the low `unit` bytes of `value`.
+    pub fn fill_run(&mut self, dst: u64, len: u64, value: u64, unit: u64) -> Result<u64, Fault> {
+        let n = len.min(PAGE_SIZE - (dst & (PAGE_SIZE - 1))) / unit * unit;
+        if n == 0 {
+            return Ok(0);
+        }
+        let index = self.state.mmu_index();
+        if self.tlb.fill_bytes(index, dst, n as usize, value, unit as usize) {
+            return Ok(n);
+        }
+        self.place(index, dst, Access::Write, 0)?;
+        Ok(if self.tlb.fill_bytes(index, dst, n as usize, value, unit as usize) { n } else { 0 })
+    }
+
+    /// Guest-physical address of an instruction fetch.
+    pub fn translate_fetch(&mut self, linear: u64) -> Result<u64, Fault> {
+        if !self.canonical(linear) {
+            return Err(Fault::GP0);
+        }
+        let index = self.state.mmu_index();
+        let m = self.paging().walk(&self.shared.ram, linear, Access::Fetch, index, true)?;
+        Ok(m.gpa | linear & (PAGE_SIZE - 1))
+    }
+
+    /// Guest-physical address of `linear` for debuggers: no faults, no accessed bits.
+    pub fn translate_debug(&self, linear: u64) -> Option<u64> {
+        if !self.canonical(linear) {
+            return None;
+        }
+        let m = self.paging().walk(&self.shared.ram, linear, Access::Read, SUPERVISOR, false).ok()?;
+        Some(m.gpa | linear & (PAGE_SIZE - 1))
+    }
+}
+
+/// Largest naturally aligned piece (1, 2, 4, 8 bytes) at `gpa` within `left` bytes.
+fn natural_piece(gpa: u64, left: usize) -> usize {
+    [8usize, 4, 2].into_iter().find(|n| gpa % *n as u64 == 0 && *n <= left).unwrap_or(1)
+}

@@ -1,0 +1,455 @@
+//! The softmmu TLB: direct-mapped, one table per MMU index, read by generated code.
+//!
+//! A tag is a linear page address; a tag with any of the low 12 bits set matches no access. A write tag with [`SLOW`]
+//! set belongs to a page whose stores need a look first (translated code on it); the page itself is mapped writable.
+
+use super::ram::{PAGE_SIZE, Ram};
+use crate::ir::Ty;
+use crate::ir::op::RmwOp;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+/// MMU indexes: supervisor without SMAP checks, user, supervisor with SMAP checks.
+pub const MMU_INDEXES: usize = 3;
+/// Supervisor; user pages are accessible (SMAP off or AC set).
+pub const SUPERVISOR: usize = 0;
+/// User.
+pub const USER: usize = 1;
+/// Supervisor; user pages fault (SMAP on and AC clear).
+pub const SUPERVISOR_SMAP: usize = 2;
+
+/// Entries per MMU index.
+pub const TLB_ENTRIES: usize = 1024;
+/// Tag that matches nothing.
+pub const INVALID: u64 = 0xfff;
+/// Flag in a write tag: stores take the slow path, the translation is valid.
+pub const SLOW: u64 = 1;
+
+/// Flag in [`TlbEntry::meta`]: global page.
+const META_GLOBAL: u64 = 1;
+
+/// One translation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TlbEntry {
+    /// Linear page address if loads hit.
+    pub read: u64,
+    /// Linear page address if stores hit.
+    pub write: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+    /// Guest-physical page address, with flags in the low bits.
+    pub meta: u64,
+}
+
+const EMPTY: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, meta: 0 };
+const _: () = assert!(size_of::<TlbEntry>() == 32);
+
+/// What a walk found, as the TLB keeps it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// Guest-physical page address.
+    pub gpa: u64,
+    /// Loads allowed at this MMU index.
+    pub read: bool,
+    /// Stores allowed, and the dirty bit is set already.
+    pub write: bool,
+    /// Global page.
+    pub global: bool,
+    /// Mapped by a page larger than 4 KiB: address mask of that page.
+    pub page_mask: u64,
+}
+
+/// Tables of one vCPU.
+pub struct Tlb {
+    tables: [Box<[TlbEntry; TLB_ENTRIES]>; MMU_INDEXES],
+    /// Linear range (address, mask) that covers all large pages entered since the last flush.
+    large: (u64, u64),
+}
+
+fn slot(linear: u64) -> usize {
+    (linear >> 12) as usize & (TLB_ENTRIES - 1)
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tlb {
+    /// Empty tables.
+    pub fn new() -> Self {
+        Self { tables: std::array::from_fn(|_| Box::new([EMPTY; TLB_ENTRIES])), large: (u64::MAX, 0) }
+    }
+
+    /// Addresses of the tables, for generated code. They do not move.
+    pub fn pointers(&mut self) -> [*mut TlbEntry; MMU_INDEXES] {
+        std::array::from_fn(|i| self.tables[i].as_mut_ptr())
+    }
+
+    /// The entry that `linear` maps to.
+    pub fn entry(&self, index: usize, linear: u64) -> &TlbEntry {
+        &self.tables[index % MMU_INDEXES][slot(linear)]
+    }
+
+    /// Enters a mapping of `linear`'s page to host memory at `host`; `slow` marks stores for the slow path.
+    pub fn fill(&mut self, index: usize, linear: u64, m: &Mapping, host: *mut u8, slow: bool) {
+        let page = linear & !(PAGE_SIZE - 1);
+        let e = &mut self.tables[index % MMU_INDEXES][slot(linear)];
+        e.read = if m.read { page } else { INVALID };
+        e.write = match (m.write, slow) {
+            (true, false) => page,
+            (true, true) => page | SLOW,
+            _ => INVALID,
+        };
+        e.addend = (host as u64).wrapping_sub(page);
+        e.meta = m.gpa | (m.global as u64 * META_GLOBAL);
+        if m.page_mask != !(PAGE_SIZE - 1) {
+            self.note_large(page & m.page_mask, m.page_mask);
+        }
+    }
+
+    fn note_large(&mut self, page: u64, page_mask: u64) {
+        if self.large.0 == u64::MAX {
+            self.large = (page, page_mask);
+            return;
+        }
+        let mut mask = self.large.1 & page_mask;
+        while (self.large.0 ^ page) & mask != 0 {
+            mask <<= 1;
+        }
+        self.large = (self.large.0 & mask, mask);
+    }
+
+    /// Drops everything.
+    pub fn flush_all(&mut self) {
+        for t in &mut self.tables {
+            t.fill(EMPTY);
+        }
+        self.large = (u64::MAX, 0);
+    }
+
+    /// Drops everything but global pages.
+    pub fn flush_non_global(&mut self) {
+        for e in self.tables.iter_mut().flat_map(|t| t.iter_mut()) {
+            if e.meta & META_GLOBAL == 0 {
+                *e = EMPTY;
+            }
+        }
+    }
+
+    /// Drops the translation of one page; all of them if a large page may cover it.
+    pub fn flush_page(&mut self, linear: u64) {
+        if self.large.0 != u64::MAX && (linear & self.large.1) == self.large.0 {
+            self.flush_all();
+            return;
+        }
+        for t in &mut self.tables {
+            t[slot(linear)] = EMPTY;
+        }
+    }
+
+    /// Sends stores to guest-physical page `gpa` to the slow path from now on.
+    pub fn protect_code_page(&mut self, gpa: u64) {
+        for e in self.tables.iter_mut().flat_map(|t| t.iter_mut()) {
+            if e.meta & !(PAGE_SIZE - 1) == gpa && e.write & 0xfff == 0 {
+                e.write |= SLOW;
+            }
+        }
+    }
+
+    /// Undoes [`Tlb::protect_code_page`] for the entry of `linear`.
+    pub fn unprotect(&mut self, index: usize, linear: u64) {
+        let e = &mut self.tables[index % MMU_INDEXES][slot(linear)];
+        if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
+            e.write &= !SLOW;
+        }
+    }
+
+    /// Loads through the TLB; `None` on a miss.
+    #[inline]
+    pub fn load(&self, index: usize, linear: u64, ty: Ty) -> Option<u64> {
+        let e = self.entry(index, linear);
+        if linear.wrapping_add(ty.bytes() as u64 - 1) & !(PAGE_SIZE - 1) != e.read {
+            return None;
+        }
+        // SAFETY: a matching tag means that `addend` maps this page to guest RAM, which lives as long as the engine;
+        // the access does not cross the page.
+        Some(unsafe { load_raw(linear.wrapping_add(e.addend) as *const u8, ty) })
+    }
+
+    /// Stores through the TLB; `false` on a miss.
+    #[inline]
+    pub fn store(&self, index: usize, linear: u64, ty: Ty, value: u64) -> bool {
+        let e = self.entry(index, linear);
+        if linear.wrapping_add(ty.bytes() as u64 - 1) & !(PAGE_SIZE - 1) != e.write {
+            return false;
+        }
+        // SAFETY: as in `load`; the write tag matches only for writable RAM.
+        unsafe { store_raw(linear.wrapping_add(e.addend) as *mut u8, ty, value) };
+        true
+    }
+
+    /// Loads 16 bytes through the TLB.
+    #[inline]
+    pub fn load128(&self, index: usize, linear: u64) -> Option<u128> {
+        let e = self.entry(index, linear);
+        if linear.wrapping_add(15) & !(PAGE_SIZE - 1) != e.read {
+            return None;
+        }
+        // SAFETY: as in `load`.
+        Some(unsafe { (linear.wrapping_add(e.addend) as *const u128).read_unaligned() })
+    }
+
+    /// Stores 16 bytes through the TLB.
+    #[inline]
+    pub fn store128(&self, index: usize, linear: u64, value: u128) -> bool {
+        let e = self.entry(index, linear);
+        if linear.wrapping_add(15) & !(PAGE_SIZE - 1) != e.write {
+            return false;
+        }
+        // SAFETY: as in `store`.
+        unsafe { (linear.wrapping_add(e.addend) as *mut u128).write_unaligned(value) };
+        true
+    }
+
+    /// Atomic read-modify-write of an aligned operand through the TLB: the old value. `None` on a miss or misalignment.
+    pub fn rmw(&self, index: usize, linear: u64, ty: Ty, op: RmwOp, value: u64) -> Option<u64> {
+        let p = self.atomic_pointer(index, linear, ty)?;
+        // SAFETY: `atomic_pointer` checked tag and alignment; guest RAM is accessed atomically here and racily elsewhere,
+        // as on hardware.
+        Some(unsafe { rmw_raw(p, ty, op, value) })
+    }
+
+    /// Atomic compare-and-swap of an aligned operand through the TLB: the old value.
+    pub fn cas(&self, index: usize, linear: u64, ty: Ty, expected: u64, new: u64) -> Option<u64> {
+        let p = self.atomic_pointer(index, linear, ty)?;
+        // SAFETY: as in `rmw`.
+        Some(unsafe { cas_raw(p, ty, expected, new) })
+    }
+
+    fn atomic_pointer(&self, index: usize, linear: u64, ty: Ty) -> Option<*mut u8> {
+        let e = self.entry(index, linear);
+        let aligned = linear & (ty.bytes() as u64 - 1) == 0;
+        (aligned && linear & !(PAGE_SIZE - 1) == e.write).then(|| linear.wrapping_add(e.addend) as *mut u8)
+    }
+
+    /// Host memory of `len` bytes from `linear` within one page, if loads hit.
+    pub fn read_bytes(&self, index: usize, linear: u64, buf: &mut [u8]) -> bool {
+        let e = self.entry(index, linear);
+        if buf.is_empty() || linear.wrapping_add(buf.len() as u64 - 1) & !(PAGE_SIZE - 1) != e.read {
+            return buf.is_empty();
+        }
+        // SAFETY: as in `load`; the range stays within the page.
+        unsafe {
+            std::ptr::copy_nonoverlapping(linear.wrapping_add(e.addend) as *const u8, buf.as_mut_ptr(), buf.len());
+        }
+        true
+    }
+
+    /// Copies `len` bytes forward between two ranges, each within one page; `false` on a miss. Overlap behaves as a
+    /// byte-wise forward copy in units of `unit` bytes does.
+    pub fn copy(&self, index: usize, dst: u64, src: u64, len: usize, unit: usize) -> bool {
+        let (d, s) = (self.entry(index, dst), self.entry(index, src));
+        let last = (len as u64).wrapping_sub(1);
+        let page = !(PAGE_SIZE - 1);
+        if len == 0 || dst.wrapping_add(last) & page != d.write || src.wrapping_add(last) & page != s.read {
+            return false;
+        }
+        let (dp, sp) = (dst.wrapping_add(d.addend) as *mut u8, src.wrapping_add(s.addend) as *const u8);
+        let distance = (dp as usize).wrapping_sub(sp as usize);
+        if distance >= len || distance == 0 {
+            // No forward overlap: every source byte is read before it is overwritten.
+            // SAFETY: both ranges lie within their pages of guest RAM (tags match).
+            unsafe { std::ptr::copy(sp, dp, len) };
+            return true;
+        }
+        let mut at = 0;
+        while at < len {
+            let n = unit.min(len - at);
+            // SAFETY: as above, `at + n <= len`.
+            unsafe { std::ptr::copy(sp.add(at), dp.add(at), n) };
+            at += n;
+        }
+        true
+    }
+
+    /// Fills `len` bytes within one page with the low `unit` bytes of `value` repeated; `false` on a miss.
+    pub fn fill_bytes(&self, index: usize, dst: u64, len: usize, value: u64, unit: usize) -> bool {
+        let d = self.entry(index, dst);
+        if len == 0 || dst.wrapping_add(len as u64 - 1) & !(PAGE_SIZE - 1) != d.write {
+            return false;
+        }
+        let p = dst.wrapping_add(d.addend) as *mut u8;
+        let bytes = value.to_le_bytes();
+        if unit == 1 || bytes[..unit].iter().all(|b| *b == bytes[0]) {
+            // SAFETY: the range lies within a writable page of guest RAM.
+            unsafe { std::ptr::write_bytes(p, bytes[0], len) };
+            return true;
+        }
+        for at in (0..len).step_by(unit) {
+            // SAFETY: as above, `len` is a multiple of `unit`, `unit` at most 8.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), p.add(at), unit.min(len - at)) };
+        }
+        true
+    }
+}
+
+/// # Safety
+/// `p` points to `ty` bytes of readable guest RAM.
+unsafe fn load_raw(p: *const u8, ty: Ty) -> u64 {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match ty {
+            Ty::I8 => p.read() as u64,
+            Ty::I16 => (p as *const u16).read_unaligned() as u64,
+            Ty::I32 => (p as *const u32).read_unaligned() as u64,
+            Ty::I64 => (p as *const u64).read_unaligned(),
+        }
+    }
+}
+
+/// # Safety
+/// `p` points to `ty` bytes of writable guest RAM.
+unsafe fn store_raw(p: *mut u8, ty: Ty, v: u64) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match ty {
+            Ty::I8 => p.write(v as u8),
+            Ty::I16 => (p as *mut u16).write_unaligned(v as u16),
+            Ty::I32 => (p as *mut u32).write_unaligned(v as u32),
+            Ty::I64 => (p as *mut u64).write_unaligned(v),
+        }
+    }
+}
+
+macro_rules! atomic_rmw {
+    ($atomic:ident, $int:ident, $p:expr, $op:expr, $v:expr) => {{
+        // SAFETY: the caller promises a valid, aligned pointer.
+        let a = unsafe { $atomic::from_ptr($p as *mut $int) };
+        let v = $v as $int;
+        (match $op {
+            RmwOp::Add => a.fetch_add(v, Ordering::SeqCst),
+            RmwOp::Sub => a.fetch_sub(v, Ordering::SeqCst),
+            RmwOp::And => a.fetch_and(v, Ordering::SeqCst),
+            RmwOp::Or => a.fetch_or(v, Ordering::SeqCst),
+            RmwOp::Xor => a.fetch_xor(v, Ordering::SeqCst),
+            RmwOp::Xchg => a.swap(v, Ordering::SeqCst),
+        }) as u64
+    }};
+}
+
+/// # Safety
+/// `p` points to `ty` bytes of writable guest RAM and is aligned to them.
+unsafe fn rmw_raw(p: *mut u8, ty: Ty, op: RmwOp, v: u64) -> u64 {
+    match ty {
+        Ty::I8 => atomic_rmw!(AtomicU8, u8, p, op, v),
+        Ty::I16 => atomic_rmw!(AtomicU16, u16, p, op, v),
+        Ty::I32 => atomic_rmw!(AtomicU32, u32, p, op, v),
+        Ty::I64 => atomic_rmw!(AtomicU64, u64, p, op, v),
+    }
+}
+
+macro_rules! atomic_cas {
+    ($atomic:ident, $int:ident, $p:expr, $expected:expr, $new:expr) => {{
+        // SAFETY: the caller promises a valid, aligned pointer.
+        let a = unsafe { $atomic::from_ptr($p as *mut $int) };
+        match a.compare_exchange($expected as $int, $new as $int, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(v) | Err(v) => v as u64,
+        }
+    }};
+}
+
+/// # Safety
+/// As [`rmw_raw`].
+unsafe fn cas_raw(p: *mut u8, ty: Ty, expected: u64, new: u64) -> u64 {
+    match ty {
+        Ty::I8 => atomic_cas!(AtomicU8, u8, p, expected, new),
+        Ty::I16 => atomic_cas!(AtomicU16, u16, p, expected, new),
+        Ty::I32 => atomic_cas!(AtomicU32, u32, p, expected, new),
+        Ty::I64 => atomic_cas!(AtomicU64, u64, p, expected, new),
+    }
+}
+
+impl Ram {
+    /// Compare-and-swap of an aligned page-table entry of `bytes` (4 or 8) bytes at `gpa`: whether it was `old` and
+    /// became `new`. Entries outside RAM are never changed.
+    pub fn cas_entry(&self, gpa: u64, bytes: u64, old: u64, new: u64) -> bool {
+        let Some((p, left, false)) = self.host(gpa) else { return true };
+        if left < bytes || gpa % bytes != 0 {
+            return true;
+        }
+        let ty = if bytes == 4 { Ty::I32 } else { Ty::I64 };
+        // SAFETY: `host` gave `left >= bytes` bytes of RAM; alignment was checked (regions are page aligned).
+        unsafe { cas_raw(p, ty, old, new) == old & ty.mask() }
+    }
+
+    /// Reads an aligned page-table entry; all ones outside RAM.
+    pub fn load_entry(&self, gpa: u64, bytes: u64) -> u64 {
+        match self.host(gpa) {
+            Some((p, left, _)) if left >= bytes => {
+                let ty = if bytes == 4 { Ty::I32 } else { Ty::I64 };
+                // SAFETY: as in `cas_entry`.
+                unsafe { load_raw(p, ty) }
+            }
+            _ => u64::MAX >> (64 - 8 * bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mmu::ram::RamRegion;
+
+    fn setup() -> (Ram, Tlb) {
+        let ram =
+            Ram::new(8192, vec![RamRegion { gpa: 0, size: 8192, offset: 0, rom: false }]).expect("two pages of memory");
+        (ram, Tlb::new())
+    }
+
+    fn mapping(gpa: u64) -> Mapping {
+        Mapping { gpa, read: true, write: true, global: false, page_mask: !0xfff }
+    }
+
+    #[test]
+    fn hits_within_a_page_only() {
+        let (ram, mut tlb) = setup();
+        tlb.fill(SUPERVISOR, 0x7000, &mapping(0), ram.host(0).unwrap().0, false);
+        assert!(tlb.store(SUPERVISOR, 0x7ff8, Ty::I64, 0x1122_3344_5566_7788));
+        assert_eq!(tlb.load(SUPERVISOR, 0x7ffc, Ty::I32), Some(0x1122_3344));
+        assert_eq!(tlb.load(SUPERVISOR, 0x7ffd, Ty::I32), None);
+        assert_eq!(tlb.load(USER, 0x7000, Ty::I8), None);
+        assert_eq!(tlb.rmw(SUPERVISOR, 0x7ff8, Ty::I8, RmwOp::Add, 1), Some(0x88));
+        assert_eq!(tlb.cas(SUPERVISOR, 0x7ff9, Ty::I16, 0, 1), None);
+        tlb.protect_code_page(0);
+        assert!(!tlb.store(SUPERVISOR, 0x7000, Ty::I8, 1));
+        assert_eq!(tlb.load(SUPERVISOR, 0x7ff8, Ty::I8), Some(0x89));
+        tlb.unprotect(SUPERVISOR, 0x7000);
+        assert!(tlb.store(SUPERVISOR, 0x7000, Ty::I8, 1));
+    }
+
+    #[test]
+    fn large_pages_flush_whole() {
+        let (ram, mut tlb) = setup();
+        let large = Mapping { page_mask: !0x1f_ffff, global: true, ..mapping(0) };
+        tlb.fill(SUPERVISOR, 0x20_1000, &large, ram.host(0).unwrap().0, false);
+        tlb.flush_non_global();
+        assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_some());
+        tlb.flush_page(0x60_0000);
+        assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_some());
+        tlb.flush_page(0x20_5000);
+        assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_none());
+    }
+
+    #[test]
+    fn forward_overlap_repeats_the_pattern() {
+        let (ram, mut tlb) = setup();
+        tlb.fill(SUPERVISOR, 0, &mapping(0), ram.host(0).unwrap().0, false);
+        assert!(tlb.store(SUPERVISOR, 0, Ty::I16, 0x0201));
+        assert!(tlb.copy(SUPERVISOR, 2, 0, 6, 2));
+        assert_eq!(tlb.load(SUPERVISOR, 0, Ty::I64), Some(0x0201_0201_0201_0201));
+        assert!(tlb.fill_bytes(SUPERVISOR, 8, 8, 0xabcd, 2));
+        assert_eq!(tlb.load(SUPERVISOR, 8, Ty::I64), Some(0xabcd_abcd_abcd_abcd));
+    }
+}

@@ -1,0 +1,3 @@
+//! Caches of translated code, invalidation, and the loop that runs a vCPU.
+
+pub mod cache;

@@ -1,0 +1,1 @@
+//! The processor's system side: reset, exceptions and interrupts, segments, task switch, MSRs.
