@@ -1,0 +1,11 @@
+//! Real kernels booted through the real binary, judged by what the guest printed and how the process ended.
+//!
+//! The images come from `tools/setup`; a missing one fails its test with that hint. To hold the tests
+//! themselves against another emulator, `BROLGA_TEST_PROGRAM=qemu-system-x86_64` puts it in Brolga's place.
+#![forbid(unsafe_code)]
+
+mod boot;
+mod console;
+mod harness;
+mod kernels;
+mod time;
