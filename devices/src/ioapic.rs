@@ -5,8 +5,9 @@ use crate::bus::{AccessSizes, Device, RegisterBlock};
 use crate::lapic::{EoiSink, Message, MessageSink};
 use crate::services::IrqSink;
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
+use crate::wire::locked;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 const NAME: &str = "ioapic";
 
@@ -148,7 +149,7 @@ impl IoApic {
     }
 
     fn lock(&self) -> MutexGuard<'_, Volatile> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// Delivers a message of `pin`. What no CPU takes is not in service: the pin tries again at its next change.

@@ -4,6 +4,7 @@
 
 pub mod bus;
 pub mod diag;
+pub mod hpet;
 pub mod ioapic;
 pub mod lapic;
 pub mod services;

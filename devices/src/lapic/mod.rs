@@ -15,9 +15,10 @@ pub use message::{DeliveryMode, Destination, EoiSink, Message, MessageSink};
 use crate::bus::Device;
 use crate::services::{Clock, CpuSignals, IrqSink, MsiSink, Timer, TimerService, TimerTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
+use crate::wire::locked;
 use registers::{Effects, Identity, Lapic, Signal, Volatile};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 const NAME: &str = "apic";
 
@@ -105,7 +106,7 @@ struct Slot {
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.inner)
     }
 
     /// Tells `news` and whatever becomes news meanwhile.
@@ -173,7 +174,7 @@ impl LocalApics {
             true => 0,
             false => u32::MAX,
         });
-        let value = u64::from(value.unwrap_or(u32::MAX)) >> (offset & 3) * 8;
+        let value = u64::from(value.unwrap_or(u32::MAX)) >> ((offset & 3) * 8);
         match size {
             1 => value & 0xFF,
             2 => value & 0xFFFF,
@@ -409,3 +410,6 @@ impl Device for LocalApics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
