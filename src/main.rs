@@ -5,5 +5,6 @@ mod cli;
 mod clock;
 mod io_thread;
 mod monitor;
+mod vcpu;
 
 fn main() {}

@@ -1,0 +1,572 @@
+//! Threads of virtual processors: they run the engine, sleep while their processor is halted, and stop on demand.
+
+use brolga_jit::{Exit, Vcpu, VcpuHandle, request};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// RFLAGS.IF (SDM 1 3.4.3).
+const RFLAGS_IF: u64 = 1 << 9;
+
+/// How long a processor that halted with interrupts off sleeps although an interrupt is waiting for it. It could be
+/// woken by that interrupt only if it waits in MWAIT with ECX\[0\] set, which the engine does not tell apart.
+const DEAF_SLEEP: Duration = Duration::from_millis(20);
+
+/// The request word of a processor, as [`VcpuHandle`] has it.
+pub trait Requests: Clone + Send + Sync + 'static {
+    /// Sets bits of [`request`].
+    fn raise(&self, bits: u32);
+    /// Takes bits back.
+    fn clear(&self, bits: u32);
+    /// The bits that are set.
+    fn pending(&self) -> u32;
+}
+
+/// What a processor thread needs of a processor; tests use a fake.
+pub trait Processor: 'static {
+    /// Its request word.
+    type Requests: Requests;
+    /// The request word, shared with the processor.
+    fn requests(&self) -> Self::Requests;
+    /// Runs guest code until the program has something to do.
+    fn run(&mut self) -> Exit;
+    /// Takes a start-up message.
+    fn start_up(&mut self, vector: u8);
+    /// Maskable interrupts are enabled.
+    fn interrupts_enabled(&self) -> bool;
+}
+
+impl Requests for VcpuHandle {
+    fn raise(&self, bits: u32) {
+        VcpuHandle::raise(self, bits);
+    }
+    fn clear(&self, bits: u32) {
+        VcpuHandle::clear(self, bits);
+    }
+    fn pending(&self) -> u32 {
+        VcpuHandle::pending(self)
+    }
+}
+
+impl Processor for Vcpu {
+    type Requests = VcpuHandle;
+    fn requests(&self) -> VcpuHandle {
+        self.handle()
+    }
+    fn run(&mut self) -> Exit {
+        Vcpu::run(self)
+    }
+    fn start_up(&mut self, vector: u8) {
+        Vcpu::start_up(self, vector);
+    }
+    fn interrupts_enabled(&self) -> bool {
+        self.registers().rflags & RFLAGS_IF != 0
+    }
+}
+
+/// What a processor thread tells the machine. Called on that thread; must not wait for it.
+pub trait VcpuEvents: Send + Sync {
+    /// The processor is in shutdown; the thread holds until the machine resets it. `dump` says where and why.
+    fn triple_fault(&self, cpu: u32, dump: String);
+    /// The debugger's condition was met; the thread holds.
+    fn debug_stop(&self, cpu: u32);
+    /// The thread ended by a panic, which was reported.
+    fn died(&self, cpu: u32);
+}
+
+type Task<P> = Box<dyn FnOnce(&mut P) + Send>;
+
+/// What the thread is told to do. Every change is followed by [`request::EXIT`], so the thread comes to see it.
+struct Gate<P> {
+    /// Do not run guest code.
+    hold: bool,
+    /// End the thread.
+    quit: bool,
+    /// To be run with the processor stopped.
+    tasks: VecDeque<Task<P>>,
+    /// The processor waits for a start-up message.
+    waiting: bool,
+    /// The start-up message that came.
+    start_up: Option<u8>,
+    /// The thread is in [`VcpuThread::next`] and runs no guest code because it is held, or has ended.
+    parked: bool,
+}
+
+/// A processor's thread as others see it. Guest code runs only after the first [`VcpuThread::release`].
+pub struct VcpuThread<P: Processor = Vcpu> {
+    index: u32,
+    requests: P::Requests,
+    /// No other lock is taken, and nothing is called, while this one is held.
+    gate: Mutex<Gate<P>>,
+    /// Wakes the thread.
+    wake: Condvar,
+    /// Tells others that `parked` changed.
+    parked: Condvar,
+    /// The thread sleeps for its halted processor, or is about to: whoever sets request bits must wake it.
+    asleep: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl<P: Processor> VcpuThread<P> {
+    /// Starts the thread of processor `index`; `make` makes the processor there. The thread is held.
+    pub fn spawn(
+        index: u32,
+        events: Arc<dyn VcpuEvents>,
+        make: impl FnOnce() -> P + Send + 'static,
+    ) -> io::Result<Arc<Self>> {
+        let (tell, told) = mpsc::sync_channel::<Arc<Self>>(1);
+        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+            let mut processor = make();
+            let this = Arc::new(Self::new(index, processor.requests()));
+            let _report = ReportPanic { index, events: events.clone() };
+            let _ended = MarkEnded(this.clone());
+            if tell.send(this.clone()).is_ok() {
+                drop(tell);
+                this.run(&mut processor, &*events);
+            }
+        })?;
+        let this = told.recv().map_err(|_| io::Error::other("the processor's thread ended at its start"))?;
+        *this.thread.lock().unwrap_or_else(|e| e.into_inner()) = Some(thread);
+        Ok(this)
+    }
+
+    fn new(index: u32, requests: P::Requests) -> Self {
+        let gate = Gate {
+            hold: true,
+            quit: false,
+            tasks: VecDeque::new(),
+            waiting: index != 0,
+            start_up: None,
+            parked: false,
+        };
+        Self {
+            index,
+            requests,
+            gate: Mutex::new(gate),
+            wake: Condvar::new(),
+            parked: Condvar::new(),
+            asleep: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// Sets request bits and wakes the processor if it is halted.
+    pub fn raise(&self, bits: u32) {
+        self.requests.raise(bits);
+        // Either this load sees the thread about to sleep, or the thread's look at the request word, which follows
+        // its store to `asleep`, sees the bits: all four are sequentially consistent. Passing through the lock then
+        // makes sure that the thread is really waiting when it is notified.
+        if self.asleep.load(Ordering::SeqCst) {
+            drop(self.gate());
+            self.wake.notify_all();
+        }
+    }
+
+    /// Takes request bits back.
+    pub fn clear(&self, bits: u32) {
+        self.requests.clear(bits);
+    }
+
+    /// An INIT message: the processor resets and, unless it is the first one, waits for a start-up message.
+    pub fn init(&self) {
+        self.gate().start_up = None;
+        self.raise(request::INIT);
+    }
+
+    /// A start-up message; ignored if the processor does not wait for one (SDM 3A 9.4.4).
+    pub fn start_up(&self, vector: u8) {
+        let mut gate = self.gate();
+        if gate.waiting || self.requests.pending() & request::INIT != 0 {
+            gate.start_up = Some(vector);
+            drop(gate);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Asks the thread to run no more guest code; does not wait for that.
+    pub fn hold(&self) {
+        self.gate().hold = true;
+        self.raise(request::EXIT);
+        self.wake.notify_all();
+    }
+
+    /// Waits until the thread runs no guest code; it must have been told to [`VcpuThread::hold`].
+    pub fn wait_held(&self) {
+        let mut gate = self.gate();
+        while !gate.parked {
+            gate = self.parked.wait(gate).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    /// Lets the thread run guest code (again).
+    pub fn release(&self) {
+        self.gate().hold = false;
+        self.wake.notify_all();
+    }
+
+    /// Runs `f` on the thread between guest instructions, held or not, and waits for what it returns. `None` if the
+    /// thread has ended. Must not be called on the thread itself.
+    pub fn with<R: Send + 'static>(&self, f: impl FnOnce(&mut P) -> R + Send + 'static) -> Option<R> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        {
+            let mut gate = self.gate();
+            if gate.quit {
+                return None;
+            }
+            gate.tasks.push_back(Box::new(move |p| {
+                // Fails only if the caller is gone.
+                let _ = sender.send(f(p));
+            }));
+        }
+        self.raise(request::EXIT);
+        self.wake.notify_all();
+        receiver.recv().ok()
+    }
+
+    /// Puts the held processor where the machine starts it: `f` sets its state. It runs when released if `runs` says
+    /// so, else it waits for a start-up message.
+    pub fn restart(&self, runs: bool, f: impl FnOnce(&mut P) + Send + 'static) {
+        {
+            let mut gate = self.gate();
+            gate.waiting = !runs;
+            gate.start_up = None;
+        }
+        self.requests.clear(request::NMI | request::INIT | request::SMI);
+        self.with(f);
+    }
+
+    /// Ends the thread and waits for that.
+    pub fn quit(&self) {
+        self.gate().quit = true;
+        self.raise(request::EXIT);
+        self.wake.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(thread) = thread {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+
+    /// A panic in a task leaves the gate consistent.
+    fn gate(&self) -> MutexGuard<'_, Gate<P>> {
+        self.gate.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn wait<'a>(&self, gate: MutexGuard<'a, Gate<P>>) -> MutexGuard<'a, Gate<P>> {
+        self.wake.wait(gate).unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn run(&self, processor: &mut P, events: &dyn VcpuEvents) {
+        let mut deaf_halts = 0;
+        while self.next(processor) {
+            let exit = processor.run();
+            if exit == Exit::Halted {
+                deaf_halts = self.sleep(processor, deaf_halts);
+                continue;
+            }
+            deaf_halts = 0;
+            match exit {
+                Exit::Halted | Exit::Requested => {}
+                Exit::WaitForStartUp => self.gate().waiting = true,
+                Exit::TripleFault(dump) => {
+                    self.gate().hold = true;
+                    events.triple_fault(self.index, dump);
+                }
+                Exit::Debug => {
+                    self.gate().hold = true;
+                    events.debug_stop(self.index);
+                }
+            }
+        }
+    }
+
+    /// Does what the gate says until guest code is to run (`true`) or the thread is to end.
+    fn next(&self, processor: &mut P) -> bool {
+        let mut gate = self.gate();
+        // Before the gate is looked at: its changes come before the request.
+        self.requests.clear(request::EXIT);
+        loop {
+            if gate.quit {
+                return false;
+            }
+            if let Some(task) = gate.tasks.pop_front() {
+                drop(gate);
+                task(processor);
+                gate = self.gate();
+            } else if gate.hold {
+                gate.parked = true;
+                self.parked.notify_all();
+                gate = self.wait(gate);
+                gate.parked = false;
+            } else if let (true, Some(vector)) = (gate.waiting, gate.start_up) {
+                gate.waiting = false;
+                gate.start_up = None;
+                // An INIT that came while waiting has nothing left to do.
+                self.requests.clear(request::INIT);
+                processor.start_up(vector);
+            } else if gate.waiting {
+                gate = self.wait(gate);
+            } else {
+                return true;
+            }
+        }
+    }
+
+    /// Sleeps until the halted processor has a request. `deaf_halts` counts halts in a row at which an interrupt was
+    /// waiting with interrupts off: the first may be a race with MWAIT, from the second on it sleeps all the same.
+    fn sleep(&self, processor: &P, deaf_halts: u32) -> u32 {
+        let mut gate = self.gate();
+        self.asleep.store(true, Ordering::SeqCst);
+        let mut deaf = 0;
+        while !gate.quit && !gate.hold && gate.tasks.is_empty() {
+            match self.requests.pending() {
+                0 => gate = self.wait(gate),
+                request::INTERRUPT if !processor.interrupts_enabled() => {
+                    deaf = deaf_halts + 1;
+                    if deaf > 1 {
+                        let slept = self.wake.wait_timeout(gate, DEAF_SLEEP);
+                        gate = slept.unwrap_or_else(|e| e.into_inner()).0;
+                    }
+                    break;
+                }
+                _ => break,
+            }
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+        drop(gate);
+        deaf
+    }
+}
+
+/// Tells the machine when the thread unwinds.
+struct ReportPanic {
+    index: u32,
+    events: Arc<dyn VcpuEvents>,
+}
+
+impl Drop for ReportPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.events.died(self.index);
+        }
+    }
+}
+
+/// However the thread ends, nobody waits for it in vain.
+struct MarkEnded<P: Processor>(Arc<VcpuThread<P>>);
+
+impl<P: Processor> Drop for MarkEnded<P> {
+    fn drop(&mut self) {
+        let mut gate = self.0.gate();
+        gate.quit = true;
+        gate.parked = true;
+        // Dropping the tasks drops what their callers wait on.
+        let tasks = std::mem::take(&mut gate.tasks);
+        drop(gate);
+        drop(tasks);
+        self.0.parked.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, AtomicU64};
+    use std::time::Instant;
+
+    #[derive(Clone, Default)]
+    struct Word(Arc<AtomicU32>);
+
+    impl Requests for Word {
+        fn raise(&self, bits: u32) {
+            self.0.fetch_or(bits, Ordering::SeqCst);
+        }
+        fn clear(&self, bits: u32) {
+            self.0.fetch_and(!bits, Ordering::SeqCst);
+        }
+        fn pending(&self) -> u32 {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    #[derive(Default)]
+    struct Seen {
+        interrupts: AtomicU64,
+        runs: AtomicU64,
+        vector: AtomicU32,
+        events: Mutex<Vec<String>>,
+    }
+
+    impl VcpuEvents for Seen {
+        fn triple_fault(&self, cpu: u32, dump: String) {
+            self.events.lock().unwrap().push(format!("triple {cpu} {dump}"));
+        }
+        fn debug_stop(&self, cpu: u32) {
+            self.events.lock().unwrap().push(format!("debug {cpu}"));
+        }
+        fn died(&self, cpu: u32) {
+            self.events.lock().unwrap().push(format!("died {cpu}"));
+        }
+    }
+
+    /// Takes interrupts if enabled, else halts; leaves as told by `exits`.
+    struct Fake {
+        word: Word,
+        seen: Arc<Seen>,
+        interrupts_on: bool,
+        exits: Vec<Exit>,
+    }
+
+    impl Processor for Fake {
+        type Requests = Word;
+        fn requests(&self) -> Word {
+            self.word.clone()
+        }
+        fn run(&mut self) -> Exit {
+            self.seen.runs.fetch_add(1, Ordering::SeqCst);
+            if let Some(exit) = self.exits.pop() {
+                return exit;
+            }
+            let pending = self.word.pending();
+            if pending & request::EXIT != 0 {
+                return Exit::Requested;
+            }
+            if pending & request::INIT != 0 {
+                self.word.clear(request::INIT);
+                return Exit::WaitForStartUp;
+            }
+            if pending & request::INTERRUPT != 0 && self.interrupts_on {
+                self.word.clear(request::INTERRUPT);
+                self.seen.interrupts.fetch_add(1, Ordering::SeqCst);
+            }
+            Exit::Halted
+        }
+        fn start_up(&mut self, vector: u8) {
+            self.seen.vector.store(vector.into(), Ordering::SeqCst);
+        }
+        fn interrupts_enabled(&self) -> bool {
+            self.interrupts_on
+        }
+    }
+
+    fn spawn(index: u32, interrupts_on: bool, exits: Vec<Exit>) -> (Arc<Seen>, Arc<VcpuThread<Fake>>) {
+        let seen = Arc::new(Seen::default());
+        let in_thread = seen.clone();
+        let make = move || Fake { word: Word::default(), seen: in_thread, interrupts_on, exits };
+        let thread = VcpuThread::spawn(index, seen.clone(), make).unwrap();
+        (seen, thread)
+    }
+
+    fn eventually(what: &str, f: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !f() {
+            assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_however_halting_and_raising_interleave() {
+        let (seen, thread) = spawn(0, true, vec![]);
+        thread.release();
+        for n in 1..=20_000 {
+            // Spread over the moments of going to sleep.
+            for _ in 0..n % 97 {
+                std::hint::spin_loop();
+            }
+            thread.raise(request::INTERRUPT);
+            eventually("interrupt taken", || seen.interrupts.load(Ordering::SeqCst) == n);
+        }
+        thread.quit();
+    }
+
+    #[test]
+    fn a_halted_processor_sleeps_and_a_deaf_one_too() {
+        for interrupts_on in [true, false] {
+            let (seen, thread) = spawn(0, interrupts_on, vec![]);
+            thread.release();
+            if !interrupts_on {
+                thread.raise(request::INTERRUPT);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+            let runs = seen.runs.load(Ordering::SeqCst);
+            assert!(runs >= 1 && runs < 30, "{runs} runs in 0.2 s");
+            thread.quit();
+            assert!(thread.with(|_| ()).is_none(), "an ended thread takes no tasks");
+        }
+    }
+
+    #[test]
+    fn holding_and_releasing_stop_and_start_it() {
+        let (seen, thread) = spawn(0, true, vec![]);
+        thread.wait_held();
+        thread.raise(request::INTERRUPT);
+        assert_eq!(thread.with(|p| p.word.pending() & request::INTERRUPT), Some(request::INTERRUPT));
+        assert_eq!(seen.runs.load(Ordering::SeqCst), 0, "held from the start");
+        for n in 1..200 {
+            thread.raise(request::INTERRUPT);
+            thread.release();
+            eventually("interrupt taken", || seen.interrupts.load(Ordering::SeqCst) >= n);
+            assert_eq!(thread.with(|_| 5), Some(5), "tasks run on a processor that runs or sleeps");
+            thread.hold();
+            thread.wait_held();
+            let before = seen.runs.load(Ordering::SeqCst);
+            thread.raise(request::NMI);
+            assert_eq!(thread.with(|p| p.word.clear(request::NMI)), Some(()));
+            assert_eq!(seen.runs.load(Ordering::SeqCst), before);
+        }
+        thread.quit();
+    }
+
+    #[test]
+    fn secondary_processors_wait_for_their_start_up_message() {
+        let (seen, thread) = spawn(1, true, vec![]);
+        thread.release();
+        thread.init();
+        thread.start_up(0x9a);
+        eventually("started", || seen.vector.load(Ordering::SeqCst) == 0x9a && seen.runs.load(Ordering::SeqCst) > 0);
+        thread.start_up(0x11);
+        assert_eq!(thread.with(|_| ()), Some(()));
+        assert_eq!(seen.vector.load(Ordering::SeqCst), 0x9a, "a running processor ignores it");
+        thread.init();
+        thread.start_up(0x22);
+        eventually("started again", || seen.vector.load(Ordering::SeqCst) == 0x22);
+        thread.quit();
+    }
+
+    #[test]
+    fn shutdown_and_breakpoints_hold_the_thread_until_restarted() {
+        let (seen, thread) = spawn(0, true, vec![Exit::TripleFault("why".into()), Exit::Debug]);
+        for (n, text) in ["debug 0", "triple 0 why"].into_iter().enumerate() {
+            thread.release();
+            thread.wait_held_after(&seen, n + 1);
+            assert_eq!(seen.events.lock().unwrap()[n], text);
+        }
+        let runs = seen.runs.load(Ordering::SeqCst);
+        assert_eq!(runs, 2);
+        thread.restart(true, |p| p.interrupts_on = false);
+        thread.release();
+        eventually("runs again", || seen.runs.load(Ordering::SeqCst) > runs);
+        assert_eq!(thread.with(|p| p.interrupts_on), Some(false));
+        thread.quit();
+    }
+
+    impl VcpuThread<Fake> {
+        fn wait_held_after(&self, seen: &Seen, events: usize) {
+            eventually("event", || seen.events.lock().unwrap().len() == events);
+            self.wait_held();
+        }
+    }
+
+    #[test]
+    fn a_panic_is_told_and_leaves_nobody_waiting() {
+        let (seen, thread) = spawn(0, true, vec![]);
+        assert_eq!(thread.with(|_| panic!("expected by the test")), None::<()>);
+        thread.wait_held();
+        thread.quit();
+        assert_eq!(*seen.events.lock().unwrap(), ["died 0"]);
+    }
+}
