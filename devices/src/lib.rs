@@ -7,8 +7,11 @@ pub mod diag;
 pub mod hpet;
 pub mod ioapic;
 pub mod lapic;
+pub mod pic;
+pub mod pit;
 pub mod services;
 pub mod state;
+pub mod uart;
 pub mod wire;
 
 #[cfg(test)]

@@ -56,6 +56,21 @@ impl Wire {
         *delivered = wanted;
     }
 
+    /// As [`Wire::flush`], but the wire has risen since the last delivery, whatever its level is by now: the receiver
+    /// sees a rising edge, then the level.
+    pub fn flush_after_rise(&self) {
+        let mut delivered = locked(&self.delivered);
+        let wanted = self.wanted.load(Ordering::Acquire);
+        if *delivered {
+            self.line.set(false);
+        }
+        self.line.set(true);
+        if !wanted {
+            self.line.set(false);
+        }
+        *delivered = wanted;
+    }
+
     /// Both steps at once, for outputs that depend on no lock.
     pub fn set(&self, level: bool) {
         self.want(level);
@@ -143,9 +158,13 @@ mod tests {
         assert_eq!(irq.history(), [(3, true)]);
         wire.flush_with_edge();
         assert_eq!(irq.history(), [(3, true), (3, false), (3, true)]);
-        wire.adopt(false);
+        irq.clear();
+        wire.want(false);
+        wire.flush_after_rise();
+        assert_eq!(irq.history(), [(3, false), (3, true), (3, false)]);
+        wire.adopt(true);
         assert_eq!(irq.history().len(), 3);
-        assert!(!wire.level());
+        assert!(wire.level());
     }
 
     struct Count(Mutex<Vec<(u32, u64)>>);
