@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the kernels and initramfs images that guests boot, under .cache/ of the project.
 
-usage: tools/guest.py kernel NAME... | initramfs NAME... | default | all | list | qemu
+usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | default | all | list | qemu
 Each word prints the path of what it made. What is there already is not made again.
 `qemu` installs QEMU from backports on this machine: the rival that benches/guest.py measures.
 """
@@ -9,7 +9,7 @@ Each word prints the path of what it made. What is there already is not made aga
 import pathlib
 import sys
 
-from guestkit import apt, images, rival
+from guestkit import apt, images, rival, userland
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,6 +22,7 @@ def main(words):
         case ["list"]:
             for kind, (table, _) in kinds.items():
                 print(f"{kind}: {' '.join(table)}")
+            print("userland")
         case ["default"]:
             print(cache.kernel("debian"))
             print(cache.initramfs("busybox-amd64"))
@@ -29,6 +30,9 @@ def main(words):
             for table, make in kinds.values():
                 for name in table:
                     print(make(name))
+            print(userland.Userland(cache).make())
+        case ["userland"]:
+            print(userland.Userland(cache).make())
         case ["qemu"]:
             print(rival.install(cache))
         case [kind, *names] if kind in kinds and names:

@@ -66,8 +66,13 @@ impl Boot {
     }
 
     /// Another initramfs, by its name in `tools/guest.py list`.
-    pub fn initramfs(mut self, name: &str) -> Self {
-        self.initramfs = cached(&format!("initramfs/{name}.cpio.gz"));
+    pub fn initramfs(self, name: &str) -> Self {
+        self.image(&format!("initramfs/{name}.cpio.gz"))
+    }
+
+    /// An initramfs by its path under `.cache/`.
+    pub fn image(mut self, path: &str) -> Self {
+        self.initramfs = cached(path);
         self
     }
 

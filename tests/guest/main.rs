@@ -9,3 +9,4 @@ mod console;
 mod harness;
 mod kernels;
 mod time;
+mod userland;

@@ -55,7 +55,7 @@ class Apt:
         self.config = self.root / "apt.conf"
 
     def _prepare(self):
-        for folder in ("etc", "lists/partial", "archives/partial"):
+        for folder in ("etc", "lists/partial"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "status").touch()
         mirror = host_mirror()
@@ -70,7 +70,6 @@ class Apt:
 Dir::State::lists "{self.root}/lists";
 Dir::State::status "{self.root}/status";
 Dir::Cache "{self.root}";
-Dir::Cache::archives "{self.root}/archives";
 Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
 Dir::Etc::sourcelist "/dev/null";
@@ -131,19 +130,18 @@ Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
                 self.update(force=True)
         raise AptError(f"apt-get download {package} failed:\n{done.stdout.strip()}")
 
-    def closure(self, packages):
-        """Download `packages` with everything they need on an empty system; returns the files."""
+    def closure(self, packages, into):
+        """Download `packages` with everything they need on an empty system; returns the files in the folder `into`."""
         self.update()
+        into = pathlib.Path(into).resolve()
+        (into / "partial").mkdir(parents=True, exist_ok=True)
         for attempt in range(3):
-            listed = self._run("apt-get", "install", "-y", "--print-uris", "-qq", *packages)
-            names = re.findall(r"^'\S+' (\S+\.deb) ", listed.stdout, re.M)
-            if listed.returncode == 0 and names:
-                done = self._run("apt-get", "install", "-y", "--download-only", *packages)
-                if done.returncode == 0:
-                    return [self.root / "archives" / name for name in names]
-                listed = done
+            done = self._run("apt-get", "install", "-y", "--download-only", "-o", f"Dir::Cache::archives={into}",
+                             *packages)
+            if done.returncode == 0:
+                return sorted(into.glob("*.deb"))
             self.update(force=True)
-        raise AptError(f"cannot download {' '.join(packages)} with dependencies:\n{listed.stdout.strip()}")
+        raise AptError(f"cannot download {' '.join(packages)} with dependencies:\n{done.stdout.strip()}")
 
     def install_on_host(self, packages):
         """Install `packages` on this machine, with this root's sources (so backports count)."""

@@ -80,10 +80,13 @@ class Archive:
         body = b"".join(self._parts + tail._parts)
         return body + b"\0" * (-len(body) % 512)
 
-    def write(self, path):
-        """Write the archive, compressed with gzip, in one step (a reader sees the old file or the new)."""
+    def write(self, path, compress=True):
+        """Write the archive, gzip-compressed or plain, in one step (a reader sees the old file or the new)."""
         temporary = f"{path}.new"
         with open(temporary, "wb") as out:
-            with gzip.GzipFile("", "wb", 6, out, mtime=0) as packed:
-                packed.write(self.bytes())
+            if compress:
+                with gzip.GzipFile("", "wb", 6, out, mtime=0) as packed:
+                    packed.write(self.bytes())
+            else:
+                out.write(self.bytes())
         os.replace(temporary, path)

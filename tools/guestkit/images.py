@@ -81,18 +81,19 @@ class Cache:
         """The path of the initramfs `name`, built if it is missing or of an older format."""
         image = self.folder / "initramfs" / f"{name}.cpio.gz"
         stamp = image.with_suffix(".format")
-        if image.exists() and stamp.exists() and stamp.read_text() == _format():
+        if image.exists() and stamp.exists() and stamp.read_text() == format_stamp():
             return image
         self.progress(f"initramfs {name}: building")
         archive = cpio.Archive()
         add_base(archive, self.busybox(INITRAMFS[name]))
         image.parent.mkdir(parents=True, exist_ok=True)
         archive.write(image)
-        stamp.write_text(_format())
+        stamp.write_text(format_stamp())
         return image
 
 
-def _format():
+def format_stamp():
+    """Changes when the base of every image does."""
     texts = [(FILES / name).read_text() for name in ("init", "inittab")]
     return f"{MODE_FORMAT}\n" + "".join(texts)
 
