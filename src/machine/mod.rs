@@ -1,2 +1,3 @@
 //! The machine.
+pub mod acpi;
 pub mod layout;

@@ -251,14 +251,16 @@ impl Core {
         }
     }
 
+    /// Capabilities: revision 1, number of the last timer, 64-bit counter, legacy replacement, vendor Intel, period.
+    pub(super) fn capabilities(&self) -> u64 {
+        let last = self.state.timers.len() as u64 - 1;
+        u64::from(PERIOD_FS) << 32 | 0x8086 << 16 | 1 << 15 | 1 << 13 | last << 8 | 1
+    }
+
     /// Reads the 64-bit register at `offset`.
     pub(super) fn read(&self, offset: u64, now_ns: u64) -> u64 {
         match offset {
-            reg::CAPABILITIES => {
-                // Revision 1, number of the last timer, 64-bit counter, legacy replacement, vendor Intel.
-                let last = self.state.timers.len() as u64 - 1;
-                u64::from(PERIOD_FS) << 32 | 0x8086 << 16 | 1 << 15 | 1 << 13 | last << 8 | 1
-            }
+            reg::CAPABILITIES => self.capabilities(),
             reg::CONFIGURATION => self.state.config,
             reg::STATUS => self.state.status.into(),
             reg::COUNTER => self.counter(now_ns),

@@ -78,6 +78,11 @@ impl Hpet {
         })
     }
 
+    /// The low half of the capability register, which the ACPI table repeats as the event timer block ID.
+    pub fn block_id(&self) -> u32 {
+        locked(&self.core).capabilities() as u32
+    }
+
     fn pin(&self, line: Line) -> Option<&Pin> {
         match line {
             Line::Route(index) => self.routes.get(index),

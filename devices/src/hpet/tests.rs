@@ -48,6 +48,7 @@ fn identification() {
     let b = Bench::new();
     assert_eq!(b.hpet.read(0, 8), 0x0098_9680_8086_A201);
     assert_eq!(b.hpet.read(4, 4), u64::from(PERIOD_FS));
+    assert_eq!(u64::from(b.hpet.block_id()), b.hpet.read(0, 4));
     assert_eq!(b.hpet.read(0x104, 4), 0x00FF_0104, "routes");
     assert_eq!(b.hpet.read(0x100, 4), 0x8030);
     assert_eq!(b.hpet.read(0x108, 8), u64::MAX);
