@@ -2,7 +2,10 @@
 //! from outside is a trait in [`services`], implemented by the program.
 #![forbid(unsafe_code)]
 
+pub mod a20;
+pub mod acpi_pm;
 pub mod bus;
+pub mod debug_ports;
 pub mod diag;
 pub mod hpet;
 pub mod ioapic;
