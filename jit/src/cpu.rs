@@ -6,7 +6,9 @@ use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::Ram;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
+use crate::runtime::tier::Tier;
 use crate::state::{CpuState, X87, attr, cr0, cr4, efer, flag, mode, reg};
+use crate::vcpu::{Mailbox, VcpuHandle};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -39,6 +41,10 @@ pub struct Cpu {
     pub pdptes: [u64; 4],
     /// Translated blocks.
     pub blocks: BlockCache,
+    /// What other threads left.
+    pub mailbox: Arc<Mailbox>,
+    /// Promotion of hot blocks to compiled code.
+    pub tier: Tier,
     /// MONITOR armed on this guest-physical line.
     pub monitor: Option<u64>,
     /// Why a shutdown (triple fault) happened, once it has.
@@ -65,6 +71,8 @@ impl Cpu {
             tlb,
             pdptes: [0; 4],
             blocks: BlockCache::new(),
+            mailbox: Arc::default(),
+            tier: Tier::default(),
             monitor: None,
             shutdown: None,
             pending_db: 0,
@@ -195,6 +203,11 @@ impl Cpu {
         }
         self.pdptes = entries;
         true
+    }
+
+    /// What other threads use to get this processor's attention.
+    pub fn handle(&self) -> VcpuHandle {
+        VcpuHandle { requests: self.requests.clone() }
     }
 
     /// Other threads want something of this vCPU.

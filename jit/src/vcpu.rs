@@ -1,9 +1,12 @@
 //! The engine's face: what the program uses to make and run virtual processors.
 
 use crate::board::Board;
-use crate::mmu::ram::Ram;
-use std::sync::Arc;
+use crate::cpu::{Cpu, Shared};
+use crate::cpuid::CpuModel;
+use crate::mmu::code_map::CodeMap;
+use crate::mmu::ram::{PAGE_SIZE, Ram};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How code is executed (`-accel`).
 #[derive(Clone, Debug)]
@@ -130,65 +133,118 @@ pub struct SegmentRegister {
 
 /// Code caches, compile threads and memory, shared by all vCPUs of a machine.
 pub struct Engine {
-    _ram: Arc<Ram>,
-    _board: Arc<dyn Board>,
+    shared: Arc<Shared>,
+    board: Arc<dyn Board>,
+    config: EngineConfig,
+    vcpus: Mutex<Vec<Arc<Mailbox>>>,
+}
+
+/// What other threads leave for a vCPU besides its request word.
+#[derive(Default)]
+pub struct Mailbox {
+    /// Guest memory that was written behind the vCPUs' back: (address, length).
+    written: Mutex<Vec<(u64, u64)>>,
+    /// The vCPU's request word.
+    requests: Arc<AtomicU32>,
 }
 
 impl Engine {
     /// An engine over `ram`, with `board` around it.
-    pub fn new(_config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
-        Ok(Arc::new(Self { _ram: ram, _board: board }))
+    pub fn new(config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
+        let code_map = CodeMap::new(&ram);
+        let shared = Arc::new(Shared { ram, code_map });
+        Ok(Arc::new(Self { shared, board, config, vcpus: Mutex::default() }))
     }
 
     /// Tells that something other than a vCPU wrote guest memory (DMA, a loader): translations of it are dropped.
-    pub fn memory_written(&self, _gpa: u64, _len: u64) {}
+    pub fn memory_written(&self, gpa: u64, len: u64) {
+        let first = gpa & !(PAGE_SIZE - 1);
+        let holds_code = (first..gpa.saturating_add(len))
+            .step_by(PAGE_SIZE as usize)
+            .any(|page| self.shared.code_map.get(&self.shared.ram, page) != 0);
+        if !holds_code {
+            return;
+        }
+        for mailbox in lock(&self.vcpus).iter() {
+            lock(&mailbox.written).push((gpa, len));
+            mailbox.requests.fetch_or(request::ENGINE, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A lock that a panic elsewhere does not make unusable: what it guards is valid after every statement.
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Mailbox {
+    /// Takes the ranges written since the last call.
+    pub fn take_written(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut *lock(&self.written))
+    }
 }
 
 /// One virtual processor; lives on its thread.
 pub struct Vcpu {
-    handle: VcpuHandle,
-    registers: Registers,
+    cpu: Box<Cpu>,
 }
 
 impl Vcpu {
     /// Processor number `index` of `engine`, in its reset state. `model` comes from [`crate::cpuid::parse`].
-    pub fn new(_engine: &Arc<Engine>, _index: u32, _model: &crate::cpuid::CpuModel) -> Self {
-        Self { handle: VcpuHandle { requests: Arc::default() }, registers: Registers::default() }
+    pub fn new(engine: &Arc<Engine>, index: u32, model: &CpuModel) -> Self {
+        let mut cpu = Cpu::new(index, engine.shared.clone(), engine.board.clone(), Arc::new(model.clone()));
+        let mailbox = Arc::new(Mailbox { requests: cpu.requests.clone(), ..Mailbox::default() });
+        lock(&engine.vcpus).push(mailbox.clone());
+        cpu.mailbox = mailbox;
+        cpu.tier.configure(&engine.config);
+        cpu.reset();
+        Self { cpu }
     }
 
     /// What other threads use to get this processor's attention.
     pub fn handle(&self) -> VcpuHandle {
-        self.handle.clone()
+        self.cpu.handle()
     }
 
     /// Runs until there is something for the program to do.
     pub fn run(&mut self) -> Exit {
-        Exit::Halted
+        self.cpu.run_loop()
+    }
+
+    /// Request bits that can end the sleep after [`Exit::Halted`]: maskable interrupts only count if enabled.
+    pub fn wake_mask(&self) -> u32 {
+        let masked = self.cpu.state.rflags & crate::state::flag::IF == 0;
+        if masked { !request::INTERRUPT } else { !0 }
     }
 
     /// Power-on or RESET state (SDM 3A 10.1.1): CS:IP = F000:FFF0 with base FFFF0000.
-    pub fn reset(&mut self) {}
+    pub fn reset(&mut self) {
+        self.cpu.shutdown = None;
+        self.cpu.reset();
+    }
 
     /// INIT state for a start-up message: CS = `vector << 8`, IP 0.
-    pub fn start_up(&mut self, _vector: u8) {}
+    pub fn start_up(&mut self, vector: u8) {
+        self.cpu.init_start_up(vector);
+    }
 
     /// All registers.
     pub fn registers(&self) -> Registers {
-        self.registers.clone()
+        self.cpu.get_registers()
     }
 
     /// Sets all registers and drops what depends on them.
     pub fn set_registers(&mut self, registers: &Registers) {
-        self.registers = registers.clone();
+        self.cpu.set_registers(registers);
     }
 
     /// Guest-physical address of linear address `linear`, without side effects.
-    pub fn translate(&self, _linear: u64) -> Option<u64> {
-        None
+    pub fn translate(&self, linear: u64) -> Option<u64> {
+        self.cpu.translate_debug(linear)
     }
 
     /// Readable register dump (the `info registers` of the monitor, and what a triple fault prints).
     pub fn dump(&self) -> String {
-        String::new()
+        self.cpu.dump()
     }
 }

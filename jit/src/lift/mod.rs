@@ -6,6 +6,7 @@
 //! - registers narrower than 32 bits are written through [`Lifter::write_reg`];
 //! - what the IR has no operation for calls a helper ([`crate::helpers`]).
 
+mod disasm;
 pub mod operand;
 
 mod control;
@@ -14,6 +15,8 @@ mod string;
 mod system;
 mod vector;
 mod x87;
+
+pub use disasm::{disassemble, disassemble_bytes};
 
 use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;

@@ -237,6 +237,12 @@ impl Cpu {
         if access == Access::Write {
             let e = self.tlb.entry(index, linear);
             if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
+                let gpa = e.meta & !(PAGE_SIZE - 1);
+                if self.shared.code_map.get(&self.shared.ram, gpa) == 0 {
+                    self.tlb.unprotect(index, linear);
+                    return Ok(Place::Ram);
+                }
+                let e = self.tlb.entry(index, linear);
                 return Ok(Place::Watched(e.meta & !(PAGE_SIZE - 1) | linear & (PAGE_SIZE - 1)));
             }
         }

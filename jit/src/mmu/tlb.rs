@@ -6,6 +6,7 @@
 use super::ram::{PAGE_SIZE, Ram};
 use crate::ir::Ty;
 use crate::ir::op::RmwOp;
+use crate::state::CpuState;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// MMU indexes: supervisor without SMAP checks, user, supervisor with SMAP checks.
@@ -292,6 +293,33 @@ impl Tlb {
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), p.add(at), unit.min(len - at)) };
         }
         true
+    }
+}
+
+impl CpuState {
+    /// Reads the field of `bytes` (at most 16) bytes at byte offset `offset`, as `offset_of!` gave it to the lifter.
+    #[inline]
+    pub fn read_field(&self, offset: usize, bytes: usize) -> u128 {
+        assert!(bytes <= 16 && offset + bytes <= size_of::<Self>());
+        let mut out = [0u8; 16];
+        // SAFETY: the range lies in this structure, and the lifter asks for whole integer fields only.
+        unsafe {
+            let p = std::ptr::from_ref(self).cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(p, out.as_mut_ptr(), bytes);
+        }
+        u128::from_le_bytes(out)
+    }
+
+    /// Writes a field, see [`CpuState::read_field`].
+    #[inline]
+    pub fn write_field(&mut self, offset: usize, bytes: usize, v: u128) {
+        assert!(bytes <= 16 && offset + bytes <= size_of::<Self>());
+        // SAFETY: the range lies in this structure; the lifter names integer fields only, for which every bit pattern
+        // is valid.
+        unsafe {
+            let p = std::ptr::from_mut(self).cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(v.to_le_bytes().as_ptr(), p, bytes);
+        }
     }
 }
 

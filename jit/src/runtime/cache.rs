@@ -1,20 +1,335 @@
-//! Translated blocks of one vCPU.
+//! Translated blocks of one vCPU: found by linear address (jump cache), by physical address (map), dropped by page.
 
 use crate::cpu::Cpu;
+use crate::fault::Fault;
+use crate::ir::Block;
+use crate::lift::{self, LiftError};
+use crate::mmu::code_map::granules;
+use crate::mmu::ram::PAGE_SIZE;
+use crate::passes;
+use crate::state::{mode, reg};
+use std::collections::HashMap;
 
-/// Lifted blocks by key.
-pub struct BlockCache {}
+/// Most bytes a block is lifted from at a time.
+const FETCH_BYTES: u64 = 512;
+const JUMP_ENTRIES: usize = 4096;
+const FETCH_ENTRIES: usize = 256;
+
+/// What identifies a translation: everything lift depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    /// Guest-physical address of the first byte.
+    pub gpa: u64,
+    /// RIP of the first instruction.
+    pub rip: u64,
+    /// CS base (0 in 64-bit mode).
+    pub cs_base: u64,
+    /// Mode word; bit 31 marks a one-instruction block.
+    pub mode: u32,
+}
+
+/// Mark in [`Key::mode`] of blocks of one instruction.
+pub const SINGLE: u32 = 1 << 31;
+
+/// Where a translated block comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Node {
+    /// Its key.
+    pub key: Key,
+    /// Bytes of guest code.
+    len: u64,
+    /// Guest-physical address of the second page's start, for an instruction that crosses.
+    second_page: Option<u64>,
+}
+
+impl Node {
+    /// Guest-physical pieces (address, length) it was lifted from.
+    fn pieces(&self) -> [(u64, u64); 2] {
+        let first = self.len.min(PAGE_SIZE - (self.key.gpa & (PAGE_SIZE - 1)));
+        match self.second_page {
+            Some(page) => [(self.key.gpa, first), (page, (self.len - first).max(1))],
+            None => [(self.key.gpa, first); 2],
+        }
+    }
+
+    fn overlaps(&self, gpa: u64, len: u64) -> bool {
+        self.pieces().iter().any(|(start, n)| *start < gpa.saturating_add(len) && gpa < start + n)
+    }
+
+    /// The one or two pages it lies on.
+    fn pages(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.key.gpa & !(PAGE_SIZE - 1)).chain(self.second_page)
+    }
+}
+
+/// A place for a block.
+#[derive(Default)]
+struct Slot {
+    /// `None`: free.
+    node: Option<Node>,
+    /// The IR; out while the interpreter runs it.
+    block: Option<Box<Block>>,
+}
+
+#[derive(Clone, Copy)]
+struct JumpEntry {
+    rip: u64,
+    cs_base: u64,
+    generation: u64,
+    mode: u32,
+    slot: u32,
+}
+
+#[derive(Clone, Copy)]
+struct FetchEntry {
+    page: u64,
+    generation: u64,
+    mmu: u32,
+    gpa: u64,
+}
+
+/// The blocks.
+pub struct BlockCache {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    by_key: HashMap<Key, u32>,
+    by_page: HashMap<u64, Vec<u32>>,
+    jump: Box<[JumpEntry]>,
+    fetch: Box<[FetchEntry]>,
+    generation: u64,
+    running: Option<u32>,
+    stale: bool,
+}
 
 impl BlockCache {
     /// An empty cache.
     pub fn new() -> Self {
-        Self {}
+        let jump = JumpEntry { rip: 0, cs_base: 0, generation: 0, mode: 0, slot: 0 };
+        let fetch = FetchEntry { page: 0, generation: 0, mmu: 0, gpa: 0 };
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            by_page: HashMap::new(),
+            jump: vec![jump; JUMP_ENTRIES].into_boxed_slice(),
+            fetch: vec![fetch; FETCH_ENTRIES].into_boxed_slice(),
+            generation: 1,
+            running: None,
+            stale: false,
+        }
     }
+
     /// Translations of addresses changed: what is keyed by linear address is stale.
-    pub fn mappings_changed(&mut self) {}
+    pub fn mappings_changed(&mut self) {
+        self.generation += 1;
+    }
+
+    /// The block being interpreted was overwritten.
+    #[inline(always)]
+    pub fn running_is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Takes a block out to run it; [`BlockCache::put_back`] returns it.
+    pub fn take(&mut self, slot: u32) -> Option<Box<Block>> {
+        let block = self.slots.get_mut(slot as usize)?.block.take();
+        self.running = Some(slot);
+        self.stale = false;
+        block
+    }
+
+    /// Returns a block that was taken, unless it was dropped meanwhile.
+    pub fn put_back(&mut self, slot: u32, block: Box<Block>) {
+        if self.stale {
+            self.free.push(slot);
+        } else if let Some(s) = self.slots.get_mut(slot as usize) {
+            s.block = Some(block);
+        }
+        self.running = None;
+        self.stale = false;
+    }
+
+    fn insert(&mut self, node: Node, block: Block) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() as u32 - 1
+        });
+        self.by_key.insert(node.key, slot);
+        for page in node.pages() {
+            self.by_page.entry(page).or_default().push(slot);
+        }
+        self.slots[slot as usize] = Slot { node: Some(node), block: Some(Box::new(block)) };
+        slot
+    }
+
+    /// Number of blocks held.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Drops blocks of `page` that overlap the range; returns the granules of those that stay.
+    fn drop_overlapping(&mut self, page: u64, gpa: u64, len: u64) -> u64 {
+        let Some(list) = self.by_page.remove(&page) else { return 0 };
+        let mut left = 0;
+        let mut keep = Vec::with_capacity(list.len());
+        for slot in list {
+            let Some(node) = self.slots[slot as usize].node else { continue };
+            if node.overlaps(gpa, len) {
+                self.drop_node(slot, &node, page);
+                continue;
+            }
+            for (start, n) in node.pieces() {
+                if start & !(PAGE_SIZE - 1) == page {
+                    left |= granules(start, n);
+                }
+            }
+            keep.push(slot);
+        }
+        if !keep.is_empty() {
+            self.by_page.insert(page, keep);
+        }
+        left
+    }
+
+    /// Drops a block whose entry in the list of `page` is gone already.
+    fn drop_node(&mut self, slot: u32, node: &Node, page: u64) {
+        self.by_key.remove(&node.key);
+        for other in node.pages().filter(|p| *p != page) {
+            if let Some(l) = self.by_page.get_mut(&other) {
+                l.retain(|i| *i != slot);
+            }
+        }
+        self.slots[slot as usize] = Slot::default();
+        if self.running == Some(slot) {
+            self.stale = true;
+        } else {
+            self.free.push(slot);
+        }
+    }
+}
+
+fn jump_slot(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize & (JUMP_ENTRIES - 1)
 }
 
 impl Cpu {
+    /// The block at RIP, lifted now if need be. `single`: of one instruction.
+    #[inline]
+    pub fn find_block(&mut self, single: bool) -> Result<u32, Fault> {
+        let s = &self.state;
+        let cs_base = if s.long64() { 0 } else { s.segs[reg::CS].base };
+        let word = s.mode | if single { SINGLE } else { 0 };
+        let e = &self.blocks.jump[jump_slot(s.rip)];
+        if e.rip == s.rip && e.mode == word && e.cs_base == cs_base && e.generation == self.blocks.generation {
+            return Ok(e.slot);
+        }
+        self.find_block_slow(word, cs_base)
+    }
+
+    fn find_block_slow(&mut self, word: u32, cs_base: u64) -> Result<u32, Fault> {
+        let rip = self.state.rip;
+        if !self.state.long64() && rip > self.state.segs[reg::CS].limit as u64 {
+            return Err(Fault::GP0);
+        }
+        let linear = self.state.linear_rip();
+        let gpa = self.fetch_address(linear)?;
+        let key = Key { gpa, rip, cs_base, mode: word };
+        let slot = match self.blocks.by_key.get(&key).copied() {
+            Some(slot) => self.revalidate(slot, key, linear)?,
+            None => self.lift_node(key, linear)?,
+        };
+        let generation = self.blocks.generation;
+        self.blocks.jump[jump_slot(rip)] = JumpEntry { rip, cs_base, generation, mode: word, slot };
+        Ok(slot)
+    }
+
+    /// A block with an instruction that crosses into a second page is valid while that page is the same.
+    fn revalidate(&mut self, slot: u32, key: Key, linear: u64) -> Result<u32, Fault> {
+        let Some(second) = self.blocks.slots[slot as usize].node.and_then(|n| n.second_page) else {
+            return Ok(slot);
+        };
+        if self.fetch_address(next_page(linear))? == second {
+            return Ok(slot);
+        }
+        self.invalidate_code(key.gpa, 1);
+        self.lift_node(key, linear)
+    }
+
+    /// Guest-physical address of a fetch, through a small cache.
+    fn fetch_address(&mut self, linear: u64) -> Result<u64, Fault> {
+        let page = linear & !(PAGE_SIZE - 1);
+        let mmu = self.state.mode & (mode::MMU | mode::CPL);
+        let slot = (linear >> 12) as usize & (FETCH_ENTRIES - 1);
+        let e = &self.blocks.fetch[slot];
+        if e.page == page && e.generation == self.blocks.generation && e.mmu == mmu {
+            return Ok(e.gpa | linear & (PAGE_SIZE - 1));
+        }
+        let gpa = self.translate_fetch(linear)?;
+        let generation = self.blocks.generation;
+        self.blocks.fetch[slot] = FetchEntry { page, generation, mmu, gpa: gpa & !(PAGE_SIZE - 1) };
+        Ok(gpa)
+    }
+
+    fn lift_node(&mut self, key: Key, linear: u64) -> Result<u32, Fault> {
+        let in_page = PAGE_SIZE - (key.gpa & (PAGE_SIZE - 1));
+        // SDM 3A 5.3: a fetch beyond the limit of CS is #GP; the block ends at the limit.
+        let limit_left = if self.state.long64() {
+            u64::MAX
+        } else {
+            (self.state.segs[reg::CS].limit as u64 - key.rip).saturating_add(1)
+        };
+        let max = if key.mode & (SINGLE | mode::TF | mode::STEP) != 0 { 1 } else { lift::MAX_INSNS };
+        let mut buf = [0; FETCH_BYTES as usize + 16];
+        let take = in_page.min(FETCH_BYTES).min(limit_left) as usize;
+        self.shared.ram.read(key.gpa, &mut buf[..take]);
+        let model = self.model.clone();
+        let word = key.mode & !SINGLE;
+        let mut second_page = None;
+        let block = match lift::lift_block(&buf[..take], key.rip, word, &model, max) {
+            Ok(block) => block,
+            Err(LiftError::NeedMoreBytes) => {
+                let more = (16.min(limit_left - take as u64)) as usize;
+                if more == 0 {
+                    return Err(Fault::GP0);
+                }
+                let next = self.fetch_address(next_page(linear))?;
+                second_page = Some(next);
+                self.shared.ram.read(next, &mut buf[take..take + more]);
+                lift::lift_block(&buf[..take + more], key.rip, word, &model, 1).map_err(|_| Fault::GP0)?
+            }
+        };
+        Ok(self.enter_node(key, block, second_page))
+    }
+
+    fn enter_node(&mut self, key: Key, mut block: Block, second_page: Option<u64>) -> u32 {
+        tracing::trace!(target: "in_asm", "{}", lift::disassemble(&block, self.shared.ram.as_ref(), key.gpa));
+        debug_assert_eq!(crate::ir::verify::check(&block), Ok(()));
+        passes::run(&mut block);
+        tracing::trace!(target: "op_opt", "{}", crate::ir::text::print(&block));
+        let node = Node { key, len: block.len.max(1) as u64, second_page };
+        for (gpa, len) in node.pieces() {
+            let before = self.shared.code_map.mark(&self.shared.ram, gpa, granules(gpa, len));
+            if before == 0 {
+                self.tlb.protect_code_page(gpa & !(PAGE_SIZE - 1));
+            }
+        }
+        self.blocks.insert(node, block)
+    }
+
     /// Drops translated code that overlaps `len` bytes at guest-physical `gpa`.
-    pub fn invalidate_code(&mut self, _gpa: u64, _len: u64) {}
+    pub fn invalidate_code(&mut self, gpa: u64, len: u64) {
+        let first = gpa & !(PAGE_SIZE - 1);
+        let last = gpa.saturating_add(len.max(1) - 1) & !(PAGE_SIZE - 1);
+        for page in (first..=last).step_by(PAGE_SIZE as usize) {
+            let left = self.blocks.drop_overlapping(page, gpa, len);
+            self.shared.code_map.set(&self.shared.ram, page, left);
+        }
+        self.blocks.mappings_changed();
+        self.state.jump_generation += 1;
+    }
+}
+
+/// Start of the page after `linear`'s.
+fn next_page(linear: u64) -> u64 {
+    (linear & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)
 }

@@ -1,1 +1,2 @@
 //! The processor's system side: reset, exceptions and interrupts, segments, task switch, MSRs.
+mod pending;

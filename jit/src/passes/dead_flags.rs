@@ -1,0 +1,122 @@
+//! Removes flag computations that nobody can see: overwritten before a reader, a fault or the block's end.
+
+use crate::helpers::{self, HelperId, effect};
+use crate::ir::op::Traits;
+use crate::ir::{Block, Inst, Op};
+
+/// Runs the pass.
+pub fn run(block: &mut Block) {
+    let mut live = true;
+    let mut stores_in: Option<u16> = None;
+    let mut keep = vec![true; block.insts.len()];
+    for (n, i) in block.insts.iter().enumerate().rev() {
+        // An instruction that stores may turn out to overwrite this block: execution then stops after it, with the
+        // flags it leaves.
+        let traits = i.op.info().traits;
+        if stores_in != Some(i.off) && stores(block, n) {
+            live = true;
+            stores_in = Some(i.off);
+        }
+        let (reads, sets) = flag_use(i);
+        if sets && !live && !traits.has(Traits::FAULT) {
+            keep[n] = false;
+            continue;
+        }
+        if sets {
+            live = traits.has(Traits::MAY_SET_FLAGS) && live;
+        }
+        if reads || traits.has(Traits::FAULT) && faults(i) {
+            live = true;
+        }
+    }
+    let mut n = 0;
+    block.insts.retain(|_| {
+        n += 1;
+        keep[n - 1]
+    });
+}
+
+/// The guest instruction that ends at operation `n` (its last one) changes memory.
+fn stores(block: &Block, n: usize) -> bool {
+    let off = block.insts[n].off;
+    let last = block.insts.get(n + 1).is_none_or(|next| next.off != off);
+    last && block.insts[..=n]
+        .iter()
+        .rev()
+        .take_while(|i| i.off == off)
+        .any(|i| matches!(i.op, Op::Store | Op::VStore | Op::Rmw | Op::Cas | Op::Call))
+}
+
+fn faults(i: &Inst) -> bool {
+    i.op != Op::Call || helpers::helper(HelperId(i.imm as u16)).effects & effect::FAULTS != 0
+}
+
+/// Whether an operation reads and sets the flags.
+fn flag_use(i: &Inst) -> (bool, bool) {
+    if i.op == Op::Call {
+        let e = helpers::helper(HelperId(i.imm as u16)).effects;
+        return (e & effect::READS_FLAGS != 0, e & effect::SETS_FLAGS != 0);
+    }
+    let t = i.op.info().traits;
+    let sets = t.has(Traits::SETS_FLAGS) || t.has(Traits::MAY_SET_FLAGS);
+    (t.has(Traits::READS_FLAGS), sets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::flags::CcKind;
+    use crate::ir::{Builder, Ty, Val};
+
+    fn block(build: impl FnOnce(&mut Builder)) -> Block {
+        let mut b = Builder::default();
+        build(&mut b);
+        Block { rip: 0, mode: 0, len: 0, count: 0, insts: b.finish() }
+    }
+
+    fn flag_ops(b: &Block) -> usize {
+        b.insts.iter().filter(|i| i.op == Op::SetFlags).count()
+    }
+
+    #[test]
+    fn overwritten_flags_go_and_visible_ones_stay() {
+        let rax = Val::gpr(0);
+        let mut b = block(|b| {
+            b.start_insn(0);
+            b.set_flags(CcKind::Logic, Ty::I32, rax, 0);
+            b.start_insn(2);
+            b.set_flags(CcKind::Logic, Ty::I32, rax, 0);
+            b.start_insn(4);
+            b.jmp(0);
+        });
+        run(&mut b);
+        assert_eq!(flag_ops(&b), 1);
+        let mut b = block(|b| {
+            b.start_insn(0);
+            b.set_flags(CcKind::Logic, Ty::I32, rax, 0);
+            b.start_insn(2);
+            b.load(Ty::I32, rax, 0, 0);
+            b.set_flags(CcKind::Logic, Ty::I32, rax, 0);
+            b.start_insn(4);
+            b.jmp(0);
+        });
+        run(&mut b);
+        assert_eq!(flag_ops(&b), 2, "a load may fault: the flags before it are visible");
+    }
+
+    #[test]
+    fn a_reader_keeps_them() {
+        let rax = Val::gpr(0);
+        let mut b = block(|b| {
+            b.start_insn(0);
+            b.set_flags(CcKind::Logic, Ty::I32, rax, 0);
+            b.start_insn(2);
+            let c = b.get_cond(4);
+            b.set_flags(CcKind::Logic, Ty::I32, c, 0);
+            b.start_insn(4);
+            b.jmp(0);
+        });
+        run(&mut b);
+        assert_eq!(flag_ops(&b), 2);
+    }
+}

@@ -1,0 +1,10 @@
+//! Passes over the IR: each one function over one block, a line in [`run`].
+
+mod dead_flags;
+
+use crate::ir::Block;
+
+/// All passes in order.
+pub fn run(block: &mut Block) {
+    dead_flags::run(block);
+}
