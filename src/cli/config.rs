@@ -44,6 +44,10 @@ pub struct Config {
     pub serials: [Option<CharId>; 4],
     /// Host ends that carry a monitor (`-monitor`, `mon:`).
     pub monitors: Vec<CharId>,
+    /// Byte that introduces the escapes of shared consoles (`-echr`, Ctrl-A unless told).
+    pub mux_escape: u8,
+    /// A console or monitor leads somewhere, or the command line says that none is wanted.
+    pub console_seen: bool,
     /// `-action`, `-no-reboot`, `-no-shutdown`.
     pub actions: Actions,
     /// `-S`: the vCPUs do not run before `cont`.

@@ -1,2 +1,155 @@
-//! The command line.
+//! The command line: QEMU's grammar in, a checked [`config::Config`] out.
+//!
+//! [`options`] holds the table of options and splits the line, [`keyval`] and [`values`] read values, the other modules
+//! turn the options of one subject into their part of the configuration. Every error is one line that names the
+//! option, the cause and the remedy.
+
+mod boot;
+mod chars;
 pub mod config;
+mod devices;
+mod help;
+mod keyval;
+mod logging;
+mod machine;
+mod memory;
+mod options;
+mod smbios;
+pub mod suggest;
+mod unsupported;
+pub mod values;
+
+pub use boot::os_reason;
+pub use help::{VERSION, version};
+pub use logging::parse_items as parse_log_items;
+
+use anyhow::{Result, bail};
+use config::{Config, Identity};
+use options::Arguments;
+use std::path::Path;
+
+/// What the command line asks for.
+pub enum Request {
+    /// Make and run a machine.
+    Run(Box<Config>),
+    /// Print this on standard output and end with status 0.
+    Print(String),
+}
+
+/// How the program was called: by its own name or by QEMU's.
+pub fn identify(argv0: Option<&str>) -> Identity {
+    let program = argv0
+        .and_then(|p| Path::new(p).file_name())
+        .map_or_else(|| "brolga".to_owned(), |n| n.to_string_lossy().into_owned());
+    let qemu = program.starts_with("qemu-system-");
+    Identity { program, qemu }
+}
+
+/// Reads the command line; `args` are the words after the program's name.
+pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
+    let arguments = Arguments::read(args)?;
+    if let Some(text) = help::requested(&identity, &arguments)? {
+        return Ok(Request::Print(text));
+    }
+    let (machine, accel) = machine::board(&arguments)?;
+    let chars = chars::settle(&arguments)?;
+    let devices = devices::settle(&arguments, chars)?;
+    let config = Config {
+        name: machine::name(&arguments)?,
+        uuid: machine::uuid(&arguments)?,
+        machine,
+        ram: memory::settle(&arguments, &identity)?,
+        cpus: machine::cpus(&arguments)?,
+        cpu: machine::cpu(&arguments)?,
+        engine: machine::engine(&arguments, accel.as_deref())?,
+        boot: boot::settle(&arguments)?,
+        loaders: devices.loaders,
+        debug_exits: devices.debug_exits,
+        debug_consoles: devices.debug_consoles,
+        smbios: smbios::settle(&arguments)?,
+        rtc: machine::rtc(&arguments)?,
+        chardevs: devices.chars.chardevs,
+        serials: devices.chars.serials,
+        monitors: devices.chars.monitors,
+        mux_escape: devices.chars.mux_escape,
+        console_seen: devices.chars.console_seen,
+        actions: machine::actions(&arguments)?,
+        start_paused: arguments.flag("S"),
+        log: logging::settle(&arguments)?,
+        identity,
+    };
+    absent(&arguments)?;
+    if config.boot.kernel.is_none() && config.boot.bios.is_none() && config.loaders.is_empty() {
+        bail!("nothing to start; give -kernel FILE, -bios FILE or -device loader,file=FILE (-help lists all options)");
+    }
+    Ok(Request::Run(Box::new(config)))
+}
+
+/// Options that can only say that there is none of something.
+fn absent(arguments: &Arguments) -> Result<()> {
+    const ABSENT: &[(&str, &str)] = &[
+        ("display", "there is no display yet; use -display none, or -nographic for a console"),
+        ("vga", "there is no graphics card yet; use -vga none"),
+        ("parallel", "there is no parallel port; use -parallel none"),
+        ("net", "there is no network card yet; use -net none"),
+        ("nic", "there is no network card yet; use -nic none"),
+    ];
+    for (name, why) in ABSENT {
+        if let Some(value) = arguments.all(name).iter().find(|v| *v != "none") {
+            bail!("-{name} {value}: {why}");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Parses a command line under our own name.
+    pub fn parse_line(line: &[&str]) -> Result<Config, String> {
+        parse_as("brolga", line)
+    }
+
+    /// Parses a command line under a given name.
+    pub fn parse_as(program: &str, line: &[&str]) -> Result<Config, String> {
+        let args: Vec<String> = line.iter().map(|s| s.to_string()).collect();
+        match parse(identify(Some(program)), &args) {
+            Ok(Request::Run(config)) => Ok(*config),
+            Ok(Request::Print(text)) => Err(format!("printed: {text}")),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// A line that only lacks what is under test: the loader needs no file.
+    pub fn with(extra: &[&str]) -> Result<Config, String> {
+        let mut line = vec!["-device", "loader,data=1,data-len=1,addr=0"];
+        line.extend(extra);
+        parse_line(&line)
+    }
+
+    #[test]
+    fn names() {
+        assert!(!identify(Some("/usr/bin/brolga")).qemu);
+        assert!(identify(Some("/x/qemu-system-x86_64")).qemu);
+        assert_eq!(identify(None).program, "brolga");
+    }
+
+    #[test]
+    fn defaults_depend_on_the_name() {
+        let line = ["-device", "loader,data=1,data-len=1,addr=0"];
+        assert_eq!(parse_as("qemu-system-x86_64", &line).unwrap().ram, 128 << 20);
+        assert_eq!(parse_as("brolga", &line).unwrap().ram, 512 << 20);
+    }
+
+    #[test]
+    fn something_must_be_started() {
+        assert!(parse_line(&["-nographic"]).unwrap_err().starts_with("nothing to start; give -kernel FILE"));
+    }
+
+    #[test]
+    fn absent_hardware() {
+        assert!(with(&["-display", "none", "-vga", "none", "-net", "none", "-parallel", "none"]).is_ok());
+        assert_eq!(with(&["-vga", "std"]).unwrap_err(), "-vga std: there is no graphics card yet; use -vga none");
+    }
+}

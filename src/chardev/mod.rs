@@ -1,0 +1,204 @@
+//! Host ends of character devices: what serial ports, debug consoles and the monitor talk to.
+//!
+//! Threads: each way out has a writer ([`output`]), standard input has a reader ([`input`]) that calls devices and
+//! monitors directly. Nothing here runs on a vCPU's thread but putting bytes into a queue.
+
+mod input;
+mod mux;
+mod output;
+mod plain;
+pub mod terminal;
+
+pub use mux::FocusListener;
+
+use crate::cli::config::{CharId, CharKind, CharSpec, Config};
+use crate::monitor::{Control, Facts, Monitor, MonitorHost};
+use crate::signals;
+use anyhow::{Context, Result, anyhow};
+use brolga_devices::services::{CharBackend, CharFrontend};
+use input::{InputSink, Waker};
+use mux::{Mux, MuxPort};
+use output::Output;
+use plain::Plain;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+/// How long an output may make no progress at the end of the process before what is left is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A host end.
+enum HostEnd {
+    Plain(Arc<Plain>),
+    Mux(Arc<Mux>),
+}
+
+/// All host ends of a machine.
+pub struct Chardevs {
+    ends: Vec<HostEnd>,
+    specs: Vec<CharSpec>,
+    /// Standard input's reader to be, if a host end has it.
+    stdin: Option<(usize, Waker)>,
+    /// Monitors live as long as the host ends.
+    monitors: Mutex<Vec<Arc<Monitor>>>,
+}
+
+/// A device's end of a host end.
+pub struct CharPort(Port);
+
+enum Port {
+    Plain(Arc<Plain>),
+    Mux(Arc<MuxPort>),
+}
+
+impl CharPort {
+    /// What the device writes to.
+    pub fn backend(&self) -> Arc<dyn CharBackend> {
+        match &self.0 {
+            Port::Plain(plain) => plain.clone(),
+            Port::Mux(port) => port.clone(),
+        }
+    }
+
+    /// Makes `device` the receiver of input.
+    pub fn connect(&self, device: Weak<dyn CharFrontend>) {
+        match &self.0 {
+            Port::Plain(plain) => plain.connect(device),
+            Port::Mux(port) => port.connect(device),
+        }
+    }
+
+    /// Tells `listener` when input goes to this port (on a shared terminal).
+    pub fn listen(&self, listener: Weak<dyn FocusListener>) {
+        if let Port::Mux(port) = &self.0 {
+            port.listen(listener);
+        }
+    }
+}
+
+impl Chardevs {
+    /// Opens the host ends that `config` names. Nothing is read and the terminal stays as it is before [`Self::start`].
+    pub fn open(config: &Config) -> Result<Self> {
+        let mut this =
+            Self { ends: Vec::new(), specs: config.chardevs.clone(), stdin: None, monitors: Mutex::default() };
+        for (i, spec) in config.chardevs.iter().enumerate() {
+            let end = match &spec.kind {
+                CharKind::Null => HostEnd::Plain(Plain::new(None, None)),
+                CharKind::File(path) => HostEnd::Plain(Plain::new(Some(open_file(spec, path)?), None)),
+                CharKind::Stdio { .. } => {
+                    let stdout = std::io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
+                    let output = Output::start("stdout".into(), stdout.into())?;
+                    let waker = Waker::new().context("standard input")?;
+                    this.stdin = Some((i, waker.clone()));
+                    if spec.mux {
+                        HostEnd::Mux(Mux::new(output, waker, config.mux_escape))
+                    } else {
+                        HostEnd::Plain(Plain::new(Some(output), Some(waker)))
+                    }
+                }
+            };
+            this.ends.push(end);
+        }
+        Ok(this)
+    }
+
+    /// The end for one more device at host end `id`. On a shared terminal the first one has the keyboard.
+    pub fn port(&self, id: CharId) -> CharPort {
+        CharPort(match &self.ends[id.0] {
+            HostEnd::Plain(plain) => Port::Plain(plain.clone()),
+            HostEnd::Mux(mux) => Port::Mux(Arc::new(mux.add())),
+        })
+    }
+
+    /// Makes the monitors, takes the terminal and starts reading. Call once, when the devices have their ports.
+    pub fn start(self: &Arc<Self>, config: &Config, host: &Arc<dyn MonitorHost>) -> Result<()> {
+        let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
+        for &id in &config.monitors {
+            let facts = Facts {
+                identity: config.identity.clone(),
+                name: config.name.clone(),
+                uuid: config.uuid,
+                chardevs: self.info(),
+            };
+            let monitor = Monitor::start(self.port(id), host, facts);
+            if !config.chardevs[id.0].mux {
+                monitor.focused();
+            }
+            monitors.push(monitor);
+        }
+        drop(monitors);
+        let quit: Arc<dyn Fn() + Send + Sync> = {
+            let host = Arc::downgrade(host);
+            Arc::new(move || match host.upgrade() {
+                Some(host) => host.control(Control::Quit),
+                None => leave(0),
+            })
+        };
+        signals::on_termination(quit.clone());
+        let Some((index, waker)) = &self.stdin else { return Ok(()) };
+        let sink: Arc<dyn InputSink> = match &self.ends[*index] {
+            HostEnd::Plain(plain) => plain.clone(),
+            HostEnd::Mux(mux) => {
+                mux.on_quit(quit);
+                mux.clone()
+            }
+        };
+        let signal = self.specs[*index].kind == CharKind::Stdio { signal: true };
+        terminal::make_raw(signal).context("cannot set up the terminal")?;
+        let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
+        input::start(stdin, waker.clone(), sink)?;
+        Ok(())
+    }
+
+    /// Lines for `info chardev`.
+    fn info(&self) -> Vec<String> {
+        let shown = |spec: &CharSpec| match &spec.kind {
+            CharKind::Null => "null".to_owned(),
+            CharKind::Stdio { .. } if spec.mux => "mux (stdio)".to_owned(),
+            CharKind::Stdio { .. } => "stdio".to_owned(),
+            CharKind::File(path) => format!("file:{}", path.display()),
+        };
+        self.specs.iter().map(|spec| format!("{}: filename={}", spec.label, shown(spec))).collect()
+    }
+}
+
+fn open_file(spec: &CharSpec, path: &Path) -> Result<Arc<Output>> {
+    let option = spec.label.trim_end_matches(|c: char| c.is_ascii_digit());
+    let file = File::create(path).map_err(|e| {
+        let reason = crate::cli::os_reason(&e);
+        anyhow!("-{option} file:{}: cannot be written: {reason}; choose another file", path.display())
+    })?;
+    Ok(Output::start(spec.label.clone(), file)?)
+}
+
+/// Writes out what is queued and puts the terminal back: the last thing before the process ends.
+pub fn finish() {
+    output::flush_all(PATIENCE);
+    terminal::restore();
+}
+
+/// Ends the process at once but tidily.
+pub fn leave(status: i32) -> ! {
+    output::flush_all(Duration::from_secs(1));
+    terminal::restore();
+    std::process::exit(status)
+}
+
+/// Puts the terminal back before a panic's message is shown, and ends the process: a machine that lost a thread cannot go
+/// on. Threads that compile code may fail alone: their panics are caught where they are started.
+pub fn restore_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let caught = thread::current().name().is_some_and(|name| name.starts_with("jit"));
+        if caught {
+            return report(info);
+        }
+        output::flush_all(Duration::from_secs(1));
+        terminal::restore();
+        report(info);
+        std::process::exit(101);
+    }));
+}

@@ -1,0 +1,215 @@
+//! Output to the host: a queue and a thread that empties it, so that nobody waits for a slow terminal, pipe or disk.
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Beyond this many queued bytes the guest's writes wait for the reader, so that memory stays bounded and nothing is lost;
+/// a line with flow control does the same.
+const LIMIT: usize = 16 << 20;
+/// How long bytes are gathered before they are written: a UART delivers them one by one.
+const GATHER: Duration = Duration::from_micros(500);
+/// Most bytes in one system call.
+const CHUNK: usize = 64 << 10;
+
+/// All outputs, for [`flush_all`].
+static OUTPUTS: Mutex<Vec<Weak<Output>>> = Mutex::new(Vec::new());
+
+/// A queued way out. Lock order: `state` is a leaf, nothing is called while it is held.
+pub struct Output {
+    state: Mutex<State>,
+    /// Something in `state` changed.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: Vec<u8>,
+    /// The writer sleeps until told.
+    idle: bool,
+    /// The writer has bytes that are not written yet.
+    writing: bool,
+    /// Nobody reads any more (or the device failed): bytes are dropped.
+    closed: bool,
+    /// Bytes written so far.
+    written: u64,
+}
+
+impl Output {
+    /// Starts a writer thread for `file`; `name` is for messages.
+    pub fn start(name: String, file: File) -> std::io::Result<Arc<Self>> {
+        let this = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
+        let writer = this.clone();
+        thread::Builder::new().name(format!("out-{name}")).spawn(move || writer.run(&name, file))?;
+        OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&this));
+        Ok(this)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues `bytes`.
+    pub fn write(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        while state.queue.len() >= LIMIT && !state.closed {
+            state = self.wait(state);
+        }
+        if state.closed {
+            return;
+        }
+        state.queue.extend_from_slice(bytes);
+        if state.idle {
+            state.idle = false;
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until all is written; gives up after `patience` without progress. Returns whether all was written.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let mut state = self.lock();
+        let (mut written, mut since) = (state.written, Instant::now());
+        while !state.closed && (state.writing || !state.queue.is_empty()) {
+            if state.written != written {
+                (written, since) = (state.written, Instant::now());
+            }
+            let Some(left) = patience.checked_sub(since.elapsed()) else { return false };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn run(&self, name: &str, mut file: File) {
+        loop {
+            let mut state = self.lock();
+            if state.queue.is_empty() {
+                while state.queue.is_empty() {
+                    state.idle = true;
+                    state = self.wait(state);
+                }
+                state.idle = false;
+                drop(state);
+                thread::sleep(GATHER);
+                state = self.lock();
+            }
+            let batch = std::mem::take(&mut state.queue);
+            state.writing = true;
+            drop(state);
+            self.changed.notify_all();
+            let result = self.write_out(&mut file, &batch);
+            let mut state = self.lock();
+            state.writing = false;
+            state.closed = result.is_err();
+            drop(state);
+            self.changed.notify_all();
+            if let Err(e) = result {
+                // A reader that went away is no surprise; a full disk is.
+                if e.kind() != ErrorKind::BrokenPipe {
+                    tracing::warn!("{name}: output fails from here on: {e}");
+                }
+                return;
+            }
+        }
+    }
+
+    fn write_out(&self, file: &mut File, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            match file.write(&bytes[..bytes.len().min(CHUNK)]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    bytes = &bytes[n..];
+                    self.lock().written += n as u64;
+                    self.changed.notify_all();
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // Somebody who shares the terminal made it non-blocking.
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    let _ = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Flushes every output; see [`Output::flush`].
+pub fn flush_all(patience: Duration) {
+    let outputs: Vec<_> =
+        OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+    for output in outputs {
+        output.flush(patience);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn pipe() -> (File, File) {
+        let (r, w) = nix::unistd::pipe().unwrap();
+        (r.into(), w.into())
+    }
+
+    #[test]
+    fn a_slow_pipe_loses_nothing_and_blocks_nobody() {
+        let (mut reader, writer) = pipe();
+        let output = Output::start("test".into(), writer).unwrap();
+        let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+        let begin = Instant::now();
+        sent.chunks(7).for_each(|c| output.write(c));
+        assert!(begin.elapsed() < Duration::from_secs(2), "nobody has read yet, and write returned");
+        assert!(!output.flush(Duration::from_millis(20)), "the pipe is full");
+        let mut got = vec![0; sent.len()];
+        for piece in got.chunks_mut(9973) {
+            reader.read_exact(piece).unwrap();
+        }
+        assert!(got == sent);
+        assert!(output.flush(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_full_queue_waits_for_the_reader() {
+        let (mut reader, writer) = pipe();
+        let output = Output::start("test".into(), writer).unwrap();
+        let filler = output.clone();
+        let total = LIMIT + (4 << 20);
+        let thread = thread::spawn(move || {
+            for _ in 0..total / 65536 {
+                filler.write(&[7; 65536]);
+            }
+            filler.write(b"!");
+        });
+        let mut count = 0;
+        let mut buf = vec![0; 1 << 20];
+        while count < total + 1 {
+            assert!(output.lock().queue.len() <= LIMIT + 65536);
+            count += reader.read(&mut buf).unwrap();
+        }
+        thread.join().unwrap();
+        assert_eq!(count, total + 1);
+    }
+
+    #[test]
+    fn a_reader_that_left_stops_nobody() {
+        let (reader, writer) = pipe();
+        drop(reader);
+        let output = Output::start("test".into(), writer).unwrap();
+        output.write(b"x");
+        assert!(output.flush(Duration::from_secs(5)));
+        for _ in 0..100 {
+            output.write(&[0; 1 << 20]);
+        }
+        assert!(output.lock().queue.len() <= 1 << 20, "dropped, not kept");
+    }
+}

@@ -1,0 +1,72 @@
+//! Host ends with one device: null, a file, a terminal that is not shared.
+
+use super::input::{InputSink, Waker};
+use super::output::Output;
+use brolga_devices::services::{CharBackend, CharFrontend};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// The device that a host end belongs to, once it is known. Never locked while it is called.
+#[derive(Default)]
+pub struct Attached(Mutex<Option<Weak<dyn CharFrontend>>>);
+
+impl Attached {
+    /// Makes `frontend` the receiver of input.
+    pub fn set(&self, frontend: Weak<dyn CharFrontend>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(frontend);
+    }
+
+    /// The device, if it is there.
+    pub fn get(&self) -> Option<Arc<dyn CharFrontend>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.upgrade()
+    }
+}
+
+/// A host end with one device.
+pub struct Plain {
+    output: Option<Arc<Output>>,
+    waker: Option<Waker>,
+    device: Attached,
+}
+
+impl Plain {
+    /// Bytes go to `output` or nowhere; `waker` wakes the thread that reads input, if there is any.
+    pub fn new(output: Option<Arc<Output>>, waker: Option<Waker>) -> Arc<Self> {
+        Arc::new(Self { output, waker, device: Attached::default() })
+    }
+
+    /// Makes `frontend` the receiver of input.
+    pub fn connect(&self, frontend: Weak<dyn CharFrontend>) {
+        self.device.set(frontend);
+        self.input_ready();
+    }
+}
+
+impl CharBackend for Plain {
+    fn write(&self, bytes: &[u8]) {
+        if let Some(output) = &self.output {
+            output.write(bytes);
+        }
+    }
+
+    fn input_ready(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+    }
+}
+
+impl InputSink for Plain {
+    fn pump(&self, input: &mut Vec<u8>) {
+        let Some(device) = self.device.get() else { return };
+        let mut taken = 0;
+        while taken < input.len() {
+            let room = device.can_receive().min(input.len() - taken);
+            if room == 0 {
+                break;
+            }
+            device.receive(&input[taken..taken + room]);
+            taken += room;
+        }
+        input.drain(..taken);
+    }
+}

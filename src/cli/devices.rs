@@ -1,0 +1,253 @@
+//! `-device` and `-debugcon`.
+
+use super::boot::readable;
+use super::chars::Chars;
+use super::config::{DebugConsole, DebugExit, Loader};
+use super::keyval::KeyValues;
+use super::options::Arguments;
+use super::{suggest, unsupported, values};
+use anyhow::{Result, anyhow, bail};
+use std::path::PathBuf;
+
+/// A device model for `-device`.
+struct Model {
+    name: &'static str,
+    about: &'static str,
+    /// Keys with what they mean.
+    keys: &'static [(&'static str, &'static str)],
+    add: fn(&mut Devices, KeyValues, &str) -> Result<()>,
+}
+
+const MODELS: &[Model] = &[
+    Model {
+        name: "isa-debug-exit",
+        about: "a write of V to its port ends the process with status (V << 1) | 1",
+        keys: &[("iobase", "first I/O port (default 0x501)"), ("iosize", "number of ports (default 2)")],
+        add: debug_exit,
+    },
+    Model {
+        name: "isa-debugcon",
+        about: "bytes written to its port go to a host end (use -debugcon to choose it)",
+        keys: &[("iobase", "I/O port"), ("readback", "value that a read returns"), ("chardev", "not supported yet")],
+        add: debug_console,
+    },
+    Model {
+        name: "loader",
+        about: "places a file or a value in guest memory, or sets a program counter",
+        keys: &[
+            ("file", "file to load: ELF by its own addresses, others at addr"),
+            ("addr", "guest-physical address, or program counter"),
+            ("cpu-num", "processor whose program counter is set to the entry point"),
+            ("force-raw", "on: load an ELF file byte for byte"),
+            ("data", "value to store instead of a file"),
+            ("data-len", "its length: 1, 2, 4 or 8 bytes"),
+            ("data-be", "on: store it with the highest byte first"),
+        ],
+        add: loader,
+    },
+];
+
+/// Devices while they are collected.
+#[derive(Debug)]
+pub struct Devices {
+    pub loaders: Vec<Loader>,
+    pub debug_exits: Vec<DebugExit>,
+    pub debug_consoles: Vec<DebugConsole>,
+    pub chars: Chars,
+}
+
+/// The devices asked for.
+pub fn settle(arguments: &Arguments, chars: Chars) -> Result<Devices> {
+    let mut devices = Devices { loaders: Vec::new(), debug_exits: Vec::new(), debug_consoles: Vec::new(), chars };
+    for target in arguments.all("debugcon") {
+        let label = format!("debugcon{}", devices.debug_consoles.len());
+        match devices.chars.add("-debugcon", target, label)? {
+            Some(chardev) => devices.debug_consoles.push(DebugConsole { iobase: 0xe9, readback: 0xe9, chardev }),
+            None => bail!("-debugcon {target}: nothing to add; leave the option out"),
+        }
+    }
+    for value in arguments.all("device") {
+        let mut keys = KeyValues::parse("-device", value, Some("driver"))?;
+        let Some(name) = keys.take("driver")? else { bail!("-device {value}: no model named; use -device MODEL,...") };
+        let Some(model) = MODELS.iter().find(|m| m.name == name) else { return Err(unknown(&name)) };
+        // Names given by clients that manage devices; nothing refers to them yet.
+        keys.take("id")?;
+        (model.add)(&mut devices, keys, value)?;
+    }
+    overlaps(&devices)?;
+    Ok(devices)
+}
+
+fn unknown(name: &str) -> anyhow::Error {
+    let names = MODELS.iter().map(|m| m.name);
+    if let Some(near) = suggest::nearest(name, names.clone()) {
+        return anyhow!("-device {name}: unknown model; did you mean {near}?");
+    }
+    let cause = if unsupported::is_device(name) { "not supported yet" } else { "unknown model" };
+    anyhow!("-device {name}: {cause}; there are {}", names.collect::<Vec<_>>().join(", "))
+}
+
+fn port(text: &str) -> Result<u16, values::Refusal> {
+    values::number_in(text, 0, 0xffff).map(|n| n as u16)
+}
+
+fn debug_exit(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()> {
+    let iobase = keys.take_as("iobase", port)?.unwrap_or(0x501);
+    let iosize = keys.take_as("iosize", |t| values::number_in(t, 1, 0x100))?.unwrap_or(2) as u16;
+    keys.finish()?;
+    if u32::from(iobase) + u32::from(iosize) > 0x1_0000 {
+        bail!("-device {value}: the ports go beyond 0xffff; choose a lower iobase");
+    }
+    devices.debug_exits.push(DebugExit { iobase, iosize });
+    Ok(())
+}
+
+fn debug_console(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()> {
+    let iobase = keys.take_as("iobase", port)?.unwrap_or(0xe9);
+    let readback = keys.take_as("readback", |t| values::number_in(t, 0, 0xff))?.unwrap_or(0xe9) as u8;
+    if keys.take("chardev")?.is_some() {
+        bail!(
+            "-device {value}: chardev= is not supported yet; use -debugcon TARGET with -device isa-debugcon,iobase=.."
+        );
+    }
+    keys.finish()?;
+    // `-debugcon T` says where the bytes go, `-device isa-debugcon,iobase=P` moves that console's port.
+    match devices.debug_consoles.iter_mut().find(|c| c.iobase == 0xe9 && iobase != 0xe9) {
+        Some(console) => (console.iobase, console.readback) = (iobase, readback),
+        None => bail!("-device {value}: needs a target for its bytes; add -debugcon stdio or -debugcon file:PATH"),
+    }
+    Ok(())
+}
+
+fn loader(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()> {
+    let file = keys.take("file")?;
+    let addr = keys.take_as("addr", values::number)?;
+    let cpu = keys.take_as("cpu-num", |t| match values::number(t)? {
+        0 => Ok(0),
+        n => Err(format!("there is no processor {n}; the only one is 0")),
+    })?;
+    let force_raw = keys.take_switch("force-raw")?.unwrap_or(false);
+    let data = keys.take_as("data", values::number)?;
+    let data_len = keys.take_as("data-len", |t| match values::number(t)? {
+        n @ (1 | 2 | 4 | 8) => Ok(n as usize),
+        _ => Err("the length must be 1, 2, 4 or 8".into()),
+    })?;
+    let big_endian = keys.take_switch("data-be")?.unwrap_or(false);
+    keys.finish()?;
+    let refuse = |why: &str| anyhow!("-device {value}: {why}");
+    let loader = match (file, data) {
+        (Some(_), Some(_)) => return Err(refuse("file= and data= exclude each other; use two loaders")),
+        (Some(path), None) => {
+            readable(&format!("-device loader,file={path}"), &path)?;
+            if force_raw && addr.is_none() {
+                return Err(refuse("force-raw=on needs addr="));
+            }
+            Loader::File { path: PathBuf::from(path), addr, cpu, force_raw }
+        }
+        (None, Some(data)) => {
+            let len = data_len.ok_or_else(|| refuse("data= needs data-len=1, 2, 4 or 8"))?;
+            let addr = addr.ok_or_else(|| refuse("data= needs addr="))?;
+            if len < 8 && data >> (8 * len) != 0 {
+                return Err(refuse("the value does not fit into data-len bytes"));
+            }
+            let mut bytes = data.to_le_bytes()[..len].to_vec();
+            if big_endian {
+                bytes.reverse();
+            }
+            Loader::Data { bytes, addr }
+        }
+        (None, None) => match (addr, cpu) {
+            (Some(addr), Some(cpu)) => Loader::ProgramCounter { addr, cpu },
+            _ => return Err(refuse("nothing to load; give file=, data= or addr= with cpu-num=")),
+        },
+    };
+    devices.loaders.push(loader);
+    Ok(())
+}
+
+/// Two devices at one port would leave the second without accesses.
+fn overlaps(devices: &Devices) -> Result<()> {
+    let mut ranges: Vec<(u32, u32)> =
+        devices.debug_exits.iter().map(|d| (d.iobase.into(), u32::from(d.iobase) + u32::from(d.iosize))).collect();
+    ranges.extend(devices.debug_consoles.iter().map(|d| (u32::from(d.iobase), u32::from(d.iobase) + 1)));
+    ranges.sort_unstable();
+    match ranges.windows(2).find(|w| w[0].1 > w[1].0) {
+        Some(w) => bail!("-device: two devices share I/O port {:#x}; move one with iobase=", w[1].0),
+        None => Ok(()),
+    }
+}
+
+/// Text of `-device help`, or of `-device MODEL,help`.
+pub fn help(value: &str) -> Result<String> {
+    let name = value.split(',').next().unwrap_or(value);
+    let mut out = String::new();
+    if name == "help" || name == "?" {
+        for model in MODELS {
+            out += &format!("{:<16} {}\n", model.name, model.about);
+        }
+        return Ok(out);
+    }
+    let model = MODELS.iter().find(|m| m.name == name).ok_or_else(|| unknown(name))?;
+    out += &format!("{}: {}\n", model.name, model.about);
+    for (key, about) in model.keys {
+        out += &format!("  {:<12} {about}\n", format!("{key}="));
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{parse_line, with};
+    use super::*;
+
+    fn err(value: &str) -> String {
+        with(&["-device", value]).unwrap_err()
+    }
+
+    #[test]
+    fn debug_devices() {
+        let c = with(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-debugcon", "null"]).unwrap();
+        assert_eq!(c.debug_exits, [DebugExit { iobase: 0xf4, iosize: 4 }]);
+        assert_eq!(c.debug_consoles.len(), 1);
+        let c = with(&["-debugcon", "file:x", "-device", "isa-debugcon,iobase=0x402"]).unwrap();
+        assert_eq!((c.debug_consoles[0].iobase, c.debug_consoles[0].readback), (0x402, 0xe9));
+        assert!(err("isa-debug-exit,iobase=0x10000").contains("out of range: 0 to 65535"));
+        assert!(err("isa-debug-exit,iobase=0xffff,iosize=2").contains("beyond 0xffff"));
+        assert!(err("isa-debugcon").contains("add -debugcon stdio"));
+        let two = ["-device", "isa-debug-exit,iobase=0xf4", "-device", "isa-debug-exit,iobase=0xf5"];
+        assert_eq!(with(&two).unwrap_err(), "-device: two devices share I/O port 0xf5; move one with iobase=");
+    }
+
+    #[test]
+    fn loaders() {
+        let one = |value| parse_line(&["-device", value]).map(|c| c.loaders[0].clone());
+        assert_eq!(
+            one("loader,data=0x1234,data-len=4,addr=0x1000"),
+            Ok(Loader::Data { bytes: vec![0x34, 0x12, 0, 0], addr: 0x1000 })
+        );
+        assert_eq!(
+            one("loader,data=0x1234,data-len=2,data-be=on,addr=0"),
+            Ok(Loader::Data { bytes: vec![0x12, 0x34], addr: 0 })
+        );
+        assert_eq!(one("loader,addr=0x7c00,cpu-num=0"), Ok(Loader::ProgramCounter { addr: 0x7c00, cpu: 0 }));
+        assert!(one("loader,data=0x1ff,data-len=1,addr=0").unwrap_err().contains("does not fit"));
+        assert!(one("loader,data=1,addr=0").unwrap_err().contains("needs data-len"));
+        assert!(one("loader").unwrap_err().contains("nothing to load"));
+        assert!(one("loader,addr=0,cpu-num=1").unwrap_err().contains("no processor 1"));
+        assert_eq!(
+            one("loader,file=/does/not/exist,addr=0").unwrap_err(),
+            "-device loader,file=/does/not/exist: no such file; check the path"
+        );
+    }
+
+    #[test]
+    fn strangers() {
+        assert_eq!(err("isa-debug-exti"), "-device isa-debug-exti: unknown model; did you mean isa-debug-exit?");
+        assert!(err("virtio-blk-pci,drive=x").starts_with("-device virtio-blk-pci: not supported yet; there are "));
+        assert!(err("frobnicator").starts_with("-device frobnicator: unknown model"));
+        assert!(err("loader,fiel=x").contains("did you mean file?"));
+        assert!(help("help").unwrap().contains("isa-debug-exit"));
+        assert!(help("loader,help").unwrap().contains("data-len="));
+        assert!(help("loadr,help").is_err());
+    }
+}

@@ -1,0 +1,194 @@
+//! QEMU's `key=value,key=value` grammar: `,,` is a comma inside a value, a bare `key` means `key=on`, the first part
+//! without a `=` is the value of an implied key.
+
+use super::suggest;
+use super::values::{self, Refusal};
+use anyhow::{Result, anyhow};
+
+/// The parts of one option's value, from which keys are taken one by one.
+pub struct KeyValues {
+    option: String,
+    pairs: Vec<(String, String)>,
+    known: Vec<&'static str>,
+}
+
+/// Splits at single commas; doubled ones become literal.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let last = parts.len() - 1;
+        match c {
+            ',' if rest.peek() == Some(&',') => {
+                rest.next();
+                parts[last].push(',');
+            }
+            ',' => parts.push(String::new()),
+            c => parts[last].push(c),
+        }
+    }
+    parts
+}
+
+impl KeyValues {
+    /// Parses `text`, the value of `option` (with its dash). `implied` names the key of a first part without `=`.
+    pub fn parse(option: &str, text: &str, implied: Option<&'static str>) -> Result<Self> {
+        let mut this = Self::none(option);
+        this.add(text, implied)?;
+        Ok(this)
+    }
+
+    /// No parts yet.
+    pub fn none(option: &str) -> Self {
+        Self { option: option.to_owned(), pairs: Vec::new(), known: Vec::new() }
+    }
+
+    /// Adds another occurrence of the option.
+    pub fn add(&mut self, text: &str, implied: Option<&'static str>) -> Result<()> {
+        if text.starts_with('{') {
+            return self.add_json(text);
+        }
+        for (i, part) in split(text).into_iter().enumerate() {
+            let (key, value) = match (part.split_once('='), implied) {
+                (Some((k, v)), _) => (k.to_owned(), v.to_owned()),
+                (None, Some(implied)) if i == 0 => (implied.to_owned(), part),
+                (None, _) => (part, "on".to_owned()),
+            };
+            if key.is_empty() {
+                return Err(anyhow!("{} {text}: empty part; write key=value,key=value", self.option));
+            }
+            self.pairs.push((key, value));
+        }
+        Ok(())
+    }
+
+    /// QEMU also takes a JSON object of plain values in place of the list.
+    fn add_json(&mut self, text: &str) -> Result<()> {
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(text).map_err(|e| anyhow!("{} {text}: not a JSON object: {e}", self.option))?;
+        for (key, value) in object {
+            let value = match value {
+                serde_json::Value::Bool(b) => if b { "on" } else { "off" }.to_owned(),
+                serde_json::Value::Number(n) => n.to_string(),
+                serde_json::Value::String(s) => s,
+                _ => return Err(anyhow!("{} {text}: {key} is not a plain value", self.option)),
+            };
+            self.pairs.push((key, value));
+        }
+        Ok(())
+    }
+
+    /// `-option key=value: message`.
+    pub fn error(&self, key: &str, value: &str, message: impl std::fmt::Display) -> anyhow::Error {
+        anyhow!("{} {key}={value}: {message}", self.option)
+    }
+
+    /// Every value of `key`, in order.
+    pub fn take_all(&mut self, key: &'static str) -> Vec<String> {
+        self.known.push(key);
+        let (mine, rest) = std::mem::take(&mut self.pairs).into_iter().partition(|(k, _)| k == key);
+        self.pairs = rest;
+        let mine: Vec<(String, String)> = mine;
+        mine.into_iter().map(|(_, v)| v).collect()
+    }
+
+    /// The value of `key`, which may be given once.
+    pub fn take(&mut self, key: &'static str) -> Result<Option<String>> {
+        let mut all = self.take_all(key);
+        match all.len() {
+            0 | 1 => Ok(all.pop()),
+            _ => Err(anyhow!("{}: {key} is given {} times; give it once", self.option, all.len())),
+        }
+    }
+
+    /// The value of `key`, converted.
+    pub fn take_as<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl FnOnce(&str) -> Result<T, Refusal>,
+    ) -> Result<Option<T>> {
+        match self.take(key)? {
+            None => Ok(None),
+            Some(text) => convert(&text).map(Some).map_err(|e| self.error(key, &text, e)),
+        }
+    }
+
+    /// An on/off key.
+    pub fn take_switch(&mut self, key: &'static str) -> Result<Option<bool>> {
+        self.take_as(key, values::switch)
+    }
+
+    /// A key that may only say what is so anyway; `why` says what else would be needed.
+    pub fn take_fixed(&mut self, key: &'static str, only: bool, why: &str) -> Result<()> {
+        match self.take_switch(key)? {
+            Some(v) if v != only => {
+                let (asked, only) = if only { ("off", "on") } else { ("on", "off") };
+                Err(self.error(key, asked, format_args!("{why}; use {key}={only}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses keys that nobody took.
+    pub fn finish(self) -> Result<()> {
+        match self.pairs.first() {
+            None => Ok(()),
+            Some((key, _)) => {
+                let hint = suggest::hint(key, self.known.iter().copied());
+                Err(anyhow!("{}: unknown or unsupported key '{key}'{hint}", self.option))
+            }
+        }
+    }
+
+    /// Whether help was asked for (`help`, `?`), as a bare word or as the implied key's value.
+    pub fn wants_help(&self) -> bool {
+        self.pairs.iter().any(|(k, v)| k == "help" || k == "?" || v == "help" || v == "?")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grammar() {
+        let mut kv = KeyValues::parse("-x", "pc,a=1,,2=3,flag,r=1,r=2", Some("type")).unwrap();
+        assert_eq!(kv.take("type").unwrap().as_deref(), Some("pc"));
+        assert_eq!(kv.take("a").unwrap().as_deref(), Some("1,2=3"));
+        assert_eq!(kv.take_switch("flag").unwrap(), Some(true));
+        assert_eq!(kv.take_all("r"), ["1", "2"]);
+        assert!(kv.take("none").unwrap().is_none());
+        kv.finish().unwrap();
+    }
+
+    #[test]
+    fn json_objects() {
+        let mut kv = KeyValues::parse("-device", r#"{"driver":"loader","addr":4096,"force-raw":true}"#, None).unwrap();
+        assert_eq!(kv.take("driver").unwrap().as_deref(), Some("loader"));
+        assert_eq!(kv.take_as("addr", values::number).unwrap(), Some(4096));
+        assert_eq!(kv.take_switch("force-raw").unwrap(), Some(true));
+        assert!(KeyValues::parse("-device", "{oops", None).is_err());
+        assert!(KeyValues::parse("-device", r#"{"a":[1]}"#, None).is_err());
+    }
+
+    #[test]
+    fn errors_name_option_key_and_remedy() {
+        let err = |r: Result<()>| r.unwrap_err().to_string();
+        let mut kv = KeyValues::parse("-rtc", "base=utc,base=localtime", None).unwrap();
+        assert_eq!(kv.take("base").unwrap_err().to_string(), "-rtc: base is given 2 times; give it once");
+        let mut kv = KeyValues::parse("-rtc", "bsae=utc", None).unwrap();
+        kv.take("base").unwrap();
+        kv.take("clock").unwrap();
+        assert_eq!(err(kv.finish()), "-rtc: unknown or unsupported key 'bsae'; did you mean base?");
+        let mut kv = KeyValues::parse("-m", "a=maybe", None).unwrap();
+        assert_eq!(kv.take_switch("a").unwrap_err().to_string(), "-m a=maybe: 'maybe' is neither on nor off");
+        let mut kv = KeyValues::parse("-machine", "usb=on", None).unwrap();
+        assert_eq!(
+            err(kv.take_fixed("usb", false, "USB is not supported yet")),
+            "-machine usb=on: USB is not supported yet; use usb=off"
+        );
+        assert!(KeyValues::parse("-x", "a=1,,,b=2", None).is_ok(), "three commas: a literal one and a separator");
+        assert!(KeyValues::parse("-x", "a=1,", None).is_err());
+        assert!(KeyValues::parse("-x", "=1", None).is_err());
+    }
+}

@@ -1,0 +1,181 @@
+//! The log: `-d` items as `tracing` targets, written as plain lines to standard error or `-D`.
+//!
+//! An event's target is the item's name (`target: "int"`); level TRACE or DEBUG. Events of other targets are shown from
+//! level WARN on, as `PROGRAM: warning: TEXT`. What is off costs one load of a cached decision at each place of
+//! use: `tracing` asks [`Subscriber::register_callsite`] once and again only when the set of items changes.
+
+use crate::cli::config::LogConfig;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber, span};
+
+/// The items of `-d`, with what they log.
+pub const ITEMS: &[(&str, &str)] = &[
+    ("in_asm", "guest instructions as they are translated"),
+    ("op", "intermediate code of each block"),
+    ("op_opt", "intermediate code after optimisation"),
+    ("out_asm", "host code of each compiled region"),
+    ("int", "interrupts and exceptions"),
+    ("exec", "blocks as they are entered"),
+    ("mmu", "page walks and TLB flushes"),
+    ("cpu_reset", "processor state before resets"),
+    ("guest_errors", "what the guest does wrong with devices and registers"),
+    ("unimp", "what the guest asks for and Brolga lacks"),
+    ("pcall", "far transfers between privilege levels"),
+    ("nochain", "do not link compiled regions, so that exec shows every block"),
+];
+
+/// Items that are about instructions, to which `-dfilter` applies.
+const FILTERED: &[&str] = &["in_asm", "op", "op_opt", "out_asm", "exec"];
+
+/// Set bits are the enabled [`ITEMS`].
+static ENABLED: AtomicU32 = AtomicU32::new(0);
+static FILTER: OnceLock<Vec<(u64, u64)>> = OnceLock::new();
+
+/// Whether `-d item` is on. For switches that are more than messages (`nochain`).
+pub fn enabled(item: &str) -> bool {
+    index(item).is_some_and(|i| ENABLED.load(Ordering::Relaxed) >> i & 1 != 0)
+}
+
+/// Names of the enabled items.
+pub fn enabled_items() -> Vec<&'static str> {
+    ITEMS.iter().map(|(name, _)| *name).filter(|name| enabled(name)).collect()
+}
+
+/// Changes the set of items while running (the monitor's `log`).
+pub fn set_items(items: &[&'static str]) {
+    let bits = items.iter().filter_map(|item| index(item)).fold(0, |bits, i| bits | 1 << i);
+    ENABLED.store(bits, Ordering::Relaxed);
+    tracing::callsite::rebuild_interest_cache();
+}
+
+fn index(item: &str) -> Option<usize> {
+    ITEMS.iter().position(|(name, _)| *name == item)
+}
+
+/// Installs the log as `config` says. `program` begins warnings. Fails if the file cannot be made.
+pub fn install(config: &LogConfig, program: &str) -> anyhow::Result<()> {
+    let output = match &config.file {
+        None => Output::Stderr,
+        Some(path) => Output::File(File::create(path).map_err(|e| {
+            let reason = crate::cli::os_reason(&e);
+            anyhow::anyhow!("-D {}: cannot be written: {reason}; choose another file", path.display())
+        })?),
+    };
+    FILTER.get_or_init(|| config.filter.clone());
+    let log = Log { program: program.to_owned(), output: Mutex::new(output) };
+    // A second installation (only tests do that) keeps the first.
+    let _ = tracing::subscriber::set_global_default(log);
+    set_items(&config.items);
+    Ok(())
+}
+
+enum Output {
+    Stderr,
+    File(File),
+}
+
+/// The subscriber. One lock around whole lines; it is never held while calling out.
+struct Log {
+    program: String,
+    output: Mutex<Output>,
+}
+
+impl Log {
+    fn wants(metadata: &Metadata<'_>) -> bool {
+        match index(metadata.target()) {
+            Some(i) => ENABLED.load(Ordering::Relaxed) >> i & 1 != 0,
+            None => *metadata.level() <= Level::WARN,
+        }
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && Self::wants(metadata)
+    }
+
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.enabled(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(if ENABLED.load(Ordering::Relaxed) == 0 { LevelFilter::WARN } else { LevelFilter::TRACE })
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        let metadata = event.metadata();
+        if FILTERED.contains(&metadata.target()) && !line.passes(FILTER.get().map_or(&[], Vec::as_slice)) {
+            return;
+        }
+        let mut text = String::with_capacity(line.text.len() + 32);
+        if index(metadata.target()).is_none() {
+            let level = if *metadata.level() == Level::ERROR { "error" } else { "warning" };
+            let _ = write!(text, "{}: {level}: ", self.program);
+        }
+        text.push_str(line.text.trim_end_matches('\n'));
+        text.push_str(&line.fields);
+        text.push('\n');
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full disk or a closed pipe loses log lines; there is nowhere to report that.
+        let _ = match &mut *output {
+            Output::Stderr => io::stderr().write_all(text.as_bytes()),
+            Output::File(file) => file.write_all(text.as_bytes()),
+        };
+    }
+
+    // Spans are not used: their methods must exist.
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// An event's message, its other fields, and the address that `-dfilter` looks at (field `pc`).
+#[derive(Default)]
+struct Line {
+    text: String,
+    fields: String,
+    pc: Option<u64>,
+}
+
+impl Line {
+    fn passes(&self, filter: &[(u64, u64)]) -> bool {
+        match self.pc {
+            Some(pc) => filter.is_empty() || filter.iter().any(|&(low, high)| (low..=high).contains(&pc)),
+            None => true,
+        }
+    }
+}
+
+impl Visit for Line {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "pc" {
+            self.pc = Some(value);
+        } else {
+            self.record_debug(field, &format_args!("{value:#x}"));
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let _ = match field.name() {
+            "message" => write!(self.text, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+}
