@@ -98,7 +98,8 @@ impl Log {
 
 impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && Self::wants(metadata)
+        // Events and the hints of `tracing::enabled!`.
+        !metadata.is_span() && Self::wants(metadata)
     }
 
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
@@ -177,5 +178,43 @@ impl Visit for Line {
             "message" => write!(self.text, "{value:?}"),
             name => write!(self.fields, " {name}={value:?}"),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::subscriber::with_default;
+
+    fn emit() {
+        tracing::trace!(target: "int", "vector {:#x}", 14);
+        tracing::trace!(target: "in_asm", pc = 0x1000u64, "nop");
+        tracing::trace!(target: "in_asm", pc = 0x2000u64, "hlt");
+        tracing::warn!(target: "guest_errors", held_back = 3u64, "bad port");
+        tracing::debug!("not for users");
+        tracing::warn!("careful");
+    }
+
+    /// One test: the set of items is global.
+    #[test]
+    fn items_filter_and_format() {
+        let path = std::env::temp_dir().join(format!("brolga-log-test-{}", std::process::id()));
+        let log = Log { program: "brolga".into(), output: Mutex::new(Output::File(File::create(&path).unwrap())) };
+        FILTER.get_or_init(|| vec![(0x1800, 0x2fff)]);
+        with_default(log, || {
+            emit();
+            set_items(&["int", "in_asm", "guest_errors"]);
+            assert!(enabled("int") && !enabled("exec") && !enabled("nonsense"));
+            assert_eq!(enabled_items(), ["in_asm", "int", "guest_errors"]);
+            assert!(tracing::enabled!(target: "guest_errors", Level::WARN));
+            assert!(!tracing::enabled!(target: "unimp", Level::WARN));
+            emit();
+            set_items(&[]);
+            emit();
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let careful = "brolga: warning: careful\n";
+        assert_eq!(text, format!("{careful}vector 0xe\nhlt\nbad port held_back=0x3\n{careful}{careful}"));
     }
 }

@@ -86,18 +86,18 @@ pub fn size(text: &str, unit: u64) -> Result<u64, Refusal> {
     }
 }
 
-/// A size as people read it: `512 MiB`.
+/// A size as people read it: `512 MiB`, `23.5 GiB`.
 pub fn show_size(bytes: u64) -> String {
     for (name, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        if bytes >> shift > 0 && bytes.trailing_zeros() >= shift {
-            return format!("{} {name}", bytes >> shift);
+        if bytes >> shift > 0 {
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            return match tenths % 10 {
+                0 => format!("{} {name}", tenths / 10),
+                fraction => format!("{}.{fraction} {name}", tenths / 10),
+            };
         }
     }
-    match bytes {
-        b if b >= 10 << 30 => format!("{} GiB", b >> 30),
-        b if b >= 10 << 20 => format!("{} MiB", b >> 20),
-        b => format!("{b} bytes"),
-    }
+    format!("{bytes} bytes")
 }
 
 /// A UUID in text order.
@@ -162,7 +162,7 @@ mod tests {
             assert!(size(bad, 1).is_err(), "{bad}");
         }
         assert_eq!(size("18446744073709551615G", 1), Err("18446744073709551615G is too large".into()));
-        assert_eq!(show_size(3 << 29), "1536 MiB");
+        assert_eq!(show_size(3 << 29), "1.5 GiB");
         assert_eq!(show_size(1 << 40), "1 TiB");
     }
 
