@@ -12,6 +12,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod pic;
 pub mod pit;
+pub mod rtc;
 pub mod services;
 pub mod state;
 pub mod uart;
