@@ -1,3 +1,4 @@
 //! The machine.
 pub mod acpi;
 pub mod layout;
+pub mod smbios;

@@ -422,3 +422,57 @@ fn random_accesses_do_no_harm() {
         assert_eq!(told.unwrap_or(false), found, "CPU {cpu}");
     }
 }
+
+/// A CPU that keeps only the last word.
+#[derive(Default)]
+struct LastWord(std::sync::atomic::AtomicBool);
+
+impl CpuSignals for LastWord {
+    fn set_interrupt_pending(&self, pending: bool) {
+        self.0.store(pending, Ordering::SeqCst);
+    }
+    fn nmi(&self) {}
+    fn smi(&self) {}
+    fn init(&self) {}
+    fn start_up(&self, _vector: u8) {}
+}
+
+/// Threads send while the CPU acknowledges: it may sleep only when there is nothing left, so no wake-up may be lost.
+#[test]
+fn no_interrupt_is_lost_between_threads() {
+    let (time, cpu) = (FakeTime::new(), Arc::new(LastWord::default()));
+    let cpus = vec![ApicCpu { apic_id: 0, signals: cpu.clone() }];
+    let apics = LocalApics::new(ApicFeatures::default(), cpus, time.clone(), &*time);
+    apics.mmio_write(0, SVR, 4, 0x1FF);
+    let mut taken = 0;
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let in_time = || assert!(std::time::Instant::now() < limit, "a wake-up was lost");
+    const EACH: usize = 2_000;
+    std::thread::scope(|scope| {
+        for sender in 0..2u32 {
+            let (apics, in_time) = (&apics, &in_time);
+            scope.spawn(move || {
+                for _ in 0..EACH {
+                    apics.send_msi(0xFEE0_0000, 0x40 + sender * 0x10);
+                    // The next message must not merge with one that still waits in the IRR.
+                    while apics.mmio_read(0, 0x220, 4) >> (sender * 16) & 1 != 0 {
+                        in_time();
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+        while taken < 2 * EACH {
+            if !cpu.0.load(Ordering::SeqCst) {
+                in_time();
+                std::thread::yield_now();
+                continue;
+            }
+            if apics.acknowledge(0, &|| None).is_some() {
+                taken += 1;
+                apics.mmio_write(0, EOI, 4, 0);
+            }
+        }
+    });
+    assert!(!cpu.0.load(Ordering::SeqCst));
+}
