@@ -1,4 +1,149 @@
-//! The machine.
-pub mod acpi;
+//! The machine: built as a whole before anything starts, then run until the guest or the user ends it.
+
+mod acpi;
+mod board;
+mod control;
+mod host;
+mod isa_irq;
 pub mod layout;
-pub mod smbios;
+mod pc;
+mod signals;
+mod smbios;
+
+use crate::boot::{Boot, Facts, Placed};
+use crate::cli::config::{Actions, Config};
+use crate::clock::GuestClock;
+use crate::io_thread::{IoHandle, IoThread};
+use crate::monitor::{Control, RunState};
+use crate::vcpu::{VcpuEvents, VcpuThread};
+use anyhow::{Context, Result, anyhow};
+use board::PcBoard;
+use brolga_devices::services::PowerEvent;
+use brolga_jit::cpuid::CpuModel;
+use brolga_jit::mmu::ram::Ram;
+use brolga_jit::{Engine, Vcpu};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use layout::Layout;
+use pc::{Pc, Surroundings};
+use signals::{CpuLink, PowerControl};
+use std::sync::{Arc, Mutex};
+
+/// What the thread that runs the machine is asked to do.
+pub enum Request {
+    /// The guest asks for a reset, power-off or exit.
+    Power(PowerEvent),
+    /// The user asks; the sender is told when it is done.
+    Control(Control, Sender<()>),
+    /// A processor is in shutdown, with its dump.
+    TripleFault(u32, String),
+    /// A debugger's condition was met.
+    DebugStop(u32),
+    /// A processor's thread panicked.
+    Died(u32),
+}
+
+/// A machine. Locks are leaves: nothing is called while one is held.
+pub struct Machine {
+    program: String,
+    actions: Actions,
+    boot: Boot,
+    facts: Facts,
+    ram: Arc<Ram>,
+    engine: Arc<Engine>,
+    clock: Arc<GuestClock>,
+    io: IoHandle,
+    pc: Pc,
+    vcpus: Vec<Arc<VcpuThread>>,
+    requests: Sender<Request>,
+    state: Mutex<RunState>,
+    /// What was loaded at the last reset.
+    placed: Mutex<Vec<Placed>>,
+}
+
+/// Builds the machine that `config` describes and runs it to its end. The result is the process's exit status.
+pub fn run(config: Config) -> Result<i32> {
+    let clock = Arc::new(GuestClock::new(config.rtc));
+    let io = IoThread::spawn(clock.clone()).context("cannot start the I/O thread")?;
+    let (machine, requests) = Machine::build(&config, clock, io.handle())?;
+    let status = machine.control_loop(&requests, config.start_paused);
+    machine.vcpus.iter().for_each(|vcpu| vcpu.quit());
+    drop(io);
+    status
+}
+
+impl Machine {
+    /// Builds the machine, with all its processors held. The receiver goes to [`Machine::control_loop`].
+    fn build(config: &Config, clock: Arc<GuestClock>, io: IoHandle) -> Result<(Arc<Self>, Receiver<Request>)> {
+        let boot = Boot::open(config)?;
+        let layout = Layout::new(config.ram, boot.rom_size()?).map_err(|e| anyhow!(e))?;
+        let ram = Ram::new(layout.file_size(), layout.regions());
+        let ram = Arc::new(ram.map_err(|e| anyhow!("-m: {e}; give the guest less memory"))?);
+        let (requests, receiver) = unbounded();
+        let links: Vec<_> = (0..config.cpus).map(|_| Arc::new(CpuLink::default())).collect();
+        let pc = Pc::build(&Surroundings {
+            config,
+            clock: clock.clone(),
+            timers: &io,
+            power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
+            links: &links,
+            console: &|id| todo!(),
+        })?;
+        let board = PcBoard { bus: pc.bus.clone(), apics: pc.apics.clone(), pic: pc.pic.clone(), clock: clock.clone() };
+        let engine =
+            Engine::new(config.engine.clone(), ram.clone(), Arc::new(board)).map_err(|e| anyhow!("-accel: {e}"))?;
+        let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;
+        let machine = Self {
+            program: config.identity.program.clone(),
+            actions: config.actions,
+            boot,
+            facts: Facts { layout, rsdp: None, long_mode: true },
+            ram,
+            engine,
+            clock,
+            io,
+            pc,
+            vcpus,
+            requests,
+            state: Mutex::new(RunState::Prelaunch),
+            placed: Mutex::default(),
+        };
+        Ok((Arc::new(machine), receiver))
+    }
+}
+
+/// Starts one thread for each of `links`, held, and connects them.
+fn spawn_vcpus(
+    model: &CpuModel,
+    engine: &Arc<Engine>,
+    links: &[Arc<CpuLink>],
+    requests: &Sender<Request>,
+) -> Result<Vec<Arc<VcpuThread>>> {
+    let events: Arc<dyn VcpuEvents> = Arc::new(Events(requests.clone()));
+    (0..)
+        .zip(links)
+        .map(|(index, link)| {
+            let (engine, model) = (engine.clone(), model.clone());
+            let vcpu = VcpuThread::spawn(index, events.clone(), move || Vcpu::new(&engine, index, &model))
+                .with_context(|| format!("cannot start the thread of vCPU {index}"))?;
+            link.connect(vcpu.clone());
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+/// Passes what processor threads tell on to the control loop. Sending fails only when the machine is ending.
+struct Events(Sender<Request>);
+
+impl VcpuEvents for Events {
+    fn triple_fault(&self, cpu: u32, dump: String) {
+        let _ = self.0.send(Request::TripleFault(cpu, dump));
+    }
+
+    fn debug_stop(&self, cpu: u32) {
+        let _ = self.0.send(Request::DebugStop(cpu));
+    }
+
+    fn died(&self, cpu: u32) {
+        let _ = self.0.send(Request::Died(cpu));
+    }
+}

@@ -1,0 +1,175 @@
+//! Running a machine: pausing, resetting and ending it. All of it happens on one thread, one request after the other.
+
+use super::{Machine, Request};
+use crate::boot::{Placed, Placement};
+use crate::cli::config::{RebootAction, ShutdownAction};
+use crate::monitor::{Control, RunState};
+use anyhow::{Result, bail};
+use brolga_devices::services::PowerEvent;
+use brolga_jit::request;
+use crossbeam_channel::Receiver;
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+impl Machine {
+    /// Loads and starts the guest, then serves requests until one ends the machine. The result is the exit status.
+    pub fn control_loop(&self, requests: &Receiver<Request>, start_paused: bool) -> Result<i32> {
+        self.load_guest()?;
+        if !start_paused {
+            self.resume();
+        }
+        for request in requests {
+            if let Some(status) = self.serve(request)? {
+                return Ok(status);
+            }
+        }
+        bail!("internal error: nothing can control the machine any more")
+    }
+
+    /// The state, as a monitor sees it.
+    pub fn state(&self) -> RunState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_state(&self, state: RunState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// What was loaded into memory at the last reset.
+    pub fn placed(&self) -> Vec<Placed> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The exit status, if the machine ends.
+    fn serve(&self, request: Request) -> Result<Option<i32>> {
+        match request {
+            Request::Power(PowerEvent::Exit(status)) => return Ok(Some(status)),
+            Request::Power(PowerEvent::PowerOff) => return Ok(self.power_off()),
+            Request::Power(PowerEvent::Reset) => return self.guest_reset(),
+            Request::Power(PowerEvent::Suspend) => {
+                tracing::warn!(target: "unimp", "the guest asked for suspend to RAM; it goes on instead");
+                self.go_on();
+            }
+            Request::TripleFault(cpu, dump) => {
+                // To standard error in any case: it is what the user of a guest that dies has to see.
+                eprintln!("{}: triple fault of vCPU {cpu}\n{}", self.program, dump.trim_end());
+                return self.guest_reset();
+            }
+            Request::DebugStop(_) => self.pause(RunState::Paused),
+            Request::Died(cpu) => bail!("internal error: the thread of vCPU {cpu} panicked"),
+            Request::Control(what, done) => {
+                let status = self.control(what)?;
+                // Fails only if the asker did not wait.
+                let _ = done.send(());
+                return Ok(status);
+            }
+        }
+        Ok(None)
+    }
+
+    fn control(&self, what: Control) -> Result<Option<i32>> {
+        match what {
+            Control::Quit => return Ok(Some(0)),
+            Control::Stop => {
+                if self.state() == RunState::Running {
+                    self.pause(RunState::Paused);
+                }
+            }
+            Control::Continue => {
+                if matches!(self.state(), RunState::Paused | RunState::Prelaunch) {
+                    self.resume();
+                }
+            }
+            Control::Reset => self.reset()?,
+            Control::PowerButton => self.pc.press_power_button(),
+            Control::Nmi => self.vcpus.iter().for_each(|vcpu| vcpu.raise(request::NMI)),
+        }
+        Ok(None)
+    }
+
+    /// The guest powered off.
+    fn power_off(&self) -> Option<i32> {
+        match self.actions.shutdown {
+            ShutdownAction::PowerOff => Some(0),
+            ShutdownAction::Pause => {
+                self.pause(RunState::Shutdown);
+                None
+            }
+        }
+    }
+
+    /// The guest reset the machine, or its boot processor is in shutdown, which does the same on a PC.
+    fn guest_reset(&self) -> Result<Option<i32>> {
+        match self.actions.reboot {
+            RebootAction::Shutdown => Ok(self.power_off()),
+            RebootAction::Reset => self.reset().map(|()| None),
+        }
+    }
+
+    fn reset(&self) -> Result<()> {
+        self.hold();
+        self.pc.bus.reset();
+        self.load_guest()?;
+        match self.state() {
+            RunState::Running => self.release(),
+            // A machine that was powered off is on again, and waits for the user.
+            RunState::Shutdown => self.set_state(RunState::Paused),
+            RunState::Prelaunch | RunState::Paused | RunState::InternalError => {}
+        }
+        Ok(())
+    }
+
+    /// Fills memory and sets the processors as they are after power-on. No processor runs.
+    fn load_guest(&self) -> Result<()> {
+        let mut placement = Placement::new(&self.ram);
+        let mut starts: HashMap<_, _> = self.boot.load(self.facts, &mut placement)?.into_iter().collect();
+        let placed = placement.into_placed();
+        for p in &placed {
+            self.engine.memory_written(p.range.start, p.range.end - p.range.start);
+        }
+        *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = placed;
+        for (cpu, vcpu) in (0..).zip(&self.vcpus) {
+            let start = starts.remove(&cpu);
+            vcpu.restart(cpu == 0 || start.is_some(), move |vcpu| {
+                vcpu.reset();
+                if let Some(registers) = start {
+                    vcpu.set_registers(&registers);
+                }
+            });
+        }
+        match starts.keys().min() {
+            Some(cpu) => bail!("-device loader,cpu-num={cpu}: there are {} vCPUs; see -smp", self.vcpus.len()),
+            None => Ok(()),
+        }
+    }
+
+    fn hold(&self) {
+        self.vcpus.iter().for_each(|vcpu| vcpu.hold());
+        self.vcpus.iter().for_each(|vcpu| vcpu.wait_held());
+    }
+
+    fn release(&self) {
+        self.vcpus.iter().for_each(|vcpu| vcpu.release());
+    }
+
+    /// Lets processors run again that a request of the guest held, if the machine runs.
+    fn go_on(&self) {
+        if self.state() == RunState::Running {
+            self.release();
+        }
+    }
+
+    fn pause(&self, state: RunState) {
+        self.hold();
+        self.clock.pause();
+        self.io.clock_changed();
+        self.set_state(state);
+    }
+
+    fn resume(&self) {
+        self.set_state(RunState::Running);
+        self.clock.resume();
+        self.io.clock_changed();
+        self.release();
+    }
+}

@@ -1,0 +1,100 @@
+//! The machine as monitors see it.
+
+use super::{Machine, Request};
+use crate::monitor::{Control, MonitorHost, RunState, Topic};
+use brolga_devices::bus::{Device, Space};
+use brolga_devices::state::Inspector;
+use brolga_jit::Registers;
+use crossbeam_channel::bounded;
+use std::fmt::Write;
+
+impl MonitorHost for Machine {
+    fn control(&self, what: Control) {
+        let (done, wait) = bounded(1);
+        if self.requests.send(Request::Control(what, done)).is_ok() {
+            // Fails if the machine ends meanwhile.
+            let _ = wait.recv();
+        }
+    }
+
+    fn run_state(&self) -> RunState {
+        self.state()
+    }
+
+    fn cpus(&self) -> u32 {
+        self.vcpus.len() as u32
+    }
+
+    fn registers(&self, cpu: u32) -> Option<Registers> {
+        self.vcpus.get(cpu as usize)?.with(|vcpu| vcpu.registers())
+    }
+
+    fn register_dump(&self, cpu: u32) -> Option<String> {
+        self.vcpus.get(cpu as usize)?.with(|vcpu| vcpu.dump())
+    }
+
+    fn translate(&self, cpu: u32, linear: u64) -> Option<u64> {
+        self.vcpus.get(cpu as usize)?.with(move |vcpu| vcpu.translate(linear))?
+    }
+
+    fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.ram.read(gpa, buf)
+    }
+
+    fn inspect(&self, topic: Topic) -> Option<String> {
+        match topic {
+            Topic::Qtree => {
+                let mut out = Inspector::new();
+                self.pc.bus.inspect(&mut out);
+                Some(lines(&out))
+            }
+            Topic::Pic => {
+                let mut out = Inspector::new();
+                let controllers: [&dyn Device; 3] = [&*self.pc.pic, &*self.pc.ioapic, &*self.pc.apics];
+                for device in controllers {
+                    out.group(device.name(), |out| device.inspect(out));
+                }
+                Some(lines(&out))
+            }
+            Topic::Roms => Some(self.roms()),
+            Topic::Mtree => Some(self.map()),
+            Topic::Jit => None,
+        }
+    }
+}
+
+fn lines(out: &Inspector) -> String {
+    out.lines().iter().map(|line| format!("{line}\n")).collect()
+}
+
+impl Machine {
+    fn roms(&self) -> String {
+        let mut text = String::new();
+        for p in self.placed() {
+            let (start, size) = (p.range.start, p.range.end - p.range.start);
+            let _ = writeln!(text, "addr={start:016x} size=0x{size:06x} name=\"{}\"", p.what);
+        }
+        text
+    }
+
+    fn map(&self) -> String {
+        let mut rows: Vec<_> = self.ram.regions().iter().map(|r| (r.gpa, r.gpa + (r.size - 1), kind(r.rom))).collect();
+        let ranges = self.pc.bus.ranges();
+        let memory = ranges.iter().filter(|r| r.space == Space::Memory);
+        rows.extend(memory.map(|r| (r.base, r.last, r.name.as_str())));
+        rows.sort_unstable();
+        let mut text = String::from("memory\n");
+        for (first, last, name) in rows {
+            let _ = writeln!(text, "  {first:016x}-{last:016x}: {name}");
+        }
+        text.push_str("I/O\n");
+        for r in ranges.iter().filter(|r| r.space == Space::Port) {
+            let _ = writeln!(text, "  {:016x}-{:016x}: {}", r.base, r.last, r.name);
+        }
+        text
+    }
+}
+
+fn kind(rom: bool) -> &'static str {
+    if rom { "rom" } else { "ram" }
+}
