@@ -127,8 +127,8 @@ impl Boot {
     }
 
     /// A kernel is started without firmware, so the machine provides the tables that firmware would.
-    pub fn is_direct(&self) -> bool {
-        self.bios.is_none()
+    pub fn has_kernel(&self) -> bool {
+        self.kernel.is_some()
     }
 
     /// Loads everything. The result are the states of processors that do not start at the reset vector.

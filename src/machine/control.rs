@@ -122,6 +122,9 @@ impl Machine {
     /// Fills memory and sets the processors as they are after power-on. No processor runs.
     fn load_guest(&self) -> Result<()> {
         let mut placement = Placement::new(&self.ram);
+        if let Some(tables) = self.pc.acpi.as_ref().filter(|_| self.boot.has_kernel()) {
+            placement.put("the ACPI tables", tables.base_gpa, &tables.blob)?;
+        }
         let mut starts: HashMap<_, _> = self.boot.load(self.facts, &mut placement)?.into_iter().collect();
         let placed = placement.into_placed();
         for p in &placed {

@@ -92,11 +92,12 @@ impl Machine {
         let engine =
             Engine::new(config.engine.clone(), ram.clone(), Arc::new(board)).map_err(|e| anyhow!("-accel: {e}"))?;
         let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;
+        let rsdp = pc.acpi.as_ref().map(|tables| tables.rsdp_gpa);
         let machine = Self {
             program: config.identity.program.clone(),
             actions: config.actions,
             boot,
-            facts: Facts { layout, rsdp: None, long_mode: true },
+            facts: Facts { layout, rsdp, long_mode: true },
             ram,
             engine,
             clock,

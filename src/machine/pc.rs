@@ -1,11 +1,15 @@
 //! The i440FX PC: which devices it has, at which addresses, with which interrupts. No other place knows.
 
+use super::acpi::{self, AcpiConfig, AcpiTables};
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
-use super::signals::CpuLink;
+use super::signals::{CpuLink, SmiLine};
 use crate::cli::config::{CharId, Config};
 use crate::clock::GuestClock;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use brolga_devices::a20::A20;
+use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, PM_BLOCK_LEN, SleepTypes};
 use brolga_devices::bus::{Bus, Device};
+use brolga_devices::debug_ports::{DebugConsole, DebugExit, Port92, PostPort};
 use brolga_devices::hpet::{self, Hpet, HpetWiring};
 use brolga_devices::ioapic::IoApic;
 use brolga_devices::lapic::{ApicCpu, ApicFeatures, EoiSink, LocalApics, PIN_INTR};
@@ -13,6 +17,7 @@ use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
 use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, PowerSink, TimerService};
 use brolga_devices::uart::IsaSerial;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 /// I/O APIC registers.
@@ -28,6 +33,22 @@ const HPET_TIMERS: usize = 3;
 const HPET_ROUTES: u32 = 0xFF_0004;
 /// First port of COM1 to COM4.
 const SERIAL_PORTS: [u16; 4] = [0x3F8, 0x2F8, 0x3E8, 0x2E8];
+
+/// Power management ports.
+const PM_BASE: u16 = 0x600;
+/// General purpose events.
+const GPE_BASE: u16 = 0xAFE0;
+/// ISA interrupt of ACPI events.
+const SCI: u32 = 9;
+/// Sleep type that powers off.
+const S5_TYPE: u8 = 0;
+const PM_TIMER_32_BIT: bool = false;
+/// Memory addresses of PCI devices: from the end of the largest low RAM to the I/O APIC.
+const PCI_WINDOW: Range<u32> = 0xC000_0000..0xFEC0_0000;
+/// Where PCI interrupt lines A to D go.
+const PCI_INTERRUPTS: [u8; 4] = [10, 10, 11, 11];
+/// Where the ACPI tables of a direct kernel boot lie.
+const ACPI_BASE: u64 = 0xE_0000;
 
 /// A device's end of a host character device.
 pub struct Console {
@@ -63,6 +84,9 @@ pub struct Pc {
     pub pic: Arc<Pic>,
     /// The I/O APIC.
     pub ioapic: Arc<IoApic>,
+    /// ACPI tables that describe all this, for guests without firmware; none with `acpi=off`.
+    pub acpi: Option<AcpiTables>,
+    pm: Arc<AcpiPm>,
 }
 
 /// Adds devices to the bus one after the other.
@@ -87,7 +111,15 @@ impl Pc {
         b.interrupt_controllers(&apics, &ioapic, &pic)?;
         b.timers(&apics, &ioapic)?;
         b.serial_ports()?;
-        Ok(Self { bus: b.bus, apics, pic, ioapic })
+        let pm = b.power_management()?;
+        b.debug_ports()?;
+        let acpi = s.config.machine.acpi.then(|| acpi::build(&b.acpi_config(), ACPI_BASE)).transpose()?;
+        Ok(Self { bus: b.bus, apics, pic, ioapic, acpi, pm })
+    }
+
+    /// The user presses the power button.
+    pub fn press_power_button(&self) {
+        self.pm.press_power_button();
     }
 }
 
@@ -141,6 +173,71 @@ impl Builder<'_> {
             connect(Arc::downgrade(&frontend));
         }
         Ok(())
+    }
+
+    fn power_management(&self) -> Result<Arc<AcpiPm>> {
+        let (bus, s) = (&self.bus, self.s);
+        let config = AcpiPmConfig {
+            sleep_types: SleepTypes { s5: S5_TYPE, s4: None, s3: None },
+            timer_32_bit: PM_TIMER_32_BIT,
+            sci_enabled_at_reset: false,
+        };
+        let smi = IrqLine::new(Arc::new(SmiLine(s.links.to_vec())), 0);
+        let pm = AcpiPm::new(config, self.isa_line(SCI), smi, s.clock.clone(), s.timers, s.power.clone());
+        bus.register_pio(PM_BASE, PM_BLOCK_LEN, "acpi-pm", pm.pm_ports())?;
+        bus.register_pio(GPE_BASE, GPE_BLOCK_LEN, "acpi-gpe", pm.gpe_ports())?;
+        bus.register_pio(0xB2, 2, "smi-command", pm.smi_ports())?;
+        bus.add_device("acpi-pm", pm.clone());
+        let a20 = A20::new();
+        a20.on_change(Box::new(|open| {
+            if !open {
+                tracing::warn!(target: "unimp", "the guest closed the A20 gate; address line 20 stays on");
+            }
+        }));
+        let port92 = Port92::new(a20, s.power.clone());
+        bus.register_pio(0x92, 1, "port92", port92.clone())?;
+        bus.add_device("port92", port92);
+        Ok(pm)
+    }
+
+    fn debug_ports(&self) -> Result<()> {
+        let (bus, s) = (&self.bus, self.s);
+        let post = PostPort::new();
+        bus.register_pio(0x80, 1, "post-port", post.clone())?;
+        bus.add_device("post-port", post);
+        for (i, console) in s.config.debug_consoles.iter().enumerate() {
+            let device = DebugConsole::new((s.console)(console.chardev).backend, console.readback);
+            let name = format!("debugcon{i}");
+            bus.register_pio(console.iobase, 1, &name, device.clone())
+                .with_context(|| format!("-debugcon: iobase={:#x} is not free; choose another", console.iobase))?;
+            bus.add_device(name, device);
+        }
+        for (i, exit) in s.config.debug_exits.iter().enumerate() {
+            let device = DebugExit::new(s.power.clone());
+            let name = format!("debug-exit{i}");
+            bus.register_pio(exit.iobase, exit.iosize.into(), &name, device.clone()).with_context(|| {
+                format!("-device isa-debug-exit: iobase={:#x} is not free; choose another", exit.iobase)
+            })?;
+            bus.add_device(name, device);
+        }
+        Ok(())
+    }
+
+    fn acpi_config(&self) -> AcpiConfig {
+        let config = self.s.config;
+        AcpiConfig {
+            apic_ids: (0..config.cpus).collect(),
+            ioapic_id: 0,
+            // The guest finds the same value in the register.
+            hpet: config.machine.hpet.then(|| self.bus.mmio_read(HPET_BASE, 4) as u32),
+            serials: config.serials.map(|s| s.is_some()),
+            vga: false,
+            pci_window: PCI_WINDOW,
+            pci_window_64: None,
+            pci_interrupts: PCI_INTERRUPTS,
+            power_off_type: S5_TYPE,
+            pm_timer_32_bits: PM_TIMER_32_BIT,
+        }
     }
 
     fn isa_line(&self, irq: u32) -> IrqLine {

@@ -2,7 +2,7 @@
 
 use super::Request;
 use crate::vcpu::VcpuThread;
-use brolga_devices::services::{CpuSignals, PowerEvent, PowerSink};
+use brolga_devices::services::{CpuSignals, IrqSink, PowerEvent, PowerSink};
 use brolga_jit::request;
 use crossbeam_channel::Sender;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +54,17 @@ impl CpuSignals for CpuLink {
 
     fn start_up(&self, vector: u8) {
         self.with(|thread| thread.start_up(vector));
+    }
+}
+
+/// The chipset's system management interrupt: it reaches all processors.
+pub struct SmiLine(pub Vec<Arc<CpuLink>>);
+
+impl IrqSink for SmiLine {
+    fn set_irq(&self, _pin: u32, level: bool) {
+        if level {
+            self.0.iter().for_each(|link| link.smi());
+        }
     }
 }
 
