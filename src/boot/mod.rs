@@ -150,9 +150,10 @@ impl Boot {
 impl Kernel {
     fn open(path: &Path, config: &Config) -> Result<Self> {
         let image = Image::open("-kernel", path)?;
+        let format = Format::of(&image)?;
         let (mut initrd, mut modules) = (None, Vec::new());
         if let Some(path) = config.boot.initrd.as_deref() {
-            if Format::of(&image)?.is_multiboot() {
+            if format.is_multiboot() {
                 modules = ModuleFile::open_list(&path.to_string_lossy())?;
             } else {
                 initrd = Some(Image::open("-initrd", path)?);

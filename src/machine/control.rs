@@ -12,9 +12,8 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 impl Machine {
-    /// Loads and starts the guest, then serves requests until one ends the machine. The result is the exit status.
+    /// Starts the loaded guest, then serves requests until one ends the machine. The result is the exit status.
     pub fn control_loop(&self, requests: &Receiver<Request>, start_paused: bool) -> Result<i32> {
-        self.load_guest()?;
         if !start_paused {
             self.resume();
         }
@@ -120,7 +119,7 @@ impl Machine {
     }
 
     /// Fills memory and sets the processors as they are after power-on. No processor runs.
-    fn load_guest(&self) -> Result<()> {
+    pub fn load_guest(&self) -> Result<()> {
         let mut placement = Placement::new(&self.ram);
         if let Some(tables) = self.pc.acpi.as_ref().filter(|_| self.boot.has_kernel()) {
             placement.put("the ACPI tables", tables.base_gpa, &tables.blob)?;

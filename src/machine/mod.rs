@@ -11,10 +11,11 @@ mod signals;
 mod smbios;
 
 use crate::boot::{Boot, Facts, Placed};
+use crate::chardev::Chardevs;
 use crate::cli::config::{Actions, Config};
 use crate::clock::GuestClock;
 use crate::io_thread::{IoHandle, IoThread};
-use crate::monitor::{Control, RunState};
+use crate::monitor::{Control, MonitorHost, RunState};
 use crate::vcpu::{VcpuEvents, VcpuThread};
 use anyhow::{Context, Result, anyhow};
 use board::PcBoard;
@@ -24,7 +25,7 @@ use brolga_jit::mmu::ram::Ram;
 use brolga_jit::{Engine, Vcpu};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use layout::Layout;
-use pc::{Pc, Surroundings};
+use pc::{Console, Pc, Surroundings};
 use signals::{CpuLink, PowerControl};
 use std::sync::{Arc, Mutex};
 
@@ -64,7 +65,11 @@ pub struct Machine {
 pub fn run(config: Config) -> Result<i32> {
     let clock = Arc::new(GuestClock::new(config.rtc));
     let io = IoThread::spawn(clock.clone()).context("cannot start the I/O thread")?;
-    let (machine, requests) = Machine::build(&config, clock, io.handle())?;
+    let (machine, chardevs, requests) = Machine::build(&config, clock, io.handle())?;
+    machine.load_guest()?;
+    // From here on there is a guest, and the user can act on it.
+    let host: Arc<dyn MonitorHost> = machine.clone();
+    chardevs.start(&config, &host)?;
     let status = machine.control_loop(&requests, config.start_paused);
     machine.vcpus.iter().for_each(|vcpu| vcpu.quit());
     drop(io);
@@ -73,11 +78,16 @@ pub fn run(config: Config) -> Result<i32> {
 
 impl Machine {
     /// Builds the machine, with all its processors held. The receiver goes to [`Machine::control_loop`].
-    fn build(config: &Config, clock: Arc<GuestClock>, io: IoHandle) -> Result<(Arc<Self>, Receiver<Request>)> {
+    fn build(
+        config: &Config,
+        clock: Arc<GuestClock>,
+        io: IoHandle,
+    ) -> Result<(Arc<Self>, Arc<Chardevs>, Receiver<Request>)> {
         let boot = Boot::open(config)?;
         let layout = Layout::new(config.ram, boot.rom_size()?).map_err(|e| anyhow!(e))?;
         let ram = Ram::new(layout.file_size(), layout.regions());
         let ram = Arc::new(ram.map_err(|e| anyhow!("-m: {e}; give the guest less memory"))?);
+        let chardevs = Arc::new(Chardevs::open(config)?);
         let (requests, receiver) = unbounded();
         let links: Vec<_> = (0..config.cpus).map(|_| Arc::new(CpuLink::default())).collect();
         let pc = Pc::build(&Surroundings {
@@ -86,7 +96,10 @@ impl Machine {
             timers: &io,
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
             links: &links,
-            console: &|id| todo!(),
+            console: &|id| {
+                let port = chardevs.port(id);
+                Console { backend: port.backend(), connect: Box::new(move |device| port.connect(device)) }
+            },
         })?;
         let board = PcBoard { bus: pc.bus.clone(), apics: pc.apics.clone(), pic: pc.pic.clone(), clock: clock.clone() };
         let engine =
@@ -108,7 +121,7 @@ impl Machine {
             state: Mutex::new(RunState::Prelaunch),
             placed: Mutex::default(),
         };
-        Ok((Arc::new(machine), receiver))
+        Ok((Arc::new(machine), chardevs, receiver))
     }
 }
 
