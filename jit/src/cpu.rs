@@ -7,7 +7,7 @@ use crate::mmu::ram::Ram;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
 use crate::runtime::tier::Tier;
-use crate::state::{CpuState, X87, attr, cr0, cr4, efer, flag, mode, reg};
+use crate::state::{CpuState, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
 use crate::vcpu::{Mailbox, VcpuHandle};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -35,8 +35,6 @@ pub struct Cpu {
     pub model: Arc<CpuModel>,
     /// The request word ([`crate::request`]).
     pub requests: Arc<AtomicU32>,
-    /// Softmmu TLB.
-    pub tlb: Tlb,
     /// PDPTE registers of PAE paging.
     pub pdptes: [u64; 4],
     /// Translated blocks.
@@ -57,10 +55,8 @@ impl Cpu {
     /// A processor in an undefined state; call `reset` (in [`crate::system::reset`]) next.
     pub fn new(index: u32, shared: Arc<Shared>, board: Arc<dyn Board>, model: Arc<CpuModel>) -> Box<Self> {
         let requests = Arc::new(AtomicU32::new(0));
-        let mut tlb = Tlb::new();
         let mut state = CpuState::zeroed();
         state.requests = Arc::as_ptr(&requests);
-        state.tlb = tlb.pointers();
         Box::new(Self {
             state,
             index,
@@ -68,7 +64,6 @@ impl Cpu {
             board,
             model,
             requests,
-            tlb,
             pdptes: [0; 4],
             blocks: BlockCache::new(),
             mailbox: Arc::default(),
@@ -169,27 +164,36 @@ impl Cpu {
             | bit(s.dr[7] & 0xff != 0, mode::STEP)
             | bit(s.xcr0 & 4 != 0, mode::AVX)
             | (mmu as u32) << mode::MMU_SHIFT;
+        s.jump_check = s.jump_check & !0xffff_ffff | s.mode as u64;
     }
 
     /// Drops all translations of addresses, global ones too (CR0/CR4 changes, INVPCID type 2).
     pub fn flush_tlb_all(&mut self) {
-        self.tlb.flush_all();
-        self.blocks.mappings_changed();
-        self.state.jump_generation += 1;
+        self.state.tlb.flush_all();
+        self.mappings_changed();
     }
 
     /// Drops translations that are not global (CR3 write).
     pub fn flush_tlb_non_global(&mut self) {
-        self.tlb.flush_non_global();
-        self.blocks.mappings_changed();
-        self.state.jump_generation += 1;
+        self.state.tlb.flush_non_global();
+        self.mappings_changed();
     }
 
     /// Drops the translation of one page (INVLPG).
     pub fn flush_tlb_page(&mut self, linear: u64) {
-        self.tlb.flush_page(linear);
+        self.state.tlb.flush_page(linear);
+        self.mappings_changed();
+    }
+
+    /// Linear addresses may mean other memory now: what was found by them is stale.
+    pub fn mappings_changed(&mut self) {
         self.blocks.mappings_changed();
-        self.state.jump_generation += 1;
+        let generation = (self.state.jump_check >> 32) as u32;
+        if generation == u32::MAX {
+            self.state.jump_cache.fill(JumpEntry { rip: 0, check: 0, code: 0, unused: 0 });
+        }
+        let next = generation.wrapping_add(1).max(1) as u64;
+        self.state.jump_check = next << 32 | self.state.mode as u64;
     }
 
     /// Loads the PDPTE registers from memory at CR3 (PAE paging without long mode, SDM 3A 4.4.1). `false`: a reserved
@@ -230,9 +234,10 @@ impl CpuState {
             helper_result: 0,
             host_rsp: 0,
             requests: std::ptr::null(),
-            tlb: [std::ptr::null_mut(); _],
-            jump_cache: std::ptr::null_mut(),
-            jump_generation: 0,
+            code_stale: 0,
+            exit_link: 0,
+            jump_check: 1 << 32,
+            jump_cache: [JumpEntry { rip: 0, check: 0, code: 0, unused: 0 }; _],
             segs: Default::default(),
             ldtr: Default::default(),
             tr: Default::default(),
@@ -250,6 +255,7 @@ impl CpuState {
             halted: false,
             nmi_blocked: false,
             vecs: [crate::state::VecReg([0; 4]); _],
+            tlb: Tlb::new(),
             x87: X87 { regs: [0; 8], fcw: 0x40, fsw: 0, tags: 0, fop: 0, fip: 0, fdp: 0, fcs: 0, fds: 0 },
             msr: Default::default(),
         }

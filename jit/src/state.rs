@@ -1,6 +1,6 @@
 //! The processor's registers and mode. `#[repr(C)]`: generated code reads and writes it by offset.
 
-use crate::mmu::tlb::{MMU_INDEXES, TlbEntry};
+use crate::mmu::tlb::Tlb;
 use std::sync::atomic::AtomicU32;
 
 /// General registers and instruction-local temporaries share one index space, see [`crate::ir::Val`].
@@ -235,6 +235,28 @@ pub struct Msrs {
     pub mc_banks: [[u64; 4]; 10],
 }
 
+/// Entries of the jump cache.
+pub const JUMP_ENTRIES: usize = 4096;
+
+/// Where generated code for a RIP starts; read by generated code.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct JumpEntry {
+    /// RIP.
+    pub rip: u64,
+    /// [`CpuState::jump_check`] it is valid under.
+    pub check: u64,
+    /// Host address.
+    pub code: u64,
+    /// Fills the entry to a power of two.
+    pub unused: u64,
+}
+
+/// Slot of a RIP in the jump cache.
+pub const fn jump_slot(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize & (JUMP_ENTRIES - 1)
+}
+
 /// Everything generated code touches.
 #[repr(C)]
 pub struct CpuState {
@@ -258,12 +280,14 @@ pub struct CpuState {
     pub host_rsp: u64,
     /// The request word that other threads set ([`crate::request`]).
     pub requests: *const AtomicU32,
-    /// First entry of the TLB of each MMU index.
-    pub tlb: [*mut TlbEntry; MMU_INDEXES],
-    /// Jump cache of generated code, see [`crate::runtime`].
-    pub jump_cache: *mut u8,
-    /// Current generation of the mappings; entries of the jump cache carry the one they were made under.
-    pub jump_generation: u64,
+    /// The request bits were seen by generated code, or translated code was dropped: leave at the next boundary.
+    pub code_stale: u32,
+    /// Number of the link that generated code left through.
+    pub exit_link: u32,
+    /// What entries of the jump cache must carry to be valid now: generation of the mappings and the mode word.
+    pub jump_check: u64,
+    /// Generated code by RIP.
+    pub jump_cache: [JumpEntry; JUMP_ENTRIES],
     /// ES, CS, SS, DS, FS, GS.
     pub segs: [Segment; 6],
     /// LDTR.
@@ -298,6 +322,8 @@ pub struct CpuState {
     pub nmi_blocked: bool,
     /// Vector registers, then vector temporaries.
     pub vecs: [VecReg; VECS],
+    /// Softmmu TLB.
+    pub tlb: Tlb,
     /// x87 and MMX.
     pub x87: X87,
     /// MSRs.

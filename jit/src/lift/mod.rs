@@ -20,8 +20,8 @@ pub use disasm::{disassemble, disassemble_bytes};
 
 use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;
-use crate::ir::{Block, Builder};
-use crate::state::mode;
+use crate::ir::{Block, Builder, Ty};
+use crate::state::{CpuState, mode};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 
 /// Most guest instructions in a block.
@@ -129,8 +129,14 @@ pub fn lift_block(
         match flow {
             Flow::End => break,
             Flow::Next if block.count < max_insns && end < bytes.len() => {}
-            Flow::Next | Flow::EndAfter => {
+            Flow::Next => {
                 l.b.jmp(l.next);
+                break;
+            }
+            Flow::EndAfter => {
+                let next = l.b.iconst(l.next as i64);
+                l.b.set_state(Ty::I64, std::mem::offset_of!(CpuState, rip), next);
+                l.b.dispatch();
                 break;
             }
         }

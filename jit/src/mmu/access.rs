@@ -54,7 +54,7 @@ impl Cpu {
         if flags & mem::WRITE_INTENT != 0 && !self.tlb_writable(index, linear, ty) {
             self.check_write(index, linear, ty.bytes() as u64, flags)?;
         }
-        match self.tlb.load(index, linear, ty) {
+        match self.state.tlb.load(index, linear, ty) {
             Some(v) => Ok(v),
             None => self.load_slow(index, ty, linear, flags),
         }
@@ -70,13 +70,17 @@ impl Cpu {
     #[inline]
     pub fn store_flags(&mut self, ty: Ty, linear: u64, value: u64, flags: u16) -> Result<(), Fault> {
         let index = self.state.mmu_index();
-        if self.tlb.store(index, linear, ty, value) { Ok(()) } else { self.store_slow(index, ty, linear, value, flags) }
+        if self.state.tlb.store(index, linear, ty, value) {
+            Ok(())
+        } else {
+            self.store_slow(index, ty, linear, value, flags)
+        }
     }
 
     /// Loads as the processor itself does (supervisor, whatever the CPL).
     pub fn load_system(&mut self, ty: Ty, linear: u64) -> Result<u64, Fault> {
         let index = self.system_index();
-        match self.tlb.load(index, linear, ty) {
+        match self.state.tlb.load(index, linear, ty) {
             Some(v) => Ok(v),
             None => self.load_slow(index, ty, linear, 0),
         }
@@ -85,12 +89,16 @@ impl Cpu {
     /// Stores as the processor itself does.
     pub fn store_system(&mut self, ty: Ty, linear: u64, value: u64) -> Result<(), Fault> {
         let index = self.system_index();
-        if self.tlb.store(index, linear, ty, value) { Ok(()) } else { self.store_slow(index, ty, linear, value, 0) }
+        if self.state.tlb.store(index, linear, ty, value) {
+            Ok(())
+        } else {
+            self.store_slow(index, ty, linear, value, 0)
+        }
     }
 
     /// Loads with an explicit MMU index (interrupt delivery through an inner stack).
     pub fn load_at(&mut self, index: usize, ty: Ty, linear: u64) -> Result<u64, Fault> {
-        match self.tlb.load(index, linear, ty) {
+        match self.state.tlb.load(index, linear, ty) {
             Some(v) => Ok(v),
             None => self.load_slow(index, ty, linear, 0),
         }
@@ -98,7 +106,11 @@ impl Cpu {
 
     /// Stores with an explicit MMU index.
     pub fn store_at(&mut self, index: usize, ty: Ty, linear: u64, value: u64) -> Result<(), Fault> {
-        if self.tlb.store(index, linear, ty, value) { Ok(()) } else { self.store_slow(index, ty, linear, value, 0) }
+        if self.state.tlb.store(index, linear, ty, value) {
+            Ok(())
+        } else {
+            self.store_slow(index, ty, linear, value, 0)
+        }
     }
 
     /// Loads 16 bytes at the current privilege.
@@ -108,7 +120,7 @@ impl Cpu {
             return Err(Fault::GP0);
         }
         let index = self.state.mmu_index();
-        if let Some(v) = self.tlb.load128(index, linear) {
+        if let Some(v) = self.state.tlb.load128(index, linear) {
             return Ok(v);
         }
         let low = self.load_slow_checked(index, linear, 16, flags)?;
@@ -128,7 +140,7 @@ impl Cpu {
             return Err(Fault::GP0);
         }
         let index = self.state.mmu_index();
-        if self.tlb.store128(index, linear, value) {
+        if self.state.tlb.store128(index, linear, value) {
             return Ok(());
         }
         self.write_pieces(index, linear, &value.to_le_bytes(), flags)
@@ -152,11 +164,11 @@ impl Cpu {
     /// Atomic read-modify-write at the current privilege: the old value.
     pub fn rmw(&mut self, ty: Ty, linear: u64, op: RmwOp, value: u64) -> Result<u64, Fault> {
         let index = self.state.mmu_index();
-        if let Some(old) = self.tlb.rmw(index, linear, ty, op, value) {
+        if let Some(old) = self.state.tlb.rmw(index, linear, ty, op, value) {
             return Ok(old);
         }
         self.check_write(index, linear, ty.bytes() as u64, 0)?;
-        if let Some(old) = self.tlb.rmw(index, linear, ty, op, value) {
+        if let Some(old) = self.state.tlb.rmw(index, linear, ty, op, value) {
             return Ok(old);
         }
         // Crosses a cache line or page, is a device or holds code: no atomicity to be had beyond this vCPU's.
@@ -176,11 +188,11 @@ impl Cpu {
     /// Atomic compare-and-swap at the current privilege: the old value.
     pub fn cas(&mut self, ty: Ty, linear: u64, expected: u64, new: u64) -> Result<u64, Fault> {
         let index = self.state.mmu_index();
-        if let Some(old) = self.tlb.cas(index, linear, ty, expected, new) {
+        if let Some(old) = self.state.tlb.cas(index, linear, ty, expected, new) {
             return Ok(old);
         }
         self.check_write(index, linear, ty.bytes() as u64, 0)?;
-        if let Some(old) = self.tlb.cas(index, linear, ty, expected, new) {
+        if let Some(old) = self.state.tlb.cas(index, linear, ty, expected, new) {
             return Ok(old);
         }
         let old = self.load_at(index, ty, linear)?;
@@ -191,7 +203,7 @@ impl Cpu {
 
     fn tlb_writable(&self, index: usize, linear: u64, ty: Ty) -> bool {
         let last = linear.wrapping_add(ty.bytes() as u64 - 1) & !(PAGE_SIZE - 1);
-        last == self.tlb.entry(index, linear).write
+        last == self.state.tlb.entry(index, linear).write
     }
 
     #[cold]
@@ -202,7 +214,7 @@ impl Cpu {
         }
         match self.place(index, linear, Access::Read, flags)? {
             Place::Mmio(gpa) => Ok(self.board.mmio_read(self.index, gpa, ty.bytes()) & ty.mask()),
-            _ => Ok(self.tlb.load(index, linear, ty).expect("a mapping just entered hits")),
+            _ => Ok(self.state.tlb.load(index, linear, ty).expect("a mapping just entered hits")),
         }
     }
 
@@ -214,7 +226,7 @@ impl Cpu {
         }
         match self.place(index, linear, Access::Write, flags)? {
             Place::Ram => {
-                let hit = self.tlb.store(index, linear, ty, value);
+                let hit = self.state.tlb.store(index, linear, ty, value);
                 debug_assert!(hit, "a mapping just entered hits");
             }
             Place::Watched(gpa) => self.store_watched(gpa, &value.to_le_bytes()[..bytes as usize]),
@@ -235,14 +247,14 @@ impl Cpu {
     /// Translates an access within one page and enters it in the TLB.
     fn place(&mut self, index: usize, linear: u64, access: Access, flags: u16) -> Result<Place, Fault> {
         if access == Access::Write {
-            let e = self.tlb.entry(index, linear);
+            let e = self.state.tlb.entry(index, linear);
             if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
                 let gpa = e.meta & !(PAGE_SIZE - 1);
                 if self.shared.code_map.get(&self.shared.ram, gpa) == 0 {
-                    self.tlb.unprotect(index, linear);
+                    self.state.tlb.unprotect(index, linear);
                     return Ok(Place::Ram);
                 }
-                let e = self.tlb.entry(index, linear);
+                let e = self.state.tlb.entry(index, linear);
                 return Ok(Place::Watched(e.meta & !(PAGE_SIZE - 1) | linear & (PAGE_SIZE - 1)));
             }
         }
@@ -257,7 +269,7 @@ impl Cpu {
             Some((host, _, rom)) => {
                 let code = !rom && self.shared.code_map.get(&self.shared.ram, m.gpa) != 0;
                 let writable = tlb::Mapping { write: m.write && !rom, ..m };
-                self.tlb.fill(index, linear, &writable, host, code);
+                self.state.tlb.fill(index, linear, &writable, host, code);
                 match access {
                     Access::Write if rom => Ok(Place::Mmio(m.gpa | offset)),
                     Access::Write if code => Ok(Place::Watched(m.gpa | offset)),
@@ -292,7 +304,7 @@ impl Cpu {
             match self.place(index, here, Access::Read, flags)? {
                 Place::Mmio(gpa) => self.mmio_read_bytes(gpa, &mut buf[at..at + n]),
                 _ => {
-                    let hit = self.tlb.read_bytes(index, here, &mut buf[at..at + n]);
+                    let hit = self.state.tlb.read_bytes(index, here, &mut buf[at..at + n]);
                     debug_assert!(hit, "a mapping just entered hits");
                 }
             }
@@ -310,7 +322,7 @@ impl Cpu {
             let piece = &buf[at..at + n];
             match self.place(index, here, Access::Write, flags)? {
                 Place::Ram => {
-                    let e = self.tlb.entry(index, here);
+                    let e = self.state.tlb.entry(index, here);
                     let gpa = e.meta & !(PAGE_SIZE - 1) | here & (PAGE_SIZE - 1);
                     self.shared.ram.write(gpa, piece, false);
                 }
@@ -353,12 +365,12 @@ impl Cpu {
             return Ok(0);
         }
         let index = self.state.mmu_index();
-        if self.tlb.copy(index, dst, src, n as usize, unit as usize) {
+        if self.state.tlb.copy(index, dst, src, n as usize, unit as usize) {
             return Ok(n);
         }
         self.place(index, src, Access::Read, 0)?;
         self.place(index, dst, Access::Write, 0)?;
-        Ok(if self.tlb.copy(index, dst, src, n as usize, unit as usize) { n } else { 0 })
+        Ok(if self.state.tlb.copy(index, dst, src, n as usize, unit as usize) { n } else { 0 })
     }
 
     /// The same for REP STOS: fills with the low `unit` bytes of `value`.
@@ -368,11 +380,11 @@ impl Cpu {
             return Ok(0);
         }
         let index = self.state.mmu_index();
-        if self.tlb.fill_bytes(index, dst, n as usize, value, unit as usize) {
+        if self.state.tlb.fill_bytes(index, dst, n as usize, value, unit as usize) {
             return Ok(n);
         }
         self.place(index, dst, Access::Write, 0)?;
-        Ok(if self.tlb.fill_bytes(index, dst, n as usize, value, unit as usize) { n } else { 0 })
+        Ok(if self.state.tlb.fill_bytes(index, dst, n as usize, value, unit as usize) { n } else { 0 })
     }
 
     /// Guest-physical address of an instruction fetch.

@@ -60,9 +60,10 @@ pub struct Mapping {
     pub page_mask: u64,
 }
 
-/// Tables of one vCPU.
+/// Tables of one vCPU. They lie in `CpuState`, at offsets that generated code knows.
+#[repr(C)]
 pub struct Tlb {
-    tables: [Box<[TlbEntry; TLB_ENTRIES]>; MMU_INDEXES],
+    tables: [[TlbEntry; TLB_ENTRIES]; MMU_INDEXES],
     /// Linear range (address, mask) that covers all large pages entered since the last flush.
     large: (u64, u64),
 }
@@ -80,12 +81,12 @@ impl Default for Tlb {
 impl Tlb {
     /// Empty tables.
     pub fn new() -> Self {
-        Self { tables: std::array::from_fn(|_| Box::new([EMPTY; TLB_ENTRIES])), large: (u64::MAX, 0) }
+        Self { tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES], large: (u64::MAX, 0) }
     }
 
-    /// Addresses of the tables, for generated code. They do not move.
-    pub fn pointers(&mut self) -> [*mut TlbEntry; MMU_INDEXES] {
-        std::array::from_fn(|i| self.tables[i].as_mut_ptr())
+    /// Byte offset in this structure of the table of an MMU index.
+    pub const fn table_offset(index: usize) -> usize {
+        std::mem::offset_of!(Tlb, tables) + index * TLB_ENTRIES * size_of::<TlbEntry>()
     }
 
     /// The entry that `linear` maps to.

@@ -7,12 +7,11 @@ use crate::lift::{self, LiftError};
 use crate::mmu::code_map::granules;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::passes;
-use crate::state::{mode, reg};
+use crate::state::{JUMP_ENTRIES, jump_slot, mode, reg};
 use std::collections::HashMap;
 
 /// Most bytes a block is lifted from at a time.
 const FETCH_BYTES: u64 = 512;
-const JUMP_ENTRIES: usize = 4096;
 const FETCH_ENTRIES: usize = 256;
 
 /// What identifies a translation: everything lift depends on.
@@ -72,7 +71,7 @@ struct Slot {
 }
 
 #[derive(Clone, Copy)]
-struct JumpEntry {
+struct FoundBlock {
     rip: u64,
     cs_base: u64,
     generation: u64,
@@ -94,7 +93,7 @@ pub struct BlockCache {
     free: Vec<u32>,
     by_key: HashMap<Key, u32>,
     by_page: HashMap<u64, Vec<u32>>,
-    jump: Box<[JumpEntry]>,
+    jump: Box<[FoundBlock]>,
     fetch: Box<[FetchEntry]>,
     generation: u64,
     running: Option<u32>,
@@ -104,7 +103,7 @@ pub struct BlockCache {
 impl BlockCache {
     /// An empty cache.
     pub fn new() -> Self {
-        let jump = JumpEntry { rip: 0, cs_base: 0, generation: 0, mode: 0, slot: 0 };
+        let jump = FoundBlock { rip: 0, cs_base: 0, generation: 0, mode: 0, slot: 0 };
         let fetch = FetchEntry { page: 0, generation: 0, mmu: 0, gpa: 0 };
         Self {
             slots: Vec::new(),
@@ -208,10 +207,6 @@ impl BlockCache {
     }
 }
 
-fn jump_slot(rip: u64) -> usize {
-    (rip ^ rip >> 12) as usize & (JUMP_ENTRIES - 1)
-}
-
 impl Cpu {
     /// The block at RIP, lifted now if need be. `single`: of one instruction.
     #[inline]
@@ -239,7 +234,7 @@ impl Cpu {
             None => self.lift_node(key, linear)?,
         };
         let generation = self.blocks.generation;
-        self.blocks.jump[jump_slot(rip)] = JumpEntry { rip, cs_base, generation, mode: word, slot };
+        self.blocks.jump[jump_slot(rip)] = FoundBlock { rip, cs_base, generation, mode: word, slot };
         Ok(slot)
     }
 
@@ -310,7 +305,7 @@ impl Cpu {
         for (gpa, len) in node.pieces() {
             let before = self.shared.code_map.mark(&self.shared.ram, gpa, granules(gpa, len));
             if before == 0 {
-                self.tlb.protect_code_page(gpa & !(PAGE_SIZE - 1));
+                self.state.tlb.protect_code_page(gpa & !(PAGE_SIZE - 1));
             }
         }
         self.blocks.insert(node, block)
@@ -324,8 +319,8 @@ impl Cpu {
             let left = self.blocks.drop_overlapping(page, gpa, len);
             self.shared.code_map.set(&self.shared.ram, page, left);
         }
-        self.blocks.mappings_changed();
-        self.state.jump_generation += 1;
+        self.mappings_changed();
+        self.state.code_stale = 1;
     }
 }
 
