@@ -38,6 +38,9 @@ mod timer {
 /// Nanoseconds a count.
 const TICK_NS: u64 = PERIOD_FS as u64 / 1_000_000;
 
+/// Periods below this do not each get a call of the timer service.
+const SHORTEST_WAKE_NS: u64 = 10_000;
+
 /// Where an interrupt goes by wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Line {
@@ -207,9 +210,12 @@ impl Core {
             })
     }
 
-    /// When timer `index` has to be looked at without the guest asking: its next match, if that interrupts.
+    /// When timer `index` has to be looked at without the guest asking: its next match, if that interrupts. Periods
+    /// too short to be kept up with are looked at in groups, so that a guest cannot keep the timer thread busy.
     pub(super) fn wake_ns(&self, index: usize) -> Option<u64> {
-        self.state.timers.get(index).filter(|t| t.has(timer::INTERRUPT))?.due_ns
+        let t = self.state.timers.get(index).filter(|t| t.has(timer::INTERRUPT))?;
+        let hasty = t.has(timer::PERIODIC) && (1..SHORTEST_WAKE_NS / TICK_NS).contains(&(t.period & t.mask()));
+        Some(t.due_ns?.saturating_add(if hasty { SHORTEST_WAKE_NS } else { 0 }))
     }
 
     /// Handles all matches up to now.

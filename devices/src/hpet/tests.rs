@@ -104,18 +104,18 @@ fn legacy_replacement_and_periodic_mode_as_linux_sets_them_up() {
     b.hpet.write(0x10, 4, ENABLE | LEGACY);
     assert!(b.irq.level(LEGACY_MODE));
     b.hpet.write(0x100, 4, INTERRUPT | PERIODIC | SET_VALUE | NARROW);
-    b.hpet.write(0x108, 4, 1_000); // first match
-    b.hpet.write(0x108, 4, 500); // period
-    b.time.advance_to(10_000);
+    b.hpet.write(0x108, 4, 10_000); // first match
+    b.hpet.write(0x108, 4, 5_000); // period
+    b.time.advance_to(100_000);
     assert_eq!(b.irq.rises(LEGACY_TIMER), 1);
-    b.time.advance_to(24_999);
+    b.time.advance_to(249_999);
     assert_eq!(b.irq.rises(LEGACY_TIMER), 3);
-    assert_eq!(b.hpet.read(0x108, 4), 2_500, "the comparator is the accumulator");
-    b.time.stall_until(52_000);
+    assert_eq!(b.hpet.read(0x108, 4), 25_000, "the comparator is the accumulator");
+    b.time.stall_until(520_000);
     assert_eq!(b.irq.rises(LEGACY_TIMER), 4, "a late host sends one");
-    assert_eq!(b.hpet.read(0x108, 4), 5_500, "and keeps the phase");
-    b.timer(1, INTERRUPT, 5_300);
-    b.time.advance_to(53_000);
+    assert_eq!(b.hpet.read(0x108, 4), 55_000, "and keeps the phase");
+    b.timer(1, INTERRUPT, 53_000);
+    b.time.advance_to(530_000);
     assert_eq!(b.irq.rises(LEGACY_RTC), 1);
     b.hpet.write(0x10, 4, ENABLE);
     assert!(!b.irq.level(LEGACY_MODE));
@@ -137,6 +137,16 @@ fn level_holds_until_its_status_is_cleared() {
     assert!(b.irq.level(16));
     b.hpet.write(0x20, 4, 2);
     assert!(!b.irq.level(16));
+}
+
+#[test]
+fn very_short_periods_are_grouped() {
+    let b = Bench::new();
+    b.hpet.write(0x10, 8, ENABLE);
+    b.timer(0, INTERRUPT | PERIODIC | SET_VALUE | 2 << 9, 1);
+    b.time.advance_to(1_000_000);
+    assert!((50..=100).contains(&b.irq.rises(2)), "{}", b.irq.rises(2));
+    assert_eq!(b.hpet.read(0x108, 8), 100_001);
 }
 
 #[test]

@@ -77,7 +77,7 @@ struct News {
 impl Inner {
     /// What differs from what the outside knows; notes it as told.
     fn news(&mut self) -> Option<News> {
-        let (pending, deadline) = (self.apic.pending(), self.apic.state.timer.expiry_ns());
+        let (pending, deadline) = (self.apic.pending(), self.apic.timer_wake_ns());
         let news = News {
             pending: (self.told_pending != Some(pending)).then_some(pending),
             deadline: (self.armed != deadline).then_some(deadline),

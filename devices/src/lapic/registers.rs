@@ -128,7 +128,7 @@ pub(super) struct Volatile {
     esr_collected: u32,
     icr: u64,
     lvt: [u32; lvt::COUNT],
-    pub(super) timer: ApicTimer,
+    timer: ApicTimer,
     /// Levels of LINT0 and LINT1.
     lint: [bool; 2],
     /// An ExtINT message arrived and was not acknowledged yet.
@@ -359,6 +359,11 @@ impl Lapic {
         } else if pin == 1 {
             fx.signal = Some(Signal::Nmi); // the pin is NMI then, SDM 3A 11.4.3
         }
+    }
+
+    /// Guest time at which [`Lapic::run_timer`] wants to be called.
+    pub(super) fn timer_wake_ns(&self) -> Option<u64> {
+        self.state.timer.wake_ns(self.timer_mode())
     }
 
     /// Lets the timer fire if its time has come.

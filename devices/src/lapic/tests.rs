@@ -293,9 +293,9 @@ fn timer_modes() {
     assert_eq!((b.acknowledge(0), b.read(0, CURRENT)), (Some(0x40), 0));
     b.write(0, EOI, 0);
     b.write(0, LVT_TIMER, 0x2_0041);
-    b.write(0, INITIAL, 100);
+    b.write(0, INITIAL, 20_000);
     for period in 1..=3 {
-        b.time.advance_to(1_000 + period * 100);
+        b.time.advance_to(1_000 + period * 20_000);
         assert_eq!(b.acknowledge(0), Some(0x41), "period {period}");
         b.write(0, EOI, 0);
     }
@@ -305,11 +305,11 @@ fn timer_modes() {
     b.write(0, INITIAL, 100);
     assert_eq!(b.time.next_deadline(), None, "the count does not run in deadline mode");
     b.apics.set_tsc_offset(0, 10_000);
-    assert!(b.apics.msr_write(0, 0x6E0, 15_000));
-    assert_eq!(b.time.next_deadline(), Some(5_000));
+    assert!(b.apics.msr_write(0, 0x6E0, 95_000));
+    assert_eq!(b.time.next_deadline(), Some(85_000));
     b.apics.set_tsc_offset(0, 11_000);
-    assert_eq!((b.apics.msr_read(0, 0x6E0), b.time.next_deadline()), (Some(15_000), Some(4_000)));
-    b.time.advance_to(4_000);
+    assert_eq!((b.apics.msr_read(0, 0x6E0), b.time.next_deadline()), (Some(95_000), Some(84_000)));
+    b.time.advance_to(84_000);
     assert_eq!((b.acknowledge(0), b.apics.msr_read(0, 0x6E0)), (Some(0x42), Some(0)));
     b.write(0, EOI, 0);
     assert!(b.apics.msr_write(0, 0x6E0, 1));
@@ -373,13 +373,13 @@ fn state_moves_and_resets() {
     let b = Bench::enabled(2);
     let fresh = Bench::new(2).apics.save();
     b.write(0, LVT_TIMER, 0x2_0041);
-    b.write(0, INITIAL, 1_000);
+    b.write(0, INITIAL, 10_000);
     b.fixed(Destination::Physical(1), 0x55);
     let other = Bench::new(2);
     moves_to(&*b.apics, &*other.apics);
     assert_eq!(other.signals(1), [Signal::Pending(true)]);
     assert_eq!(other.acknowledge(1), Some(0x55));
-    other.time.advance_to(2_000);
+    other.time.advance_to(20_000);
     assert_eq!(other.acknowledge(0), Some(0x41), "the timer runs on");
     assert!(Bench::new(1).apics.restore(&b.apics.save()).is_err(), "other number of CPUs");
     same_after_restore(&*b.apics);

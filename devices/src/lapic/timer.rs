@@ -3,6 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Periods below this do not each get a call of the timer service.
+const SHORTEST_WAKE_NS: u64 = 10_000;
+
 /// Timer mode, bits 18:17 of the LVT entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimerMode {
@@ -46,9 +49,11 @@ impl ApicTimer {
         1 << ((code + 1) & 7)
     }
 
-    /// Guest time at which [`ApicTimer::expire`] wants to be called.
-    pub(super) fn expiry_ns(&self) -> Option<u64> {
-        self.expiry_ns
+    /// Guest time at which [`ApicTimer::expire`] wants to be called. Periods too short to be kept up with are
+    /// looked at in groups, so that a guest cannot keep the timer thread busy.
+    pub(super) fn wake_ns(&self, mode: TimerMode) -> Option<u64> {
+        let hasty = mode == TimerMode::Periodic && u64::from(self.initial) * self.divisor() < SHORTEST_WAKE_NS;
+        Some(self.expiry_ns?.saturating_add(if hasty { SHORTEST_WAKE_NS } else { 0 }))
     }
 
     /// Current count register.
@@ -164,10 +169,10 @@ mod tests {
         t.set_divide(TimerMode::OneShot, 3, 0);
         t.set_initial(TimerMode::OneShot, 100, 1000);
         assert_eq!(t.current(TimerMode::OneShot, 1000 + 16 * 40), 60);
-        assert_eq!(t.expiry_ns(), Some(2600));
+        assert_eq!(t.expiry_ns, Some(2600));
         assert!(!t.expire(TimerMode::OneShot, 2599));
         assert!(t.expire(TimerMode::OneShot, 2600));
-        assert_eq!((t.expiry_ns(), t.current(TimerMode::OneShot, 2700)), (None, 0));
+        assert_eq!((t.expiry_ns, t.current(TimerMode::OneShot, 2700)), (None, 0));
     }
 
     #[test]
@@ -176,9 +181,19 @@ mod tests {
         t.set_divide(TimerMode::Periodic, 0xB, 0);
         t.set_initial(TimerMode::Periodic, 1000, 0);
         assert!(t.expire(TimerMode::Periodic, 3500));
-        assert_eq!(t.expiry_ns(), Some(4000));
+        assert_eq!(t.expiry_ns, Some(4000));
         assert_eq!(t.current(TimerMode::Periodic, 3600), 400);
         assert_eq!(t.current(TimerMode::Periodic, 4600), 400, "wraps before the expiry is handled");
+    }
+
+    #[test]
+    fn very_short_periods_are_grouped() {
+        let mut t = ApicTimer::default();
+        t.set_initial(TimerMode::Periodic, 1, 0);
+        assert_eq!(t.wake_ns(TimerMode::Periodic), Some(10_002));
+        assert!(t.expire(TimerMode::Periodic, 10_002));
+        assert_eq!(t.wake_ns(TimerMode::Periodic), Some(20_004));
+        assert_eq!(t.wake_ns(TimerMode::OneShot), Some(10_004));
     }
 
     #[test]
@@ -188,7 +203,7 @@ mod tests {
         t.set_initial(TimerMode::OneShot, 1000, 0);
         t.set_divide(TimerMode::OneShot, 0, 400);
         assert_eq!(t.current(TimerMode::OneShot, 400), 600);
-        assert_eq!(t.expiry_ns(), Some(400 + 1200));
+        assert_eq!(t.expiry_ns, Some(400 + 1200));
     }
 
     #[test]
@@ -196,9 +211,9 @@ mod tests {
         let mut t = ApicTimer::default();
         let mode = TimerMode::TscDeadline;
         t.set_tsc_deadline(mode, 5_500, 500, 1_000);
-        assert_eq!((t.expiry_ns(), t.tsc_deadline()), (Some(5_000), 5_500));
+        assert_eq!((t.expiry_ns, t.tsc_deadline()), (Some(5_000), 5_500));
         t.set_tsc_deadline(mode, 100, 500, 1_000);
-        assert_eq!(t.expiry_ns(), Some(1_000), "in the past: at once");
+        assert_eq!(t.expiry_ns, Some(1_000), "in the past: at once");
         assert!(t.expire(mode, 1_000));
         assert_eq!(t.tsc_deadline(), 0);
         t.set_tsc_deadline(TimerMode::OneShot, 9, 0, 0);
