@@ -4,6 +4,7 @@
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 
+mod decimal;
 pub mod integer;
 pub mod string;
 pub mod system;

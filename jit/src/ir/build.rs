@@ -141,8 +141,13 @@ impl Builder {
     /// `a != 0 ? b : c` in a new temporary.
     pub fn select(&mut self, ty: Ty, cond: Val, b: Val, c: Val) -> Val {
         let d = self.temp();
-        self.push(Op::Select, ty, [d.0, cond.0, b.0, c.0], 0);
+        self.select_to(ty, d, cond, b, c);
         d
+    }
+
+    /// `d = cond != 0 ? b : c`, cut to `ty`.
+    pub fn select_to(&mut self, ty: Ty, d: Val, cond: Val, b: Val, c: Val) {
+        self.push(Op::Select, ty, [d.0, cond.0, b.0, c.0], 0);
     }
 
     /// `a + (b << shift) + disp`, cut to `ty`, in `d`.
@@ -168,6 +173,11 @@ impl Builder {
         let d = self.temp();
         self.push(Op::Load, ty, [d.0, a.0, Val::NONE.0, flags], disp);
         d
+    }
+
+    /// As [`Builder::load`], into a given destination.
+    pub fn load_to(&mut self, ty: Ty, d: Val, a: Val, disp: i64, flags: u16) {
+        self.push(Op::Load, ty, [d.0, a.0, Val::NONE.0, flags], disp);
     }
 
     /// Stores to linear address `a + disp`.

@@ -1,9 +1,97 @@
-//! Semantics of the control family.
+//! Near control transfers: JMP, Jcc, CALL, RET, LOOPcc, JrCXZ.
 
+use super::operand::Gpr;
+use super::stack::stack_operand;
 use super::{Flow, Lifter};
-use iced_x86::Instruction;
+use crate::ir::op::Op;
+use crate::ir::{Ty, Val, mem};
+use crate::state::reg;
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// Lifts `i` if it belongs to this family.
-pub fn lift(_l: &mut Lifter, _i: &Instruction) -> Option<Flow> {
-    None
+pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
+    if i.is_jcc_short_or_near() {
+        let cond = l.condition(i);
+        l.b.br(cond, i.near_branch_target());
+        return Some(Flow::End);
+    }
+    match i.mnemonic() {
+        Mnemonic::Jmp if i.is_jmp_short_or_near() => l.b.jmp(i.near_branch_target()),
+        Mnemonic::Jmp if i.is_jmp_near_indirect() => {
+            let target = l.indirect_target(i);
+            l.b.jmp_ind(target);
+        }
+        Mnemonic::Call if i.is_call_near() => {
+            l.push_return(i);
+            l.b.jmp(i.near_branch_target());
+        }
+        Mnemonic::Call if i.is_call_near_indirect() => {
+            let target = l.indirect_target(i);
+            // The target may be rSP itself or memory based on it: taken before the push.
+            let target = if target.is_gpr() { l.b.op1(Op::Mov, Ty::I64, target) } else { target };
+            l.push_return(i);
+            l.b.jmp_ind(target);
+        }
+        Mnemonic::Ret => l.ret(i),
+        Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => l.loop_insn(i),
+        Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => {
+            let ty = counter_ty(i);
+            let zero = l.b.op2(Op::CmpEq, ty, Val::gpr(reg::RCX), 0);
+            l.b.br(zero, i.near_branch_target());
+        }
+        _ => return None,
+    }
+    Some(Flow::End)
+}
+
+/// Width of the count register of LOOPcc and JrCXZ: the address size.
+fn counter_ty(i: &Instruction) -> Ty {
+    match i.op_code().address_size() {
+        16 => Ty::I16,
+        32 => Ty::I32,
+        _ => Ty::I64,
+    }
+}
+
+impl Lifter<'_> {
+    /// Target of an indirect near branch, cut to the operand size. Whether it is canonical shows at the fetch.
+    fn indirect_target(&mut self, i: &Instruction) -> Val {
+        let ty = self.op_ty(i, 0);
+        let v = self.read_op(i, 0);
+        if ty < Ty::I64 && i.op0_kind() == OpKind::Register { self.b.op1(Op::Mov, ty, v) } else { v }
+    }
+
+    fn push_return(&mut self, i: &Instruction) {
+        let ret = self.b.iconst(self.next as i64);
+        self.push(stack_operand(i), ret);
+    }
+
+    /// RET: the operand size comes from the code, the stack grows back by it and the immediate.
+    fn ret(&mut self, i: &Instruction) {
+        use iced_x86::Code;
+        let ty = match i.code() {
+            Code::Retnw | Code::Retnw_imm16 => Ty::I16,
+            Code::Retnd | Code::Retnd_imm16 => Ty::I32,
+            _ => Ty::I64,
+        };
+        let extra = if i.op_count() > 0 { i.immediate(0) as i64 & 0xffff } else { 0 };
+        let m = self.stack_at(0, ty.bytes() as usize, false);
+        let target = self.b.load(ty, m.addr, m.disp, m.flags | mem::STACK);
+        self.move_sp(ty.bytes() as i64 + extra);
+        self.b.jmp_ind(target);
+    }
+
+    fn loop_insn(&mut self, i: &Instruction) {
+        let ty = counter_ty(i);
+        let rcx = Val::gpr(reg::RCX);
+        let left = self.b.op2(Op::Sub, ty, rcx, 1);
+        let mut go = self.b.op2(Op::CmpNe, ty, left, 0);
+        if i.mnemonic() != Mnemonic::Loop {
+            let cc = if i.mnemonic() == Mnemonic::Loope { 4 } else { 5 };
+            let cond = self.b.get_cond(cc);
+            go = self.b.op2(Op::And, Ty::I64, go, cond);
+        }
+        self.write_gpr(Gpr { n: reg::RCX, ty, high: false }, left);
+        self.b.br(go, i.near_branch_target());
+    }
 }

@@ -9,8 +9,15 @@
 mod disasm;
 pub mod operand;
 
+mod alu;
+mod atomic;
+mod bits;
 mod control;
 mod integer;
+mod mov;
+mod muldiv;
+mod shift;
+mod stack;
 mod string;
 mod system;
 mod vector;

@@ -1,6 +1,7 @@
 //! Operands: registers, immediates, memory with segmentation, the stack.
 
 use super::Lifter;
+use crate::ir::build::Src;
 use crate::ir::op::Op;
 use crate::ir::{Ty, VVal, Val, mem};
 use crate::state::{CpuState, Segment, mode, reg};
@@ -49,6 +50,11 @@ pub fn segment_number(r: Register) -> usize {
         Register::GS => reg::GS,
         _ => reg::DS,
     }
+}
+
+/// [`mem`] flags of accesses through a segment.
+pub fn segment_flags(seg: usize) -> u16 {
+    if seg == reg::SS { mem::STACK } else { 0 }
 }
 
 /// Offset of a segment's base in the state.
@@ -120,6 +126,51 @@ impl Lifter<'_> {
         }
     }
 
+    /// Operand `n` as a right-hand side: immediates stay constants.
+    pub fn src_op(&mut self, i: &Instruction, n: u32) -> Src {
+        match i.op_kind(n) {
+            OpKind::Register | OpKind::Memory => Src::Val(self.read_op(i, n)),
+            _ => Src::Imm(i.immediate(n) as i64),
+        }
+    }
+
+    /// The register of operand `n` if writes to it replace all of its 64 bits (32- and 64-bit operands).
+    pub fn wide_dest(&self, i: &Instruction, n: u32) -> Option<Val> {
+        match i.op_kind(n) {
+            OpKind::Register => gpr(i.op_register(n)).filter(|g| g.ty >= Ty::I32).map(|g| Val::gpr(g.n)),
+            _ => None,
+        }
+    }
+
+    /// Writes a result of operand 0's width to it: a register, or memory `m` loaded before with write intent.
+    pub fn write_back(&mut self, i: &Instruction, m: Option<Mem>, v: Val) {
+        match m {
+            Some(m) => self.store(self.op_ty(i, 0), m, v),
+            None => self.write_reg(i.op0_register(), v),
+        }
+    }
+
+    /// Operand 0 for reading and writing back: its value, and its place if it is memory.
+    pub fn read_write_op(&mut self, i: &Instruction) -> (Val, Option<Mem>) {
+        if i.op0_kind() == OpKind::Memory {
+            let ty = self.op_ty(i, 0);
+            let m = self.mem(i, ty.bytes() as usize, true);
+            return (self.load_for_write(ty, m), Some(m));
+        }
+        (self.read_reg(i.op0_register()), None)
+    }
+
+    /// Linear address of the memory operand in one value, for atomic operations.
+    pub fn mem_address(&mut self, i: &Instruction, bytes: usize) -> Val {
+        let m = self.mem(i, bytes, true);
+        self.flat_address(m)
+    }
+
+    /// A memory operand's address and displacement in one value.
+    pub fn flat_address(&mut self, m: Mem) -> Val {
+        if m.disp == 0 { m.addr } else { self.b.op2(Op::Add, Ty::I64, m.addr, m.disp) }
+    }
+
     /// Loads from a memory operand.
     pub fn load(&mut self, ty: Ty, m: Mem) -> Val {
         self.b.load(ty, m.addr, m.disp, m.flags)
@@ -138,7 +189,7 @@ impl Lifter<'_> {
     /// Linear address of the instruction's memory operand for an access of `bytes` bytes, segment checks done.
     pub fn mem(&mut self, i: &Instruction, bytes: usize, write: bool) -> Mem {
         let seg = segment_number(i.memory_segment());
-        let flags = if seg == reg::SS { mem::STACK } else { 0 };
+        let flags = segment_flags(seg);
         if self.long64() {
             let (addr, disp) = self.effective_address_64(i);
             if seg < reg::FS {
@@ -166,7 +217,8 @@ impl Lifter<'_> {
         self.b.op2(Op::Add, Ty::I64, a, disp)
     }
 
-    fn effective_address_64(&mut self, i: &Instruction) -> (Val, i64) {
+    /// Effective address in 64-bit mode as value and constant.
+    pub fn effective_address_64(&mut self, i: &Instruction) -> (Val, i64) {
         let (base, index) = (i.memory_base(), i.memory_index());
         let disp = i.memory_displacement64() as i64;
         if matches!(base, Register::RIP | Register::EIP) || (base == Register::None && index == Register::None) {
