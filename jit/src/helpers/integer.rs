@@ -357,7 +357,7 @@ fn stack_address(cpu: &mut Cpu, offset: u64, ty: Ty, write: bool) -> Result<u64,
     if cpu.state.mode & (mode::CS64 | mode::FLAT) != 0 {
         return Ok(offset);
     }
-    cpu.segment_address(reg::SS, offset, ty.bytes() as u64, write)
+    cpu.seg_check(reg::SS, offset, ty.bytes() as u32, write)
 }
 
 /// ENTER (SDM 2, ENTER): nothing but memory changes before the last access that can fault.

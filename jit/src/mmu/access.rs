@@ -201,6 +201,21 @@ impl Cpu {
         Ok(old)
     }
 
+    /// Atomic compare-and-swap of 16 aligned bytes at the current privilege: the old value.
+    pub fn cas128(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Fault> {
+        let index = self.state.mmu_index();
+        if let Some(old) = self.tlb.cas128(index, linear, expected, new) {
+            return Ok(old);
+        }
+        self.check_write(index, linear, 16, 0)?;
+        if let Some(old) = self.tlb.cas128(index, linear, expected, new) {
+            return Ok(old);
+        }
+        let old = self.load128(linear, 0)?;
+        self.store128(linear, if old == expected { new } else { old }, 0)?;
+        Ok(old)
+    }
+
     fn tlb_writable(&self, index: usize, linear: u64, ty: Ty) -> bool {
         let last = linear.wrapping_add(ty.bytes() as u64 - 1) & !(PAGE_SIZE - 1);
         last == self.state.tlb.entry(index, linear).write

@@ -230,6 +230,25 @@ impl Tlb {
         Some(unsafe { cas_raw(p, ty, expected, new) })
     }
 
+    /// Atomic compare-and-swap of 16 aligned bytes through the TLB: the old value. `None` also if the host cannot.
+    pub fn cas128(&self, index: usize, linear: u64, expected: u128, new: u128) -> Option<u128> {
+        let e = self.entry(index, linear);
+        if linear & 15 != 0 || linear & !(PAGE_SIZE - 1) != e.write {
+            return None;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("cmpxchg16b") {
+            let p = linear.wrapping_add(e.addend) as *mut u128;
+            // SAFETY: the entry maps a writable page, `p` is aligned within it; the feature is there.
+            return Some(unsafe {
+                std::arch::x86_64::cmpxchg16b(p, expected, new, Ordering::SeqCst, Ordering::SeqCst)
+            });
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (expected, new);
+        None
+    }
+
     fn atomic_pointer(&self, index: usize, linear: u64, ty: Ty) -> Option<*mut u8> {
         let e = self.entry(index, linear);
         let aligned = linear & (ty.bytes() as u64 - 1) == 0;
