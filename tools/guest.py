@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Makes the kernels and initramfs images that guests boot, under .cache/ of the project.
 
-usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | default | all | list | qemu
+usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | default | all | list | benchmark | qemu
 Each word prints the path of what it made. What is there already is not made again.
-`qemu` installs QEMU from backports on this machine: the rival that benches/guest.py measures.
+`benchmark` makes the image of benches/guest.py; `qemu` installs QEMU from backports on this machine: the rival that benches/guest.py measures.
 """
 
 import pathlib
 import sys
 
-from guestkit import apt, images, rival, userland
+from guestkit import apt, benchmark, images, rival, userland
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -33,6 +33,8 @@ def main(words):
             print(userland.Userland(cache).make())
         case ["userland"]:
             print(userland.Userland(cache).make())
+        case ["benchmark"]:
+            print(benchmark.Benchmark(cache).make())
         case ["qemu"]:
             print(rival.install(cache))
         case [kind, *names] if kind in kinds and names:
