@@ -1,5 +1,6 @@
 //! Bad command lines through the real program: one line on standard error that names option, cause and remedy, status 1,
 //! nothing on standard output, nothing started.
+#![forbid(unsafe_code)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;

@@ -204,11 +204,11 @@ impl Cpu {
     /// Atomic compare-and-swap of 16 aligned bytes at the current privilege: the old value.
     pub fn cas128(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Fault> {
         let index = self.state.mmu_index();
-        if let Some(old) = self.tlb.cas128(index, linear, expected, new) {
+        if let Some(old) = self.state.tlb.cas128(index, linear, expected, new) {
             return Ok(old);
         }
         self.check_write(index, linear, 16, 0)?;
-        if let Some(old) = self.tlb.cas128(index, linear, expected, new) {
+        if let Some(old) = self.state.tlb.cas128(index, linear, expected, new) {
             return Ok(old);
         }
         let old = self.load128(linear, 0)?;
