@@ -37,17 +37,6 @@ impl Image {
         Ok(self.file.metadata().with_context(|| format!("{}: cannot get the size", self.named()))?.len())
     }
 
-    /// Reads all of it; `limit` bounds what is taken into memory.
-    pub fn read(&self, limit: u64) -> Result<Vec<u8>> {
-        let size = self.size()?;
-        if size > limit {
-            bail!("{}: {size} bytes are more than the {limit} that fit into guest memory; see -m", self.named());
-        }
-        let mut bytes = vec![0; size as usize];
-        self.read_at(0, &mut bytes)?;
-        Ok(bytes)
-    }
-
     /// Fills `buf` from `offset` on.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(buf, offset).with_context(|| format!("{}: cannot read the file", self.named()))

@@ -64,11 +64,6 @@ impl<'a> Placement<'a> {
     }
 
     /// What was placed, in the order of placing.
-    pub fn placed(&self) -> &[Placed] {
-        &self.placed
-    }
-
-    /// What was placed.
     pub fn into_placed(self) -> Vec<Placed> {
         self.placed
     }
@@ -157,6 +152,6 @@ mod tests {
         assert!(seen[CHUNK as usize + 2..CHUNK as usize + 40].iter().all(|&b| b == 0));
         assert_eq!(seen[CHUNK as usize + 40], 0xEE, "nothing past the end is touched");
         assert!(p.put_file(&image, 10, CHUNK, CHUNK, 2 * CHUNK).is_err(), "the file is shorter");
-        assert_eq!(p.placed()[0].range, 16..CHUNK + 56);
+        assert_eq!(p.into_placed()[0].range, 16..CHUNK + 56);
     }
 }

@@ -75,9 +75,6 @@ impl Bytes<'_> {
 pub struct SetupHeader<'a>(Bytes<'a>);
 
 impl<'a> SetupHeader<'a> {
-    /// Length of the file's start that holds all that is read here.
-    pub const PROBE: usize = 0x300;
-
     /// The header in the first bytes of a file; `None` if it is no bzImage or zImage.
     pub fn find(file: &'a [u8]) -> Option<Self> {
         let bytes = Bytes(file);

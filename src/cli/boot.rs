@@ -63,9 +63,11 @@ pub fn settle(arguments: &Arguments) -> Result<BootConfig> {
         }
     }
     let firmware_dirs = firmware_dirs(arguments);
+    // A multiboot kernel's modules are a list, with arguments: its files are looked at when the kernel's kind is known.
+    let modules = arguments.one("initrd").filter(|list| list.contains([',', ' ']) && !Path::new(list).exists());
     Ok(BootConfig {
         kernel,
-        initrd: file("initrd")?,
+        initrd: modules.map(PathBuf::from).map_or_else(|| file("initrd"), |list| Ok(Some(list)))?,
         append: arguments.one("append").unwrap_or("").to_owned(),
         bios: arguments.one("bios").map(|name| firmware(name, &firmware_dirs)).transpose()?,
         firmware_dirs,

@@ -54,7 +54,10 @@ impl Machine {
                 eprintln!("{}: triple fault of vCPU {cpu}\n{}", self.program, dump.trim_end());
                 return self.guest_reset();
             }
-            Request::DebugStop(_) => self.pause(RunState::Paused),
+            Request::DebugStop(cpu) => {
+                tracing::debug!("vCPU {cpu} stopped for the debugger");
+                self.pause(RunState::Paused);
+            }
             Request::Died(cpu) => bail!("internal error: the thread of vCPU {cpu} panicked"),
             Request::Control(what, done) => {
                 let status = self.control(what)?;
@@ -121,9 +124,7 @@ impl Machine {
     /// Fills memory and sets the processors as they are after power-on. No processor runs.
     pub fn load_guest(&self) -> Result<()> {
         let mut placement = Placement::new(&self.ram);
-        if let Some(tables) = self.pc.acpi.as_ref().filter(|_| self.boot.has_kernel()) {
-            placement.put("the ACPI tables", tables.base_gpa, &tables.blob)?;
-        }
+        self.tables.place(&mut placement)?;
         let mut starts: HashMap<_, _> = self.boot.load(self.facts, &mut placement)?.into_iter().collect();
         let placed = placement.into_placed();
         for p in &placed {

@@ -9,6 +9,7 @@ pub mod layout;
 mod pc;
 mod signals;
 mod smbios;
+mod tables;
 
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
@@ -28,6 +29,7 @@ use layout::Layout;
 use pc::{Console, Pc, Surroundings};
 use signals::{CpuLink, PowerControl};
 use std::sync::{Arc, Mutex};
+use tables::SystemTables;
 
 /// What the thread that runs the machine is asked to do.
 pub enum Request {
@@ -48,6 +50,7 @@ pub struct Machine {
     program: String,
     actions: Actions,
     boot: Boot,
+    tables: SystemTables,
     facts: Facts,
     ram: Arc<Ram>,
     engine: Arc<Engine>,
@@ -92,6 +95,7 @@ impl Machine {
         let links: Vec<_> = (0..config.cpus).map(|_| Arc::new(CpuLink::default())).collect();
         let pc = Pc::build(&Surroundings {
             config,
+            layout,
             clock: clock.clone(),
             timers: &io,
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
@@ -105,12 +109,16 @@ impl Machine {
         let engine =
             Engine::new(config.engine.clone(), ram.clone(), Arc::new(board)).map_err(|e| anyhow!("-accel: {e}"))?;
         let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;
-        let rsdp = pc.acpi.as_ref().map(|tables| tables.rsdp_gpa);
+        let tables = match boot.has_kernel() {
+            true => SystemTables::build(config, &layout, &pc.acpi)?,
+            false => SystemTables::none(),
+        };
         let machine = Self {
             program: config.identity.program.clone(),
             actions: config.actions,
             boot,
-            facts: Facts { layout, rsdp, long_mode: true },
+            facts: Facts { layout, rsdp: tables.rsdp, long_mode: true },
+            tables,
             ram,
             engine,
             clock,

@@ -1,20 +1,22 @@
 //! The i440FX PC: which devices it has, at which addresses, with which interrupts. No other place knows.
 
-use super::acpi::{self, AcpiConfig, AcpiTables};
+use super::acpi::AcpiConfig;
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
+use super::layout::Layout;
 use super::signals::{CpuLink, SmiLine};
 use crate::cli::config::{CharId, Config};
 use crate::clock::GuestClock;
 use anyhow::{Context, Result};
 use brolga_devices::a20::A20;
 use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, PM_BLOCK_LEN, SleepTypes};
-use brolga_devices::bus::{Bus, Device};
+use brolga_devices::bus::Bus;
 use brolga_devices::debug_ports::{DebugConsole, DebugExit, Port92, PostPort};
 use brolga_devices::hpet::{self, Hpet, HpetWiring};
 use brolga_devices::ioapic::IoApic;
 use brolga_devices::lapic::{ApicCpu, ApicFeatures, EoiSink, LocalApics, PIN_INTR};
 use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
+use brolga_devices::rtc::{Rtc, cmos};
 use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, PowerSink, TimerService};
 use brolga_devices::uart::IsaSerial;
 use std::ops::Range;
@@ -47,8 +49,6 @@ const PM_TIMER_32_BIT: bool = false;
 const PCI_WINDOW: Range<u32> = 0xC000_0000..0xFEC0_0000;
 /// Where PCI interrupt lines A to D go.
 const PCI_INTERRUPTS: [u8; 4] = [10, 10, 11, 11];
-/// Where the ACPI tables of a direct kernel boot lie.
-const ACPI_BASE: u64 = 0xE_0000;
 
 /// A device's end of a host character device.
 pub struct Console {
@@ -62,6 +62,8 @@ pub struct Console {
 pub struct Surroundings<'a> {
     /// What was asked for.
     pub config: &'a Config,
+    /// Where memory lies.
+    pub layout: Layout,
     /// Guest time.
     pub clock: Arc<GuestClock>,
     /// Timers.
@@ -84,8 +86,8 @@ pub struct Pc {
     pub pic: Arc<Pic>,
     /// The I/O APIC.
     pub ioapic: Arc<IoApic>,
-    /// ACPI tables that describe all this, for guests without firmware; none with `acpi=off`.
-    pub acpi: Option<AcpiTables>,
+    /// What ACPI tables say about all this.
+    pub acpi: AcpiConfig,
     pm: Arc<AcpiPm>,
 }
 
@@ -113,7 +115,7 @@ impl Pc {
         b.serial_ports()?;
         let pm = b.power_management()?;
         b.debug_ports()?;
-        let acpi = s.config.machine.acpi.then(|| acpi::build(&b.acpi_config(), ACPI_BASE)).transpose()?;
+        let acpi = b.acpi_config();
         Ok(Self { bus: b.bus, apics, pic, ioapic, acpi, pm })
     }
 
@@ -143,6 +145,11 @@ impl Builder<'_> {
         bus.register_pio(0x40, 4, "pit", pit.ports())?;
         bus.register_pio(0x61, 1, "speaker", pit.speaker_port())?;
         bus.add_device("pit", pit);
+        let rtc = Rtc::new(legacy.line(FROM_RTC), s.clock.clone(), s.timers);
+        rtc.set_memory_size(s.layout.low, s.layout.high);
+        rtc.set_cmos(cmos::PROCESSORS, s.config.cpus.saturating_sub(1).try_into().unwrap_or(u8::MAX));
+        bus.register_pio(0x70, 2, "rtc", rtc.ports())?;
+        bus.add_device("rtc", rtc);
         if s.config.machine.hpet {
             let wiring = HpetWiring {
                 routes: (0..IOAPIC_PINS).map(|pin| IrqLine::new(ioapic.clone(), pin)).collect(),
