@@ -44,11 +44,6 @@ impl FakeTime {
         })
     }
 
-    /// Sets the wall clock that belongs to guest time 0, in nanoseconds since the epoch.
-    pub fn set_epoch_ns(&self, ns: u64) {
-        self.epoch_ns.store(ns, Ordering::SeqCst);
-    }
-
     /// Moves time to `ns`, firing each timer at its own deadline on the way.
     pub fn advance_to(&self, ns: u64) {
         while let Some((at, entry)) = self.next_due(ns) {
