@@ -9,7 +9,6 @@ pub mod integer;
 pub mod string;
 pub mod system;
 pub mod vec;
-mod vec_pending;
 pub mod x87;
 
 /// Names a helper: family in the high byte, index in the low byte.

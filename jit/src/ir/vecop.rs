@@ -1,19 +1,28 @@
 //! Vector operations: the sub-operations of `vec`, `vectoint` and `vecfromint`, declared once.
+//!
+//! Each is named after the SSE instruction whose 128-bit result it is. The operations under `float` work under MXCSR:
+//! they may set its sticky flags, and where an exception is unmasked the lifter sends them through
+//! [`crate::helpers::vec::CHECKED`] instead.
 
 macro_rules! sub_ops {
-    ($(#[$doc:meta])* $name:ident; $($id:ident $text:literal,)*) => {
+    ($(#[$doc:meta])* $name:ident; integer { $($id:ident $text:literal,)* } float { $($fid:ident $ftext:literal,)* }) => {
         $(#[$doc])*
         #[repr(u16)]
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[allow(missing_docs)]
-        pub enum $name { $($id,)* }
+        pub enum $name { $($id,)* $($fid,)* }
 
         impl $name {
             /// All of them in order.
-            pub const ALL: &[$name] = &[$($name::$id,)*];
+            pub const ALL: &[$name] = &[$($name::$id,)* $($name::$fid,)*];
             /// Name in the text form.
             pub fn name(self) -> &'static str {
-                match self { $($name::$id => $text,)* }
+                match self { $($name::$id => $text,)* $($name::$fid => $ftext,)* }
+            }
+            /// Depends on MXCSR and may set its flags.
+            pub fn is_fp(self) -> bool {
+                #[allow(unreachable_patterns)]
+                match self { $($name::$fid => true,)* _ => false }
             }
             /// From the constant of the operation.
             pub fn from_imm(imm: i64) -> Option<$name> {
@@ -28,20 +37,101 @@ macro_rules! sub_ops {
 }
 
 sub_ops! {
-    /// `d = f(a, b, imm8)` on 128-bit vectors; named after the SSE instruction whose result it is.
+    /// `d = f(a, b, imm8)` on 128-bit vectors; named after the SSE instruction whose result it is. Instructions with one
+    /// source take it as `b`; what they keep of their destination comes from `a`.
     VecOp;
-    Pxor "pxor",
-    Paddb "paddb",
+    integer {
+        Pxor "pxor", Paddb "paddb", Paddw "paddw", Paddd "paddd", Paddq "paddq",
+        Psubb "psubb", Psubw "psubw", Psubd "psubd", Psubq "psubq",
+        Paddsb "paddsb", Paddsw "paddsw", Paddusb "paddusb", Paddusw "paddusw",
+        Psubsb "psubsb", Psubsw "psubsw", Psubusb "psubusb", Psubusw "psubusw",
+        Pmullw "pmullw", Pmulhw "pmulhw", Pmulhuw "pmulhuw", Pmuludq "pmuludq", Pmaddwd "pmaddwd",
+        Pavgb "pavgb", Pavgw "pavgw", Psadbw "psadbw",
+        Pminub "pminub", Pmaxub "pmaxub", Pminsw "pminsw", Pmaxsw "pmaxsw",
+        Pminsb "pminsb", Pmaxsb "pmaxsb", Pminuw "pminuw", Pmaxuw "pmaxuw",
+        Pminsd "pminsd", Pmaxsd "pmaxsd", Pminud "pminud", Pmaxud "pmaxud",
+        Pand "pand", Pandn "pandn", Por "por",
+        Pcmpeqb "pcmpeqb", Pcmpeqw "pcmpeqw", Pcmpeqd "pcmpeqd", Pcmpeqq "pcmpeqq",
+        Pcmpgtb "pcmpgtb", Pcmpgtw "pcmpgtw", Pcmpgtd "pcmpgtd", Pcmpgtq "pcmpgtq",
+        Packsswb "packsswb", Packssdw "packssdw", Packuswb "packuswb", Packusdw "packusdw",
+        Punpcklbw "punpcklbw", Punpcklwd "punpcklwd", Punpckldq "punpckldq", Punpcklqdq "punpcklqdq",
+        Punpckhbw "punpckhbw", Punpckhwd "punpckhwd", Punpckhdq "punpckhdq", Punpckhqdq "punpckhqdq",
+        // Shifts by the low 64 bits of b.
+        Psllw "psllw", Pslld "pslld", Psllq "psllq", Psrlw "psrlw", Psrld "psrld", Psrlq "psrlq",
+        Psraw "psraw", Psrad "psrad",
+        // Shifts of a by imm8: bits, then whole bytes.
+        PsllwI "psllwi", PslldI "pslldi", PsllqI "psllqi", PsrlwI "psrlwi", PsrldI "psrldi", PsrlqI "psrlqi",
+        PsrawI "psrawi", PsradI "psradi", PslldqI "pslldqi", PsrldqI "psrldqi",
+        Pabsb "pabsb", Pabsw "pabsw", Pabsd "pabsd", Psignb "psignb", Psignw "psignw", Psignd "psignd",
+        Phaddw "phaddw", Phaddd "phaddd", Phaddsw "phaddsw", Phsubw "phsubw", Phsubd "phsubd", Phsubsw "phsubsw",
+        Pmaddubsw "pmaddubsw", Pmulhrsw "pmulhrsw", Pmuldq "pmuldq", Pmulld "pmulld", Phminposuw "phminposuw",
+        Pshufb "pshufb", Pshufd "pshufd", Pshuflw "pshuflw", Pshufhw "pshufhw", Shufps "shufps", Shufpd "shufpd",
+        Palignr "palignr", Pblendw "pblendw", Blendps "blendps", Blendpd "blendpd", Insertps "insertps",
+        Mpsadbw "mpsadbw",
+        Pmovsxbw "pmovsxbw", Pmovsxbd "pmovsxbd", Pmovsxbq "pmovsxbq", Pmovsxwd "pmovsxwd", Pmovsxwq "pmovsxwq",
+        Pmovsxdq "pmovsxdq", Pmovzxbw "pmovzxbw", Pmovzxbd "pmovzxbd", Pmovzxbq "pmovzxbq", Pmovzxwd "pmovzxwd",
+        Pmovzxwq "pmovzxwq", Pmovzxdq "pmovzxdq",
+        // 64-bit forms (MMX) that are not the low half of the 128-bit ones.
+        Pshufb64 "pshufb64", Palignr64 "palignr64",
+        // a with its low 32 or 64 bits from b; the low 64 bits of b alone.
+        Movss "movss", Movsd "movsd", Movq "movq",
+        Aesenc "aesenc", Aesenclast "aesenclast", Aesdec "aesdec", Aesdeclast "aesdeclast", Aesimc "aesimc",
+        Aeskeygenassist "aeskeygenassist", Pclmulqdq "pclmulqdq",
+        Sha1msg1 "sha1msg1", Sha1msg2 "sha1msg2", Sha1nexte "sha1nexte", Sha1rnds4 "sha1rnds4",
+        Sha256msg1 "sha256msg1", Sha256msg2 "sha256msg2",
+        Pcmpistrm "pcmpistrm",
+        // No rounding, no flags: approximations.
+        Rcpps "rcpps", Rcpss "rcpss", Rsqrtps "rsqrtps", Rsqrtss "rsqrtss",
+    }
+    float {
+        Addps "addps", Addpd "addpd", Addss "addss", Addsd "addsd",
+        Subps "subps", Subpd "subpd", Subss "subss", Subsd "subsd",
+        Mulps "mulps", Mulpd "mulpd", Mulss "mulss", Mulsd "mulsd",
+        Divps "divps", Divpd "divpd", Divss "divss", Divsd "divsd",
+        Minps "minps", Minpd "minpd", Minss "minss", Minsd "minsd",
+        Maxps "maxps", Maxpd "maxpd", Maxss "maxss", Maxsd "maxsd",
+        Sqrtps "sqrtps", Sqrtpd "sqrtpd", Sqrtss "sqrtss", Sqrtsd "sqrtsd",
+        Addsubps "addsubps", Addsubpd "addsubpd", Haddps "haddps", Haddpd "haddpd", Hsubps "hsubps", Hsubpd "hsubpd",
+        Cmpps "cmpps", Cmppd "cmppd", Cmpss "cmpss", Cmpsd "cmpsd",
+        Roundps "roundps", Roundpd "roundpd", Roundss "roundss", Roundsd "roundsd", Dpps "dpps", Dppd "dppd",
+        Cvtdq2ps "cvtdq2ps", Cvtps2dq "cvtps2dq", Cvttps2dq "cvttps2dq", Cvtdq2pd "cvtdq2pd", Cvtpd2dq "cvtpd2dq",
+        Cvttpd2dq "cvttpd2dq", Cvtps2pd "cvtps2pd", Cvtpd2ps "cvtpd2ps", Cvtss2sd "cvtss2sd", Cvtsd2ss "cvtsd2ss",
+    }
 }
 
 sub_ops! {
-    /// Integer results of vectors.
+    /// Integer results of vectors a and b.
     VecToInt;
-    Pmovmskb "pmovmskb",
+    integer {
+        // Of a.
+        Pmovmskb "pmovmskb", Movmskps "movmskps", Movmskpd "movmskpd",
+        // Element imm8 (modulo their number) of a, zero-extended.
+        Pextrb "pextrb", Pextrw "pextrw", Pextrd "pextrd", Pextrq "pextrq",
+        // The arithmetic flags in RFLAGS layout.
+        Ptest "ptest",
+        // Index in bits 31:0, the arithmetic flags in RFLAGS layout above.
+        Pcmpistri "pcmpistri",
+    }
+    float {
+        // The arithmetic flags in RFLAGS layout.
+        Comiss "comiss", Comisd "comisd", Ucomiss "ucomiss", Ucomisd "ucomisd",
+        // Of a.
+        Cvtss2si32 "cvtss2si32", Cvtss2si64 "cvtss2si64", Cvttss2si32 "cvttss2si32", Cvttss2si64 "cvttss2si64",
+        Cvtsd2si32 "cvtsd2si32", Cvtsd2si64 "cvtsd2si64", Cvttsd2si32 "cvttsd2si32", Cvttsd2si64 "cvttsd2si64",
+    }
 }
 
 sub_ops! {
-    /// Vector results of a vector and an integer.
+    /// Vector results of a vector a and an integer b.
     VecFromInt;
-    Zext "zext",
+    integer {
+        // The low 32 or 64 bits of b, the rest zero.
+        Zext32 "zext32", Zext64 "zext64",
+        // a with element imm8 (modulo their number) replaced.
+        Pinsrb "pinsrb", Pinsrw "pinsrw", Pinsrd "pinsrd", Pinsrq "pinsrq",
+    }
+    float {
+        // a with its low element replaced.
+        Cvtsi2ss32 "cvtsi2ss32", Cvtsi2ss64 "cvtsi2ss64", Cvtsi2sd32 "cvtsi2sd32", Cvtsi2sd64 "cvtsi2sd64",
+    }
 }

@@ -19,7 +19,7 @@ impl Cpu {
                 self.raise(fault);
             }
         };
-        self.sync_mxcsr();
+        self.leave_mxcsr();
         exit
     }
 

@@ -1,0 +1,285 @@
+//! Vector operations on the host's own vector instructions: the tables behind the IR's `vec`, `vectoint` and
+//! `vecfromint`. Floating-point operations run under whatever MXCSR is loaded, see [`super::mxcsr`].
+
+use super::{lanes, strings};
+use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use std::arch::asm;
+use std::arch::x86_64::__m128i;
+
+/// `d = f(a, b, imm8)`.
+pub type VecFn = fn(u128, u128, u8) -> u128;
+/// Integer `d = f(a, b, imm8)`.
+pub type VecToIntFn = fn(u128, u128, u8) -> u64;
+/// Vector `d = f(a, integer b, imm8)`.
+pub type VecFromIntFn = fn(u128, u64, u8) -> u128;
+
+#[inline(always)]
+fn xmm(v: u128) -> __m128i {
+    // SAFETY: both are 16 bytes without invalid values.
+    unsafe { std::mem::transmute::<u128, __m128i>(v) }
+}
+
+#[inline(always)]
+fn bits(v: __m128i) -> u128 {
+    // SAFETY: both are 16 bytes without invalid values.
+    unsafe { std::mem::transmute::<__m128i, u128>(v) }
+}
+
+/// An instruction `mnemonic xmm, xmm` that leaves MXCSR alone.
+macro_rules! plain {
+    ($mn:literal) => {{
+        fn f(a: u128, b: u128, _imm8: u8) -> u128 {
+            let mut x = xmm(a);
+            // SAFETY: registers only; the lifter asks for it only where the CPU model, a subset of the host, has it.
+            unsafe {
+                asm!(concat!($mn, " {0}, {1}"), inout(xmm_reg) x, in(xmm_reg) xmm(b),
+                    options(pure, nomem, nostack, preserves_flags));
+            }
+            bits(x)
+        }
+        f
+    }};
+}
+
+/// An instruction `mnemonic xmm, xmm` that works under MXCSR.
+macro_rules! float {
+    ($mn:literal) => {{
+        fn f(a: u128, b: u128, _imm8: u8) -> u128 {
+            let mut x = xmm(a);
+            // SAFETY: registers and MXCSR's flags only; all exceptions are masked in the host's MXCSR.
+            unsafe {
+                asm!(concat!($mn, " {0}, {1}"), inout(xmm_reg) x, in(xmm_reg) xmm(b), options(nomem, nostack));
+            }
+            bits(x)
+        }
+        f
+    }};
+}
+
+/// An instruction `mnemonic xmm, xmm, imm8`: the immediate, after `$imm` of it was taken, is one of the list.
+macro_rules! by_imm {
+    ($mn:literal, |$i:ident| $imm:expr, [$($n:literal)*]) => {{
+        fn f(a: u128, b: u128, $i: u8) -> u128 {
+            let mut x = xmm(a);
+            match $imm {
+                // SAFETY: registers and MXCSR's flags only; all exceptions are masked in the host's MXCSR.
+                $($n => unsafe {
+                    asm!(concat!($mn, " {0}, {1}, ", $n), inout(xmm_reg) x, in(xmm_reg) xmm(b), options(nomem, nostack));
+                },)*
+                _ => unreachable!("the immediate was cut to the list"),
+            }
+            bits(x)
+        }
+        f
+    }};
+}
+
+/// A shift by the low 64 bits of a register, with an immediate count.
+macro_rules! shift_imm {
+    ($mn:literal) => {{
+        fn f(a: u128, _b: u128, imm8: u8) -> u128 {
+            plain!($mn)(a, imm8 as u128, 0)
+        }
+        f
+    }};
+}
+
+macro_rules! table {
+    (plain { $($p:ident $pt:literal,)* } float { $($q:ident $qt:literal,)* } shift { $($s:ident $st:literal,)* }
+     other { $($o:ident $of:expr,)* }) => {
+        /// The function of an operation.
+        pub fn vec_fn(op: VecOp) -> VecFn {
+            match op {
+                $(VecOp::$p => plain!($pt),)*
+                $(VecOp::$q => float!($qt),)*
+                $(VecOp::$s => shift_imm!($st),)*
+                $(VecOp::$o => $of,)*
+            }
+        }
+    };
+}
+
+table! {
+    plain {
+        Pxor "pxor", Paddb "paddb", Paddw "paddw", Paddd "paddd", Paddq "paddq",
+        Psubb "psubb", Psubw "psubw", Psubd "psubd", Psubq "psubq",
+        Paddsb "paddsb", Paddsw "paddsw", Paddusb "paddusb", Paddusw "paddusw",
+        Psubsb "psubsb", Psubsw "psubsw", Psubusb "psubusb", Psubusw "psubusw",
+        Pmullw "pmullw", Pmulhw "pmulhw", Pmulhuw "pmulhuw", Pmuludq "pmuludq", Pmaddwd "pmaddwd",
+        Pavgb "pavgb", Pavgw "pavgw", Psadbw "psadbw",
+        Pminub "pminub", Pmaxub "pmaxub", Pminsw "pminsw", Pmaxsw "pmaxsw",
+        Pminsb "pminsb", Pmaxsb "pmaxsb", Pminuw "pminuw", Pmaxuw "pmaxuw",
+        Pminsd "pminsd", Pmaxsd "pmaxsd", Pminud "pminud", Pmaxud "pmaxud",
+        Pand "pand", Pandn "pandn", Por "por",
+        Pcmpeqb "pcmpeqb", Pcmpeqw "pcmpeqw", Pcmpeqd "pcmpeqd", Pcmpeqq "pcmpeqq",
+        Pcmpgtb "pcmpgtb", Pcmpgtw "pcmpgtw", Pcmpgtd "pcmpgtd", Pcmpgtq "pcmpgtq",
+        Packsswb "packsswb", Packssdw "packssdw", Packuswb "packuswb", Packusdw "packusdw",
+        Punpcklbw "punpcklbw", Punpcklwd "punpcklwd", Punpckldq "punpckldq", Punpcklqdq "punpcklqdq",
+        Punpckhbw "punpckhbw", Punpckhwd "punpckhwd", Punpckhdq "punpckhdq", Punpckhqdq "punpckhqdq",
+        Psllw "psllw", Pslld "pslld", Psllq "psllq", Psrlw "psrlw", Psrld "psrld", Psrlq "psrlq",
+        Psraw "psraw", Psrad "psrad",
+        Pabsb "pabsb", Pabsw "pabsw", Pabsd "pabsd", Psignb "psignb", Psignw "psignw", Psignd "psignd",
+        Phaddw "phaddw", Phaddd "phaddd", Phaddsw "phaddsw", Phsubw "phsubw", Phsubd "phsubd", Phsubsw "phsubsw",
+        Pmaddubsw "pmaddubsw", Pmulhrsw "pmulhrsw", Pmuldq "pmuldq", Pmulld "pmulld", Phminposuw "phminposuw",
+        Pshufb "pshufb",
+        Pmovsxbw "pmovsxbw", Pmovsxbd "pmovsxbd", Pmovsxbq "pmovsxbq", Pmovsxwd "pmovsxwd", Pmovsxwq "pmovsxwq",
+        Pmovsxdq "pmovsxdq", Pmovzxbw "pmovzxbw", Pmovzxbd "pmovzxbd", Pmovzxbq "pmovzxbq", Pmovzxwd "pmovzxwd",
+        Pmovzxwq "pmovzxwq", Pmovzxdq "pmovzxdq",
+        Aesenc "aesenc", Aesenclast "aesenclast", Aesdec "aesdec", Aesdeclast "aesdeclast", Aesimc "aesimc",
+        Sha1msg1 "sha1msg1", Sha1msg2 "sha1msg2", Sha1nexte "sha1nexte",
+        Sha256msg1 "sha256msg1", Sha256msg2 "sha256msg2",
+        Rcpps "rcpps", Rcpss "rcpss", Rsqrtps "rsqrtps", Rsqrtss "rsqrtss",
+    }
+    float {
+        Addps "addps", Addpd "addpd", Addss "addss", Addsd "addsd",
+        Subps "subps", Subpd "subpd", Subss "subss", Subsd "subsd",
+        Mulps "mulps", Mulpd "mulpd", Mulss "mulss", Mulsd "mulsd",
+        Divps "divps", Divpd "divpd", Divss "divss", Divsd "divsd",
+        Minps "minps", Minpd "minpd", Minss "minss", Minsd "minsd",
+        Maxps "maxps", Maxpd "maxpd", Maxss "maxss", Maxsd "maxsd",
+        Sqrtps "sqrtps", Sqrtpd "sqrtpd", Sqrtss "sqrtss", Sqrtsd "sqrtsd",
+        Addsubps "addsubps", Addsubpd "addsubpd", Haddps "haddps", Haddpd "haddpd", Hsubps "hsubps", Hsubpd "hsubpd",
+        Cvtdq2ps "cvtdq2ps", Cvtps2dq "cvtps2dq", Cvttps2dq "cvttps2dq", Cvtdq2pd "cvtdq2pd", Cvtpd2dq "cvtpd2dq",
+        Cvttpd2dq "cvttpd2dq", Cvtps2pd "cvtps2pd", Cvtpd2ps "cvtpd2ps", Cvtss2sd "cvtss2sd", Cvtsd2ss "cvtsd2ss",
+    }
+    shift {
+        PsllwI "psllw", PslldI "pslld", PsllqI "psllq", PsrlwI "psrlw", PsrldI "psrld", PsrlqI "psrlq",
+        PsrawI "psraw", PsradI "psrad",
+    }
+    other {
+        PslldqI lanes::pslldq, PsrldqI lanes::psrldq, Pshufd lanes::pshufd, Pshuflw lanes::pshuflw,
+        Pshufhw lanes::pshufhw, Shufps lanes::shufps, Shufpd lanes::shufpd, Palignr lanes::palignr,
+        Pblendw lanes::pblendw, Blendps lanes::blendps, Blendpd lanes::blendpd, Insertps lanes::insertps,
+        Pshufb64 lanes::pshufb64, Palignr64 lanes::palignr64, Movss lanes::movss, Movsd lanes::movsd,
+        Movq lanes::movq, Pcmpistrm strings::pcmpistrm, Aeskeygenassist aeskeygenassist, Dpps dpps, Dppd dppd,
+        Mpsadbw by_imm!("mpsadbw", |i| i & 7, [0 1 2 3 4 5 6 7]),
+        Pclmulqdq by_imm!("pclmulqdq", |i| i & 0x11, [0 1 16 17]),
+        Sha1rnds4 by_imm!("sha1rnds4", |i| i & 3, [0 1 2 3]),
+        // Predicates beyond 7 exist in the VEX forms only (SDM 2A CMPPS).
+        Cmpps by_imm!("cmpps", |i| i & 7, [0 1 2 3 4 5 6 7]),
+        Cmppd by_imm!("cmppd", |i| i & 7, [0 1 2 3 4 5 6 7]),
+        Cmpss by_imm!("cmpss", |i| i & 7, [0 1 2 3 4 5 6 7]),
+        Cmpsd by_imm!("cmpsd", |i| i & 7, [0 1 2 3 4 5 6 7]),
+        Roundps by_imm!("roundps", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+        Roundpd by_imm!("roundpd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+        Roundss by_imm!("roundss", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+        Roundsd by_imm!("roundsd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+    }
+}
+
+/// The round constant is only exclusive-ored into elements 1 and 3 (SDM 2A AESKEYGENASSIST).
+fn aeskeygenassist(a: u128, b: u128, imm8: u8) -> u128 {
+    let zero = by_imm!("aeskeygenassist", |_i| 0, [0])(a, b, 0);
+    zero ^ (imm8 as u128) << 32 ^ (imm8 as u128) << 96
+}
+
+/// The sum goes to all elements on the host, then the immediate's low half selects.
+fn dpps(a: u128, b: u128, imm8: u8) -> u128 {
+    let all = by_imm!("dpps", |i| i | 15,
+        [15 31 47 63 79 95 111 127 143 159 175 191 207 223 239 255])(a, b, imm8);
+    lanes::blendps(0, all, imm8)
+}
+
+fn dppd(a: u128, b: u128, imm8: u8) -> u128 {
+    let all = by_imm!("dppd", |i| i & 0x30 | 3, [3 19 35 51])(a, b, imm8);
+    lanes::blendpd(0, all, imm8)
+}
+
+/// `mnemonic r, xmm`.
+macro_rules! to_int {
+    ($mn:literal, $reg:literal) => {{
+        fn f(a: u128, _b: u128, _imm8: u8) -> u64 {
+            let r: u64;
+            // SAFETY: registers and MXCSR's flags only; all exceptions are masked in the host's MXCSR.
+            unsafe {
+                asm!(concat!($mn, " {0", $reg, "}, {1}"), lateout(reg) r, in(xmm_reg) xmm(a), options(nomem, nostack));
+            }
+            r
+        }
+        f
+    }};
+}
+
+/// `mnemonic xmm, xmm` with a result in the flags.
+macro_rules! to_flags {
+    ($mn:literal) => {{
+        fn f(a: u128, b: u128, _imm8: u8) -> u64 {
+            let r: u64;
+            // SAFETY: registers, flags and MXCSR's flags only; the stack is balanced; exceptions are masked.
+            unsafe {
+                asm!(concat!($mn, " {1}, {2}"), "pushfq", "pop {0}", out(reg) r, in(xmm_reg) xmm(a), in(xmm_reg) xmm(b));
+            }
+            r & crate::state::flag::ARITH
+        }
+        f
+    }};
+}
+
+/// `mnemonic xmm, r`.
+macro_rules! from_int {
+    ($mn:literal, $reg:literal) => {{
+        fn f(a: u128, b: u64, _imm8: u8) -> u128 {
+            let mut x = xmm(a);
+            // SAFETY: registers and MXCSR's flags only; all exceptions are masked in the host's MXCSR.
+            unsafe {
+                asm!(concat!($mn, " {0}, {1", $reg, "}"), inout(xmm_reg) x, in(reg) b, options(nomem, nostack));
+            }
+            bits(x)
+        }
+        f
+    }};
+}
+
+/// The function of an operation with an integer result (zero-extended).
+pub fn vec_to_int_fn(op: VecToInt) -> VecToIntFn {
+    match op {
+        VecToInt::Pmovmskb => to_int!("pmovmskb", ":e"),
+        VecToInt::Movmskps => to_int!("movmskps", ":e"),
+        VecToInt::Movmskpd => to_int!("movmskpd", ":e"),
+        VecToInt::Pextrb => lanes::pextrb,
+        VecToInt::Pextrw => lanes::pextrw,
+        VecToInt::Pextrd => lanes::pextrd,
+        VecToInt::Pextrq => lanes::pextrq,
+        VecToInt::Ptest => to_flags!("ptest"),
+        VecToInt::Pcmpistri => strings::pcmpistri,
+        VecToInt::Comiss => to_flags!("comiss"),
+        VecToInt::Comisd => to_flags!("comisd"),
+        VecToInt::Ucomiss => to_flags!("ucomiss"),
+        VecToInt::Ucomisd => to_flags!("ucomisd"),
+        VecToInt::Cvtss2si32 => to_int!("cvtss2si", ":e"),
+        VecToInt::Cvtss2si64 => to_int!("cvtss2si", ":r"),
+        VecToInt::Cvttss2si32 => to_int!("cvttss2si", ":e"),
+        VecToInt::Cvttss2si64 => to_int!("cvttss2si", ":r"),
+        VecToInt::Cvtsd2si32 => to_int!("cvtsd2si", ":e"),
+        VecToInt::Cvtsd2si64 => to_int!("cvtsd2si", ":r"),
+        VecToInt::Cvttsd2si32 => to_int!("cvttsd2si", ":e"),
+        VecToInt::Cvttsd2si64 => to_int!("cvttsd2si", ":r"),
+    }
+}
+
+/// The function of an operation from an integer, of which only the bits of the operation's width count.
+pub fn vec_from_int_fn(op: VecFromInt) -> VecFromIntFn {
+    match op {
+        VecFromInt::Zext32 => lanes::zext32,
+        VecFromInt::Zext64 => lanes::zext64,
+        VecFromInt::Pinsrb => lanes::pinsrb,
+        VecFromInt::Pinsrw => lanes::pinsrw,
+        VecFromInt::Pinsrd => lanes::pinsrd,
+        VecFromInt::Pinsrq => lanes::pinsrq,
+        VecFromInt::Cvtsi2ss32 => from_int!("cvtsi2ss", ":e"),
+        VecFromInt::Cvtsi2ss64 => from_int!("cvtsi2ss", ":r"),
+        VecFromInt::Cvtsi2sd32 => from_int!("cvtsi2sd", ":e"),
+        VecFromInt::Cvtsi2sd64 => from_int!("cvtsi2sd", ":r"),
+    }
+}
+
+/// SHA256RNDS2: two rounds with the message words in the low half of `wk`.
+pub fn sha256rnds2(a: u128, b: u128, wk: u128) -> u128 {
+    let mut x = xmm(a);
+    // SAFETY: registers only; the lifter asks for it only where the CPU model, a subset of the host, has it.
+    unsafe {
+        asm!("sha256rnds2 {0}, {1}, xmm0", inout(xmm_reg) x, in(xmm_reg) xmm(b), in("xmm0") xmm(wk),
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    bits(x)
+}

@@ -1,0 +1,103 @@
+//! Helpers of the vector family, and the functions behind the IR's vector operations.
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("vector operations run on the host's SSE instructions: hosts other than x86-64 need plain Rust ones");
+
+mod host;
+mod lanes;
+mod mxcsr;
+mod strings;
+mod xsave;
+
+use crate::cpu::Cpu;
+use crate::fault::Fault;
+use crate::helpers::effect::FAULTS;
+use crate::state::{CpuState, VECS, VecReg};
+use mxcsr::{ldmxcsr, stmxcsr, vec_checked};
+use std::mem::offset_of;
+use xsave::{fxrstor, fxsave, xrstor, xsave};
+
+pub use host::{vec_fn, vec_from_int_fn, vec_to_int_fn};
+pub use mxcsr::Checked;
+pub use xsave::Form;
+
+/// Vector slots through which helpers get operands and give results: the last ones, which the builder never hands out.
+/// (Generated code may keep other temporaries elsewhere than in the state.)
+pub const STAGE0: usize = VECS - 2;
+/// The second one.
+pub const STAGE1: usize = VECS - 1;
+
+/// Offset of a staging slot in the state.
+pub const fn stage_offset(slot: usize) -> usize {
+    offset_of!(CpuState, vecs) + slot * size_of::<VecReg>()
+}
+
+crate::helper_family! { 3;
+    /// Operation of [`Checked`] in a, integer operand in b; vectors in the stage.
+    CHECKED = vec_checked, FAULTS;
+    /// Result: MXCSR.
+    STMXCSR = stmxcsr, 0;
+    /// MXCSR = a. The mode word may change.
+    LDMXCSR = ldmxcsr, FAULTS;
+    /// Stage 0 = two SHA-256 rounds on stage 0 (CDGH) and stage 1 (ABEF) with the message words b (low), c (high).
+    SHA256RNDS2 = sha256rnds2, 0;
+    /// Index in bits 31:0, arithmetic flags above; immediate in a (bit 8: 64-bit lengths), lengths b and c. Stage 0
+    /// becomes the mask.
+    PCMPESTR = pcmpestr, 0;
+    /// Stores the bytes of stage 0 that stage 1 selects at linear address a; b: bytes 8 or 16.
+    MASKMOV = maskmov, FAULTS;
+    /// FXSAVE to a, [`Form`] in b.
+    FXSAVE = fxsave, FAULTS;
+    /// FXRSTOR from a, [`Form`] in b. The mode word may change.
+    FXRSTOR = fxrstor, FAULTS;
+    /// XSAVE family to a, [`Form`] in b, requested features in c.
+    XSAVE = xsave, FAULTS;
+    /// XRSTOR family from a, [`Form`] in b, requested features in c. The mode word may change.
+    XRSTOR = xrstor, FAULTS;
+    /// Orders earlier stores before later loads.
+    MFENCE = mfence, 0;
+}
+
+fn sha256rnds2(cpu: &mut Cpu, _: u64, low: u64, high: u64) -> Result<u64, Fault> {
+    let (a, b) = (cpu.state.vecs[STAGE0].0[0], cpu.state.vecs[STAGE1].0[0]);
+    cpu.state.vecs[STAGE0].0[0] = host::sha256rnds2(a, b, low as u128 | (high as u128) << 64);
+    Ok(0)
+}
+
+fn pcmpestr(cpu: &mut Cpu, imm: u64, length_a: u64, length_b: u64) -> Result<u64, Fault> {
+    let (a, b) = (cpu.state.vecs[STAGE0].0[0], cpu.state.vecs[STAGE1].0[0]);
+    let length = |v: u64| if imm & 0x100 != 0 { v as i64 } else { v as i32 as i64 };
+    let imm8 = imm as u8;
+    let r = strings::Outcome::explicit(a, b, (length(length_a), length(length_b)), imm8);
+    cpu.state.vecs[STAGE0].0[0] = r.mask(imm8);
+    Ok(r.index(imm8))
+}
+
+/// Bytes whose mask bit is clear are not written; faults on them are allowed either way (SDM 2A MASKMOVDQU), and the
+/// all-or-nothing store of the whole span would write them, so each run of bytes is stored on its own, checked first.
+fn maskmov(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u64, Fault> {
+    let data = cpu.state.vecs[STAGE0].0[0].to_le_bytes();
+    let mask = cpu.state.vecs[STAGE1].0[0].to_le_bytes();
+    let bytes = (bytes as usize).min(16);
+    if mask[..bytes].iter().all(|m| m & 0x80 == 0) {
+        return Ok(0);
+    }
+    cpu.probe_write(address, bytes as u64)?;
+    let mut at = 0;
+    while at < bytes {
+        let run = mask[at..bytes].iter().take_while(|m| *m & 0x80 != 0).count();
+        if run > 0 {
+            cpu.store_bytes(address.wrapping_add(at as u64), &data[at..at + run])?;
+        }
+        at += run + 1;
+    }
+    Ok(0)
+}
+
+fn mfence(_: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! FXSAVE, FXRSTOR and the XSAVE family (SDM 1, 10.5 and chapter 13).
+
+use crate::cpu::Cpu;
+use crate::fault::Fault;
+use crate::helpers::vec::mxcsr::bit::{DEFAULT, DEFINED};
+use crate::state::cr4;
+
+/// x87 state component.
+const X87: u64 = 1;
+/// SSE state component: XMM registers, and MXCSR with it or AVX.
+const SSE: u64 = 2;
+/// AVX state component: high halves of the YMM registers.
+const AVX: u64 = 4;
+/// XCOMP_BV: the format is compacted.
+const COMPACT: u64 = 1 << 63;
+
+/// Offset of MXCSR in the legacy region.
+const MXCSR: u64 = 24;
+/// Offset of the XMM registers.
+const XMM: u64 = 160;
+/// Offset of the XSAVE header: XSTATE_BV, XCOMP_BV.
+const HEADER: u64 = 512;
+/// Offset of what follows the header: in either format AVX state, as nothing else comes before it.
+const EXTENDED: u64 = 576;
+
+/// Which instruction of the family, and its operand size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Form {
+    /// REX.W: 64-bit FIP and FDP.
+    pub wide: bool,
+    /// XSAVEC, XSAVES, XRSTORS: the compacted format.
+    pub compact: bool,
+    /// XSAVEOPT: components in their initial state are not written.
+    pub optimised: bool,
+    /// XSAVES, XRSTORS.
+    pub supervisor: bool,
+}
+
+impl Form {
+    /// As an operand of the helpers.
+    pub fn pack(self) -> i64 {
+        self.wide as i64 | (self.compact as i64) << 1 | (self.optimised as i64) << 2 | (self.supervisor as i64) << 3
+    }
+    fn unpack(word: u64) -> Self {
+        let b = |n: u32| word >> n & 1 != 0;
+        Self { wide: b(0), compact: b(1), optimised: b(2), supervisor: b(3) }
+    }
+}
+
+/// Pieces of an image to be stored: offset and bytes.
+type Pieces = Vec<(u64, Vec<u8>)>;
+
+impl Cpu {
+    /// XMM registers that the current mode reaches.
+    fn xmm_count(&self) -> usize {
+        if self.state.long64() { 16 } else { 8 }
+    }
+
+    fn xmm_bytes(&self, part: usize) -> Vec<u8> {
+        (0..self.xmm_count()).flat_map(|n| self.state.vecs[n].0[part].to_le_bytes()).collect()
+    }
+
+    fn set_xmm_bytes(&mut self, part: usize, bytes: &[u8]) {
+        for (n, b) in bytes.as_chunks::<16>().0.iter().enumerate().take(self.xmm_count()) {
+            self.state.vecs[n].0[part] = u128::from_le_bytes(*b);
+        }
+    }
+
+    fn mxcsr_bytes(&self) -> Vec<u8> {
+        let mut v = self.state.mxcsr.to_le_bytes().to_vec();
+        v.extend(DEFINED.to_le_bytes());
+        v
+    }
+
+    /// Stores all pieces, or faults and stores none.
+    fn store_pieces(&mut self, base: u64, pieces: &Pieces) -> Result<(), Fault> {
+        for (offset, bytes) in pieces {
+            self.probe_write(base.wrapping_add(*offset), bytes.len() as u64)?;
+        }
+        for (offset, bytes) in pieces {
+            self.store_bytes(base.wrapping_add(*offset), bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Components not in their initial state: XINUSE.
+    pub fn xinuse(&self) -> u64 {
+        let s = &self.state;
+        let used = |part: usize| s.vecs[..self.xmm_count()].iter().any(|v| v.0[part] != 0);
+        let mut r = 0;
+        if !s.x87.is_initial() {
+            r |= X87;
+        }
+        if used(0) {
+            r |= SSE;
+        }
+        if used(1) {
+            r |= AVX;
+        }
+        r
+    }
+}
+
+fn u64_at(image: &[u8], at: u64) -> u64 {
+    let at = at as usize;
+    image.get(at..at + 8).map_or(0, |b| b.iter().rev().fold(0, |v, x| v << 8 | *x as u64))
+}
+
+fn mxcsr_of(image: &[u8]) -> Result<u32, Fault> {
+    let v = u64_at(image, MXCSR) as u32;
+    if v & !DEFINED != 0 { Err(Fault::GP0) } else { Ok(v) }
+}
+
+pub(super) fn fxsave(cpu: &mut Cpu, address: u64, form: u64, _: u64) -> Result<u64, Fault> {
+    if address & 15 != 0 {
+        return Err(Fault::GP0);
+    }
+    let (head, registers) = cpu.state.x87.image(Form::unpack(form).wide);
+    let mut pieces = vec![(0, head.to_vec()), (32, registers.to_vec())];
+    // Without OSFXSR the SSE part is left out (SDM 2A FXSAVE); MXCSR and its mask come along.
+    cpu.sync_mxcsr();
+    pieces.push((MXCSR, cpu.mxcsr_bytes()));
+    if cpu.state.cr4 & cr4::OSFXSR != 0 {
+        pieces.push((XMM, cpu.xmm_bytes(0)));
+    }
+    cpu.store_pieces(address, &pieces)?;
+    Ok(0)
+}
+
+pub(super) fn fxrstor(cpu: &mut Cpu, address: u64, form: u64, _: u64) -> Result<u64, Fault> {
+    if address & 15 != 0 {
+        return Err(Fault::GP0);
+    }
+    let mut image = [0; HEADER as usize];
+    cpu.load_bytes(address, &mut image)?;
+    let mxcsr = mxcsr_of(&image)?;
+    cpu.state.x87.load_image(&image, Form::unpack(form).wide);
+    if cpu.state.cr4 & cr4::OSFXSR != 0 {
+        cpu.set_xmm_bytes(0, &image[XMM as usize..]);
+    }
+    cpu.set_mxcsr(mxcsr);
+    Ok(0)
+}
+
+/// The features an instruction of the family works on.
+fn requested(cpu: &Cpu, form: Form, mask: u64) -> u64 {
+    let supervisor = if form.supervisor { cpu.state.msr.xss } else { 0 };
+    (cpu.state.xcr0 | supervisor) & mask
+}
+
+pub(super) fn xsave(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Result<u64, Fault> {
+    if address & 63 != 0 {
+        return Err(Fault::GP0);
+    }
+    let form = Form::unpack(form);
+    let rfbm = requested(cpu, form, mask);
+    cpu.sync_mxcsr();
+    let mut in_use = cpu.xinuse() & rfbm;
+    // SDM 1, 13.7 to 13.11: MXCSR counts as SSE state in the forms that leave out initial components.
+    let skips = form.compact || form.optimised;
+    if skips && rfbm & SSE != 0 && cpu.state.mxcsr != DEFAULT {
+        in_use |= SSE;
+    }
+    let written = if skips { in_use } else { rfbm };
+    let mut pieces = Pieces::new();
+    if written & X87 != 0 {
+        let (head, registers) = cpu.state.x87.image(form.wide);
+        pieces.push((0, head.to_vec()));
+        pieces.push((32, registers.to_vec()));
+    }
+    let mxcsr = if form.compact { written & SSE } else { rfbm & (SSE | AVX) };
+    if mxcsr != 0 {
+        pieces.push((MXCSR, cpu.mxcsr_bytes()));
+    }
+    if written & SSE != 0 {
+        pieces.push((XMM, cpu.xmm_bytes(0)));
+    }
+    if written & AVX != 0 {
+        pieces.push((EXTENDED, cpu.xmm_bytes(1)));
+    }
+    if form.compact {
+        let mut header = in_use.to_le_bytes().to_vec();
+        header.extend((rfbm | COMPACT).to_le_bytes());
+        pieces.push((HEADER, header));
+    } else {
+        let mut old = [0; 8];
+        cpu.load_bytes(address.wrapping_add(HEADER), &mut old)?;
+        let bv = u64::from_le_bytes(old) & !rfbm | in_use;
+        pieces.push((HEADER, bv.to_le_bytes().to_vec()));
+    }
+    cpu.store_pieces(address, &pieces)?;
+    Ok(0)
+}
+
+/// XSTATE_BV if the header is one that XRSTOR takes (SDM 1, 13.8 and 13.12), and whether it is compacted.
+fn check_header(cpu: &Cpu, header: &[u8; 64], form: Form) -> Result<(u64, bool), Fault> {
+    let (bv, comp) = (u64_at(header, 0), u64_at(header, 8));
+    let enabled = requested(cpu, form, u64::MAX);
+    let compact = comp & COMPACT != 0;
+    let zero_from = if compact { 16 } else { 8 };
+    let zero_to = if compact { 64 } else { 24 };
+    let good = header[zero_from..zero_to].iter().all(|b| *b == 0)
+        && bv & !enabled == 0
+        && (compact || !form.supervisor)
+        && (!compact || comp & !COMPACT & !enabled == 0 && bv & !comp == 0);
+    if good { Ok((bv, compact)) } else { Err(Fault::GP0) }
+}
+
+pub(super) fn xrstor(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Result<u64, Fault> {
+    if address & 63 != 0 {
+        return Err(Fault::GP0);
+    }
+    let form = Form::unpack(form);
+    let rfbm = requested(cpu, form, mask);
+    let mut header = [0; 64];
+    cpu.load_bytes(address.wrapping_add(HEADER), &mut header)?;
+    let (bv, compact) = check_header(cpu, &header, form)?;
+    let restored = rfbm & bv;
+    let mut image = vec![0; EXTENDED as usize + 256];
+    if restored & (X87 | SSE) != 0 || !compact {
+        cpu.load_bytes(address, &mut image[..HEADER as usize])?;
+    }
+    if restored & AVX != 0 {
+        let upper = EXTENDED as usize..EXTENDED as usize + 16 * cpu.xmm_count();
+        cpu.load_bytes(address.wrapping_add(EXTENDED), &mut image[upper])?;
+    }
+    // The standard form loads MXCSR whatever XSTATE_BV says; in the compacted one it belongs to SSE state.
+    let mxcsr = match (compact, rfbm & (SSE | AVX) != 0) {
+        (false, true) => Some(mxcsr_of(&image)?),
+        (true, _) if rfbm & SSE != 0 => Some(if bv & SSE != 0 { mxcsr_of(&image)? } else { DEFAULT }),
+        _ => None,
+    };
+    if rfbm & X87 != 0 {
+        if bv & X87 != 0 { cpu.state.x87.load_image(&image, form.wide) } else { cpu.state.x87.initialise() }
+    }
+    for (component, part, at) in [(SSE, 0, XMM), (AVX, 1, EXTENDED)] {
+        if rfbm & component != 0 {
+            let from = if bv & component != 0 { at as usize } else { EXTENDED as usize };
+            let bytes = if bv & component != 0 { image[from..].to_vec() } else { vec![0; 256] };
+            cpu.set_xmm_bytes(part, &bytes);
+        }
+    }
+    if let Some(v) = mxcsr {
+        cpu.set_mxcsr(v);
+    }
+    Ok(0)
+}

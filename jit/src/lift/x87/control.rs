@@ -1,0 +1,71 @@
+//! Control instructions.
+
+use crate::fault::vector as vec_no;
+use crate::helpers::x87::{FCLEX, FINIT, FLDCW, FSTCW, FSTSW, WAIT};
+use crate::ir::Ty;
+use crate::lift::{Flow, Lifter};
+use crate::state::mode;
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+impl Lifter<'_> {
+    /// #NM where x87 instructions are to be emulated or the task was switched (SDM 3A 2.5, table 2-2).
+    pub(super) fn x87_check(&mut self) -> Option<Flow> {
+        if self.mode & (mode::EM | mode::TS) == 0 {
+            return None;
+        }
+        self.b.raise(vec_no::NM);
+        Some(Flow::End)
+    }
+}
+
+pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
+    let m = i.mnemonic();
+    if m == Mnemonic::Wait {
+        if l.has(mode::MP | mode::TS) {
+            l.b.raise(vec_no::NM);
+            return Some(Flow::End);
+        }
+        l.b.call(WAIT, &[]);
+        return Some(Flow::Next);
+    }
+    let f: fn(&mut Lifter, &Instruction) = match m {
+        Mnemonic::Fninit => |l, _| {
+            l.b.call(FINIT, &[]);
+        },
+        Mnemonic::Fnclex => |l, _| {
+            l.b.call(FCLEX, &[]);
+        },
+        Mnemonic::Fnstcw => |l, i| {
+            let v = l.b.call(FSTCW, &[]);
+            store_word(l, i, v);
+        },
+        Mnemonic::Fnstsw => |l, i| {
+            let v = l.b.call(FSTSW, &[]);
+            store_word(l, i, v);
+        },
+        Mnemonic::Fldcw => |l, i| {
+            l.b.call(WAIT, &[]);
+            let m = l.mem(i, 2, false);
+            let v = l.load(Ty::I16, m);
+            l.b.call(FLDCW, &[v]);
+        },
+        // Instructions of the 8087 and 80287 that do nothing since.
+        Mnemonic::Fneni | Mnemonic::Fndisi | Mnemonic::Fnsetpm => |_, _| {},
+        _ => return None,
+    };
+    if let Some(flow) = l.x87_check() {
+        return Some(flow);
+    }
+    f(l, i);
+    Some(Flow::Next)
+}
+
+fn store_word(l: &mut Lifter, i: &Instruction, v: crate::ir::Val) {
+    match i.op_kind(0) {
+        OpKind::Memory => {
+            let m = l.mem(i, 2, true);
+            l.store(Ty::I16, m, v);
+        }
+        _ => l.write_reg(i.op_register(0), v),
+    }
+}
