@@ -87,7 +87,7 @@ fn files() {
     );
     assert_eq!(error(&["-bios", "/no/such"]), "-bios /no/such: no such file; check the path");
     assert_eq!(
-        error(&["-kernel", &kernel, "-serial", "file:/no/such/dir"]),
+        error(&["-device", "loader,addr=0,cpu-num=0", "-serial", "file:/no/such/dir"]),
         "-serial file:/no/such/dir: cannot be written: no such file or directory; choose another file"
     );
     assert_eq!(
@@ -97,6 +97,12 @@ fn files() {
     assert_eq!(
         error(&["-kernel", &kernel, "-kernel", &kernel]),
         format!("-kernel {kernel}: given twice (first as {kernel}); give it once")
+    );
+    assert_eq!(
+        error(&["-kernel", &kernel, "-nographic"]),
+        format!(
+            "-kernel {kernel}: not a kernel; give a Linux bzImage, an ELF kernel with a PVH note, or a multiboot kernel"
+        )
     );
     assert_eq!(
         error(&["-kernel", "two\nlines"]),
