@@ -240,9 +240,7 @@ impl Tlb {
         if std::arch::is_x86_feature_detected!("cmpxchg16b") {
             let p = linear.wrapping_add(e.addend) as *mut u128;
             // SAFETY: the entry maps a writable page, `p` is aligned within it; the feature is there.
-            return Some(unsafe {
-                std::arch::x86_64::cmpxchg16b(p, expected, new, Ordering::SeqCst, Ordering::SeqCst)
-            });
+            return Some(unsafe { cmpxchg16b(p, expected, new) });
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (expected, new);
@@ -443,6 +441,31 @@ impl Ram {
             _ => u64::MAX >> (64 - 8 * bytes),
         }
     }
+}
+
+/// LOCK CMPXCHG16B of the host: the old value. The standard library's function of that name becomes a call
+/// into libatomic, which is not linked, where the compiler does not inline it.
+///
+/// # Safety
+/// The host has the instruction; `p` is aligned to 16 bytes and may be read and written.
+#[cfg(target_arch = "x86_64")]
+unsafe fn cmpxchg16b(p: *mut u128, expected: u128, new: u128) -> u128 {
+    let (low, high): (u64, u64);
+    // SAFETY: as the caller promises; RBX, which the compiler keeps for itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {new_low}, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, {new_low}",
+            new_low = inout(reg) new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            in("rdi") p,
+            inout("rax") expected as u64 => low,
+            inout("rdx") (expected >> 64) as u64 => high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
 
 #[cfg(test)]
