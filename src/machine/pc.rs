@@ -12,6 +12,7 @@ use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, PM_BLOCK_LEN,
 use brolga_devices::bus::Bus;
 use brolga_devices::debug_ports::{DebugConsole, DebugExit, Port92, PostPort};
 use brolga_devices::hpet::{self, Hpet, HpetWiring};
+use brolga_devices::i8042::I8042;
 use brolga_devices::ioapic::IoApic;
 use brolga_devices::lapic::{ApicCpu, ApicFeatures, EoiSink, LocalApics, PIN_INTR};
 use brolga_devices::pic::Pic;
@@ -40,6 +41,9 @@ const SERIAL_PORTS: [u16; 4] = [0x3F8, 0x2F8, 0x3E8, 0x2E8];
 const PM_BASE: u16 = 0x600;
 /// General purpose events.
 const GPE_BASE: u16 = 0xAFE0;
+/// ISA interrupts of the keyboard controller.
+const KEYBOARD: u32 = 1;
+const MOUSE: u32 = 12;
 /// ISA interrupt of ACPI events.
 const SCI: u32 = 9;
 /// Sleep type that powers off.
@@ -114,6 +118,7 @@ impl Pc {
         b.timers(&apics, &ioapic)?;
         b.serial_ports()?;
         let pm = b.power_management()?;
+        b.keyboard()?;
         b.debug_ports()?;
         let acpi = b.acpi_config();
         Ok(Self { bus: b.bus, apics, pic, ioapic, acpi, pm })
@@ -195,16 +200,26 @@ impl Builder<'_> {
         bus.register_pio(GPE_BASE, GPE_BLOCK_LEN, "acpi-gpe", pm.gpe_ports())?;
         bus.register_pio(0xB2, 2, "smi-command", pm.smi_ports())?;
         bus.add_device("acpi-pm", pm.clone());
+        Ok(pm)
+    }
+
+    /// Keyboard controller and port 0x92, which both reset the machine and move the A20 gate.
+    fn keyboard(&self) -> Result<()> {
+        let (bus, s) = (&self.bus, self.s);
         let a20 = A20::new();
         a20.on_change(Box::new(|open| {
             if !open {
                 tracing::warn!(target: "unimp", "the guest closed the A20 gate; address line 20 stays on");
             }
         }));
-        let port92 = Port92::new(a20, s.power.clone());
+        let port92 = Port92::new(a20.clone(), s.power.clone());
         bus.register_pio(0x92, 1, "port92", port92.clone())?;
         bus.add_device("port92", port92);
-        Ok(pm)
+        let i8042 = I8042::new(self.isa_line(KEYBOARD), self.isa_line(MOUSE), a20, s.power.clone());
+        bus.register_pio(0x60, 1, "i8042", i8042.data_port())?;
+        bus.register_pio(0x64, 1, "i8042", i8042.command_port())?;
+        bus.add_device("i8042", i8042);
+        Ok(())
     }
 
     fn debug_ports(&self) -> Result<()> {
