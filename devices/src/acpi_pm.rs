@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(b.ports.read(8, 4), PM_TIMER_HZ);
         assert_eq!(b.ports.read(9, 1), PM_TIMER_HZ >> 8 & 0xff);
         b.time.advance_to(5_000_000_000);
-        assert_eq!(b.ports.read(8, 4), 5 * PM_TIMER_HZ & 0xff_ffff);
+        assert_eq!(b.ports.read(8, 4), (5 * PM_TIMER_HZ) & 0xff_ffff);
         let wide = bench(true);
         wide.time.advance_to(5_000_000_000);
         assert_eq!(wide.ports.read(8, 4), 5 * PM_TIMER_HZ);

@@ -167,6 +167,30 @@ mod tests {
         assert!(wire.level());
     }
 
+    /// A device whose output is its state, changed by several threads at once.
+    #[test]
+    fn the_newest_level_wins_over_all_threads() {
+        for _ in 0..200 {
+            let irq = FakeIrq::new();
+            let wire = Wire::new(irq.line(0));
+            let state = Mutex::new(0u32);
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        for _ in 0..7 {
+                            let mut state = locked(&state);
+                            *state += 1;
+                            wire.want(*state % 2 == 1);
+                            drop(state);
+                            wire.flush();
+                        }
+                    });
+                }
+            });
+            assert!(irq.level(0), "21 changes end high");
+        }
+    }
+
     struct Count(Mutex<Vec<(u32, u64)>>);
     impl TimerTarget for Count {
         fn timer_fired(&self, tag: u32, now_ns: u64) {

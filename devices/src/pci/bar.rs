@@ -130,7 +130,7 @@ impl Bars {
 
     /// Whether the register at `offset` decides about a window.
     pub fn concerns(offset: u8) -> bool {
-        offset < reg::STATUS + 2 && offset >= reg::COMMAND || (reg::BAR0..reg::BAR0 + 24).contains(&offset)
+        (reg::COMMAND..reg::STATUS).contains(&offset) || (reg::BAR0..reg::BAR0 + 24).contains(&offset)
     }
 
     /// Where register `index` is on the bus now.

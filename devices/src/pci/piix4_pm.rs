@@ -135,6 +135,8 @@ mod tests {
     use super::*;
     use crate::acpi_pm::{AcpiPmConfig, SleepTypes};
     use crate::fakes::{FakeIrq, FakePower, FakeTime, Random, moves_to, same_after_restore};
+    use crate::pci::mechanism::ConfigMechanism;
+    use crate::pci::{DevFn, PciBus};
     use crate::services::PowerEvent;
 
     fn bench() -> (Arc<Bus>, Arc<Piix4Pm>, Arc<FakePower>) {
@@ -161,6 +163,21 @@ mod tests {
         pm.reset();
         assert!(bus.ranges().is_empty());
         assert_eq!(pm.save(), bench().1.save());
+    }
+
+    #[test]
+    fn the_map_changes_from_within_an_access_to_it() {
+        let (bus, pm, power) = bench();
+        let pci = PciBus::new();
+        pci.insert(DevFn::new(1, 3), pm).unwrap();
+        bus.register_pio(0xcf8, 8, "pci-config", ConfigMechanism::new(pci, power)).unwrap();
+        bus.pio_write(0xcf8, 4, 0x8000_0b40);
+        bus.pio_write(0xcfc, 4, 0x0601);
+        bus.pio_write(0xcf8, 4, 0x8000_0b80);
+        bus.pio_write(0xcfc, 1, 1);
+        assert_eq!(bus.pio_read(0x608, 4), 0, "the timer, at time 0");
+        bus.pio_write(0xcfc, 1, 0);
+        assert_eq!(bus.pio_read(0x608, 4), u32::MAX);
     }
 
     #[test]

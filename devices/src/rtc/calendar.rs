@@ -69,7 +69,7 @@ pub(super) struct Format {
 impl Format {
     /// A number from 0 to 99 as a register holds it.
     pub(super) fn encode(self, value: u8) -> u8 {
-        if self.binary { value } else { (value / 10 % 10) << 4 | value % 10 }
+        if self.binary { value } else { ((value / 10 % 10) << 4) | (value % 10) }
     }
 
     /// What a register's content means; digits above 9 count as they are.
@@ -82,7 +82,7 @@ impl Format {
         if self.hours_24 {
             return self.encode(hour);
         }
-        let on_dial = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let on_dial = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encode(on_dial) | if hour >= 12 { 0x80 } else { 0 }
     }
 

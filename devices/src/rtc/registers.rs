@@ -87,8 +87,11 @@ impl Regs {
         Self { index: 0, ram, flags: 0, offset_s: 0, offset_ns: 0, seen, period_base_ns: now.ns, periods_seen: 0 }
     }
 
+    /// Whether a restored state keeps what the arithmetic here relies on.
     pub(super) fn is_sane(&self) -> bool {
-        self.ram.len() == RAM_LEN
+        // Thirty thousand years and more: all that the registers can say.
+        let range = -1_000_000_000_000..=1_000_000_000_000;
+        self.ram.len() == RAM_LEN && range.contains(&self.offset_s) && range.contains(&self.seen)
     }
 
     fn get(&self, index: u8) -> u8 {

@@ -150,7 +150,10 @@ impl Device for Rtc {
         let Self { irq, periodic, seconds, clock, regs } = self;
         let new: Regs = from_state(self.name(), state)?;
         if !new.is_sane() {
-            return Err(StateError::Malformed { device: self.name(), reason: "CMOS RAM is not 128 bytes".into() });
+            return Err(StateError::Malformed {
+                device: self.name(),
+                reason: "no such time, or CMOS RAM is not 128 bytes".into(),
+            });
         }
         let now = Now::of(&**clock);
         let mut regs = locked(regs);
@@ -403,5 +406,8 @@ mod tests {
         let mut state = b.rtc.save();
         state["ram"] = serde_json::json!([1, 2, 3]);
         b.rtc.restore(&state).expect_err("too little RAM");
+        let mut state = b.rtc.save();
+        state["offset_s"] = i64::MAX.into();
+        b.rtc.restore(&state).expect_err("no such time");
     }
 }
