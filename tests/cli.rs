@@ -115,7 +115,7 @@ fn files() {
 fn unreadable_file() {
     let dir = Scratch::new("unreadable");
     let kernel = dir.file("kernel", b"text");
-    std::fs::set_permissions(&kernel, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&kernel, std::fs::Permissions::from_mode(0o0)).unwrap();
     if std::fs::File::open(&kernel).is_ok() {
         return; // The super-user may read everything: there is no such file for us.
     }
@@ -173,7 +173,8 @@ fn help_and_version() {
     assert!(text("brolga", &["--version"]).starts_with("Brolga emulator version "));
     let qemu = text("/usr/bin/qemu-system-x86_64", &["--version"]);
     let version = qemu.strip_prefix("QEMU emulator version ").expect("QEMU's form");
-    assert_eq!(version.split(' ').next().unwrap().split('.').map(|p| p.parse::<u32>().unwrap()).count(), 3);
+    let numbers: Vec<u32> = version.split(' ').next().unwrap().split('.').map(|p| p.parse().unwrap()).collect();
+    assert_eq!(numbers.len(), 3);
     for (option, word) in [("-machine", "pc"), ("-accel", "interp"), ("-device", "loader"), ("-d", "guest_errors")] {
         assert!(text("brolga", &[option, "help"]).contains(word), "{option}");
     }

@@ -87,7 +87,14 @@ impl Chardevs {
         for (i, spec) in config.chardevs.iter().enumerate() {
             let end = match &spec.kind {
                 CharKind::Null => HostEnd::Plain(Plain::new(None, None)),
-                CharKind::File(path) => HostEnd::Plain(Plain::new(Some(open_file(spec, path)?), None)),
+                CharKind::File { path, append } => {
+                    let output = open_file(&spec.label, path, *append)?;
+                    if spec.mux {
+                        HostEnd::Mux(Mux::new(output, Waker::new()?, config.mux_escape))
+                    } else {
+                        HostEnd::Plain(Plain::new(Some(output), None))
+                    }
+                }
                 CharKind::Stdio { .. } => {
                     let stdout = std::io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
                     let output = Output::start("stdout".into(), stdout.into())?;
@@ -157,21 +164,26 @@ impl Chardevs {
     fn info(&self) -> Vec<String> {
         let shown = |spec: &CharSpec| match &spec.kind {
             CharKind::Null => "null".to_owned(),
-            CharKind::Stdio { .. } if spec.mux => "mux (stdio)".to_owned(),
             CharKind::Stdio { .. } => "stdio".to_owned(),
-            CharKind::File(path) => format!("file:{}", path.display()),
+            CharKind::File { path, .. } => format!("file:{}", path.display()),
         };
-        self.specs.iter().map(|spec| format!("{}: filename={}", spec.label, shown(spec))).collect()
+        let mux = |spec: &CharSpec| if spec.mux { "mux, " } else { "" };
+        self.specs.iter().map(|spec| format!("{}: filename={}{}", spec.label, mux(spec), shown(spec))).collect()
     }
 }
 
-fn open_file(spec: &CharSpec, path: &Path) -> Result<Arc<Output>> {
-    let option = spec.label.trim_end_matches(|c: char| c.is_ascii_digit());
-    let file = File::create(path).map_err(|e| {
+fn open_file(label: &str, path: &Path, append: bool) -> Result<Arc<Output>> {
+    let file = File::options().create(true).write(true).append(append).truncate(!append).open(path).map_err(|e| {
         let reason = crate::cli::os_reason(&e);
-        anyhow!("-{option} file:{}: cannot be written: {reason}; choose another file", path.display())
+        let target = format!("file:{}", path.display());
+        // Labels of host ends that an option made are its name with a number.
+        let option = match label.trim_end_matches(|c: char| c.is_ascii_digit()) {
+            name @ ("serial" | "debugcon") => format!("-{name} {target}"),
+            _ => format!("-chardev {target}"),
+        };
+        anyhow!("{option}: cannot be written: {reason}; choose another file")
     })?;
-    Ok(Output::start(spec.label.clone(), file)?)
+    Ok(Output::start(label.to_owned(), file)?)
 }
 
 /// Writes out what is queued and puts the terminal back: the last thing before the process ends.

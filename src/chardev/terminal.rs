@@ -79,3 +79,38 @@ fn set(to: &Termios) {
         let _ = termios::tcsetattr(stdin(), SetArg::TCSANOW, to);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::pty::openpty;
+    use std::process::{Command, Stdio};
+
+    const TOLD: &str = "BROLGA_TEST_PANIC";
+
+    /// Run by the test below in a process of its own.
+    #[test]
+    fn panics_when_told() {
+        if std::env::var_os(TOLD).is_some() {
+            crate::chardev::restore_on_panic();
+            make_raw(false).unwrap();
+            assert!(!termios::tcgetattr(stdin()).unwrap().local_flags.contains(LocalFlags::ECHO));
+            panic!("as told");
+        }
+    }
+
+    #[test]
+    fn a_panic_restores_the_terminal() {
+        let pty = openpty(None, None).unwrap();
+        let before = termios::tcgetattr(&pty.slave).unwrap();
+        let out = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "chardev::terminal::tests::panics_when_told", "--nocapture"])
+            .env(TOLD, "1")
+            .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
+            .output()
+            .unwrap();
+        assert_eq!(out.status.code(), Some(101));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("as told"));
+        assert_eq!(termios::tcgetattr(&pty.slave).unwrap(), before);
+    }
+}

@@ -1,6 +1,7 @@
-//! `-nographic`, `-serial`, `-monitor`, `-debugcon`: which device ends at which host end.
+//! `-chardev`, `-nographic`, `-serial`, `-monitor`, `-mon`, `-debugcon`: which device ends at which host end.
 
 use super::config::{CharId, CharKind, CharSpec};
+use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, values};
 use anyhow::{Result, bail};
@@ -24,6 +25,17 @@ pub struct Chars {
     pub mux_escape: u8,
     /// See [`super::config::Config::console_seen`].
     pub console_seen: bool,
+    /// Host ends made by `-chardev`.
+    named: Vec<Named>,
+}
+
+/// A host end made by `-chardev`.
+#[derive(Debug)]
+struct Named {
+    id: String,
+    chardev: CharId,
+    /// The first option that refers to it.
+    user: Option<String>,
 }
 
 /// What a target word means.
@@ -37,11 +49,14 @@ enum Target {
 impl Chars {
     /// Adds a host end for `option target`.
     pub fn add(&mut self, option: &str, target: &str, label: String) -> Result<Option<CharId>> {
+        if let Some(id) = target.strip_prefix("chardev:") {
+            return self.refer(&format!("{option} {target}"), id).map(Some);
+        }
         let (kind, mux) = match parse_target(option, target)? {
             Target::Absent => return Ok(None),
             Target::HostEnd(kind, mux) => (kind, mux),
         };
-        self.refuse_sharing(option, target, &kind)?;
+        self.refuse_sharing(&format!("{option} {target}"), &kind)?;
         let id = CharId(self.chardevs.len());
         self.chardevs.push(CharSpec { kind, mux, label });
         if mux {
@@ -50,17 +65,85 @@ impl Chars {
         Ok(Some(id))
     }
 
-    /// Two devices on one terminal would steal each other's input, two on one file overwrite each other.
-    fn refuse_sharing(&self, option: &str, target: &str, kind: &CharKind) -> Result<()> {
+    /// The host end called `id`, which `what` (an option with its value) wants to use.
+    pub fn refer(&mut self, what: &str, id: &str) -> Result<CharId> {
+        let Some(named) = self.named.iter_mut().find(|n| n.id == id) else {
+            let hint = suggest::hint(id, self.named.iter().map(|n| n.id.as_str()));
+            bail!("{what}: there is no -chardev with id={id}{hint}");
+        };
+        match &named.user {
+            Some(user) if !self.chardevs[named.chardev.0].mux => {
+                bail!("{what}: {id} is used by {user} already; add mux=on to -chardev to share it")
+            }
+            Some(_) => {}
+            None => named.user = Some(what.to_owned()),
+        }
+        Ok(named.chardev)
+    }
+
+    /// `-chardev`.
+    fn define(&mut self, value: &str) -> Result<()> {
+        let mut keys = KeyValues::parse("-chardev", value, Some("backend"))?;
+        let backend = keys.take("backend")?.unwrap_or_default();
+        let Some(id) = keys.take("id")? else {
+            bail!("-chardev {value}: id= is missing; use -chardev {backend},id=NAME")
+        };
+        if self.named.iter().any(|n| n.id == id) {
+            bail!("-chardev {value}: there is another -chardev with id={id}; choose another name");
+        }
+        let mux = keys.take_switch("mux")?.unwrap_or(false);
+        let kind = match backend.as_str() {
+            "null" => CharKind::Null,
+            "stdio" => CharKind::Stdio { signal: keys.take_switch("signal")?.unwrap_or(true) },
+            "file" => {
+                let append = keys.take_switch("append")?.unwrap_or(false);
+                match keys.take("path")? {
+                    Some(path) if !path.is_empty() => CharKind::File { path: PathBuf::from(path), append },
+                    _ => bail!("-chardev {value}: path= is missing; use -chardev file,id={id},path=FILE"),
+                }
+            }
+            other if FOREIGN.contains(&other) => {
+                bail!("-chardev {value}: {other} is not supported yet; use stdio, file or null")
+            }
+            other => {
+                bail!("-chardev {value}: unknown kind '{other}'{}", suggest::hint(other, ["stdio", "file", "null"]))
+            }
+        };
+        keys.finish()?;
+        self.refuse_sharing(&format!("-chardev {value}"), &kind)?;
+        let chardev = CharId(self.chardevs.len());
+        self.chardevs.push(CharSpec { kind, mux, label: id.clone() });
+        self.named.push(Named { id, chardev, user: None });
+        Ok(())
+    }
+
+    /// `-mon`.
+    fn monitor(&mut self, value: &str) -> Result<()> {
+        let mut keys = KeyValues::parse("-mon", value, Some("chardev"))?;
+        let Some(id) = keys.take("chardev")? else { bail!("-mon {value}: chardev= is missing; use -mon chardev=ID") };
+        keys.take_as("mode", |mode| match mode {
+            "readline" => Ok(()),
+            "control" => Err("QMP is not supported yet; use mode=readline".into()),
+            _ => Err(format!("'{mode}' is not a mode{}", suggest::hint(mode, ["readline"]))),
+        })?;
+        keys.finish()?;
+        let id = self.refer(&format!("-mon {value}"), &id)?;
+        self.monitors.push(id);
+        Ok(())
+    }
+
+    /// Two devices on one terminal would steal each other's input, two on one file overwrite each other. `what` is the
+    /// option with its value.
+    fn refuse_sharing(&self, what: &str, kind: &CharKind) -> Result<()> {
         for other in &self.chardevs {
             match (kind, &other.kind) {
                 (CharKind::Stdio { .. }, CharKind::Stdio { .. }) => bail!(
-                    "{option} {target}: standard input and output are taken by {}; use -serial mon:stdio to share them \
-                     with the monitor, or another target",
+                    "{what}: standard input and output are taken by {}; use -serial mon:stdio to share them with the \
+                     monitor, or another target",
                     other.label
                 ),
-                (CharKind::File(a), CharKind::File(b)) if a == b => {
-                    bail!("{option} {target}: {} writes to this file already; use another one", other.label)
+                (CharKind::File { path: a, .. }, CharKind::File { path: b, .. }) if a == b => {
+                    bail!("{what}: {} writes to this file already; use another one", other.label)
                 }
                 _ => {}
             }
@@ -68,6 +151,37 @@ impl Chars {
         Ok(())
     }
 }
+
+/// Kinds of host ends that QEMU has and Brolga has not.
+const FOREIGN: &[&str] = &[
+    "vc",
+    "pty",
+    "tcp",
+    "udp",
+    "telnet",
+    "websocket",
+    "unix",
+    "pipe",
+    "con",
+    "mon",
+    "msmouse",
+    "braille",
+    "parport",
+    "parallel",
+    "serial",
+    "socket",
+    "console",
+    "fdset",
+    "ringbuf",
+    "memory",
+    "testdev",
+    "wctablet",
+    "hub",
+    "dbus",
+    "spicevmc",
+    "spiceport",
+    "qemu-vdagent",
+];
 
 fn parse_target(option: &str, target: &str) -> Result<Target> {
     let stdio = |signal| CharKind::Stdio { signal };
@@ -79,7 +193,7 @@ fn parse_target(option: &str, target: &str) -> Result<Target> {
         "mon:stdio" => Target::HostEnd(stdio(false), true),
         _ => match target.split_once(':') {
             Some(("file", "")) => bail!("{option} {target}: a file name is missing; use file:PATH"),
-            Some(("file", path)) => Target::HostEnd(CharKind::File(PathBuf::from(path)), false),
+            Some(("file", path)) => Target::HostEnd(CharKind::File { path: PathBuf::from(path), append: false }, false),
             _ => return Err(bad_target(option, target)),
         },
     })
@@ -88,10 +202,7 @@ fn parse_target(option: &str, target: &str) -> Result<Target> {
 fn bad_target(option: &str, target: &str) -> anyhow::Error {
     let kind = target.split([':', ',']).next().unwrap_or(target);
     let known = ["stdio", "mon:stdio", "file:PATH", "null", "none"];
-    if matches!(kind, "vc" | "pty" | "tcp" | "udp" | "telnet" | "websocket" | "unix" | "pipe" | "con" | "chardev")
-        || matches!(kind, "mon" | "msmouse" | "braille" | "parport" | "fdset" | "ringbuf")
-        || target.starts_with("/dev/")
-    {
+    if FOREIGN.contains(&kind) || target.starts_with("/dev/") {
         return anyhow::anyhow!("{option} {target}: this target is not supported yet; use {}", known.join(", "));
     }
     match suggest::nearest(target, known) {
@@ -108,7 +219,11 @@ pub fn settle(arguments: &Arguments) -> Result<Chars> {
         monitors: Vec::new(),
         mux_escape: escape(arguments)?,
         console_seen: false,
+        named: Vec::new(),
     };
+    for value in arguments.all("chardev") {
+        chars.define(value)?;
+    }
     let serials = arguments.all("serial");
     if let Some(extra) = serials.get(SERIAL_PORTS) {
         bail!("-serial {extra}: a PC has {SERIAL_PORTS} serial ports; give -serial at most {SERIAL_PORTS} times");
@@ -124,6 +239,9 @@ pub fn settle(arguments: &Arguments) -> Result<Chars> {
         let id = chars.add("-monitor", target, format!("monitor{i}"))?;
         chars.monitors.extend(id);
     }
+    for value in arguments.all("mon") {
+        chars.monitor(value)?;
+    }
     let defaults = !arguments.flag("nodefaults");
     let default_serial = serials.is_empty() && defaults;
     let default_monitor = monitors.is_empty() && chars.monitors.is_empty() && defaults;
@@ -138,7 +256,7 @@ pub fn settle(arguments: &Arguments) -> Result<Chars> {
         let id = chars.add("-nographic", "stdio", "monitor0".to_owned())?;
         chars.monitors.extend(id);
     }
-    let told = ["serial", "monitor", "debugcon", "nographic", "nodefaults", "display"];
+    let told = ["serial", "monitor", "mon", "chardev", "debugcon", "nographic", "nodefaults", "display"];
     chars.console_seen = told.iter().any(|o| arguments.flag(o));
     Ok(chars)
 }
@@ -186,11 +304,34 @@ mod tests {
     }
 
     #[test]
+    fn named_host_ends() {
+        let line = "-chardev stdio,id=con,mux=on,signal=off -serial chardev:con -mon chardev=con,mode=readline \
+                    -chardev file,id=log,path=/x,append=on -device isa-debugcon,iobase=0x402,chardev=log -nographic";
+        let c = with(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
+        assert_eq!(c.serials[0], Some(CharId(0)));
+        assert_eq!(c.monitors, [CharId(0)]);
+        assert!(c.chardevs[0].mux && c.chardevs[0].kind == MUX);
+        assert_eq!(c.chardevs[1].kind, CharKind::File { path: "/x".into(), append: true });
+        assert_eq!((c.debug_consoles[0].iobase, c.debug_consoles[0].chardev), (0x402, CharId(1)));
+    }
+
+    #[test]
     fn refusals() {
         let err = |line: &[&str]| with(line).unwrap_err();
         assert!(err(&["-serial", "stdio", "-monitor", "stdio"]).contains("taken by serial0; use -serial mon:stdio"));
         assert!(err(&["-serial", "file:a", "-serial", "file:a"]).contains("serial0 writes to this file already"));
         assert_eq!(err(&["-serial", "stido"]), "-serial stido: unknown target; did you mean stdio?");
+        assert!(err(&["-serial", "chardev:c"]).ends_with("there is no -chardev with id=c"));
+        assert!(err(&["-chardev", "stdio"]).contains("id= is missing"));
+        assert!(err(&["-chardev", "socket,id=a,path=x"]).contains("socket is not supported yet"));
+        assert!(err(&["-chardev", "null,id=a", "-chardev", "null,id=a"]).contains("another -chardev with id=a"));
+        assert!(err(&["-chardev", "file,id=a"]).contains("path= is missing"));
+        let twice = ["-chardev", "stdio,id=c", "-serial", "chardev:c", "-mon", "chardev=c"];
+        assert_eq!(
+            err(&twice),
+            "-mon chardev=c: c is used by -serial chardev:c already; add mux=on to -chardev to share it"
+        );
+        assert!(err(&["-mon", "c,mode=control"]).contains("QMP is not supported yet"));
         assert!(err(&["-serial", "pty"]).contains("not supported yet; use stdio"));
         assert!(err(&["-serial", "file:"]).contains("a file name is missing"));
         assert!(err(&["-monitor", "null"]).contains("needs input"));

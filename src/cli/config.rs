@@ -137,7 +137,7 @@ pub struct DebugExit {
     pub iosize: u16,
 }
 
-/// `-debugcon`: a port whose bytes go to a host end.
+/// `-debugcon`, `-device isa-debugcon`: a port whose bytes go to a host end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DebugConsole {
     /// The I/O port (0xE9 unless told).
@@ -271,9 +271,9 @@ pub struct CharId(pub usize);
 pub struct CharSpec {
     /// What it is on the host.
     pub kind: CharKind,
-    /// Several devices share it, told apart by Ctrl-A escapes (`mon:`).
+    /// Several devices share it, told apart by Ctrl-A escapes (`mon:`, `mux=on`).
     pub mux: bool,
-    /// Name shown by `info chardev`: `serial0`, `monitor0`, `debugcon`.
+    /// Name shown by `info chardev`: `serial0`, `monitor0`, `debugcon0`, or the `id=` of `-chardev`.
     pub label: String,
 }
 
@@ -287,8 +287,13 @@ pub enum CharKind {
         /// Ctrl-C and Ctrl-Z act on this process; otherwise the guest gets them.
         signal: bool,
     },
-    /// Output goes to a file, which is emptied first.
-    File(PathBuf),
+    /// Output goes to a file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Keep what it holds and write behind it; otherwise it is emptied first.
+        append: bool,
+    },
 }
 
 /// What happens at power events.

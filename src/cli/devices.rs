@@ -27,8 +27,12 @@ const MODELS: &[Model] = &[
     },
     Model {
         name: "isa-debugcon",
-        about: "bytes written to its port go to a host end (use -debugcon to choose it)",
-        keys: &[("iobase", "I/O port"), ("readback", "value that a read returns"), ("chardev", "not supported yet")],
+        about: "bytes written to its port go to a host end",
+        keys: &[
+            ("iobase", "I/O port"),
+            ("readback", "value that a read returns"),
+            ("chardev", "where the bytes go: the id of a -chardev"),
+        ],
         add: debug_console,
     },
     Model {
@@ -105,17 +109,13 @@ fn debug_exit(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result
 fn debug_console(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()> {
     let iobase = keys.take_as("iobase", port)?.unwrap_or(0xe9);
     let readback = keys.take_as("readback", |t| values::number_in(t, 0, 0xff))?.unwrap_or(0xe9) as u8;
-    if keys.take("chardev")?.is_some() {
-        bail!(
-            "-device {value}: chardev= is not supported yet; use -debugcon TARGET with -device isa-debugcon,iobase=.."
-        );
-    }
+    let chardev = keys.take("chardev")?;
     keys.finish()?;
-    // `-debugcon T` says where the bytes go, `-device isa-debugcon,iobase=P` moves that console's port.
-    match devices.debug_consoles.iter_mut().find(|c| c.iobase == 0xe9 && iobase != 0xe9) {
-        Some(console) => (console.iobase, console.readback) = (iobase, readback),
-        None => bail!("-device {value}: needs a target for its bytes; add -debugcon stdio or -debugcon file:PATH"),
-    }
+    let Some(id) = chardev else {
+        bail!("-device {value}: chardev= is missing; add -chardev stdio,id=NAME and chardev=NAME, or use -debugcon");
+    };
+    let chardev = devices.chars.refer(&format!("-device {value}"), &id)?;
+    devices.debug_consoles.push(DebugConsole { iobase, readback, chardev });
     Ok(())
 }
 
@@ -209,11 +209,9 @@ mod tests {
         let c = with(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-debugcon", "null"]).unwrap();
         assert_eq!(c.debug_exits, [DebugExit { iobase: 0xf4, iosize: 4 }]);
         assert_eq!(c.debug_consoles.len(), 1);
-        let c = with(&["-debugcon", "file:x", "-device", "isa-debugcon,iobase=0x402"]).unwrap();
-        assert_eq!((c.debug_consoles[0].iobase, c.debug_consoles[0].readback), (0x402, 0xe9));
         assert!(err("isa-debug-exit,iobase=0x10000").contains("out of range: 0 to 65535"));
         assert!(err("isa-debug-exit,iobase=0xffff,iosize=2").contains("beyond 0xffff"));
-        assert!(err("isa-debugcon").contains("add -debugcon stdio"));
+        assert!(err("isa-debugcon").contains("chardev= is missing"));
         let two = ["-device", "isa-debug-exit,iobase=0xf4", "-device", "isa-debug-exit,iobase=0xf5"];
         assert_eq!(with(&two).unwrap_err(), "-device: two devices share I/O port 0xf5; move one with iobase=");
     }

@@ -139,11 +139,6 @@ impl KeyValues {
             }
         }
     }
-
-    /// Whether help was asked for (`help`, `?`), as a bare word or as the implied key's value.
-    pub fn wants_help(&self) -> bool {
-        self.pairs.iter().any(|(k, v)| k == "help" || k == "?" || v == "help" || v == "?")
-    }
 }
 
 #[cfg(test)]

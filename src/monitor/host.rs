@@ -30,8 +30,6 @@ pub enum RunState {
     Paused,
     /// The guest powered off and `-no-shutdown` keeps the machine.
     Shutdown,
-    /// Something inside went wrong; the machine cannot go on.
-    InternalError,
 }
 
 impl RunState {
@@ -42,7 +40,6 @@ impl RunState {
             Self::Prelaunch => "paused (prelaunch)",
             Self::Paused => "paused",
             Self::Shutdown => "paused (shutdown)",
-            Self::InternalError => "paused (internal-error)",
         }
     }
 }
