@@ -116,7 +116,7 @@ impl Machine {
             RunState::Running => self.release(),
             // A machine that was powered off is on again, and waits for the user.
             RunState::Shutdown => self.set_state(RunState::Paused),
-            RunState::Prelaunch | RunState::Paused | RunState::InternalError => {}
+            RunState::Prelaunch | RunState::Paused => {}
         }
         Ok(())
     }
