@@ -21,4 +21,6 @@ pub mod uart;
 pub mod wire;
 
 #[cfg(test)]
+mod board_tests;
+#[cfg(test)]
 pub(crate) mod fakes;

@@ -438,14 +438,13 @@ impl IsaSerial {
 
     /// Changes the chip, then brings interrupt and timer in line with it. `restart`: the timeout counts from now.
     fn with<R>(&self, restart: bool, change: impl FnOnce(&mut Uart16550) -> R) -> R {
-        let now = self.clock.now_ns();
         let mut card = locked(&self.card);
         let Card { chip, timeout_at } = &mut *card;
         let result = change(chip);
         *timeout_at = match *timeout_at {
             _ if !chip.timeout_running() => None,
             Some(at) if !restart => Some(at),
-            _ => Some(now.saturating_add(chip.timeout_ns())),
+            _ => Some(self.clock.now_ns().saturating_add(chip.timeout_ns())),
         };
         self.irq.want(chip.interrupt_output());
         self.timer.want(*timeout_at);
