@@ -10,6 +10,10 @@ use brolga_jit::request;
 use crossbeam_channel::Receiver;
 use std::collections::HashMap;
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+/// Shortest time between two dumps of triple faults.
+const DUMP_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Machine {
     /// Starts the loaded guest, then serves requests until one ends the machine. The result is the exit status.
@@ -50,8 +54,7 @@ impl Machine {
                 self.go_on();
             }
             Request::TripleFault(cpu, dump) => {
-                // To standard error in any case: it is what the user of a guest that dies has to see.
-                eprintln!("{}: triple fault of vCPU {cpu}\n{}", self.program, dump.trim_end());
+                self.report_triple_fault(cpu, &dump);
                 return self.guest_reset();
             }
             Request::DebugStop(cpu) => {
@@ -67,6 +70,16 @@ impl Machine {
             }
         }
         Ok(None)
+    }
+
+    /// To standard error whatever is logged: it is what the user of a guest that dies has to see. A guest that dies
+    /// over and over is shown once a second.
+    fn report_triple_fault(&self, cpu: u32, dump: &str) {
+        let mut last = self.last_dump.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|at| at.elapsed() >= DUMP_INTERVAL) {
+            *last = Some(Instant::now());
+            eprintln!("{}: triple fault of vCPU {cpu}\n{}", self.program, dump.trim_end());
+        }
     }
 
     fn control(&self, what: Control) -> Result<Option<i32>> {

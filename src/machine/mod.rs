@@ -29,6 +29,7 @@ use layout::Layout;
 use pc::{Console, Pc, Surroundings};
 use signals::{CpuLink, PowerControl};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use tables::SystemTables;
 
 /// What the thread that runs the machine is asked to do.
@@ -60,6 +61,8 @@ pub struct Machine {
     vcpus: Vec<Arc<VcpuThread>>,
     requests: Sender<Request>,
     state: Mutex<RunState>,
+    /// When the last triple fault was shown.
+    last_dump: Mutex<Option<Instant>>,
     /// What was loaded at the last reset.
     placed: Mutex<Vec<Placed>>,
 }
@@ -127,6 +130,7 @@ impl Machine {
             vcpus,
             requests,
             state: Mutex::new(RunState::Prelaunch),
+            last_dump: Mutex::new(None),
             placed: Mutex::default(),
         };
         Ok((Arc::new(machine), chardevs, receiver))
@@ -169,3 +173,6 @@ impl VcpuEvents for Events {
         let _ = self.0.send(Request::Died(cpu));
     }
 }
+
+#[cfg(test)]
+mod tests;
