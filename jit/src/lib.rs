@@ -14,6 +14,8 @@ mod passes;
 mod runtime;
 mod state;
 mod system;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod vcpu;
 
 pub use vcpu::*;

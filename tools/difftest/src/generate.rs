@@ -1,0 +1,427 @@
+//! Random instructions from iced's opcode table, with registers that make their memory operands meet the test's pages.
+
+use crate::host::{CODE, CODE_SIZE, DATA, DATA_SIZE, READ_ONLY};
+use crate::random::Random;
+use crate::select::Family;
+use brolga_jit::testing::{Bits, Registers};
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
+
+/// Where instructions are placed: the middle of the code page, so that short branches stay on it.
+pub const ENTRY: u64 = CODE + CODE_SIZE / 2;
+
+/// One test: an instruction and what it starts from.
+#[derive(Clone)]
+pub struct Case {
+    /// The decoded form, for reports.
+    pub insn: Instruction,
+    /// Its encoding.
+    pub bytes: Vec<u8>,
+    /// Registers before it.
+    pub regs: Registers,
+    /// Memory that differs from the common contents.
+    pub patches: Vec<(u64, Vec<u8>)>,
+}
+
+/// Makes cases for one code width.
+pub struct Generator {
+    bits: Bits,
+    random: Random,
+}
+
+const GPR8: [Register; 8] =
+    [Register::AL, Register::CL, Register::DL, Register::BL, Register::AH, Register::CH, Register::DH, Register::BH];
+
+impl Generator {
+    /// The generator of the case with this seed.
+    pub fn new(bits: Bits, seed: u64) -> Self {
+        Self { bits, random: Random::new(seed) }
+    }
+
+    fn bitness(&self) -> u32 {
+        if self.bits == Bits::B64 { 64 } else { 32 }
+    }
+
+    /// A case of the given opcode; `None` if the choice could not be encoded (try another seed).
+    pub fn case(&mut self, code: Code, family: Family) -> Option<Case> {
+        let mut insn = Instruction::default();
+        insn.set_code(code);
+        let info = code.op_code();
+        for n in 0..info.op_count() {
+            self.operand(&mut insn, n, info.op_kind(n))?;
+        }
+        self.prefixes(&mut insn);
+        let mut encoder = Encoder::new(self.bitness());
+        encoder.encode(&insn, ENTRY).ok()?;
+        let bytes = encoder.take_buffer();
+        let mut decoder = iced_x86::Decoder::with_ip(self.bitness(), &bytes, ENTRY, 0);
+        let insn = decoder.decode();
+        // Some encodings mean another opcode without their mandatory registers; test what the bytes say.
+        if insn.is_invalid() || insn.len() != bytes.len() {
+            return None;
+        }
+        let mut regs = self.registers(family);
+        let mut patches = Vec::new();
+        self.place_implicit(&insn, &mut regs);
+        self.place_memory(&insn, &mut regs, &mut patches)?;
+        self.place_branch(&insn, &mut regs, &mut patches);
+        if self.bits == Bits::B32 {
+            regs.gpr.iter_mut().for_each(|v| *v &= 0xffff_ffff);
+            regs.gpr[8..].fill(0);
+        }
+        Some(Case { insn, bytes, regs, patches })
+    }
+
+    fn registers(&mut self, family: Family) -> Registers {
+        let r = &mut self.random;
+        let arith = match r.below(4) {
+            0 => 0,
+            1 => 0x8d5,
+            _ => r.bits() & 0x8d5,
+        };
+        let direction = if r.chance(30) { 0x400 } else { 0 };
+        let mut regs = Registers { rip: ENTRY, rflags: 2 | arith | direction, ..Registers::default() };
+        regs.gpr.iter_mut().for_each(|v| *v = r.value());
+        // A stack in the middle of the data, mostly aligned.
+        let misalign = if r.chance(10) { r.below(8) } else { 0 };
+        regs.gpr[4] = DATA + 0x1000 + r.below(0x1000) * 2 / 8 * 8 + misalign;
+        crate::floats::fill(r, family, &mut regs);
+        regs
+    }
+
+    fn prefixes(&mut self, insn: &mut Instruction) {
+        let info = insn.code().op_code();
+        let to_memory = insn.op_count() > 0 && insn.op0_kind() == OpKind::Memory;
+        if to_memory && info.can_use_lock_prefix() && self.random.chance(30) {
+            insn.set_has_lock_prefix(true);
+        }
+        if info.can_use_rep_prefix() && insn.is_string_instruction() && self.random.chance(60) {
+            if self.random.chance(50) { insn.set_has_rep_prefix(true) } else { insn.set_has_repne_prefix(true) }
+        }
+    }
+
+    fn gpr(&mut self, bytes: usize) -> Register {
+        let count = if self.bits == Bits::B64 { 16 } else { 8 };
+        let n = self.random.below(count) as u32;
+        let base = match bytes {
+            1 if n < 8 && self.random.chance(60) => return GPR8[n as usize],
+            1 => Register::AL,
+            2 => Register::AX,
+            4 => Register::EAX,
+            _ => Register::RAX,
+        };
+        if bytes == 1 && n >= 4 {
+            // SPL..R15L follow BH in iced's order.
+            return Register::SPL + (n - 4);
+        }
+        base + n
+    }
+
+    fn operand(&mut self, insn: &mut Instruction, n: u32, kind: Kind) -> Option<()> {
+        use Kind::*;
+        let memory_chance = self.random.chance(50);
+        let register = match kind {
+            r8_or_mem if !memory_chance => self.gpr(1),
+            r16_or_mem if !memory_chance => self.gpr(2),
+            r32_or_mem | r32_or_mem_mpx if !memory_chance => self.gpr(4),
+            r64_or_mem | r64_or_mem_mpx if !memory_chance => self.gpr(8),
+            xmm_or_mem if !memory_chance => self.xmm(),
+            mm_or_mem if !memory_chance => self.mm(),
+            r8_reg | r8_opcode => self.gpr(1),
+            r16_reg | r16_rm | r16_opcode => self.gpr(2),
+            r32_reg | r32_rm | r32_opcode | r32_vvvv => self.gpr(4),
+            r64_reg | r64_rm | r64_opcode | r64_vvvv => self.gpr(8),
+            xmm_reg | xmm_rm => self.xmm(),
+            mm_reg | mm_rm => self.mm(),
+            st0 => Register::ST0,
+            sti_opcode => Register::ST0 + self.random.below(8) as u32,
+            al => Register::AL,
+            cl => Register::CL,
+            ax => Register::AX,
+            dx => Register::DX,
+            eax => Register::EAX,
+            rax => Register::RAX,
+            _ => return self.other_operand(insn, n, kind),
+        };
+        insn.set_op_kind(n, OpKind::Register);
+        insn.set_op_register(n, register);
+        Some(())
+    }
+
+    fn xmm(&mut self) -> Register {
+        Register::XMM0 + self.random.below(if self.bits == Bits::B64 { 16 } else { 8 }) as u32
+    }
+
+    fn mm(&mut self) -> Register {
+        Register::MM0 + self.random.below(8) as u32
+    }
+
+    /// Memory, immediates, branch targets and implied addresses.
+    fn other_operand(&mut self, insn: &mut Instruction, n: u32, kind: Kind) -> Option<()> {
+        use Kind::*;
+        let value = self.random.value();
+        let immediate = match kind {
+            mem | mem_mib | r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | r32_or_mem_mpx | r64_or_mem_mpx
+            | xmm_or_mem | mm_or_mem => {
+                return self.memory_operand(insn, n);
+            }
+            mem_offs => {
+                insn.set_op_kind(n, OpKind::Memory);
+                insn.set_memory_displ_size(if self.bits == Bits::B64 { 8 } else { 4 });
+                insn.set_memory_displacement64(self.target(8));
+                return Some(());
+            }
+            seg_rSI => self.implied(OpKind::MemorySegRSI, OpKind::MemorySegESI),
+            es_rDI => self.implied(OpKind::MemoryESRDI, OpKind::MemoryESEDI),
+            seg_rDI => self.implied(OpKind::MemorySegRDI, OpKind::MemorySegEDI),
+            seg_rBX_al => {
+                insn.set_op_kind(n, OpKind::Memory);
+                insn.set_memory_base(if self.bits == Bits::B64 { Register::RBX } else { Register::EBX });
+                insn.set_memory_index(Register::AL);
+                return Some(());
+            }
+            br16_1 | br32_1 | br64_1 | br16_2 | br32_4 | br64_4 => {
+                insn.set_op_kind(n, if self.bits == Bits::B64 { OpKind::NearBranch64 } else { OpKind::NearBranch32 });
+                let short = matches!(kind, br16_1 | br32_1 | br64_1);
+                let distance = if short { self.random.below(80) + 20 } else { self.random.below(1500) + 20 };
+                let to = if self.random.chance(50) { ENTRY + distance } else { ENTRY - distance };
+                insn.set_near_branch64(to);
+                return Some(());
+            }
+            imm8_const_1 => {
+                insn.set_immediate8(1);
+                OpKind::Immediate8
+            }
+            imm8 if insn.op_kinds().any(|k| k == OpKind::Immediate16) => {
+                insn.set_immediate8_2nd(value as u8);
+                OpKind::Immediate8_2nd
+            }
+            imm8 => {
+                let small = if self.random.chance(50) { self.random.below(70) } else { value };
+                insn.set_immediate8(small as u8);
+                OpKind::Immediate8
+            }
+            imm8sex16 => {
+                insn.set_immediate8to16(value as i8 as i16);
+                OpKind::Immediate8to16
+            }
+            imm8sex32 => {
+                insn.set_immediate8to32(value as i8 as i32);
+                OpKind::Immediate8to32
+            }
+            imm8sex64 => {
+                insn.set_immediate8to64(value as i8 as i64);
+                OpKind::Immediate8to64
+            }
+            imm16 => {
+                insn.set_immediate16(value as u16 & if insn.mnemonic() == Mnemonic::Enter { 0xff8 } else { 0xffff });
+                OpKind::Immediate16
+            }
+            imm32 => {
+                insn.set_immediate32(value as u32);
+                OpKind::Immediate32
+            }
+            imm32sex64 => {
+                insn.set_immediate32to64(value as i32 as i64);
+                OpKind::Immediate32to64
+            }
+            imm64 => {
+                insn.set_immediate64(value);
+                OpKind::Immediate64
+            }
+            _ => return Option::None,
+        };
+        insn.set_op_kind(n, immediate);
+        Some(())
+    }
+
+    fn implied(&mut self, wide: OpKind, narrow: OpKind) -> OpKind {
+        if self.bits == Bits::B64 && self.random.chance(85) { wide } else { narrow }
+    }
+
+    fn memory_operand(&mut self, insn: &mut Instruction, n: u32) -> Option<()> {
+        insn.set_op_kind(n, OpKind::Memory);
+        let wide = self.bits == Bits::B64 && self.random.chance(85);
+        let bytes = if wide { 8 } else { 4 };
+        let form = self.random.below(10);
+        let base = if form < 8 { self.gpr(bytes) } else { Register::None };
+        let index = if matches!(form, 5..=8) { self.gpr(bytes) } else { Register::None };
+        if matches!(index, Register::RSP | Register::ESP) || index != Register::None && index == base {
+            return None;
+        }
+        let displacement = match self.random.below(4) {
+            0 => 0,
+            1 => self.random.below(256) as i64 - 128,
+            _ => self.random.below(0x4000_0000) as i64 - 0x2000_0000,
+        };
+        let scale = 1 << self.random.below(4);
+        if base == Register::None && index == Register::None {
+            let at = self.target(8);
+            let rip = self.bits == Bits::B64 && self.random.chance(50);
+            insn.set_memory_base(if rip { Register::RIP } else { Register::None });
+            insn.set_memory_displ_size(if self.bits == Bits::B64 { 8 } else { 4 });
+            insn.set_memory_displacement64(at);
+            return Some(());
+        }
+        let m = MemoryOperand::with_base_index_scale_displ_size(base, index, scale, displacement, bytes as u32);
+        insn.set_memory_base(m.base);
+        insn.set_memory_index(m.index);
+        insn.set_memory_index_scale(m.scale);
+        insn.set_memory_displ_size(if displacement == 0 { 1 } else { m.displ_size });
+        insn.set_memory_displacement64(if wide { displacement as u64 } else { displacement as u32 as u64 });
+        Some(())
+    }
+
+    /// An address for an access of up to `bytes` bytes: mostly plain, some on page boundaries and beyond the edges.
+    fn target(&mut self, bytes: u64) -> u64 {
+        let r = &mut self.random;
+        match r.below(100) {
+            0..=39 => DATA + r.below(DATA_SIZE / 16) * 16,
+            40..=79 => DATA + r.below(DATA_SIZE - 64),
+            80..=87 => DATA + (1 + r.below(DATA_SIZE / 0x1000 - 1)) * 0x1000 - r.below(bytes.max(2)),
+            88..=92 => DATA + DATA_SIZE - r.below(2 * bytes),
+            93..=95 => DATA + DATA_SIZE + READ_ONLY - r.below(2 * bytes),
+            _ => DATA - 2 * bytes + r.below(2 * bytes),
+        }
+    }
+
+    /// Registers that the instruction uses without naming them.
+    fn place_implicit(&mut self, insn: &Instruction, regs: &mut Registers) {
+        if insn.is_string_instruction() {
+            let bytes = insn.memory_size().size() as u64;
+            regs.gpr[6] = self.target(bytes);
+            regs.gpr[7] = if self.random.chance(20) {
+                regs.gpr[6].wrapping_add(self.random.below(64)).wrapping_sub(32)
+            } else {
+                self.target(bytes)
+            };
+            regs.gpr[1] = match self.random.below(10) {
+                0 => self.random.value() << 32,
+                1 => self.random.below(8000),
+                _ => self.random.below(20),
+            };
+        }
+        if matches!(insn.op1_kind(), OpKind::MemorySegRDI | OpKind::MemorySegEDI)
+            || matches!(insn.op0_kind(), OpKind::MemorySegRDI | OpKind::MemorySegEDI)
+        {
+            regs.gpr[7] = self.target(16);
+        }
+        match insn.mnemonic() {
+            Mnemonic::Leave | Mnemonic::Enter => regs.gpr[5] = self.target(8),
+            Mnemonic::Div | Mnemonic::Idiv if self.random.chance(60) => self.place_dividend(insn, regs),
+            // The bit offset moves the address: keep most of them near.
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+                if insn.op0_kind() == OpKind::Memory && insn.op1_kind() == OpKind::Register =>
+            {
+                let near = self.random.below(4096) as i64 - 2048;
+                regs.gpr[insn.op1_register().full_register().number()] = near as u64;
+            }
+            Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b | Mnemonic::Cmpxchg => {}
+            _ => {}
+        }
+    }
+
+    /// High halves that let quotients fit.
+    fn place_dividend(&mut self, insn: &Instruction, regs: &mut Registers) {
+        regs.gpr[2] = match (insn.mnemonic(), self.random.below(3)) {
+            (Mnemonic::Idiv, 0) => ((regs.gpr[0] as i64) >> 63) as u64,
+            (Mnemonic::Idiv, 1) => u64::MAX - self.random.below(3),
+            (_, 2) => self.random.below(5),
+            _ => 0,
+        };
+    }
+
+    /// Gives base or index register the value that makes the operand's address a test address.
+    fn place_memory(
+        &mut self,
+        insn: &Instruction,
+        regs: &mut Registers,
+        patches: &mut Vec<(u64, Vec<u8>)>,
+    ) -> Option<()> {
+        if !insn.op_kinds().any(|k| k == OpKind::Memory) {
+            return Some(());
+        }
+        let bytes = (insn.memory_size().size() as u64).max(1);
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let displacement = insn.memory_displacement64();
+        if insn.mnemonic() == Mnemonic::Xlatb {
+            regs.gpr[3] = self.target(256);
+            return Some(());
+        }
+        let mut target = self.target(bytes);
+        if self.bits == Bits::B64 && base.size() != 4 && self.random.chance(2) {
+            target |= 0x8000_0000_0000 << self.random.below(16);
+        }
+        let index_value = |regs: &Registers| regs.gpr[index.full_register().number()];
+        if matches!(base, Register::RIP | Register::EIP) || base == Register::None && index == Register::None {
+            target = displacement;
+        } else if base == Register::None {
+            let scale = insn.memory_index_scale() as u64;
+            let wanted = target.wrapping_sub(displacement);
+            if wanted % scale != 0 {
+                target = target.wrapping_sub(wanted % scale);
+            }
+            regs.gpr[index.full_register().number()] = target.wrapping_sub(displacement) / scale;
+            if target.wrapping_sub(displacement) >> 63 != 0 && scale > 1 {
+                return None;
+            }
+        } else {
+            if index != Register::None && self.random.chance(70) {
+                regs.gpr[index.full_register().number()] = self.random.below(0x1000);
+            }
+            let scaled = if index == Register::None {
+                0
+            } else {
+                index_value(regs).wrapping_mul(insn.memory_index_scale() as u64)
+            };
+            let mut value = target.wrapping_sub(displacement).wrapping_sub(scaled);
+            if base.size() == 4 {
+                // The upper half does not take part.
+                value = value & 0xffff_ffff | self.random.bits() << 32;
+            }
+            regs.gpr[base.full_register().number()] = value;
+        }
+        if self.random.chance(70) {
+            let mut contents = Vec::new();
+            while (contents.len() as u64) < bytes {
+                contents.extend_from_slice(&self.random.value().to_le_bytes());
+            }
+            crate::floats::contents(&mut self.random, insn, &mut contents);
+            contents.truncate(bytes as usize);
+            if matches!(insn.mnemonic(), Mnemonic::Cmpxchg | Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b) {
+                self.match_accumulator(bytes, regs, &mut contents);
+            }
+            patches.push((target, contents));
+        }
+        Some(())
+    }
+
+    /// Half of the comparisons of CMPXCHG* succeed.
+    fn match_accumulator(&mut self, bytes: u64, regs: &Registers, contents: &mut [u8]) {
+        if !self.random.chance(50) {
+            return;
+        }
+        let pair = match bytes {
+            16 => regs.gpr[0] as u128 | (regs.gpr[2] as u128) << 64,
+            _ => (regs.gpr[0] & 0xffff_ffff) as u128 | (regs.gpr[2] as u128) << 32,
+        };
+        let value = if contents.len() < 8 || self.random.chance(50) { pair } else { regs.gpr[0] as u128 };
+        let len = contents.len().min(16);
+        contents[..len].copy_from_slice(&value.to_le_bytes()[..len]);
+    }
+
+    /// Indirect branches and returns get a target on the code page.
+    fn place_branch(&mut self, insn: &Instruction, regs: &mut Registers, patches: &mut Vec<(u64, Vec<u8>)>) {
+        let to = ENTRY + 20 + self.random.below(1500);
+        let indirect = insn.is_jmp_near_indirect() || insn.is_call_near_indirect();
+        if indirect && insn.op0_kind() == OpKind::Register {
+            regs.gpr[insn.op0_register().full_register().number()] = to;
+        } else if indirect {
+            for (_, bytes) in patches.iter_mut() {
+                let len = bytes.len().min(8);
+                bytes[..len].copy_from_slice(&to.to_le_bytes()[..len]);
+            }
+        } else if insn.mnemonic() == Mnemonic::Ret {
+            patches.push((regs.gpr[4], to.to_le_bytes().to_vec()));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Random differential test: single instructions on the engine and on the host processor.
+//!
+//! `difftest [--family int|vec|x87] [--bits 64|32] [--cases N] [--seed N] [--only NAME] [--stop N]`
+//!
+//! Each case has its own seed, printed with a mismatch; `--only CODE --seed SEED --cases 1 --exact` replays it.
+
+mod floats;
+mod generate;
+mod host;
+mod random;
+mod select;
+
+use anyhow::{Context, Result, bail};
+use brolga_jit::testing::{Bits, Machine, Outcome, Page, Registers, Tier};
+use generate::{Case, ENTRY, Generator};
+use host::{CODE, CODE_SIZE, DATA, DATA_SIZE, Host, READ_ONLY};
+use iced_x86::Code;
+use select::Family;
+use std::collections::BTreeMap;
+
+const AREA: usize = (DATA_SIZE + READ_ONLY) as usize;
+
+struct Options {
+    family: Family,
+    bits: Bits,
+    cases: u64,
+    seed: u64,
+    only: Option<String>,
+    stop: usize,
+    exact: bool,
+}
+
+fn options() -> Result<Options> {
+    let mut o = Options {
+        family: Family::Integer,
+        bits: Bits::B64,
+        cases: 100_000,
+        seed: 1,
+        only: None,
+        stop: 20,
+        exact: false,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(name) = args.next() {
+        if name == "--exact" {
+            o.exact = true;
+            continue;
+        }
+        let value = args.next().with_context(|| format!("{name} needs a value"))?;
+        match name.as_str() {
+            "--family" => {
+                o.family = match value.as_str() {
+                    "int" => Family::Integer,
+                    "vec" => Family::Vector,
+                    "x87" => Family::X87,
+                    _ => bail!("--family {value}: use int, vec or x87"),
+                }
+            }
+            "--bits" => o.bits = if value == "32" { Bits::B32 } else { Bits::B64 },
+            "--cases" => o.cases = value.parse()?,
+            "--seed" => o.seed = value.parse()?,
+            "--only" => o.only = Some(value.to_lowercase()),
+            "--stop" => o.stop = value.parse()?,
+            _ => bail!("unknown option {name}"),
+        }
+    }
+    Ok(o)
+}
+
+/// Both processors with the same memory.
+struct Bench {
+    host: Host,
+    machine: Machine,
+    contents: Vec<u8>,
+    bits: Bits,
+}
+
+/// One side's state after a case.
+#[derive(PartialEq)]
+struct After {
+    outcome: Outcome,
+    regs: Registers,
+    memory: Vec<u8>,
+}
+
+impl Bench {
+    fn new(bits: Bits) -> Result<Self> {
+        let mut pages: Vec<Page> =
+            (0..CODE_SIZE / 4096).map(|n| Page { linear: CODE + n * 4096, writable: true }).collect();
+        pages.extend((0..DATA_SIZE / 4096).map(|n| Page { linear: DATA + n * 4096, writable: true }));
+        pages.push(Page { linear: DATA + DATA_SIZE, writable: false });
+        let mut r = random::Random::new(7);
+        let contents: Vec<u8> = (0..AREA / 8).flat_map(|_| r.value().to_le_bytes()).collect();
+        let mut bench = Self {
+            host: Host::new().context("setting the host side up")?,
+            machine: Machine::new("max", bits, &pages),
+            contents,
+            bits,
+        };
+        bench.host.write(CODE, &[0xcc; CODE_SIZE as usize]);
+        bench.restore();
+        bench.host.protect(true)?;
+        Ok(bench)
+    }
+
+    fn restore(&mut self) {
+        self.host.write(DATA, &self.contents[..DATA_SIZE as usize]);
+        self.machine.write(DATA, &self.contents);
+    }
+
+    /// Puts a case's memory in place; what would lie outside the writable data is cut off.
+    fn patch(&mut self, case: &Case) {
+        for (at, bytes) in &case.patches {
+            let inside = *at >= DATA && at.saturating_add(bytes.len() as u64) <= DATA + DATA_SIZE;
+            if inside {
+                self.host.write(*at, bytes);
+                self.machine.write(*at, bytes);
+            }
+        }
+    }
+
+    fn run(&mut self, case: &Case, tier: Tier) -> (After, After) {
+        self.patch(case);
+        self.host.write(ENTRY, &case.bytes);
+        let mut regs = case.regs.clone();
+        let outcome = self.host.execute(&mut regs, self.bits);
+        let memory = self.host.slice(DATA, DATA_SIZE as usize).map(|m| m.to_vec()).unwrap_or_default();
+        let native = After { outcome, regs, memory };
+        self.host.write(ENTRY, &[0xcc; 15][..case.bytes.len()]);
+        self.machine.set_registers(&case.regs);
+        let outcome = self.machine.execute(&case.bytes, tier);
+        let mut memory = vec![0; DATA_SIZE as usize];
+        self.machine.read(DATA, &mut memory);
+        let ours = After { outcome, regs: self.machine.registers(), memory };
+        let clean = &self.contents[..DATA_SIZE as usize];
+        if native.memory != clean || ours.memory != clean {
+            self.restore();
+        }
+        (native, ours)
+    }
+}
+
+/// What differs, one line each; empty if nothing does.
+fn differences(case: &Case, family: Family, native: &After, ours: &After) -> Vec<String> {
+    let mut out = Vec::new();
+    if native.outcome != ours.outcome {
+        out.push(format!("outcome: host {:x?}, ours {:x?}", native.outcome, ours.outcome));
+    }
+    let (h, o) = (&native.regs, &ours.regs);
+    for n in 0..16 {
+        if h.gpr[n] != o.gpr[n] {
+            out.push(format!("gpr {n}: before {:x}, host {:x}, ours {:x}", case.regs.gpr[n], h.gpr[n], o.gpr[n]));
+        }
+        if family == Family::Vector && h.xmm[n] != o.xmm[n] {
+            out.push(format!("xmm{n}: before {:x}, host {:x}, ours {:x}", case.regs.xmm[n], h.xmm[n], o.xmm[n]));
+        }
+    }
+    if h.rip != o.rip {
+        out.push(format!("rip: host {:x}, ours {:x}", h.rip, o.rip));
+    }
+    let mask = !select::undefined_flags(case.insn.mnemonic());
+    if (h.rflags ^ o.rflags) & mask != 0 {
+        let (before, diff) = (case.regs.rflags, (h.rflags ^ o.rflags) & mask);
+        out.push(format!("rflags: before {before:x}, host {:x}, ours {:x}, differ in {diff:x}", h.rflags, o.rflags));
+    }
+    if family != Family::Integer {
+        float_differences(case, h, o, &mut out);
+    }
+    if let Some(at) = (0..native.memory.len()).find(|n| native.memory[*n] != ours.memory[*n]) {
+        let range = at..(at + 16).min(native.memory.len());
+        out.push(format!(
+            "memory at {:x}: host {:02x?}, ours {:02x?}",
+            DATA + at as u64,
+            &native.memory[range.clone()],
+            &ours.memory[range]
+        ));
+    }
+    out
+}
+
+fn float_differences(case: &Case, h: &Registers, o: &Registers, out: &mut Vec<String>) {
+    let b = &case.regs;
+    let words = [
+        ("mxcsr", b.mxcsr, h.mxcsr, o.mxcsr),
+        ("fcw", b.fcw as u32, h.fcw as u32, o.fcw as u32),
+        ("fsw", b.fsw as u32, h.fsw as u32, o.fsw as u32),
+        ("tags", b.tags as u32, h.tags as u32, o.tags as u32),
+    ];
+    for (name, before, host, ours) in words {
+        if host != ours {
+            out.push(format!("{name}: before {before:x}, host {host:x}, ours {ours:x}"));
+        }
+    }
+    for n in 0..8 {
+        if h.st[n] != o.st[n] {
+            out.push(format!("st{n}: before {:x}, host {:x}, ours {:x}", b.st[n], h.st[n], o.st[n]));
+        }
+    }
+}
+
+fn report(bench: &Bench, case: &Case, seed: u64, differences: &[String]) {
+    println!("MISMATCH {:?} `{}` bytes {:02x?} seed {seed}", case.insn.code(), case.insn, case.bytes);
+    println!("  gpr {:x?} rflags {:x}", case.regs.gpr, case.regs.rflags);
+    for (at, bytes) in &case.patches {
+        println!("  memory {at:x}: {bytes:02x?}");
+    }
+    for d in differences {
+        println!("  {d}");
+    }
+    for line in bench.machine.explain(&case.bytes).lines() {
+        println!("    {line}");
+    }
+}
+
+fn main() -> Result<()> {
+    let o = options()?;
+    let bitness = if o.bits == Bits::B64 { 64 } else { 32 };
+    let codes: Vec<Code> = select::opcodes(o.family, bitness)
+        .into_iter()
+        .filter(|c| {
+            let only = o.only.as_deref();
+            only.is_none_or(|w| {
+                format!("{:?}", c.mnemonic()).to_lowercase() == w || format!("{c:?}").to_lowercase() == w
+            })
+        })
+        .collect();
+    if codes.is_empty() {
+        bail!("no opcode is left to test");
+    }
+    let mut bench = Bench::new(o.bits)?;
+    let mut failures: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let (mut run, mut bad, mut reported) = (0u64, 0u64, 0usize);
+    for n in 0..o.cases {
+        let seed = if o.exact { o.seed } else { o.seed.wrapping_mul(0x1_0000_0000).wrapping_add(n) };
+        let code = codes[(random::Random::new(seed).below(codes.len() as u64)) as usize];
+        let code = if o.exact || o.only.is_some() { codes[(n % codes.len() as u64) as usize] } else { code };
+        let Some(case) = Generator::new(o.bits, seed).case(code, o.family) else { continue };
+        run += 1;
+        let tier = if seed & 1 == 0 { Tier::Lifted } else { Tier::Optimised };
+        let (native, ours) = bench.run(&case, tier);
+        let wrong = differences(&case, o.family, &native, &ours);
+        if wrong.is_empty() {
+            continue;
+        }
+        bad += 1;
+        let entry = failures.entry(format!("{code:?}")).or_insert((0, seed));
+        entry.0 += 1;
+        if entry.0 == 1 && reported < o.stop {
+            reported += 1;
+            report(&bench, &case, seed, &wrong);
+        }
+    }
+    for (code, (count, seed)) in &failures {
+        println!("{code}: {count} mismatches, first with seed {seed}");
+    }
+    println!("{} opcodes, {run} cases from seed {}, {bad} mismatches", codes.len(), o.seed);
+    if bad > 0 {
+        bail!("the engine and the host processor disagree");
+    }
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! Which opcodes are tested, and what the manual leaves open about them.
+
+use iced_x86::{Code, CpuidFeature, Mnemonic, OpCodeOperandKind as Kind};
+
+/// Part of the instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// General registers, flags, memory, strings, near branches.
+    Integer,
+    /// MMX and SSE.
+    Vector,
+    /// x87.
+    X87,
+}
+
+/// Opcodes of a family that user code can run and whose results a host process can show.
+pub fn opcodes(family: Family, bitness: u32) -> Vec<Code> {
+    Code::values().filter(|code| testable(*code, bitness) && family_of(*code) == family).collect()
+}
+
+fn family_of(code: Code) -> Family {
+    let info = code.op_code();
+    let vector = info.op_kinds().iter().any(|k| {
+        matches!(k, Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem | Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem)
+    });
+    if vector || matches!(code.mnemonic(), Mnemonic::Emms | Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr) {
+        Family::Vector
+    } else if code.cpuid_features().iter().any(|f| {
+        matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 | CpuidFeature::FPU387SL_ONLY)
+    }) || format!("{:?}", code.mnemonic()).starts_with("Fcmov")
+        || matches!(
+            code.mnemonic(),
+            Mnemonic::Fisttp | Mnemonic::Fcomi | Mnemonic::Fcomip | Mnemonic::Fucomi | Mnemonic::Fucomip
+        )
+    {
+        Family::X87
+    } else {
+        Family::Integer
+    }
+}
+
+fn testable(code: Code, bitness: u32) -> bool {
+    let info = code.op_code();
+    let right_mode = if bitness == 64 { info.mode64() } else { info.mode32() };
+    info.is_instruction()
+        && right_mode
+        && info.cpl3()
+        && info.intel_decoder64() | info.intel_decoder32()
+        && !info.is_privileged()
+        && (info.encoding() == iced_x86::EncodingKind::Legacy || code.cpuid_features().iter().any(vex_integer))
+        && code.cpuid_features().iter().all(|f| host_has(*f))
+        && !excluded(code.mnemonic())
+        && !info.op_kinds().iter().any(|k| matches!(k, Kind::seg_reg | Kind::cr_reg | Kind::dr_reg | Kind::tr_reg))
+        && !info.op_kinds().iter().any(|k| matches!(k, Kind::es | Kind::cs | Kind::ss | Kind::ds | Kind::fs | Kind::gs))
+        && !sixteen_bit_branch(code)
+}
+
+fn vex_integer(f: &CpuidFeature) -> bool {
+    matches!(f, CpuidFeature::BMI1 | CpuidFeature::BMI2)
+}
+
+/// Near branches of 16 bits leave the code page.
+fn sixteen_bit_branch(code: Code) -> bool {
+    let info = code.op_code();
+    let branch = info.op_kinds().iter().any(|k| matches!(k, Kind::br16_1 | Kind::br16_2));
+    branch || matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Call_rm16 | Code::Jmp_rm16)
+}
+
+/// What needs the system, changes the process beyond registers and test memory, or shows the time.
+fn excluded(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        m,
+        Int | Int1
+            | Int3
+            | Into
+            | Syscall
+            | Sysenter
+            | Sysexit
+            | Sysret
+            | Iret
+            | Iretd
+            | Iretq
+            | Retf
+            | Hlt
+            | In
+            | Out
+            | Insb
+            | Insw
+            | Insd
+            | Outsb
+            | Outsw
+            | Outsd
+            | Cli
+            | Sti
+            | Popf
+            | Popfd
+            | Popfq
+            | Pushf
+            | Pushfd
+            | Pushfq
+            | Cpuid
+            | Rdtsc
+            | Rdtscp
+            | Rdpmc
+            | Rdrand
+            | Rdseed
+            | Rdpid
+            | Rdpkru
+            | Wrpkru
+            | Rdfsbase
+            | Rdgsbase
+            | Wrfsbase
+            | Wrgsbase
+            | Lds
+            | Les
+            | Lfs
+            | Lgs
+            | Lss
+            | Lar
+            | Lsl
+            | Verr
+            | Verw
+            | Arpl
+            | Sgdt
+            | Sidt
+            | Sldt
+            | Str
+            | Smsw
+            | Lmsw
+            | Clts
+            | Monitor
+            | Mwait
+            | Umonitor
+            | Umwait
+            | Tpause
+            | Xbegin
+            | Xend
+            | Xabort
+            | Xtest
+            | Xsusldtrk
+            | Xresldtrk
+            | Fxsave
+            | Fxsave64
+            | Fxrstor
+            | Fxrstor64
+            | Xsave
+            | Xsave64
+            | Xsavec
+            | Xsavec64
+            | Xsaveopt
+            | Xsaveopt64
+            | Xsaves
+            | Xrstor
+            | Xrstor64
+            | Xrstors
+            | Xgetbv
+            | Xsetbv
+            | Enqcmd
+            | Clui
+            | Stui
+            | Testui
+            | Uiret
+            | Senduipi
+            | Ud0
+            | Ud1
+            | Ud2
+            | Movdir64b
+            | Serialize
+            | Ptwrite
+            | Loadall
+            | Cl1invmb
+            | Zero_bytes
+            | Salc
+    )
+}
+
+/// The host has the feature (and so the comparison means something).
+fn host_has(f: CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    match f {
+        INTEL8086 | INTEL8086_ONLY | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | FPU | FPU287
+        | FPU387 | MMX | SSE | SSE2 | MULTIBYTENOP | PAUSE | CLFSH | PREFETCHW | CET_IBT => true,
+        SSE3 => is_x86_feature_detected!("sse3"),
+        SSSE3 => is_x86_feature_detected!("ssse3"),
+        SSE4_1 => is_x86_feature_detected!("sse4.1"),
+        SSE4_2 => is_x86_feature_detected!("sse4.2"),
+        AES => is_x86_feature_detected!("aes"),
+        PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+        SHA => is_x86_feature_detected!("sha"),
+        POPCNT => is_x86_feature_detected!("popcnt"),
+        LZCNT => is_x86_feature_detected!("lzcnt"),
+        BMI1 => is_x86_feature_detected!("bmi1"),
+        BMI2 => is_x86_feature_detected!("bmi2"),
+        ADX => is_x86_feature_detected!("adx"),
+        MOVBE => is_x86_feature_detected!("movbe"),
+        CMPXCHG16B => is_x86_feature_detected!("cmpxchg16b"),
+        _ => false,
+    }
+}
+
+/// Flags the SDM calls undefined after the instruction and that silicon does not set by a rule we follow.
+pub struct Undefined {
+    /// The instruction.
+    pub mnemonic: Mnemonic,
+    /// RFLAGS bits.
+    pub flags: u64,
+    /// The manual's words.
+    pub sdm: &'static str,
+}
+
+/// All of them; what is not listed is compared.
+pub const UNDEFINED: &[Undefined] = &[];
+
+/// Flags to leave out of the comparison.
+pub fn undefined_flags(m: Mnemonic) -> u64 {
+    UNDEFINED.iter().filter(|u| u.mnemonic == m).fold(0, |all, u| all | u.flags)
+}
