@@ -99,6 +99,8 @@ impl Bench {
         };
         bench.host.write(CODE, &[0xcc; CODE_SIZE as usize]);
         bench.restore();
+        let (_, read_only) = bench.contents.split_at(DATA_SIZE as usize);
+        bench.host.write(DATA + DATA_SIZE, read_only);
         bench.host.protect(true)?;
         Ok(bench)
     }
