@@ -2,15 +2,15 @@
 
 use crate::board::Board;
 use crate::cpuid::CpuModel;
+use crate::fault::Fault;
 use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::Ram;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
 use crate::runtime::tier::Tier;
 use crate::state::{CpuState, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
-use crate::vcpu::{Mailbox, VcpuHandle};
+use crate::vcpu::{Mailbox, Requests, VcpuHandle};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 /// What all vCPUs of an engine share.
 pub struct Shared {
@@ -34,7 +34,7 @@ pub struct Cpu {
     /// Features.
     pub model: Arc<CpuModel>,
     /// The request word ([`crate::request`]).
-    pub requests: Arc<AtomicU32>,
+    pub(crate) requests: Arc<Requests>,
     /// PDPTE registers of PAE paging.
     pub pdptes: [u64; 4],
     /// Translated blocks.
@@ -45,6 +45,8 @@ pub struct Cpu {
     pub tier: Tier,
     /// MONITOR armed on this guest-physical line.
     pub monitor: Option<u64>,
+    /// The fault that generated code leaves with.
+    pub pending_fault: Option<Fault>,
     /// Why a shutdown (triple fault) happened, once it has.
     pub shutdown: Option<String>,
     /// Debug traps that are due after the current instruction (DR6 bits).
@@ -54,9 +56,10 @@ pub struct Cpu {
 impl Cpu {
     /// A processor in an undefined state; call `reset` (in [`crate::system::reset`]) next.
     pub fn new(index: u32, shared: Arc<Shared>, board: Arc<dyn Board>, model: Arc<CpuModel>) -> Box<Self> {
-        let requests = Arc::new(AtomicU32::new(0));
+        let requests = Arc::new(Requests::default());
+        let mailbox = Arc::new(Mailbox::new(VcpuHandle { requests: requests.clone() }));
         let mut state = CpuState::zeroed();
-        state.requests = Arc::as_ptr(&requests);
+        state.requests = &raw const requests.attention;
         Box::new(Self {
             state,
             index,
@@ -66,9 +69,10 @@ impl Cpu {
             requests,
             pdptes: [0; 4],
             blocks: BlockCache::new(),
-            mailbox: Arc::default(),
+            mailbox,
             tier: Tier::default(),
             monitor: None,
+            pending_fault: None,
             shutdown: None,
             pending_db: 0,
         })
@@ -216,7 +220,7 @@ impl Cpu {
 
     /// Other threads want something of this vCPU.
     pub fn requested(&self) -> u32 {
-        self.requests.load(std::sync::atomic::Ordering::Relaxed)
+        self.requests.bits.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 

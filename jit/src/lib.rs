@@ -9,6 +9,7 @@ mod helpers;
 mod interp;
 mod ir;
 mod lift;
+mod lower;
 pub mod mmu;
 mod passes;
 mod runtime;

@@ -3,8 +3,11 @@
 use crate::board::Board;
 use crate::cpu::{Cpu, Shared};
 use crate::cpuid::CpuModel;
+use crate::lower::Compiler;
 use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{PAGE_SIZE, Ram};
+use crate::runtime::compile::CompileService;
+pub use crate::runtime::tier::TierStats;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -64,26 +67,37 @@ pub mod request {
     pub const ENGINE: u32 = 32;
 }
 
+/// The words by which other threads reach a vCPU.
+#[derive(Default)]
+pub(crate) struct Requests {
+    /// What is wanted ([`request`]).
+    pub bits: AtomicU32,
+    /// Generated code leaves while this is not zero. Set with every request; the run loop clears it before it looks at
+    /// the bits, so that a request that cannot be served yet does not keep code from running.
+    pub attention: AtomicU32,
+}
+
 /// What other threads hold of a vCPU. Cheap to clone.
 #[derive(Clone)]
 pub struct VcpuHandle {
-    pub(crate) requests: Arc<AtomicU32>,
+    pub(crate) requests: Arc<Requests>,
 }
 
 impl VcpuHandle {
     /// Sets request bits ([`request`]). Waking a thread that sleeps after [`Exit::Halted`] is the caller's part.
     pub fn raise(&self, bits: u32) {
-        self.requests.fetch_or(bits, Ordering::SeqCst);
+        self.requests.bits.fetch_or(bits, Ordering::SeqCst);
+        self.requests.attention.store(1, Ordering::SeqCst);
     }
 
     /// Takes request bits back.
     pub fn clear(&self, bits: u32) {
-        self.requests.fetch_and(!bits, Ordering::SeqCst);
+        self.requests.bits.fetch_and(!bits, Ordering::SeqCst);
     }
 
     /// The request bits now set.
     pub fn pending(&self) -> u32 {
-        self.requests.load(Ordering::SeqCst)
+        self.requests.bits.load(Ordering::SeqCst)
     }
 }
 
@@ -135,17 +149,16 @@ pub struct SegmentRegister {
 pub struct Engine {
     shared: Arc<Shared>,
     board: Arc<dyn Board>,
-    config: EngineConfig,
+    compilers: Option<Arc<CompileService>>,
+    sync: bool,
     vcpus: Mutex<Vec<Arc<Mailbox>>>,
 }
 
 /// What other threads leave for a vCPU besides its request word.
-#[derive(Default)]
 pub struct Mailbox {
     /// Guest memory that was written behind the vCPUs' back: (address, length).
     written: Mutex<Vec<(u64, u64)>>,
-    /// The vCPU's request word.
-    requests: Arc<AtomicU32>,
+    handle: VcpuHandle,
 }
 
 impl Engine {
@@ -153,7 +166,8 @@ impl Engine {
     pub fn new(config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
         let code_map = CodeMap::new(&ram);
         let shared = Arc::new(Shared { ram, code_map });
-        Ok(Arc::new(Self { shared, board, config, vcpus: Mutex::default() }))
+        let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
+        Ok(Arc::new(Self { shared, board, compilers, sync: config.sync, vcpus: Mutex::default() }))
     }
 
     /// Tells that something other than a vCPU wrote guest memory (DMA, a loader): translations of it are dropped.
@@ -167,7 +181,7 @@ impl Engine {
         }
         for mailbox in lock(&self.vcpus).iter() {
             lock(&mailbox.written).push((gpa, len));
-            mailbox.requests.fetch_or(request::ENGINE, Ordering::SeqCst);
+            mailbox.handle.raise(request::ENGINE);
         }
     }
 }
@@ -178,6 +192,11 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Mailbox {
+    /// An empty one for the vCPU behind `handle`.
+    pub fn new(handle: VcpuHandle) -> Self {
+        Self { written: Mutex::default(), handle }
+    }
+
     /// Takes the ranges written since the last call.
     pub fn take_written(&self) -> Vec<(u64, u64)> {
         std::mem::take(&mut *lock(&self.written))
@@ -193,10 +212,12 @@ impl Vcpu {
     /// Processor number `index` of `engine`, in its reset state. `model` comes from [`crate::cpuid::parse`].
     pub fn new(engine: &Arc<Engine>, index: u32, model: &CpuModel) -> Self {
         let mut cpu = Cpu::new(index, engine.shared.clone(), engine.board.clone(), Arc::new(model.clone()));
-        let mailbox = Arc::new(Mailbox { requests: cpu.requests.clone(), ..Mailbox::default() });
-        lock(&engine.vcpus).push(mailbox.clone());
-        cpu.mailbox = mailbox;
-        cpu.tier.configure(&engine.config);
+        lock(&engine.vcpus).push(cpu.mailbox.clone());
+        if let Some(service) = &engine.compilers {
+            // The engine started with the same settings, so a compiler can be made.
+            let sync = if engine.sync { Compiler::new().ok() } else { None };
+            cpu.tier.configure(service.clone(), sync);
+        }
         cpu.reset();
         Self { cpu }
     }
@@ -241,6 +262,11 @@ impl Vcpu {
     /// Guest-physical address of linear address `linear`, without side effects.
     pub fn translate(&self, linear: u64) -> Option<u64> {
         self.cpu.translate_debug(linear)
+    }
+
+    /// Counters of the compiling tier, and the number of blocks held.
+    pub fn statistics(&self) -> (TierStats, usize) {
+        (self.cpu.tier.stats, self.cpu.blocks.len())
     }
 
     /// Readable register dump (the `info registers` of the monitor, and what a triple fault prints).

@@ -295,6 +295,11 @@ impl Cpu {
         }
     }
 
+    /// Enters the mapping of `linear`'s page in the TLB for generated code, if there is one without a fault.
+    pub fn fill_quietly(&mut self, index: usize, linear: u64, access: Access) {
+        let _ = self.place(index, linear, access, 0);
+    }
+
     /// Raises what a store would raise, page by page.
     fn check_write(&mut self, index: usize, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
         let mut at = 0;

@@ -36,6 +36,47 @@ pub fn run(block: &mut Block) {
     });
 }
 
+/// For each operation that sets flags, whether they must be in the state: somebody may look after a fault or an exit.
+/// Readers in the block itself do not count, they get the flags as values; `setflagsif`, which keeps old ones, does.
+pub fn visible(block: &Block, live_out: bool) -> Vec<bool> {
+    let mut live = live_out;
+    let mut out = vec![false; block.insts.len()];
+    for (n, i) in block.insts.iter().enumerate().rev() {
+        let traits = i.op.info().traits;
+        if stores(block, n) {
+            live = true;
+        }
+        let (reads, sets) = flag_use(i);
+        if sets {
+            out[n] = live;
+            live = live && traits.has(Traits::MAY_SET_FLAGS);
+        }
+        if i.op == Op::Call && reads || traits.has(Traits::FAULT) && faults(i) {
+            live = true;
+        }
+    }
+    out
+}
+
+/// For each block of a region, whether the flags at its entry may be looked at.
+pub fn live_at_entry(blocks: &[std::sync::Arc<Block>]) -> Vec<bool> {
+    blocks.iter().map(|b| needs_flags(b)).collect()
+}
+
+fn needs_flags(block: &Block) -> bool {
+    for i in &block.insts {
+        let (reads, sets) = flag_use(i);
+        let traits = i.op.info().traits;
+        if reads || traits.has(Traits::FAULT) && faults(i) {
+            return true;
+        }
+        if sets {
+            return false;
+        }
+    }
+    true
+}
+
 /// The guest instruction that ends at operation `n` (its last one) changes memory.
 fn stores(block: &Block, n: usize) -> bool {
     let off = block.insts[n].off;

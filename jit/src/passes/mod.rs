@@ -1,6 +1,6 @@
 //! Passes over the IR: each one function over one block, a line in [`run`].
 
-mod dead_flags;
+pub mod dead_flags;
 
 use crate::ir::Block;
 

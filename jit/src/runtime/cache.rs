@@ -9,6 +9,7 @@ use crate::mmu::ram::PAGE_SIZE;
 use crate::passes;
 use crate::state::{JUMP_ENTRIES, jump_slot, mode, reg};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Most bytes a block is lifted from at a time.
 const FETCH_BYTES: u64 = 512;
@@ -67,7 +68,17 @@ struct Slot {
     /// `None`: free.
     node: Option<Node>,
     /// The IR; out while the interpreter runs it.
-    block: Option<Box<Block>>,
+    block: Option<Arc<Block>>,
+    /// Tells this block from others that had the slot; 0: free.
+    serial: u64,
+    /// Interpreted runs.
+    runs: u32,
+    /// Its region is being compiled, or could not be.
+    requested: bool,
+    /// The region that starts with it.
+    code: Option<u32>,
+    /// All regions it is part of.
+    regions: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -98,6 +109,8 @@ pub struct BlockCache {
     generation: u64,
     running: Option<u32>,
     stale: bool,
+    serial: u64,
+    dead_regions: Vec<u32>,
 }
 
 impl BlockCache {
@@ -115,6 +128,8 @@ impl BlockCache {
             generation: 1,
             running: None,
             stale: false,
+            serial: 0,
+            dead_regions: Vec::new(),
         }
     }
 
@@ -130,7 +145,7 @@ impl BlockCache {
     }
 
     /// Takes a block out to run it; [`BlockCache::put_back`] returns it.
-    pub fn take(&mut self, slot: u32) -> Option<Box<Block>> {
+    pub fn take(&mut self, slot: u32) -> Option<Arc<Block>> {
         let block = self.slots.get_mut(slot as usize)?.block.take();
         self.running = Some(slot);
         self.stale = false;
@@ -138,7 +153,7 @@ impl BlockCache {
     }
 
     /// Returns a block that was taken, unless it was dropped meanwhile.
-    pub fn put_back(&mut self, slot: u32, block: Box<Block>) {
+    pub fn put_back(&mut self, slot: u32, block: Arc<Block>) {
         if self.stale {
             self.free.push(slot);
         } else if let Some(s) = self.slots.get_mut(slot as usize) {
@@ -157,8 +172,97 @@ impl BlockCache {
         for page in node.pages() {
             self.by_page.entry(page).or_default().push(slot);
         }
-        self.slots[slot as usize] = Slot { node: Some(node), block: Some(Box::new(block)) };
+        self.serial += 1;
+        let serial = self.serial;
+        self.slots[slot as usize] = Slot { node: Some(node), block: Some(Arc::new(block)), serial, ..Slot::default() };
         slot
+    }
+
+    fn slot(&self, slot: u32) -> Option<&Slot> {
+        self.slots.get(slot as usize)
+    }
+
+    /// Counts a run; `true` if the block became hot and nobody asked for its code yet.
+    pub fn count_run(&mut self, slot: u32, hot: u32) -> bool {
+        let Some(s) = self.slots.get_mut(slot as usize) else { return false };
+        s.runs += 1;
+        if s.runs < hot || s.requested || s.node.is_none_or(|n| n.key.mode & SINGLE != 0 || n.second_page.is_some()) {
+            return false;
+        }
+        s.runs = 0;
+        true
+    }
+
+    /// Notes whether the block's region was asked for.
+    pub fn set_requested(&mut self, slot: u32, requested: bool) {
+        if let Some(s) = self.slots.get_mut(slot as usize) {
+            s.requested = requested;
+        }
+    }
+
+    /// Key of the block in a slot.
+    pub fn key(&self, slot: u32) -> Option<Key> {
+        self.slot(slot)?.node.map(|n| n.key)
+    }
+
+    /// Serial number of the block in a slot; 0 if there is none.
+    pub fn serial(&self, slot: u32) -> u64 {
+        self.slot(slot).map_or(0, |s| s.serial)
+    }
+
+    /// The block in a slot.
+    pub fn block(&self, slot: u32) -> Option<&Arc<Block>> {
+        self.slot(slot)?.block.as_ref()
+    }
+
+    /// Slot of the block with this key.
+    pub fn slot_of(&self, key: &Key) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    /// The block does not cross into a second page.
+    pub fn within_page(&self, slot: u32) -> bool {
+        self.slot(slot).and_then(|s| s.node).is_some_and(|n| n.second_page.is_none())
+    }
+
+    /// The region that starts with the block in a slot.
+    #[inline]
+    pub fn code(&self, slot: u32) -> Option<u32> {
+        self.slot(slot)?.code
+    }
+
+    /// Enters the region that starts with a block.
+    pub fn set_code(&mut self, slot: u32, region: u32) {
+        if let Some(s) = self.slots.get_mut(slot as usize) {
+            s.code = Some(region);
+        }
+    }
+
+    /// The block is part of a region: when it goes, the region goes.
+    pub fn add_region(&mut self, slot: u32, region: u32) {
+        if let Some(s) = self.slots.get_mut(slot as usize) {
+            s.regions.push(region);
+        }
+    }
+
+    /// A region was thrown away.
+    pub fn region_gone(&mut self, slot: u32, region: u32) {
+        if let Some(s) = self.slots.get_mut(slot as usize) {
+            s.regions.retain(|r| *r != region);
+            if s.code == Some(region) {
+                s.code = None;
+                s.requested = false;
+            }
+        }
+    }
+
+    /// All regions were thrown away.
+    pub fn forget_code(&mut self) {
+        for s in &mut self.slots {
+            s.regions.clear();
+            s.code = None;
+            s.requested = false;
+        }
     }
 
     /// Number of blocks held.
@@ -198,7 +302,8 @@ impl BlockCache {
                 l.retain(|i| *i != slot);
             }
         }
-        self.slots[slot as usize] = Slot::default();
+        let slot_was = std::mem::take(&mut self.slots[slot as usize]);
+        self.dead_regions.extend(slot_was.regions);
         if self.running == Some(slot) {
             self.stale = true;
         } else {
@@ -319,6 +424,8 @@ impl Cpu {
             let left = self.blocks.drop_overlapping(page, gpa, len);
             self.shared.code_map.set(&self.shared.ram, page, left);
         }
+        let dead = std::mem::take(&mut self.blocks.dead_regions);
+        self.drop_regions(dead);
         self.mappings_changed();
         self.state.code_stale = 1;
     }

@@ -1,7 +1,293 @@
-//! Entering generated code.
+//! Entering generated code, and what it calls.
 
 use crate::cpu::Cpu;
+use crate::fault::Fault;
+use crate::helpers::{self, HelperId};
+use crate::ir::flags;
+use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::lower::Thunk;
+use crate::mmu::walk::Access;
+use crate::state::{CpuState, VECS};
+use std::mem::offset_of;
 
-// SAFETY: the raw pointers in `CpuState` point into structures that the same `Cpu` owns or shares through an `Arc` (TLB
-// tables, jump cache, request word); they move with it and no thread-local state is involved.
+// SAFETY: the raw pointer in `CpuState` points at the request word that the same `Cpu` keeps alive through an `Arc`; no
+// thread-local state is involved.
 unsafe impl Send for Cpu {}
+
+/// Why generated code came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leave {
+    /// RIP is in the state: find what is next.
+    Lookup,
+    /// A request is pending.
+    Request,
+    /// A fault is pending.
+    Fault,
+    /// The instruction at RIP is to be interpreted.
+    Interpret,
+    /// Through a link not yet joined; its number is in the state.
+    Link,
+}
+
+/// Codes in EAX.
+pub const LEAVE_LOOKUP: u32 = 0;
+/// See [`Leave::Request`].
+pub const LEAVE_REQUEST: u32 = 1;
+/// See [`Leave::Fault`].
+pub const LEAVE_FAULT: u32 = 2;
+/// See [`Leave::Interpret`].
+pub const LEAVE_INTERPRET: u32 = 3;
+/// See [`Leave::Link`].
+pub const LEAVE_LINK: u32 = 4;
+
+// The trampoline leaves the CPU pointer in RBP: each region's frame starts by pushing it, so that `[rbp]` in a region
+// finds the CPU without a register of its own. Regions are entered with RDI = CPU and end by tail calls, so the return
+// address on the stack is always the trampoline's.
+core::arch::global_asm!(
+    ".globl brolga_enter",
+    "brolga_enter:",
+    "push rbp",
+    "push rbx",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "sub rsp, 8",
+    "mov rbp, rdi",
+    "mov [rdi + {host_rsp}], rsp",
+    "call rsi",
+    "2:",
+    "add rsp, 8",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbx",
+    "pop rbp",
+    "ret",
+    // Abandons a region's frame: RAX = RIP of the instruction to interpret.
+    ".globl brolga_abandon",
+    "brolga_abandon:",
+    "mov rdi, [rbp]",
+    "mov [rdi + {rip}], rax",
+    "mov rsp, [rdi + {host_rsp}]",
+    "mov eax, {interpret}",
+    "jmp 2b",
+    // A TLB miss: keeps all registers. On the stack: return address, kind, page.
+    ".globl brolga_miss",
+    "brolga_miss:",
+    "push rax",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "push rbp",
+    "mov rbp, rsp",
+    "mov rdi, [rbp]",
+    "mov rdi, [rdi]",
+    "mov rsi, [rbp + 96]",
+    "mov rdx, [rbp + 88]",
+    "and rsp, -16",
+    "sub rsp, 256",
+    "movups [rsp], xmm0",
+    "movups [rsp + 16], xmm1",
+    "movups [rsp + 32], xmm2",
+    "movups [rsp + 48], xmm3",
+    "movups [rsp + 64], xmm4",
+    "movups [rsp + 80], xmm5",
+    "movups [rsp + 96], xmm6",
+    "movups [rsp + 112], xmm7",
+    "movups [rsp + 128], xmm8",
+    "movups [rsp + 144], xmm9",
+    "movups [rsp + 160], xmm10",
+    "movups [rsp + 176], xmm11",
+    "movups [rsp + 192], xmm12",
+    "movups [rsp + 208], xmm13",
+    "movups [rsp + 224], xmm14",
+    "movups [rsp + 240], xmm15",
+    "call {miss}",
+    "movups xmm0, [rsp]",
+    "movups xmm1, [rsp + 16]",
+    "movups xmm2, [rsp + 32]",
+    "movups xmm3, [rsp + 48]",
+    "movups xmm4, [rsp + 64]",
+    "movups xmm5, [rsp + 80]",
+    "movups xmm6, [rsp + 96]",
+    "movups xmm7, [rsp + 112]",
+    "movups xmm8, [rsp + 128]",
+    "movups xmm9, [rsp + 144]",
+    "movups xmm10, [rsp + 160]",
+    "movups xmm11, [rsp + 176]",
+    "movups xmm12, [rsp + 192]",
+    "movups xmm13, [rsp + 208]",
+    "movups xmm14, [rsp + 224]",
+    "movups xmm15, [rsp + 240]",
+    "mov rsp, rbp",
+    "pop rbp",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
+    "ret 16",
+    host_rsp = const offset_of!(CpuState, host_rsp),
+    rip = const offset_of!(CpuState, rip),
+    interpret = const LEAVE_INTERPRET,
+    miss = sym tlb_miss,
+);
+
+unsafe extern "C" {
+    fn brolga_enter(cpu: *mut Cpu, code: u64) -> u32;
+    fn brolga_abandon();
+    fn brolga_miss();
+}
+
+impl Cpu {
+    /// Runs generated code at host address `code` until it leaves.
+    pub fn enter(&mut self, code: u64) -> Leave {
+        // SAFETY: `code` is the entry of a region in the arena, which the tier keeps; regions access memory through
+        // checked TLB entries and the state only, and return by the trampoline's frame.
+        match unsafe { brolga_enter(self, code) } {
+            LEAVE_REQUEST => Leave::Request,
+            LEAVE_FAULT => Leave::Fault,
+            LEAVE_INTERPRET => Leave::Interpret,
+            LEAVE_LINK => Leave::Link,
+            _ => Leave::Lookup,
+        }
+    }
+}
+
+/// Addresses that miss stubs jump to: the miss routine and the abandon routine.
+pub fn stub_targets() -> (u64, u64) {
+    (brolga_miss as *const () as u64, brolga_abandon as *const () as u64)
+}
+
+/// What a thunk does: a jump to a routine, or leaving with a code.
+pub enum ThunkBody {
+    /// Jump to this address.
+    Jump(u64),
+    /// `mov eax, code; ret`.
+    Leave(u32),
+}
+
+/// Bodies of all [`Thunk`]s in order.
+pub fn thunk_bodies() -> [ThunkBody; crate::lower::THUNKS] {
+    let jump = |f: *const ()| ThunkBody::Jump(f as u64);
+    let mut out: [ThunkBody; crate::lower::THUNKS] = std::array::from_fn(|_| ThunkBody::Leave(LEAVE_LOOKUP));
+    out[Thunk::ExitRequest as usize] = ThunkBody::Leave(LEAVE_REQUEST);
+    out[Thunk::ExitFault as usize] = ThunkBody::Leave(LEAVE_FAULT);
+    out[Thunk::Helper as usize] = jump(call_helper as *const ());
+    out[Thunk::PureHelper as usize] = jump(call_pure as *const ());
+    out[Thunk::Condition as usize] = jump(condition as *const ());
+    out[Thunk::AllFlags as usize] = jump(all_flags as *const ());
+    out[Thunk::SegAddr as usize] = jump(seg_addr as *const ());
+    out[Thunk::Vec as usize] = jump(vec_op as *const ());
+    out[Thunk::VecToInt as usize] = jump(vec_to_int as *const ());
+    out[Thunk::VecFromInt as usize] = jump(vec_from_int as *const ());
+    out
+}
+
+/// # Safety
+/// Called by generated code with the pointer that `enter` was given.
+unsafe extern "C" fn tlb_miss(cpu: *mut Cpu, page: u64, kind: u64) {
+    // SAFETY: `enter` holds the only reference and waits for generated code; nothing else uses it meanwhile.
+    let cpu = unsafe { &mut *cpu };
+    if page & 0xfff == 0 {
+        let access = if kind & 1 != 0 { Access::Write } else { Access::Read };
+        cpu.fill_quietly((kind >> 1) as usize, page, access);
+    }
+}
+
+impl Cpu {
+    fn leave_with(&mut self, result: Result<u64, Fault>) -> u64 {
+        match result {
+            Ok(v) => {
+                self.state.helper_result = v;
+                0
+            }
+            Err(fault) => {
+                self.pending_fault = Some(fault);
+                1
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`tlb_miss`]. `id` -1: raise the exception that `a` encodes, see [`crate::ir::Op::Raise`].
+unsafe extern "C" fn call_helper(cpu: *mut Cpu, id: u64, a: u64, b: u64, c: u64) -> u64 {
+    // SAFETY: as in `tlb_miss`.
+    let cpu = unsafe { &mut *cpu };
+    if id == u64::MAX {
+        let error = (a & 0x100 != 0).then_some((a >> 16) as u32);
+        return cpu.leave_with(Err(Fault { vector: a as u8, error, address: 0 }));
+    }
+    let result = (helpers::helper(HelperId(id as u16)).call)(cpu, a, b, c);
+    cpu.leave_with(result)
+}
+
+/// # Safety
+/// As [`tlb_miss`].
+unsafe extern "C" fn call_pure(cpu: *mut Cpu, id: u64, a: u64, b: u64, c: u64) -> u64 {
+    // SAFETY: as in `tlb_miss`.
+    let cpu = unsafe { &mut *cpu };
+    (helpers::helper(HelperId(id as u16)).call)(cpu, a, b, c).unwrap_or(0)
+}
+
+extern "C" fn condition(cc: u64, cc_op: u64, res: u64, src: u64) -> u64 {
+    flags::condition(cc as u16, cc_op as u32, res, src) as u64
+}
+
+extern "C" fn all_flags(cc_op: u64, res: u64, src: u64) -> u64 {
+    flags::all(cc_op as u32, res, src)
+}
+
+/// # Safety
+/// As [`tlb_miss`].
+unsafe extern "C" fn seg_addr(cpu: *mut Cpu, imm: u64, offset: u64) -> u64 {
+    // SAFETY: as in `tlb_miss`.
+    let cpu = unsafe { &mut *cpu };
+    let result = cpu.seg_check((imm & 7) as usize, offset, (imm >> 8) as u32, imm & 16 != 0);
+    cpu.leave_with(result)
+}
+
+/// # Safety
+/// As [`tlb_miss`].
+unsafe extern "C" fn vec_op(cpu: *mut Cpu, op: u64, words: u64) {
+    // SAFETY: as in `tlb_miss`.
+    let state = unsafe { &mut (*cpu).state };
+    let reg = |n: u64| (n & 0xffff) as usize % VECS;
+    let Some(op) = VecOp::from_imm(op as i64) else { return };
+    let (a, b) = (state.vecs[reg(words >> 16)].0[0], state.vecs[reg(words >> 32)].0[0]);
+    state.vecs[reg(words)].0[0] = helpers::vec::vec_fn(op)(a, b, (words >> 48) as u8);
+}
+
+/// # Safety
+/// As [`tlb_miss`].
+unsafe extern "C" fn vec_to_int(cpu: *mut Cpu, op: u64, words: u64) -> u64 {
+    // SAFETY: as in `tlb_miss`.
+    let state = unsafe { &mut (*cpu).state };
+    let reg = |n: u64| (n & 0xffff) as usize % VECS;
+    let Some(op) = VecToInt::from_imm(op as i64) else { return 0 };
+    let (a, b) = (state.vecs[reg(words)].0[0], state.vecs[reg(words >> 16)].0[0]);
+    helpers::vec::vec_to_int_fn(op)(a, b, (words >> 32) as u8)
+}
+
+/// # Safety
+/// As [`tlb_miss`].
+unsafe extern "C" fn vec_from_int(cpu: *mut Cpu, op: u64, words: u64, b: u64) {
+    // SAFETY: as in `tlb_miss`.
+    let state = unsafe { &mut (*cpu).state };
+    let reg = |n: u64| (n & 0xffff) as usize % VECS;
+    let Some(op) = VecFromInt::from_imm(op as i64) else { return };
+    let a = state.vecs[reg(words >> 16)].0[0];
+    state.vecs[reg(words)].0[0] = helpers::vec::vec_from_int_fn(op)(a, b, (words >> 32) as u8);
+}

@@ -1,6 +1,9 @@
-//! Caches of translated code, invalidation, and the loop that runs a vCPU.
+//! Caches of translated code, invalidation, compile threads, and the loop that runs a vCPU.
 
+mod arena;
 pub mod cache;
+pub mod compile;
 mod exec;
+mod place;
 mod run;
 pub mod tier;

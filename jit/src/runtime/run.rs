@@ -1,9 +1,11 @@
 //! The loop that runs a vCPU: requests, then a block, then what the block led to.
 
+use super::exec::Leave;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
-use crate::state::{flag, mode, shadow};
+use crate::state::{JumpEntry, flag, jump_slot, mode, shadow};
 use crate::vcpu::{Exit, request};
+use std::sync::atomic::Ordering;
 
 impl Cpu {
     /// Runs until there is something for the program to do.
@@ -36,31 +38,73 @@ impl Cpu {
         }
     }
 
-    /// Runs one block, or one instruction where the mode asks for it.
+    /// Runs one region or block, or one instruction where the mode asks for it.
     fn run_once(&mut self) -> Result<(), Fault> {
-        let shadow_before = self.state.shadow;
-        let stepping = self.state.mode & (mode::TF | mode::STEP) != 0;
-        let single = stepping || shadow_before != 0;
-        if stepping {
-            self.check_code_breakpoints()?;
+        if self.state.mode & (mode::TF | mode::STEP) != 0 {
+            return self.run_step();
         }
-        let slot = self.find_block(single)?;
-        let Some(block) = self.blocks.take(slot) else { return Ok(()) };
-        // The shadow covers one instruction; that one may cast a new one.
-        self.state.shadow = 0;
+        if self.state.shadow != 0 {
+            return self.run_single();
+        }
+        let slot = self.find_block(false)?;
+        if let Some(region) = self.blocks.code(slot) {
+            return self.run_code(region);
+        }
+        self.count_run(slot);
+        self.run_slot(slot)
+    }
+
+    /// Interprets one instruction, then what single-stepping and breakpoints ask for.
+    fn run_step(&mut self) -> Result<(), Fault> {
+        self.check_code_breakpoints()?;
         let trap_armed = self.state.rflags & flag::TF != 0;
+        self.run_single()?;
+        self.post_step(trap_armed && self.state.shadow & shadow::MOV_SS == 0)
+    }
+
+    /// Interprets one instruction.
+    fn run_single(&mut self) -> Result<(), Fault> {
+        let slot = self.find_block(true)?;
+        // A shadow covers one instruction; that one may cast a new one.
+        self.state.shadow = 0;
+        self.run_slot(slot)
+    }
+
+    fn run_slot(&mut self, slot: u32) -> Result<(), Fault> {
+        let Some(block) = self.blocks.take(slot) else { return Ok(()) };
         let result = self.run_block(&block);
         self.blocks.put_back(slot, block);
-        result?;
-        if stepping {
-            self.post_step(trap_armed && self.state.shadow & shadow::MOV_SS == 0)?;
+        result
+    }
+
+    /// Runs generated code.
+    fn run_code(&mut self, region: u32) -> Result<(), Fault> {
+        self.join_open_link(region);
+        let Some(entry) = self.tier.entry(region) else { return Ok(()) };
+        let s = &mut self.state;
+        if s.mode & mode::FLAT != 0 {
+            s.jump_cache[jump_slot(s.rip)] = JumpEntry { rip: s.rip, check: s.jump_check, code: entry, unused: 0 };
         }
-        Ok(())
+        s.code_stale = 0;
+        self.tier.stats.entries += 1;
+        match self.enter(entry) {
+            Leave::Lookup | Leave::Request => Ok(()),
+            Leave::Fault => Err(self.pending_fault.take().unwrap_or(Fault::UD)),
+            Leave::Link => {
+                self.tier.left_through(self.state.exit_link);
+                Ok(())
+            }
+            Leave::Interpret => {
+                self.tier.stats.interpreted += 1;
+                self.run_single()
+            }
+        }
     }
 
     /// Acts on requests and on HLT; `Some`: leave the loop.
     #[cold]
     fn service(&mut self) -> Option<Exit> {
+        self.requests.attention.store(0, Ordering::SeqCst);
         if let Some(reason) = &self.shutdown {
             return Some(Exit::TripleFault(reason.clone()));
         }
@@ -71,6 +115,7 @@ impl Cpu {
         }
         if pending & request::ENGINE != 0 {
             self.handle().clear(request::ENGINE);
+            self.install_finished();
             for (gpa, len) in self.mailbox.take_written() {
                 self.invalidate_code(gpa, len);
             }

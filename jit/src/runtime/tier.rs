@@ -1,16 +1,312 @@
-//! Promotion: which blocks are hot, and what becomes of them.
+//! Promotion: which blocks are hot, what regions they form, what becomes of finished code.
 
-use crate::vcpu::EngineConfig;
+use super::cache::Key;
+use super::compile::{CompileService, Done, Job, compile_one, replies};
+use super::place::{CodeSpace, PlacedLink};
+use crate::cpu::Cpu;
+use crate::ir::Op;
+use crate::lower::{Compiler, Region};
+use crate::mmu::ram::PAGE_SIZE;
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+/// Interpreted runs after which a block is compiled.
+const HOT: u32 = 40;
+/// The same in `sync` mode, where tests want code early.
+const HOT_SYNC: u32 = 2;
+/// Most blocks in a region (cranelift.md: more cost too much to compile).
+const REGION_BLOCKS: usize = 20;
+/// Most IR operations in a region.
+const REGION_OPS: usize = 1200;
+
+/// A compiled region.
+struct Compiled {
+    /// Slots of the blocks it was made from.
+    slots: Vec<u32>,
+    entry: u64,
+    first_link: u32,
+    links: Vec<PlacedLink>,
+    /// Links of other regions that lead here.
+    incoming: Vec<u32>,
+    /// Links of ours that are joined, with the region they lead to.
+    outgoing: Vec<(u32, u32)>,
+}
+
+/// A region being compiled: its blocks with their serial numbers.
+struct Pending {
+    slots: Vec<(u32, u64)>,
+}
 
 /// A vCPU's share of the compiling tier.
-#[derive(Default)]
 pub struct Tier {
-    enabled: bool,
+    service: Option<Arc<CompileService>>,
+    sync: Option<Box<Compiler>>,
+    hot: u32,
+    next_job: u64,
+    pending: HashMap<u64, Pending>,
+    replies: (Sender<Done>, Receiver<Done>),
+    regions: Vec<Option<Compiled>>,
+    /// Region that each link number belongs to.
+    link_owner: HashMap<u32, u32>,
+    /// The link that code last left through, to be joined with what is found.
+    open_link: Option<u32>,
+    /// Counters for `info jit`.
+    pub stats: TierStats,
+}
+
+/// Counters of the compiling tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierStats {
+    /// Regions compiled and entered in the cache.
+    pub compiled: u64,
+    /// Regions thrown away because their guest code changed.
+    pub dropped: u64,
+    /// Times generated code was entered from the dispatcher.
+    pub entries: u64,
+    /// Single instructions that generated code left to the interpreter.
+    pub interpreted: u64,
+    /// Blocks the interpreter ran.
+    pub blocks: u64,
+    /// Times all code was thrown away because the arena was full.
+    pub full: u64,
+}
+
+impl Default for Tier {
+    fn default() -> Self {
+        Self {
+            service: None,
+            sync: None,
+            hot: HOT,
+            next_job: 0,
+            pending: HashMap::new(),
+            replies: replies(),
+            regions: Vec::new(),
+            link_owner: HashMap::new(),
+            open_link: None,
+            stats: TierStats::default(),
+        }
+    }
 }
 
 impl Tier {
-    /// Takes over what `-accel` said.
-    pub fn configure(&mut self, config: &EngineConfig) {
-        self.enabled = config.jit;
+    /// Takes over the engine's compilers. `sync`: a compiler of its own, used at once.
+    pub fn configure(&mut self, service: Arc<CompileService>, sync: Option<Compiler>) {
+        self.hot = if sync.is_some() { HOT_SYNC } else { HOT };
+        self.sync = sync.map(Box::new);
+        self.service = Some(service);
+    }
+
+    fn space(service: &CompileService) -> MutexGuard<'_, CodeSpace> {
+        service.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Code was left through link `number`.
+    pub fn left_through(&mut self, number: u32) {
+        self.open_link = Some(number);
+    }
+
+    /// Host address of region `index`.
+    pub fn entry(&self, index: u32) -> Option<u64> {
+        self.regions.get(index as usize)?.as_ref().map(|r| r.entry)
+    }
+
+    /// Joins the link that was left through, if any, with region `target`.
+    fn join_open(&mut self, target: u32, rip: u64) {
+        let Some(number) = self.open_link.take() else { return };
+        let (Some(owner), Some(service)) = (self.link_owner.get(&number).copied(), self.service.clone()) else {
+            return;
+        };
+        let Some(link) = self.link(owner, number) else { return };
+        let Some(entry) = self.entry(target).filter(|_| link.rip == rip) else { return };
+        Self::space(&service).join(&link, entry);
+        if let Some(Some(r)) = self.regions.get_mut(target as usize) {
+            r.incoming.push(number);
+        }
+        if let Some(Some(r)) = self.regions.get_mut(owner as usize) {
+            r.outgoing.push((number, target));
+        }
+    }
+
+    fn link(&self, owner: u32, number: u32) -> Option<PlacedLink> {
+        let r = self.regions.get(owner as usize)?.as_ref()?;
+        r.links.get(number.wrapping_sub(r.first_link) as usize).copied()
+    }
+
+    /// Throws a region away: nothing leads to it any more. Returns the slots it had.
+    fn kill(&mut self, index: u32) -> Vec<u32> {
+        let Some(r) = self.regions.get_mut(index as usize).and_then(Option::take) else { return Vec::new() };
+        self.stats.dropped += 1;
+        if let Some(service) = self.service.clone() {
+            let mut space = Self::space(&service);
+            for number in &r.incoming {
+                let owner = self.link_owner.get(number).copied();
+                if let Some(link) = owner.and_then(|o| self.link(o, *number)) {
+                    space.unjoin(&link);
+                }
+            }
+        }
+        for (number, target) in &r.outgoing {
+            if let Some(Some(t)) = self.regions.get_mut(*target as usize) {
+                t.incoming.retain(|n| n != number);
+            }
+        }
+        for n in 0..r.links.len() as u32 {
+            self.link_owner.remove(&r.first_link.wrapping_add(n));
+        }
+        r.slots
+    }
+
+    fn enter(&mut self, done: super::place::Placed, slots: Vec<u32>) -> u32 {
+        let index = match self.regions.iter().position(Option::is_none) {
+            Some(n) if self.regions.len() > 4096 => n,
+            _ => {
+                self.regions.push(None);
+                self.regions.len() - 1
+            }
+        } as u32;
+        for n in 0..done.links.len() as u32 {
+            self.link_owner.insert(done.first_link.wrapping_add(n), index);
+        }
+        self.stats.compiled += 1;
+        self.regions[index as usize] = Some(Compiled {
+            slots,
+            entry: done.entry,
+            first_link: done.first_link,
+            links: done.links,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+        });
+        index
+    }
+}
+
+impl Cpu {
+    /// Counts a run of the block in `slot`; asks for its region when it is hot.
+    pub(super) fn count_run(&mut self, slot: u32) {
+        self.tier.stats.blocks += 1;
+        self.tier.open_link = None;
+        if self.tier.service.is_none() || !self.blocks.count_run(slot, self.tier.hot) {
+            return;
+        }
+        let Some(key) = self.blocks.key(slot) else { return };
+        let (region, slots) = self.form_region(slot, key);
+        let id = self.tier.next_job;
+        self.tier.next_job += 1;
+        self.blocks.set_requested(slot, true);
+        if let (Some(compiler), Some(service)) = (&mut self.tier.sync, &self.tier.service) {
+            let placed = compile_one(compiler, &region, &service.space);
+            self.tier.pending.insert(id, Pending { slots });
+            return self.install(Done { id, placed });
+        }
+        let reply = self.tier.replies.0.clone();
+        let job = Job { id, region, reply, handle: self.handle() };
+        if self.tier.service.as_ref().is_some_and(|s| s.submit(job)) {
+            self.tier.pending.insert(id, Pending { slots });
+        } else {
+            // The queue is full: this block asks again when it has run as often once more.
+            self.blocks.set_requested(slot, false);
+        }
+    }
+
+    /// The region at `head`: what is reachable by direct jumps on the same page and has been run.
+    fn form_region(&self, head: u32, key: Key) -> (Region, Vec<(u32, u64)>) {
+        let mut slots = vec![head];
+        let mut ops = 0;
+        let mut next = 0;
+        while next < slots.len() && slots.len() < REGION_BLOCKS && ops < REGION_OPS {
+            let Some(block) = self.blocks.block(slots[next]) else { break };
+            ops += block.insts.len();
+            let targets: [Option<u64>; 2] = match block.insts.last() {
+                Some(i) if i.op == Op::Jmp => [Some(i.imm as u64), None],
+                Some(i) if i.op == Op::Br => [Some(block.end_rip()), Some(i.imm as u64)],
+                _ => [None, None],
+            };
+            for rip in targets.into_iter().flatten() {
+                if (rip ^ key.rip) & !(PAGE_SIZE - 1) != 0 {
+                    continue;
+                }
+                let gpa =
+                    key.gpa & !(PAGE_SIZE - 1) | rip.wrapping_add(key.gpa).wrapping_sub(key.rip) & (PAGE_SIZE - 1);
+                let found = self.blocks.slot_of(&Key { gpa, rip, ..key });
+                if let Some(s) = found.filter(|s| !slots.contains(s) && self.blocks.within_page(*s)) {
+                    if slots.len() < REGION_BLOCKS {
+                        slots.push(s);
+                    }
+                }
+            }
+            next += 1;
+        }
+        slots[1..].sort_by_key(|s| self.blocks.key(*s).map_or(0, |k| k.rip));
+        let blocks = slots.iter().filter_map(|s| self.blocks.block(*s).cloned()).collect();
+        let slots = slots.into_iter().map(|s| (s, self.blocks.serial(s))).collect();
+        (Region { blocks }, slots)
+    }
+
+    /// Enters finished code in the cache.
+    pub(super) fn install_finished(&mut self) {
+        while let Ok(done) = self.tier.replies.1.try_recv() {
+            self.install(done);
+        }
+    }
+
+    fn install(&mut self, done: Done) {
+        let Some(pending) = self.tier.pending.remove(&done.id) else { return };
+        let live = pending.slots.iter().all(|(s, serial)| self.blocks.serial(*s) == *serial && *serial != 0);
+        let Some(placed) = done.placed else {
+            return self.tier_full(&pending, live);
+        };
+        if !live {
+            // Its guest code changed while it was compiled. The head may be hot again soon.
+            if let Some((head, serial)) = pending.slots.first() {
+                if self.blocks.serial(*head) == *serial {
+                    self.blocks.set_requested(*head, false);
+                }
+            }
+            return;
+        }
+        let slots: Vec<u32> = pending.slots.iter().map(|(s, _)| *s).collect();
+        let head = slots[0];
+        let index = self.tier.enter(placed, slots.clone());
+        self.blocks.set_code(head, index);
+        for s in slots {
+            self.blocks.add_region(s, index);
+        }
+    }
+
+    /// No room for a region: when the arena is full all code goes, and comes back as it is needed.
+    fn tier_full(&mut self, pending: &Pending, live: bool) {
+        let Some(service) = self.tier.service.clone() else { return };
+        let full = Tier::space(&service).is_nearly_full();
+        if !full {
+            // Not a matter of room: the block stays interpreted.
+            return;
+        }
+        self.tier.stats.full += 1;
+        for n in 0..self.tier.regions.len() as u32 {
+            self.tier.kill(n);
+        }
+        self.blocks.forget_code();
+        Tier::space(&service).clear();
+        self.tier.pending.clear();
+        self.mappings_changed();
+        if let Some((head, _)) = pending.slots.first().filter(|_| live) {
+            self.blocks.set_requested(*head, false);
+        }
+    }
+
+    /// Throws away regions whose blocks were dropped.
+    pub(super) fn drop_regions(&mut self, regions: Vec<u32>) {
+        for index in regions {
+            for slot in self.tier.kill(index) {
+                self.blocks.region_gone(slot, index);
+            }
+        }
+    }
+
+    /// Joins the way that was left through with the region about to be entered.
+    pub(super) fn join_open_link(&mut self, region: u32) {
+        let rip = self.state.rip;
+        self.tier.join_open(region, rip);
     }
 }

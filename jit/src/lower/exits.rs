@@ -1,0 +1,190 @@
+//! Control flow: within the region, to other code, to the dispatcher; helpers.
+
+use super::{Lower, NS_LINK, Thunk, tail_signature};
+use crate::helpers::{self, HelperId, effect};
+use crate::ir::{Block, Inst, Val};
+use crate::mmu::ram::PAGE_SIZE;
+use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS, jump_slot, mode};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{I32, I64};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use std::mem::offset_of;
+
+impl Lower<'_, '_> {
+    /// Leaves through a thunk; RIP is in the state.
+    pub(super) fn exit(&mut self, t: Thunk) {
+        let f = self.thunk(t);
+        self.b.ins().return_call(f, &[self.env]);
+    }
+
+    /// Goes on in a cold block if `cond` is not zero; emits there what `cold` does (which must leave the region).
+    fn cold_exit(&mut self, cond: Value, cold: impl FnOnce(&mut Self)) {
+        let (out, on) = (self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(out);
+        self.b.ins().brif(cond, out, &[], on, &[]);
+        self.b.switch_to_block(out);
+        cold(self);
+        self.b.switch_to_block(on);
+    }
+
+    /// Leaves with the pending fault if `failed` is not zero.
+    pub(super) fn exit_fault_if(&mut self, failed: Value) {
+        self.cold_exit(failed, |this| this.exit(Thunk::ExitFault));
+    }
+
+    /// Leaves before the instruction at `rip` if translated code was dropped meanwhile (it may be this code).
+    pub(super) fn exit_if_stale(&mut self, rip: u64) {
+        let m = self.state_mem;
+        let stale = self.b.ins().load(I32, m, self.env, offset_of!(CpuState, code_stale) as i32);
+        self.cold_exit(stale, |this| {
+            this.set_rip(rip);
+            this.exit(Thunk::ExitLookup);
+        });
+    }
+
+    /// Enters guest block `n` unless a request is pending: at the region's entry and on back edges.
+    pub(super) fn enter_checked(&mut self, n: usize) {
+        let rip = self.region.blocks[n].rip;
+        let m = self.state_mem;
+        let word = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, requests) as i32);
+        let pending = self.b.ins().atomic_load(I32, m, word);
+        self.cold_exit(pending, |this| {
+            this.set_rip(rip);
+            this.exit(Thunk::ExitRequest);
+        });
+        let target = self.blocks[n];
+        self.b.ins().jump(target, &[]);
+    }
+
+    /// Goes to a known RIP.
+    pub(super) fn jump_to(&mut self, rip: u64) {
+        if let Some(n) = self.by_rip.get(&rip).copied() {
+            if n <= self.current {
+                self.enter_checked(n);
+            } else {
+                let target = self.blocks[n];
+                self.b.ins().jump(target, &[]);
+            }
+            return;
+        }
+        // On the same page the physical target is known: the mapping of the page is the one this code runs under.
+        let head = &self.region.blocks[0];
+        if (head.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
+            let n = self.links.len() as u32;
+            self.links.push(super::LinkTarget { rip });
+            let f = self.import(NS_LINK, n, tail_signature());
+            self.b.ins().return_call(f, &[self.env]);
+            return;
+        }
+        let v = self.iconst(rip as i64);
+        let entry = self.iconst((jump_slot(rip) * size_of::<JumpEntry>()) as i64);
+        self.jump_through_cache(v, entry);
+    }
+
+    pub(super) fn jump_indirect(&mut self, block: &Block, i: &Inst) {
+        let mut rip = self.int(i.a);
+        let wrapped = block.wrap(u64::MAX);
+        if wrapped != u64::MAX {
+            let m = self.iconst(wrapped as i64);
+            rip = self.b.ins().band(rip, m);
+        }
+        let twelve = self.iconst(12);
+        let high = self.b.ins().ushr(rip, twelve);
+        let mixed = self.b.ins().bxor(rip, high);
+        let m = self.iconst(JUMP_ENTRIES as i64 - 1);
+        let slot = self.b.ins().band(mixed, m);
+        let shift = self.iconst(size_of::<JumpEntry>().trailing_zeros() as i64);
+        let entry = self.b.ins().ishl(slot, shift);
+        self.jump_through_cache(rip, entry);
+    }
+
+    /// Goes to `rip` through the entry of the jump cache at byte offset `entry`, or to the dispatcher.
+    fn jump_through_cache(&mut self, rip: Value, entry: Value) {
+        let m = self.state_mem;
+        self.b.ins().store(m, rip, self.env, offset_of!(CpuState, rip) as i32);
+        // Only flat code segments are entered in the cache: others are told apart by their base, which it lacks.
+        if self.region.blocks[0].mode & mode::FLAT == 0 {
+            return self.exit(Thunk::ExitLookup);
+        }
+        let at = self.b.ins().iadd(self.env, entry);
+        let base = offset_of!(CpuState, jump_cache) as i32;
+        let tag = self.b.ins().load(I64, m, at, base + offset_of!(JumpEntry, rip) as i32);
+        let hit = self.b.ins().icmp(IntCC::Equal, rip, tag);
+        let (maybe, out, on) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(out);
+        self.b.ins().brif(hit, maybe, &[], out, &[]);
+        self.b.switch_to_block(maybe);
+        let check = self.b.ins().load(I64, m, at, base + offset_of!(JumpEntry, check) as i32);
+        let now = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, jump_check) as i32);
+        let valid = self.b.ins().icmp(IntCC::Equal, now, check);
+        self.b.ins().brif(valid, on, &[], out, &[]);
+        self.b.switch_to_block(on);
+        let code = self.b.ins().load(I64, m, at, base + offset_of!(JumpEntry, code) as i32);
+        let signature = self.b.import_signature(tail_signature());
+        self.b.ins().return_call_indirect(signature, code, &[self.env]);
+        self.b.switch_to_block(out);
+        self.exit(Thunk::ExitLookup);
+    }
+
+    pub(super) fn branch(&mut self, block: &Block, i: &Inst) {
+        let cond = self.truth(i.a);
+        let (taken, other) = (i.imm as u64, block.end_rip());
+        let forward = |this: &Self, rip: u64| {
+            this.by_rip.get(&rip).copied().filter(|n| *n > this.current).map(|n| this.blocks[n])
+        };
+        let (to_taken, to_other) = (forward(self, taken), forward(self, other));
+        let taken_block = to_taken.unwrap_or_else(|| self.b.create_block());
+        let other_block = to_other.unwrap_or_else(|| self.b.create_block());
+        self.b.ins().brif(cond, taken_block, &[], other_block, &[]);
+        if to_taken.is_none() {
+            self.b.switch_to_block(taken_block);
+            self.jump_to(taken);
+        }
+        if to_other.is_none() {
+            self.b.switch_to_block(other_block);
+            self.jump_to(other);
+        }
+    }
+
+    /// Raises an exception known at translation: the interpreter's way is as good, and rare.
+    pub(super) fn raise(&mut self, block: &Block, i: &Inst) {
+        let rip = self.rip_of(block, i);
+        self.set_rip(rip);
+        let imm = self.iconst(i.imm);
+        let id = self.iconst(-1);
+        let zero = self.iconst(0);
+        self.call(Thunk::Helper, &[self.env, id, imm, zero, zero]);
+        self.exit(Thunk::ExitFault);
+    }
+
+    pub(super) fn helper(&mut self, block: &Block, i: &Inst) {
+        let h = helpers::helper(HelperId(i.imm as u16));
+        let (a, b, c) = (self.opt(i.a), self.opt(i.b), self.opt(i.c));
+        let id = self.iconst(i.imm & 0xffff);
+        if h.effects & effect::PURE != 0 && h.effects & effect::FAULTS == 0 {
+            let v = self.call(Thunk::PureHelper, &[self.env, id, a, b, c]).expect("thunk has a result");
+            return self.set(i.d, v);
+        }
+        let rip = self.rip_of(block, i);
+        self.set_rip(rip);
+        let failed = self.call(Thunk::Helper, &[self.env, id, a, b, c]).expect("thunk has a result");
+        if h.effects & effect::FAULTS != 0 {
+            self.exit_fault_if(failed);
+        }
+        for n in 0..16 {
+            if h.effects >> n & 1 != 0 {
+                self.known[n] = Default::default();
+            }
+        }
+        self.vecs = [None; VECS];
+        if h.effects & effect::SETS_FLAGS != 0 {
+            self.forget_flags();
+        }
+        self.wrote_behind = true;
+        if i.d != Val::NONE.0 {
+            let m = self.state_mem;
+            let v = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, helper_result) as i32);
+            self.set(i.d, v);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Guest memory: the TLB check and the access behind it.
+
+use super::alu::clif_ty;
+use super::{Lower, Thunk};
+use crate::ir::op::RmwOp;
+use crate::ir::{Block, Inst, Op, Ty, mem};
+use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
+use crate::state::CpuState;
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::I64;
+use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, TrapCode, Value};
+use std::mem::offset_of;
+
+/// What an access needs of the TLB.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    Read,
+    Write,
+    /// Write permission, naturally aligned (atomics).
+    Atomic,
+    /// Read, 16-byte aligned.
+    ReadAligned,
+    /// Write, 16-byte aligned.
+    WriteAligned,
+}
+
+impl Lower<'_, '_> {
+    /// Linear address of an operation: first operand plus constant.
+    pub(super) fn linear(&mut self, i: &Inst) -> Value {
+        let a = self.int(i.a);
+        if i.imm == 0 {
+            return a;
+        }
+        let c = self.iconst(i.imm);
+        self.b.ins().iadd(a, c)
+    }
+
+    /// Host address of `bytes` bytes at `linear`. On a TLB miss, or for an access that crosses the page, is not aligned
+    /// as needed or goes to a device, the branch is taken, which leads to a miss stub.
+    pub(super) fn host(&mut self, linear: Value, bytes: u64, need: Need) -> Value {
+        self.b.ins().sequence_point();
+        let write = matches!(need, Need::Write | Need::Atomic | Need::WriteAligned);
+        let aligned = matches!(need, Need::Atomic | Need::ReadAligned | Need::WriteAligned);
+        let mask = if aligned { !0xfffu64 | (bytes - 1) } else { !0xfff };
+        let last = if aligned || bytes == 1 {
+            linear
+        } else {
+            let n = self.iconst(bytes as i64 - 1);
+            self.b.ins().iadd(linear, n)
+        };
+        let m = self.iconst(mask as i64);
+        let page = self.b.ins().band(last, m);
+        let shift = self.iconst(12 - size_of::<TlbEntry>().trailing_zeros() as i64);
+        let index = self.b.ins().ushr(linear, shift);
+        let slots = self.iconst(((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i64);
+        let index = self.b.ins().band(index, slots);
+        let entry = self.b.ins().iadd(self.env, index);
+        let table = (offset_of!(CpuState, tlb) + Tlb::table_offset(self.mmu)) as i32;
+        let tag_offset = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
+        let tag = self.b.ins().load(I64, self.tlb_mem, entry, table + tag_offset as i32);
+        let miss = self.b.ins().icmp(IntCC::NotEqual, page, tag);
+        let code = 1 + (write as u8 | (self.mmu as u8) << 1);
+        self.b.ins().trapnz(miss, TrapCode::unwrap_user(code));
+        let addend_offset = table + offset_of!(TlbEntry, addend) as i32;
+        let addend = self.b.ins().load(I64, self.tlb_mem, entry, addend_offset);
+        self.b.ins().iadd(linear, addend)
+    }
+
+    pub(super) fn memory_op(&mut self, i: &Inst) {
+        let bytes = i.ty.bytes() as u64;
+        let linear = self.linear_of(i);
+        match i.op {
+            Op::Load => {
+                let need = if i.c & mem::WRITE_INTENT != 0 { Need::Write } else { Need::Read };
+                let host = self.host(linear, bytes, need);
+                let v = self.load_int(i.ty, host);
+                self.set(i.d, v);
+            }
+            Op::Store => {
+                let host = self.host(linear, bytes, Need::Write);
+                let v = self.int(i.b);
+                let v = self.narrow(i.ty, v);
+                self.b.ins().store(self.guest_mem, v, host, 0);
+            }
+            Op::Rmw => {
+                let host = self.host(linear, bytes, Need::Atomic);
+                let v = self.int(i.b);
+                let v = self.narrow(i.ty, v);
+                let op = match RmwOp::from_imm(i.imm) {
+                    RmwOp::Add => AtomicRmwOp::Add,
+                    RmwOp::Sub => AtomicRmwOp::Sub,
+                    RmwOp::And => AtomicRmwOp::And,
+                    RmwOp::Or => AtomicRmwOp::Or,
+                    RmwOp::Xor => AtomicRmwOp::Xor,
+                    RmwOp::Xchg => AtomicRmwOp::Xchg,
+                };
+                let old = self.b.ins().atomic_rmw(clif_ty(i.ty), self.guest_mem, op, host, v);
+                let old = self.widen(i.ty, old);
+                self.set(i.d, old);
+            }
+            _ => {
+                let host = self.host(linear, bytes, Need::Atomic);
+                let (expected, new) = (self.int(i.b), self.int(i.c));
+                let (expected, new) = (self.narrow(i.ty, expected), self.narrow(i.ty, new));
+                let old = self.b.ins().atomic_cas(self.guest_mem, host, expected, new);
+                let old = self.widen(i.ty, old);
+                self.set(i.d, old);
+            }
+        }
+    }
+
+    /// The atomics' constant is no displacement.
+    fn linear_of(&mut self, i: &Inst) -> Value {
+        if matches!(i.op, Op::Rmw | Op::Cas) { self.int(i.a) } else { self.linear(i) }
+    }
+
+    pub(super) fn load_int(&mut self, ty: Ty, host: Value) -> Value {
+        let m = self.guest_mem;
+        match ty {
+            Ty::I8 => self.b.ins().uload8(I64, m, host, 0),
+            Ty::I16 => self.b.ins().uload16(I64, m, host, 0),
+            Ty::I32 => self.b.ins().uload32(m, host, 0),
+            Ty::I64 => self.b.ins().load(I64, m, host, 0),
+        }
+    }
+
+    pub(super) fn seg_addr(&mut self, block: &Block, i: &Inst) {
+        let rip = self.rip_of(block, i);
+        self.set_rip(rip);
+        let (imm, offset) = (self.iconst(i.imm), self.int(i.a));
+        let failed = self.call(Thunk::SegAddr, &[self.env, imm, offset]).expect("thunk has a result");
+        self.exit_fault_if(failed);
+        let m = self.state_mem;
+        let v = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, helper_result) as i32);
+        self.set(i.d, v);
+    }
+}

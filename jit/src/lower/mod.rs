@@ -1,0 +1,418 @@
+//! From IR to host code through Cranelift. Only this module and [`crate::runtime`] know Cranelift's types.
+//!
+//! Shape of a compiled region (why: measured, see the README's notes on the engine): guest registers are SSA values inside
+//! a guest block and written through to `CpuState` at once, so the state is exact wherever an access may fault. The TLB
+//! check is a compare and a `trapnz`, which splits no CLIF block; its branch is pointed at a miss stub after compilation
+//! ([`crate::runtime::patch`]). Code outside the region is reached by tail calls.
+
+mod alu;
+mod exits;
+mod flags;
+mod memory;
+mod vector;
+
+use crate::ir::{Block, Inst, Op, Ty, Val};
+use crate::passes::dead_flags;
+use crate::state::{CpuState, VALS, VECS};
+use cranelift_codegen::ir::{
+    self as clif, AbiParam, AliasRegionData, ExtFuncData, ExternalName, FuncRef, InstBuilder, MemFlagsData, Signature,
+    SourceLoc, UserExternalName, types::I64,
+};
+use cranelift_codegen::isa::{CallConv, TargetIsa};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_codegen::{Context, control::ControlPlane};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use std::collections::HashMap;
+use std::mem::offset_of;
+use std::sync::Arc;
+
+/// Namespace of thunks ([`Thunk`]) in external names.
+pub const NS_THUNK: u32 = 0;
+/// Namespace of links: index into [`Compiled::links`].
+pub const NS_LINK: u32 = 1;
+
+/// Routines at fixed places of the code arena.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Thunk {
+    /// Leave: RIP is in the state.
+    ExitLookup,
+    /// Leave: a request is pending, RIP is in the state.
+    ExitRequest,
+    /// Leave: the helper's fault is pending, RIP is in the state.
+    ExitFault,
+    /// `fn(cpu, id, a, b, c) -> 0 | 1`: a helper; result in the state, 1 = fault.
+    Helper,
+    /// `fn(cpu, id, a, b, c) -> result`: a helper that cannot fault.
+    PureHelper,
+    /// `fn(cc, cc_op, res, src) -> 0 | 1`.
+    Condition,
+    /// `fn(cc_op, res, src) -> flags`.
+    AllFlags,
+    /// `fn(cpu, imm, offset) -> 0 | 1`: segment check, linear address in the state.
+    SegAddr,
+    /// `fn(cpu, op, d | a << 16 | b << 32 | imm8 << 48)`: vector operation on registers of the state.
+    Vec,
+    /// `fn(cpu, op, a | b << 16 | imm8 << 32) -> result`.
+    VecToInt,
+    /// `fn(cpu, op, d | a << 16 | imm8 << 32, integer)`.
+    VecFromInt,
+}
+
+/// Number of thunks.
+pub const THUNKS: usize = 11;
+
+/// What a region is compiled from: blocks of one mode, code segment and page, the head first.
+pub struct Region {
+    /// The blocks, lifted and run through the passes.
+    pub blocks: Vec<Arc<Block>>,
+}
+
+/// A patchable way out to code on the same page.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkTarget {
+    /// RIP it leads to.
+    pub rip: u64,
+}
+
+/// A TLB check in the code.
+#[derive(Clone, Copy, Debug)]
+pub struct MemSite {
+    /// Offset of the `ud2` its branch leads to.
+    pub ud2: u32,
+    /// Bit 0: write. Bits 2:1: MMU index.
+    pub kind: u32,
+}
+
+/// A compiled region, not yet placed.
+pub struct Compiled {
+    /// Machine code.
+    pub code: Vec<u8>,
+    /// Calls to fix: offset of the 32-bit displacement, name.
+    pub relocs: Vec<(u32, UserExternalName)>,
+    /// TLB checks.
+    pub sites: Vec<MemSite>,
+    /// RIP of guest instructions by start offset in the code, ascending.
+    pub rips: Vec<(u32, u64)>,
+    /// Ways out.
+    pub links: Vec<LinkTarget>,
+}
+
+/// Why a region was not compiled; it stays interpreted.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    /// Cranelift refused.
+    #[error("code generation: {0}")]
+    Cranelift(String),
+}
+
+/// A compiler with its reusable memory; one per thread.
+pub struct Compiler {
+    isa: Arc<dyn TargetIsa>,
+    context: Context,
+    builder: FunctionBuilderContext,
+}
+
+impl Compiler {
+    /// A compiler for this host.
+    pub fn new() -> Result<Self, LowerError> {
+        let mut flags = settings::builder();
+        let verify = if cfg!(debug_assertions) { "true" } else { "false" };
+        for (name, value) in [
+            ("preserve_frame_pointers", "true"),
+            ("unwind_info", "false"),
+            ("enable_verifier", verify),
+            ("opt_level", "speed"),
+            ("enable_llvm_abi_extensions", "true"),
+        ] {
+            flags.set(name, value).map_err(|e| LowerError::Cranelift(e.to_string()))?;
+        }
+        let isa = cranelift_native::builder()
+            .map_err(|e| LowerError::Cranelift(e.to_string()))?
+            .finish(settings::Flags::new(flags))
+            .map_err(|e| LowerError::Cranelift(e.to_string()))?;
+        Ok(Self { isa, context: Context::new(), builder: FunctionBuilderContext::new() })
+    }
+
+    /// Compiles a region.
+    pub fn compile(&mut self, region: &Region) -> Result<Compiled, LowerError> {
+        self.context.clear();
+        let func = &mut self.context.func;
+        func.signature = tail_signature();
+        func.name = clif::UserFuncName::user(2, 0);
+        let (rips, links) = {
+            let mut b = FunctionBuilder::new(func, &mut self.builder);
+            let mut lower = Lower::new(&mut b, region);
+            lower.region();
+            let out = (lower.rips, lower.links);
+            b.finalize(self.isa.frontend_config());
+            out
+        };
+        tracing::trace!(target: "op_opt", "{}", self.context.func.display());
+        let mut control = ControlPlane::default();
+        let names = self.context.func.params.user_named_funcs().clone();
+        let code = self
+            .context
+            .compile(&*self.isa, &mut control)
+            .map_err(|e| LowerError::Cranelift(format!("{:?}", e.inner)))?;
+        let mut relocs = Vec::new();
+        for r in code.buffer.relocs() {
+            match &r.target {
+                cranelift_codegen::FinalizedRelocTarget::ExternalName(ExternalName::User(u))
+                    if r.kind == cranelift_codegen::binemit::Reloc::X86CallPCRel4 =>
+                {
+                    relocs.push((r.offset, names[*u].clone()));
+                }
+                other => return Err(LowerError::Cranelift(format!("unexpected relocation {:?} {other:?}", r.kind))),
+            }
+        }
+        let sites =
+            code.buffer.traps().iter().map(|t| MemSite { ud2: t.offset, kind: t.code.as_raw().get() as u32 - 1 });
+        let starts = code.buffer.get_srclocs_sorted().iter().filter(|l| !l.loc.is_default());
+        let rip_of = |l: &cranelift_codegen::MachSrcLoc<cranelift_codegen::Final>| {
+            (l.start, rips.get(l.loc.bits() as usize).copied().unwrap_or(0))
+        };
+        Ok(Compiled {
+            code: code.code_buffer().to_vec(),
+            relocs,
+            sites: sites.collect(),
+            rips: starts.map(rip_of).collect(),
+            links,
+        })
+    }
+}
+
+/// `fn(cpu)`: regions and exit thunks.
+fn tail_signature() -> Signature {
+    let mut s = Signature::new(CallConv::Tail);
+    s.params.push(AbiParam::new(I64));
+    s
+}
+
+/// What is known of a temporary or register inside a guest block.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    /// Its value, 64 bits.
+    value: Option<clif::Value>,
+    /// If it is a comparison's result: the comparison itself (8 bits).
+    truth: Option<clif::Value>,
+    /// If it is a difference: width and the two operands.
+    difference: Option<(Ty, clif::Value, clif::Value)>,
+}
+
+/// Translates one region.
+struct Lower<'a, 'f> {
+    b: &'a mut FunctionBuilder<'f>,
+    region: &'a Region,
+    env: clif::Value,
+    state_mem: MemFlagsData,
+    tlb_mem: MemFlagsData,
+    guest_mem: MemFlagsData,
+    known: [Known; VALS],
+    vecs: [Option<clif::Value>; VECS],
+    flags: Option<flags::Live>,
+    thunks: [Option<FuncRef>; THUNKS],
+    /// CLIF block of each guest block, and the guest block by RIP.
+    blocks: Vec<clif::Block>,
+    by_rip: HashMap<u64, usize>,
+    current: usize,
+    mmu: usize,
+    wrote_behind: bool,
+    rips: Vec<u64>,
+    links: Vec<LinkTarget>,
+}
+
+impl<'a, 'f> Lower<'a, 'f> {
+    fn new(b: &'a mut FunctionBuilder<'f>, region: &'a Region) -> Self {
+        let mut alias = |id: u32, name: &'static str| {
+            b.func.dfg.alias_regions.insert(AliasRegionData { user_id: id, description: name.into() })
+        };
+        let (state, tlb, guest) = (alias(1, "state"), alias(2, "tlb"), alias(3, "guest"));
+        let mode = region.blocks[0].mode;
+        let entry = b.create_block();
+        b.append_block_params_for_function_params(entry);
+        b.switch_to_block(entry);
+        let env = b.block_params(entry)[0];
+        let blocks = region.blocks.iter().map(|_| b.create_block()).collect();
+        let by_rip = region.blocks.iter().enumerate().rev().map(|(n, g)| (g.rip, n)).collect();
+        Self {
+            b,
+            region,
+            env,
+            state_mem: MemFlagsData::trusted().with_alias_region(Some(state)),
+            tlb_mem: MemFlagsData::trusted().with_alias_region(Some(tlb)),
+            guest_mem: MemFlagsData::new().with_notrap().with_alias_region(Some(guest)),
+            known: [Known::default(); VALS],
+            vecs: [None; VECS],
+            flags: None,
+            thunks: [None; THUNKS],
+            blocks,
+            by_rip,
+            current: 0,
+            mmu: ((mode & crate::state::mode::MMU) >> crate::state::mode::MMU_SHIFT) as usize,
+            wrote_behind: false,
+            rips: Vec::new(),
+            links: Vec::new(),
+        }
+    }
+
+    fn region(&mut self) {
+        self.enter_checked(0);
+        let region = self.region;
+        let entry_needs = dead_flags::live_at_entry(&region.blocks);
+        for (n, block) in region.blocks.iter().enumerate() {
+            self.b.switch_to_block(self.blocks[n]);
+            self.current = n;
+            self.known = [Known::default(); VALS];
+            self.vecs = [None; VECS];
+            self.flags = None;
+            let out = self.flags_live_out(block, &entry_needs);
+            let visible = dead_flags::visible(block, out);
+            self.block(block, &visible);
+        }
+        self.b.seal_all_blocks();
+    }
+
+    /// Whether somebody may look at the flags after `block`.
+    fn flags_live_out(&self, block: &Block, entry_needs: &[bool]) -> bool {
+        let needs = |rip: u64| self.by_rip.get(&rip).is_none_or(|n| entry_needs[*n]);
+        match block.insts.last() {
+            Some(i) if i.op == Op::Jmp => needs(i.imm as u64),
+            Some(i) if i.op == Op::Br => needs(i.imm as u64) || needs(block.end_rip()),
+            _ => true,
+        }
+    }
+
+    fn block(&mut self, block: &Block, visible: &[bool]) {
+        let mut off = None;
+        for (n, i) in block.insts.iter().enumerate() {
+            if off != Some(i.off) {
+                off = Some(i.off);
+                self.start_insn(block, i.off);
+            }
+            self.inst(block, i, visible[n]);
+        }
+    }
+
+    fn start_insn(&mut self, block: &Block, off: u16) {
+        let rip = block.wrap(block.rip.wrapping_add(off as u64));
+        if std::mem::take(&mut self.wrote_behind) {
+            self.exit_if_stale(rip);
+        }
+        self.rips.push(rip);
+        self.b.set_srcloc(SourceLoc::new(self.rips.len() as u32 - 1));
+        for k in &mut self.known[Val::TEMP0 as usize..] {
+            *k = Known::default();
+        }
+    }
+
+    fn rip_of(&self, block: &Block, i: &Inst) -> u64 {
+        block.wrap(block.rip.wrapping_add(i.off as u64))
+    }
+
+    fn inst(&mut self, block: &Block, i: &Inst, visible: bool) {
+        match i.op {
+            Op::Load | Op::Store | Op::Rmw | Op::Cas => self.memory_op(i),
+            Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetCond | Op::GetFlags => self.flag_op(i, visible),
+            Op::VMov
+            | Op::VLoad
+            | Op::VStore
+            | Op::Vec
+            | Op::VecToInt
+            | Op::VecFromInt
+            | Op::VGetState
+            | Op::VSetState => self.vector_op(i),
+            Op::GetState | Op::SetState => self.state_op(i),
+            Op::SegAddr => self.seg_addr(block, i),
+            Op::Call => self.helper(block, i),
+            Op::Raise => self.raise(block, i),
+            Op::Jmp => self.jump_to(i.imm as u64),
+            Op::JmpInd => self.jump_indirect(block, i),
+            Op::Br => self.branch(block, i),
+            Op::Dispatch => self.exit(Thunk::ExitLookup),
+            _ => self.alu_op(i),
+        }
+    }
+
+    /// Value of an integer, 64 bits.
+    fn int(&mut self, n: u16) -> clif::Value {
+        let n = n as usize % VALS;
+        if let Some(v) = self.known[n].value {
+            return v;
+        }
+        let v = self.b.ins().load(I64, self.state_mem, self.env, val_offset(n));
+        self.known[n].value = Some(v);
+        v
+    }
+
+    /// Second operand: value or constant.
+    fn src(&mut self, i: &Inst) -> clif::Value {
+        if i.b == Val::IMM.0 { self.b.ins().iconst(I64, i.imm) } else { self.int(i.b) }
+    }
+
+    /// Optional operand: value or zero.
+    fn opt(&mut self, n: u16) -> clif::Value {
+        if n == Val::NONE.0 { self.b.ins().iconst(I64, 0) } else { self.int(n) }
+    }
+
+    /// Sets an integer, 64 clean bits; registers are written through.
+    fn set(&mut self, n: u16, v: clif::Value) {
+        if n == Val::NONE.0 {
+            return;
+        }
+        let n = n as usize % VALS;
+        self.known[n] = Known { value: Some(v), ..Known::default() };
+        if n < 16 {
+            self.b.ins().store(self.state_mem, v, self.env, val_offset(n));
+        }
+    }
+
+    /// Stores a constant to the state's RIP.
+    fn set_rip(&mut self, rip: u64) {
+        let v = self.b.ins().iconst(I64, rip as i64);
+        self.b.ins().store(self.state_mem, v, self.env, offset_of!(CpuState, rip) as i32);
+    }
+
+    fn thunk(&mut self, t: Thunk) -> FuncRef {
+        if let Some(f) = self.thunks[t as usize] {
+            return f;
+        }
+        let (params, returns) = match t {
+            Thunk::ExitLookup | Thunk::ExitRequest | Thunk::ExitFault => {
+                let f = self.import(NS_THUNK, t as u32, tail_signature());
+                self.thunks[t as usize] = Some(f);
+                return f;
+            }
+            Thunk::Helper | Thunk::PureHelper => (5, 1),
+            Thunk::Condition => (4, 1),
+            Thunk::AllFlags | Thunk::SegAddr => (3, 1),
+            Thunk::Vec => (3, 0),
+            Thunk::VecToInt => (3, 1),
+            Thunk::VecFromInt => (4, 0),
+        };
+        let mut s = Signature::new(CallConv::SystemV);
+        s.params.extend((0..params).map(|_| AbiParam::new(I64)));
+        s.returns.extend((0..returns).map(|_| AbiParam::new(I64)));
+        let f = self.import(NS_THUNK, t as u32, s);
+        self.thunks[t as usize] = Some(f);
+        f
+    }
+
+    fn import(&mut self, namespace: u32, index: u32, signature: Signature) -> FuncRef {
+        let name = self.b.func.declare_imported_user_function(UserExternalName { namespace, index });
+        let signature = self.b.import_signature(signature);
+        let name = ExternalName::User(name);
+        self.b.import_function(ExtFuncData { name, signature, colocated: true, patchable: false })
+    }
+
+    fn call(&mut self, t: Thunk, args: &[clif::Value]) -> Option<clif::Value> {
+        let f = self.thunk(t);
+        let call = self.b.ins().call(f, args);
+        self.b.inst_results(call).first().copied()
+    }
+}
+
+/// Offset of an integer value in the state.
+fn val_offset(n: usize) -> i32 {
+    (offset_of!(CpuState, vals) + 8 * n) as i32
+}

@@ -1,0 +1,139 @@
+//! Vector operations. Those without a CLIF form of their own call the interpreter's function on the state's registers.
+
+use super::memory::Need;
+use super::{Lower, Thunk};
+use crate::ir::build::vec_bytes;
+use crate::ir::{Inst, Op, Ty, mem};
+use crate::state::{CpuState, VECS, VecReg};
+use cranelift_codegen::ir::types::{I8X16, I64, I64X2};
+use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
+use std::mem::offset_of;
+
+/// Offset of a vector register in the state.
+pub(super) fn vec_offset(n: u16) -> i32 {
+    (offset_of!(CpuState, vecs) + (n as usize % VECS) * size_of::<VecReg>()) as i32
+}
+
+impl Lower<'_, '_> {
+    /// Value of a vector, I8X16.
+    pub(super) fn vec(&mut self, n: u16) -> Value {
+        if let Some(v) = self.vecs[n as usize % VECS] {
+            return v;
+        }
+        let v = self.b.ins().load(I8X16, self.state_mem, self.env, vec_offset(n));
+        self.vecs[n as usize % VECS] = Some(v);
+        v
+    }
+
+    /// Sets a vector (I8X16); written through.
+    pub(super) fn set_vec(&mut self, n: u16, v: Value) {
+        self.vecs[n as usize % VECS] = Some(v);
+        self.b.ins().store(self.state_mem, v, self.env, vec_offset(n));
+    }
+
+    /// A 64-bit value zero-extended to a vector.
+    pub(super) fn vec_of_int(&mut self, v: Value) -> Value {
+        let v = self.b.ins().scalar_to_vector(I64X2, v);
+        self.recast(cranelift_codegen::ir::types::I8X16, v)
+    }
+
+    pub(super) fn recast(&mut self, ty: cranelift_codegen::ir::Type, v: Value) -> Value {
+        if self.b.func.dfg.value_type(v) == ty {
+            return v;
+        }
+        self.b.ins().bitcast(ty, MemFlagsData::new().with_endianness(Endianness::Little), v)
+    }
+
+    pub(super) fn vector_op(&mut self, i: &Inst) {
+        match i.op {
+            Op::VMov => {
+                let v = self.vec(i.a);
+                self.set_vec(i.d, v);
+            }
+            Op::VLoad => self.vload(i),
+            Op::VStore => self.vstore(i),
+            Op::VGetState => {
+                let m = self.state_mem;
+                let v = match vec_bytes(i.ty) {
+                    16 => self.b.ins().load(I8X16, m, self.env, i.imm as i32),
+                    8 => {
+                        let v = self.b.ins().load(I64, m, self.env, i.imm as i32);
+                        self.vec_of_int(v)
+                    }
+                    _ => {
+                        let v = self.b.ins().uload32(m, self.env, i.imm as i32);
+                        self.vec_of_int(v)
+                    }
+                };
+                self.set_vec(i.d, v);
+            }
+            Op::VSetState => {
+                let v = self.vec(i.a);
+                let v = self.low_part(i.ty, v);
+                self.b.ins().store(self.state_mem, v, self.env, i.imm as i32);
+            }
+            Op::Vec => self.vec_call(i),
+            Op::VecToInt => {
+                let words = self.iconst(i.a as i64 | (i.b as i64) << 16 | (i.c as i64) << 32);
+                let op = self.iconst(i.imm);
+                let v = self.call(Thunk::VecToInt, &[self.env, op, words]).expect("thunk has a result");
+                let v = self.zext(i.ty, v);
+                self.set(i.d, v);
+            }
+            _ => {
+                let words = self.iconst(i.d as i64 | (i.a as i64) << 16 | (i.c as i64) << 32);
+                let (op, b) = (self.iconst(i.imm), self.int(i.b));
+                self.call(Thunk::VecFromInt, &[self.env, op, words, b]);
+                self.vecs[i.d as usize % VECS] = None;
+            }
+        }
+    }
+
+    /// A vector operation by call.
+    fn vec_call(&mut self, i: &Inst) {
+        let words = self.iconst(i.d as i64 | (i.a as i64) << 16 | (i.b as i64) << 32 | (i.c as i64) << 48);
+        let op = self.iconst(i.imm);
+        self.call(Thunk::Vec, &[self.env, op, words]);
+        self.vecs[i.d as usize % VECS] = None;
+    }
+
+    /// The low 4, 8 or 16 bytes of a vector as something to store.
+    fn low_part(&mut self, ty: Ty, v: Value) -> Value {
+        match vec_bytes(ty) {
+            16 => v,
+            n => {
+                let v = self.recast(I64X2, v);
+                let v = self.b.ins().extractlane(v, 0);
+                if n == 8 { v } else { self.narrow(Ty::I32, v) }
+            }
+        }
+    }
+
+    fn vload(&mut self, i: &Inst) {
+        let linear = self.linear(i);
+        let bytes = vec_bytes(i.ty);
+        let need = if i.c & mem::ALIGNED != 0 { Need::ReadAligned } else { Need::Read };
+        let host = self.host(linear, bytes as u64, need);
+        let v = match bytes {
+            16 => self.b.ins().load(I8X16, self.guest_mem, host, 0),
+            8 => {
+                let v = self.load_int(Ty::I64, host);
+                self.vec_of_int(v)
+            }
+            _ => {
+                let v = self.load_int(Ty::I32, host);
+                self.vec_of_int(v)
+            }
+        };
+        self.set_vec(i.d, v);
+    }
+
+    fn vstore(&mut self, i: &Inst) {
+        let linear = self.linear(i);
+        let need = if i.c & mem::ALIGNED != 0 { Need::WriteAligned } else { Need::Write };
+        let host = self.host(linear, vec_bytes(i.ty) as u64, need);
+        let v = self.vec(i.b);
+        let v = self.low_part(i.ty, v);
+        self.b.ins().store(self.guest_mem, v, host, 0);
+    }
+}

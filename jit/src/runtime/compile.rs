@@ -1,0 +1,91 @@
+//! The compile threads: regions in, placed code out. vCPUs never wait for them (except in `sync` mode).
+
+use super::place::{CodeSpace, Placed};
+use crate::lower::{Compiler, Region};
+use crate::vcpu::{EngineConfig, EngineError, VcpuHandle, request};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Regions that may wait for a compiler.
+const QUEUE: usize = 256;
+
+/// A region to compile.
+pub struct Job {
+    /// Number the vCPU knows it by.
+    pub id: u64,
+    /// What to compile.
+    pub region: Region,
+    /// Where the result goes.
+    pub reply: Sender<Done>,
+    /// Whom to wake.
+    pub handle: VcpuHandle,
+}
+
+/// A finished job.
+pub struct Done {
+    /// Number of the job.
+    pub id: u64,
+    /// The code; `None` if it could not be compiled or placed.
+    pub placed: Option<Placed>,
+}
+
+/// The compilers of an engine and the code they made.
+pub struct CompileService {
+    jobs: Option<Sender<Job>>,
+    /// The code arena. Lock order: nothing is locked while it is held.
+    pub space: Arc<Mutex<CodeSpace>>,
+}
+
+impl CompileService {
+    /// Starts the compile threads; none in `sync` mode, where [`CompileService::compile_now`] serves.
+    pub fn start(config: &EngineConfig) -> Result<Self, EngineError> {
+        let host = |e: String| EngineError::Host(e);
+        let space = CodeSpace::new(config.code_cache).map_err(|e| host(e.to_string()))?;
+        let space = Arc::new(Mutex::new(space));
+        if config.sync {
+            return Ok(Self { jobs: None, space });
+        }
+        let (jobs, queue) = bounded(QUEUE);
+        // One vCPU keeps one core busy; the compilers get what is left.
+        let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+        for n in 0..(cores - 1).clamp(1, 4) {
+            let compiler = Compiler::new().map_err(|e| host(e.to_string()))?;
+            let (queue, space) = (queue.clone(), space.clone());
+            std::thread::Builder::new()
+                .name(format!("compile-{n}"))
+                .spawn(move || work(compiler, &queue, &space))
+                .map_err(|e| host(e.to_string()))?;
+        }
+        Ok(Self { jobs: Some(jobs), space })
+    }
+
+    /// Hands a job over; `false` if the queue is full.
+    pub fn submit(&self, job: Job) -> bool {
+        self.jobs.as_ref().is_some_and(|j| j.try_send(job).is_ok())
+    }
+}
+
+/// A channel for results.
+pub fn replies() -> (Sender<Done>, Receiver<Done>) {
+    unbounded()
+}
+
+fn work(mut compiler: Compiler, queue: &Receiver<Job>, space: &Mutex<CodeSpace>) {
+    for job in queue {
+        let placed = compile_one(&mut compiler, &job.region, space);
+        if job.reply.send(Done { id: job.id, placed }).is_ok() {
+            job.handle.raise(request::ENGINE);
+        }
+    }
+}
+
+/// Compiles and places one region.
+pub fn compile_one(compiler: &mut Compiler, region: &Region, space: &Mutex<CodeSpace>) -> Option<Placed> {
+    match compiler.compile(region) {
+        Ok(compiled) => space.lock().unwrap_or_else(PoisonError::into_inner).place(&compiled),
+        Err(e) => {
+            tracing::warn!("region at {:#x} stays interpreted: {e}", region.blocks[0].rip);
+            None
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Placing a compiled region in the arena: calls fixed, TLB checks pointed at miss stubs, ways out given link stubs.
+
+use super::arena::Arena;
+use super::exec::{self, LEAVE_LINK, ThunkBody};
+use crate::lower::{Compiled, NS_LINK, THUNKS};
+use crate::state::CpuState;
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use std::collections::HashMap;
+use std::mem::offset_of;
+
+/// Distance between thunks.
+const THUNK_SIZE: usize = 16;
+/// Bytes of a region's `push rbp; mov rbp, rsp`, which a joined link jumps over.
+const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+
+/// A way out of a placed region.
+#[derive(Clone, Copy, Debug)]
+pub struct PlacedLink {
+    /// RIP it leads to.
+    pub rip: u64,
+    /// Offset in the arena of its `pop rbp; jmp rel32`.
+    pub site: usize,
+    /// The eight bytes there while it is not joined.
+    pub unjoined: [u8; 8],
+}
+
+/// A region that can be run.
+pub struct Placed {
+    /// Host address of its entry.
+    pub entry: u64,
+    /// Number of the first link; the others follow.
+    pub first_link: u32,
+    /// Its links.
+    pub links: Vec<PlacedLink>,
+    /// Bytes used in the arena.
+    pub size: usize,
+}
+
+/// The arena with its thunks.
+pub struct CodeSpace {
+    arena: Arena,
+    next_link: u32,
+    after_thunks: usize,
+    miss: usize,
+    abandon: usize,
+}
+
+impl CodeSpace {
+    /// Code memory of `len` bytes with the thunks at its start.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        let mut arena = Arena::new(len.max(1 << 20))?;
+        let thunks = arena.alloc((THUNKS + 2) * THUNK_SIZE).expect("the arena holds more than its thunks");
+        for (n, body) in exec::thunk_bodies().into_iter().enumerate() {
+            let at = thunks + n * THUNK_SIZE;
+            match body {
+                ThunkBody::Jump(to) => write_jump(&mut arena, at, to),
+                ThunkBody::Leave(code) => {
+                    let c = code.to_le_bytes();
+                    arena.write(at, &[0xb8, c[0], c[1], c[2], c[3], 0xc3]);
+                }
+            }
+        }
+        let (miss_to, abandon_to) = exec::stub_targets();
+        let (miss, abandon) = (thunks + THUNKS * THUNK_SIZE, thunks + (THUNKS + 1) * THUNK_SIZE);
+        write_jump(&mut arena, miss, miss_to);
+        write_jump(&mut arena, abandon, abandon_to);
+        let after_thunks = arena.used();
+        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon })
+    }
+
+    /// Bytes of code held.
+    pub fn used(&self) -> usize {
+        self.arena.used()
+    }
+
+    /// So full that a region may not fit.
+    pub fn is_nearly_full(&self) -> bool {
+        self.arena.used() + (1 << 18) > self.arena.len()
+    }
+
+    /// Forgets all regions. None may be running or be entered again.
+    pub fn clear(&mut self) {
+        self.arena.rewind(self.after_thunks);
+    }
+
+    /// Places a region. `None`: the arena is full, or the code is not of the expected shape.
+    pub fn place(&mut self, c: &Compiled) -> Option<Placed> {
+        if !c.code.starts_with(&PROLOGUE) {
+            tracing::warn!("generated code starts without the expected prologue");
+            return None;
+        }
+        let mark = self.arena.used();
+        let placed = self.try_place(c);
+        if placed.is_none() {
+            self.arena.rewind(mark);
+        }
+        placed
+    }
+
+    fn try_place(&mut self, c: &Compiled) -> Option<Placed> {
+        let stubs = self.miss_stubs(c)?;
+        // Room to read and write eight bytes at a link in the last instruction.
+        let at = self.arena.alloc(c.code.len() + 8)?;
+        let mut code = c.code.clone();
+        let first_link = self.next_link;
+        self.next_link = self.next_link.wrapping_add(c.links.len() as u32);
+        let mut links = Vec::with_capacity(c.links.len());
+        for (n, link) in c.links.iter().enumerate() {
+            let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip)?;
+            let (offset, _) = c.relocs.iter().find(|(_, name)| name.namespace == NS_LINK && name.index == n as u32)?;
+            let site = (*offset as usize).checked_sub(2)?;
+            if code.get(site..site + 2)? != [0x5d, 0xe9] {
+                tracing::warn!("a tail call is not of the expected shape");
+                return None;
+            }
+            set_rel32(&mut code, *offset as usize, at, stub);
+            links.push(PlacedLink { rip: link.rip, site: at + site, unjoined: [0; 8] });
+        }
+        for (offset, name) in c.relocs.iter().filter(|(_, name)| name.namespace != NS_LINK) {
+            // Thunks lie at the arena's start.
+            set_rel32(&mut code, *offset as usize, at, name.index as usize * THUNK_SIZE);
+        }
+        for s in stubs {
+            let stub = self.write_miss_stub(&s, at)?;
+            set_rel32(&mut code, s.displacement, at, stub);
+        }
+        self.arena.write(at, &code);
+        for l in &mut links {
+            l.unjoined = self.arena.read(l.site);
+        }
+        Some(Placed { entry: self.arena.address(at), first_link, links, size: self.arena.used() - at })
+    }
+
+    /// Points a link at the region with entry `target`: `jmp target + 4; nop` over `pop rbp; jmp stub`. The frame that
+    /// the target's prologue would set up is the one that `pop rbp` would have taken down.
+    pub fn join(&mut self, link: &PlacedLink, target: u64) {
+        let from = self.arena.address(link.site) + 5;
+        let Ok(rel) = i32::try_from((target + PROLOGUE.len() as u64).wrapping_sub(from) as i64) else { return };
+        let r = rel.to_le_bytes();
+        let mut bytes = link.unjoined;
+        bytes[..6].copy_from_slice(&[0xe9, r[0], r[1], r[2], r[3], 0x90]);
+        self.arena.patch8(link.site, bytes);
+    }
+
+    /// Undoes [`CodeSpace::join`].
+    pub fn unjoin(&mut self, link: &PlacedLink) {
+        self.arena.patch8(link.site, link.unjoined);
+    }
+
+    /// Code behind a way out that is not joined: leaves with the link's number and RIP. RDI is the CPU.
+    fn link_stub(&mut self, number: u32, rip: u64) -> Option<usize> {
+        let mut s = Vec::with_capacity(40);
+        s.extend([0x48, 0xb8]);
+        s.extend(rip.to_le_bytes());
+        s.extend([0x48, 0x89, 0x87]);
+        s.extend((offset_of!(CpuState, rip) as u32).to_le_bytes());
+        s.extend([0xc7, 0x87]);
+        s.extend((offset_of!(CpuState, exit_link) as u32).to_le_bytes());
+        s.extend(number.to_le_bytes());
+        s.push(0xb8);
+        s.extend(LEAVE_LINK.to_le_bytes());
+        s.push(0xc3);
+        let at = self.arena.alloc(s.len())?;
+        self.arena.write(at, &s);
+        Some(at)
+    }
+
+    /// Finds the branch of each TLB check and the comparison before it.
+    fn miss_stubs(&self, c: &Compiled) -> Option<Vec<MissStub>> {
+        let kinds: HashMap<u64, u32> = c.sites.iter().map(|s| (s.ud2 as u64, s.kind)).collect();
+        let mut stubs = Vec::with_capacity(c.sites.len());
+        let mut previous = Instruction::default();
+        for i in Decoder::with_ip(64, &c.code, 0, DecoderOptions::NONE).iter() {
+            if i.is_jcc_short_or_near() {
+                if let Some(kind) = kinds.get(&i.near_branch_target()) {
+                    stubs.push(MissStub::new(c, &previous, &i, *kind)?);
+                }
+            }
+            previous = i;
+        }
+        if stubs.len() != kinds.len() {
+            tracing::warn!("{} TLB checks, {} branches found", kinds.len(), stubs.len());
+            return None;
+        }
+        Some(stubs)
+    }
+
+    /// Writes the stub of one check: fill the TLB, compare again, go on or abandon the frame.
+    fn write_miss_stub(&mut self, s: &MissStub, code_at: usize) -> Option<usize> {
+        let len = 2 + 5 + 5 + s.compare.len() + 2 + 5 + 10 + 5;
+        let at = self.arena.alloc(len)?;
+        let mut b = Vec::with_capacity(len);
+        if s.page >= 8 {
+            b.push(0x41);
+        }
+        b.push(0x50 + (s.page & 7));
+        b.push(0x68);
+        b.extend(s.kind.to_le_bytes());
+        call_or_jump(&mut b, 0xe8, at, self.miss);
+        b.extend(&s.compare);
+        b.extend([0x75, 5]);
+        call_or_jump(&mut b, 0xe9, at, code_at + s.back);
+        b.extend([0x48, 0xb8]);
+        b.extend(s.rip.to_le_bytes());
+        call_or_jump(&mut b, 0xe9, at, self.abandon);
+        self.arena.write(at, &b);
+        Some(at)
+    }
+}
+
+/// A TLB check found in the code.
+struct MissStub {
+    /// Register that holds the page.
+    page: u8,
+    kind: u32,
+    /// Bytes of the comparison.
+    compare: Vec<u8>,
+    /// Offset of the branch's displacement.
+    displacement: usize,
+    /// Offset of the instruction after the branch.
+    back: usize,
+    /// RIP of the guest instruction.
+    rip: u64,
+}
+
+impl MissStub {
+    fn new(c: &Compiled, cmp: &Instruction, jcc: &Instruction, kind: u32) -> Option<Self> {
+        let register = match (cmp.mnemonic(), cmp.op0_kind(), cmp.op1_kind()) {
+            (Mnemonic::Cmp, OpKind::Register, OpKind::Memory | OpKind::Register) => cmp.op0_register(),
+            (Mnemonic::Cmp, OpKind::Memory, OpKind::Register) => cmp.op1_register(),
+            _ => Register::None,
+        };
+        if !register.is_gpr64() || jcc.len() != 6 || cmp.is_ip_rel_memory_operand() {
+            tracing::warn!("a TLB check is not of the expected shape");
+            return None;
+        }
+        let at = jcc.ip() as u32;
+        let known = c.rips.partition_point(|(start, _)| *start <= at);
+        let rip = c.rips.get(known.checked_sub(1)?)?.1;
+        Some(Self {
+            page: register.number() as u8,
+            kind,
+            compare: c.code[cmp.ip() as usize..cmp.next_ip() as usize].to_vec(),
+            displacement: at as usize + 2,
+            back: jcc.next_ip() as usize,
+            rip,
+        })
+    }
+}
+
+/// `jmp [rip]; .quad to`.
+fn write_jump(arena: &mut Arena, at: usize, to: u64) {
+    let mut b = vec![0xff, 0x25, 0, 0, 0, 0];
+    b.extend(to.to_le_bytes());
+    arena.write(at, &b);
+}
+
+/// Sets the 32-bit displacement at `offset` of code placed at `at` to lead to `target`.
+fn set_rel32(code: &mut [u8], offset: usize, at: usize, target: usize) {
+    let rel = (target as i64 - (at + offset + 4) as i64) as i32;
+    code[offset..offset + 4].copy_from_slice(&rel.to_le_bytes());
+}
+
+/// Appends a call or jump from a stub at `at` to `target`.
+fn call_or_jump(b: &mut Vec<u8>, opcode: u8, at: usize, target: usize) {
+    b.push(opcode);
+    let rel = (target as i64 - (at + b.len() + 4) as i64) as i32;
+    b.extend(rel.to_le_bytes());
+}
