@@ -269,3 +269,25 @@ fn without_a_terminal() {
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn ignored_signals_stay_ignored() {
+    // As `nohup` does it.
+    let mut child = Command::new("sh")
+        .args(["-c", r#"trap "" HUP; exec "$@""#, "sh", PROGRAM])
+        .args(MACHINE)
+        .args(["-display", "none", "-monitor", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut greeting = [0; 6];
+    stdout.read_exact(&mut greeting).unwrap();
+    let pid = Pid::from_raw(child.id() as i32);
+    kill(pid, Signal::SIGHUP).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(child.try_wait().unwrap().is_none(), "nohup must work");
+    child.stdin.take().unwrap().write_all(b"quit\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

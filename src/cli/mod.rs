@@ -152,4 +152,46 @@ pub(crate) mod tests {
         assert!(with(&["-display", "none", "-vga", "none", "-net", "none", "-parallel", "none"]).is_ok());
         assert_eq!(with(&["-vga", "std"]).unwrap_err(), "-vga std: there is no graphics card yet; use -vga none");
     }
+
+    /// Whatever is typed, the answer is a configuration, a text or one line of error.
+    #[test]
+    fn random_lines_are_answered() {
+        let words: Vec<String> = {
+            let options = options::OPTIONS.iter().map(|o| format!("-{}", o.name));
+            let values = "1 0 -1 help ? , ,, = a=b a,b=c on off {} {\"a\":1} 0x 9999999999999999999999 1.5G 1e9 - -- stdio \
+                          mon:stdio file: file:/x null none chardev:c stdio,id=c,mux=on type=1,serial=x type=11,value=é \
+                          pc,accel=jit cpus=2,cores=3 base=2020-02-30 loader,addr=1 loader,data=1,data-len=8,addr=0 \
+                          isa-debug-exit,iobase=0xffff /dev/null int,exec 1..2 5+6 3-9 é \u{1F600}\u{7f} qemu64,+x,-y";
+            options.chain(values.split_whitespace().map(str::to_owned)).collect()
+        };
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % below as u64) as usize
+        };
+        let (mut good, mut bad) = (0, 0);
+        for _ in 0..20_000 {
+            let mut line = vec!["-device".to_owned(), "loader,addr=0,cpu-num=0".to_owned()];
+            for _ in 0..random(5) {
+                let mut word = words[random(words.len())].clone();
+                if random(8) == 0 {
+                    let at = random(word.len() + 1);
+                    if word.is_char_boundary(at) {
+                        word.insert_str(at, &words[random(words.len())]);
+                    }
+                }
+                line.push(word);
+            }
+            match parse(identify(Some("brolga")), &line) {
+                Ok(_) => good += 1,
+                Err(e) => {
+                    bad += 1;
+                    assert!(!e.to_string().is_empty() && !e.to_string().contains('\n'), "{line:?}: {e}");
+                }
+            }
+        }
+        assert!(good > 1000 && bad > 1000, "{good} {bad}");
+    }
 }

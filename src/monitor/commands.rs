@@ -338,4 +338,27 @@ mod tests {
         assert!(say("log bogus").contains("not a log item"));
         assert_eq!(say("   "), "");
     }
+
+    /// Whatever is typed, nothing breaks.
+    #[test]
+    fn random_lines_are_answered() {
+        let words = "x xp print p info help cpu /4xb /3i /8xg /c /o /d registers -a cpus $rip $esp 0x1000 0x2fff 0xffffffffffffffff \
+                     -1 ( ) + - * / % ~ & 18446744073709551615 é \u{7f} /65536xg status";
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let (mut seed, mut state) = (88172645463325252_u64, State::default());
+        for _ in 0..5_000 {
+            let mut line = String::new();
+            for _ in 0..6 {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                line += words[(seed % words.len() as u64) as usize];
+                if seed >> 40 & 1 != 0 {
+                    line.push(' ');
+                }
+            }
+            let text = run(&Fake::default(), &facts(), &mut state, &line);
+            assert!(text.is_empty() || text.ends_with('\n'), "{line}: {text}");
+        }
+    }
 }

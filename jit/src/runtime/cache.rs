@@ -402,10 +402,10 @@ impl Cpu {
     }
 
     fn enter_node(&mut self, key: Key, mut block: Block, second_page: Option<u64>) -> u32 {
-        tracing::trace!(target: "in_asm", "{}", lift::disassemble(&block, self.shared.ram.as_ref(), key.gpa));
+        tracing::trace!(target: "in_asm", pc = key.rip, "{}", lift::disassemble(&block, self.shared.ram.as_ref(), key.gpa));
         debug_assert_eq!(crate::ir::verify::check(&block), Ok(()));
         passes::run(&mut block);
-        tracing::trace!(target: "op_opt", "{}", crate::ir::text::print(&block));
+        tracing::trace!(target: "op_opt", pc = key.rip, "{}", crate::ir::text::print(&block));
         let node = Node { key, len: block.len.max(1) as u64, second_page };
         for (gpa, len) in node.pieces() {
             let before = self.shared.code_map.mark(&self.shared.ram, gpa, granules(gpa, len));
