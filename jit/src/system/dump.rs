@@ -1,0 +1,147 @@
+//! The register dump of monitors and of shutdown messages, in the layout that users of QEMU know.
+
+use crate::cpu::Cpu;
+use crate::state::{Segment, attr, flag};
+use std::fmt::Write;
+
+impl Cpu {
+    /// All registers, several lines.
+    pub fn dump(&self) -> String {
+        let mut out = String::new();
+        let s = &self.state;
+        let long = self.long_active();
+        self.dump_general(&mut out, long);
+        for (n, name) in ["ES", "CS", "SS", "DS", "FS", "GS"].iter().enumerate() {
+            dump_segment(&mut out, name, &s.segs[n], long);
+        }
+        dump_segment(&mut out, "LDT", &s.ldtr, long);
+        dump_segment(&mut out, "TR", &s.tr, long);
+        let w = if long { 16 } else { 8 };
+        let _ = writeln!(out, "GDT=     {:0w$x} {:08x}", s.gdtr.base, s.gdtr.limit);
+        let _ = writeln!(out, "IDT=     {:0w$x} {:08x}", s.idtr.base, s.idtr.limit);
+        let _ = writeln!(out, "CR0={:08x} CR2={:0w$x} CR3={:0w$x} CR4={:08x}", s.cr0, s.cr2, s.cr3, s.cr4);
+        let _ = writeln!(
+            out,
+            "DR0={:0w$x} DR1={:0w$x} DR2={:0w$x} DR3={:0w$x}\nDR6={:0w$x} DR7={:0w$x}",
+            s.dr[0], s.dr[1], s.dr[2], s.dr[3], s.dr[6], s.dr[7]
+        );
+        let _ = writeln!(out, "EFER={:016x}", s.efer);
+        let _ = writeln!(
+            out,
+            "FCW={:04x} FSW={:04x} [ST={}] FTW={:02x} MXCSR={:08x}",
+            s.x87.fcw,
+            s.x87.fsw,
+            s.x87.fsw >> 11 & 7,
+            !s.x87.tags,
+            s.mxcsr
+        );
+        for n in 0..16 {
+            let end = if n & 1 == 1 { "\n" } else { " " };
+            let _ = write!(out, "XMM{n:02}={:032x}{end}", s.vecs[n].0[0]);
+        }
+        out
+    }
+
+    fn dump_general(&self, out: &mut String, long: bool) {
+        const NAMES: [&str; 16] = [
+            "AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15",
+        ];
+        let order = [0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15];
+        let count = if long { 16 } else { 8 };
+        for (i, n) in order.iter().take(count).enumerate() {
+            let prefix = match (*n < 8, long) {
+                (true, true) => "R",
+                (true, false) => "E",
+                _ => "",
+            };
+            let end = if i & 3 == 3 { "\n" } else { " " };
+            let name = format!("{prefix}{}", NAMES[*n]);
+            let _ = if long {
+                write!(out, "{name:3}={:016x}{end}", self.gpr(*n))
+            } else {
+                write!(out, "{name}={:08x}{end}", self.gpr(*n) & 0xffff_ffff)
+            };
+        }
+        let f = self.rflags();
+        let letter = |bit: u64, c: char| if f & bit != 0 { c } else { '-' };
+        let letters: String = [
+            letter(flag::DF, 'D'),
+            letter(flag::OF, 'O'),
+            letter(flag::SF, 'S'),
+            letter(flag::ZF, 'Z'),
+            letter(flag::AF, 'A'),
+            letter(flag::PF, 'P'),
+            letter(flag::CF, 'C'),
+        ]
+        .iter()
+        .collect();
+        let (name, w) = if long { ("RIP", 16) } else { ("EIP", 8) };
+        let _ = writeln!(
+            out,
+            "{name}={:0w$x} {}FL={f:08x} [{letters}] CPL={} HLT={}",
+            self.state.rip,
+            &name[..1],
+            self.state.cpl(),
+            self.state.halted as u8
+        );
+    }
+}
+
+fn dump_segment(out: &mut String, name: &str, s: &Segment, long: bool) {
+    let w = if long { 16 } else { 8 };
+    let raw = (s.attributes as u32) << 8 | s.limit_bits();
+    let _ = write!(out, "{name:3}={:04x} {:0w$x} {:08x} {raw:08x}", s.selector, s.base, s.limit);
+    if s.present() {
+        let _ = write!(out, " DPL={} {}", s.dpl(), kind(s));
+    }
+    out.push('\n');
+}
+
+fn kind(s: &Segment) -> String {
+    let a = s.attributes;
+    let has = |bit: u16, c: char| if a & bit != 0 { c } else { '-' };
+    if a & attr::S == 0 {
+        return match a & 15 {
+            2 => "LDT".into(),
+            1 => "TSS16-avl".into(),
+            3 => "TSS16-busy".into(),
+            9 => "TSS-avl".into(),
+            11 => "TSS-busy".into(),
+            n => format!("type {n}"),
+        };
+    }
+    if a & attr::CODE != 0 {
+        let size = match (a & attr::L != 0, a & attr::DB != 0) {
+            (true, _) => "CS64",
+            (_, true) => "CS32",
+            _ => "CS16",
+        };
+        format!("{size} [{}{}{}]", has(attr::EC, 'C'), has(attr::RW, 'R'), has(attr::ACCESSED, 'A'))
+    } else {
+        let size = if a & attr::DB != 0 { "DS  " } else { "DS16" };
+        format!("{size} [{}{}{}]", has(attr::EC, 'E'), has(attr::RW, 'W'), has(attr::ACCESSED, 'A'))
+    }
+}
+
+impl Segment {
+    /// Bits 19:16 of the limit as the second doubleword of the descriptor holds them.
+    fn limit_bits(&self) -> u32 {
+        let l = if self.attributes & attr::G != 0 { self.limit >> 12 } else { self.limit };
+        l & 0xf_0000
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use crate::system::testing::machine;
+
+    #[test]
+    fn a_dump_names_the_reset_state() {
+        let cpu = machine();
+        let text = cpu.dump();
+        assert!(text.contains("EIP=0000fff0 EFL=00000002 [-------] CPL=0 HLT=0"), "{text}");
+        assert!(text.contains("CS =f000 ffff0000 0000ffff 00009b00 DPL=0 CS16 [-RA]"), "{text}");
+        assert!(text.contains("CR0=60000010"), "{text}");
+    }
+}
