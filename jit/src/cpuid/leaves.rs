@@ -37,7 +37,9 @@ impl CpuModel {
         };
         match leaf {
             0 => {
-                let v = |n: usize| u32::from_le_bytes([self.vendor[n], self.vendor[n + 1], self.vendor[n + 2], self.vendor[n + 3]]);
+                let v = |n: usize| {
+                    u32::from_le_bytes([self.vendor[n], self.vendor[n + 1], self.vendor[n + 2], self.vendor[n + 3]])
+                };
                 [self.max_leaf(), v(0), v(8), v(4)]
             }
             1 => self.leaf1(d),

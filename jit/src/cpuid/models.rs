@@ -23,8 +23,8 @@ const AMD: &[u8; 12] = b"AuthenticAMD";
 
 /// A 32-bit processor of the Pentium III kind.
 const BASE32: &[Feature] = &[
-    FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH, MMX, FXSR, SSE, SSE2,
-    HYPERVISOR,
+    FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH, MMX, FXSR, SSE,
+    SSE2, HYPERVISOR,
 ];
 /// The x86-64 baseline (x86-64-v1).
 const V1: &[Feature] = &[SYSCALL, NX, LM];
@@ -36,8 +36,36 @@ const PLATFORM: &[Feature] = &[X2APIC, TSC_DEADLINE, TSC_ADJUST, ARAT];
 const WESTMERE: &[Feature] = &[AES, PCLMULQDQ, RDTSCP, PCID];
 /// Beyond Westmere, as far as the engine goes: all but AVX and what follows from it.
 const MODERN: &[Feature] = &[
-    SS, XSAVE, XSAVEOPT, XSAVEC, XGETBV1, MOVBE, LZCNT, PREFETCHW, BMI1, BMI2, ADX, SHA_NI, RDRAND, RDSEED, RDPID, FSGSBASE,
-    SMEP, SMAP, UMIP, ERMS, FSRM, INVPCID, CLFLUSHOPT, CLWB, PDPE1GB, INVTSC, SPEC_CTRL, STIBP, SSBD, ARCH_CAPABILITIES,
+    SS,
+    XSAVE,
+    XSAVEOPT,
+    XSAVEC,
+    XGETBV1,
+    MOVBE,
+    LZCNT,
+    PREFETCHW,
+    BMI1,
+    BMI2,
+    ADX,
+    SHA_NI,
+    RDRAND,
+    RDSEED,
+    RDPID,
+    FSGSBASE,
+    SMEP,
+    SMAP,
+    UMIP,
+    ERMS,
+    FSRM,
+    INVPCID,
+    CLFLUSHOPT,
+    CLWB,
+    PDPE1GB,
+    INVTSC,
+    SPEC_CTRL,
+    STIBP,
+    SSBD,
+    ARCH_CAPABILITIES,
     MD_CLEAR,
 ];
 
@@ -90,7 +118,8 @@ pub static MODELS: &[Template] = &[
         signature: (6, 8, 3),
         brand: "Intel Pentium III",
         features: &[&[
-            FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, MMX, FXSR, SSE, HYPERVISOR,
+            FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, MMX, FXSR, SSE,
+            HYPERVISOR,
         ]],
     },
     Template {

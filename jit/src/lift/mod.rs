@@ -103,7 +103,7 @@ pub fn lift_block(
     model: &CpuModel,
     max_insns: u16,
 ) -> Result<Block, LiftError> {
-    let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, decoder_options());
+    let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
     let mut l = Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model };
     let mut insn = Instruction::default();

@@ -161,6 +161,11 @@ impl Cpu {
         self.check_write(self.state.mmu_index(), linear, len, 0)
     }
 
+    /// Raises what a store of `len` bytes to a stack at `linear` would raise with an explicit MMU index.
+    pub fn probe_write_at(&mut self, index: usize, linear: u64, len: u64) -> Result<(), Fault> {
+        self.check_write(index, linear, len, mem::STACK)
+    }
+
     /// Atomic read-modify-write at the current privilege: the old value.
     pub fn rmw(&mut self, ty: Ty, linear: u64, op: RmwOp, value: u64) -> Result<u64, Fault> {
         let index = self.state.mmu_index();
@@ -312,7 +317,7 @@ impl Cpu {
     }
 
     /// Linear addresses are 32 bits wide outside 64-bit mode.
-    fn wrap_linear(&self, linear: u64) -> u64 {
+    pub fn wrap_linear(&self, linear: u64) -> u64 {
         if self.state.efer & efer::LMA != 0 { linear } else { linear & 0xffff_ffff }
     }
 

@@ -1,6 +1,5 @@
 //! Debug registers and debug traps (SDM 3B chapter 17).
 
-use super::exception::Shutdown;
 use crate::cpu::Cpu;
 use crate::fault::{Fault, vector};
 use crate::state::{cr4, flag, mode, shadow};
@@ -20,6 +19,8 @@ const DR7_FIXED: u64 = 0x400;
 const DR7_WRITABLE: u64 = 0xffff_23ff;
 /// DR7: general detect.
 const GD: u64 = 1 << 13;
+/// Mark in `pending_db`: see [`Cpu::lose_single_step`].
+const NO_SINGLE_STEP: u64 = 1 << 63;
 
 /// Conditions of the R/W fields.
 mod condition {
@@ -102,35 +103,42 @@ impl Cpu {
 
     /// #DB if an instruction breakpoint is set on the instruction at `state.rip` and RF does not hold it off. The run loop
     /// calls it before each instruction under [`mode::STEP`].
-    pub fn instruction_breakpoint(&mut self) -> Option<Fault> {
+    pub fn check_code_breakpoints(&mut self) -> Result<(), Fault> {
         if self.state.rflags & flag::RF != 0 || self.state.shadow & shadow::MOV_SS != 0 {
-            return None;
+            return Ok(());
         }
         let hits = self.matches(self.state.linear_rip(), 1, 1 << condition::EXECUTE);
         if hits == 0 {
-            return None;
+            return Ok(());
         }
         self.state.dr[6] = self.state.dr[6] & !0xf | hits;
-        Some(Fault::new(vector::DB))
+        Err(Fault::new(vector::DB))
     }
 
-    /// What follows an instruction that ran alone: the traps of TF (set in `begun`, the mode word it began under), of data
-    /// and I/O breakpoints and of a task switch. `state.rip` is that of the next instruction.
-    pub fn post_step(&mut self, begun: u32) -> Result<(), Shutdown> {
+    /// What follows an instruction that ran alone: #DB for TF (`single_step`: it was set before the instruction), for data
+    /// and I/O breakpoints and for a task switch. `state.rip` is that of the next instruction.
+    pub fn post_step(&mut self, single_step: bool) -> Result<(), Fault> {
         self.state.rflags &= !flag::RF;
-        if begun & mode::TF != 0 {
-            self.pending_db |= dr6::BS;
-        }
-        if self.pending_db == 0 {
-            return Ok(());
-        }
         if self.state.shadow & shadow::MOV_SS != 0 {
-            // Held off until after the next instruction; its own single-step trap tells of both.
-            self.pending_db &= !dr6::BS;
+            // Held off until after the next instruction (SDM 3A 6.8.3).
             return Ok(());
         }
-        let hits = std::mem::take(&mut self.pending_db);
-        self.state.dr[6] = self.state.dr[6] & !0xf | hits & DR6_WRITABLE;
-        self.deliver_fault(Fault::new(vector::DB))
+        let mut hits = std::mem::take(&mut self.pending_db);
+        if single_step && hits & NO_SINGLE_STEP == 0 {
+            hits |= dr6::BS;
+        }
+        hits &= DR6_WRITABLE;
+        if hits == 0 {
+            return Ok(());
+        }
+        self.state.dr[6] = self.state.dr[6] & !0xf | hits;
+        Err(Fault::new(vector::DB))
+    }
+
+    /// The current instruction entered a handler or the kernel with TF cleared: its own single-step trap is lost.
+    pub fn lose_single_step(&mut self) {
+        if self.state.mode & mode::TF != 0 {
+            self.pending_db |= NO_SINGLE_STEP;
+        }
     }
 }

@@ -7,17 +7,8 @@ use crate::mmu::walk::PHYS_BITS;
 use crate::state::{attr, cr0, cr4, efer, mode, reg};
 
 /// CR0 bits that exist; the others read as written 0 below bit 32 and fault above.
-const CR0_DEFINED: u64 = cr0::PE
-    | cr0::MP
-    | cr0::EM
-    | cr0::TS
-    | cr0::ET
-    | cr0::NE
-    | cr0::WP
-    | cr0::AM
-    | cr0::NW
-    | cr0::CD
-    | cr0::PG;
+const CR0_DEFINED: u64 =
+    cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
 
 impl Cpu {
     /// MOV to CR0. The caller checked CPL 0.

@@ -97,12 +97,7 @@ impl Descriptor {
     }
     /// The hidden part of a segment register, with `selector` as the visible one.
     pub fn segment(&self, selector: u16) -> Segment {
-        Segment {
-            base: self.base(),
-            limit: self.limit(),
-            attributes: (self.raw >> 40) as u16 & 0xf0ff,
-            selector,
-        }
+        Segment { base: self.base(), limit: self.limit(), attributes: (self.raw >> 40) as u16 & 0xf0ff, selector }
     }
 }
 
@@ -134,8 +129,7 @@ impl Cpu {
     /// Second half of a 16-byte system descriptor of long mode: bits 63:32 of base or offset. Its type field must be 0.
     pub fn read_descriptor_high(&mut self, d: &Descriptor, vector: u8) -> Result<u64, Fault> {
         let fault = Fault::with_code(vector, (d.selector & !3) as u32);
-        let limit =
-            if d.selector & 4 == 0 { self.state.gdtr.limit as u32 } else { self.state.ldtr.limit };
+        let limit = if d.selector & 4 == 0 { self.state.gdtr.limit as u32 } else { self.state.ldtr.limit };
         if (d.selector & !7) as u32 + 15 > limit {
             return Err(fault);
         }

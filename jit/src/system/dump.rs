@@ -43,9 +43,8 @@ impl Cpu {
     }
 
     fn dump_general(&self, out: &mut String, long: bool) {
-        const NAMES: [&str; 16] = [
-            "AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15",
-        ];
+        const NAMES: [&str; 16] =
+            ["AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"];
         let order = [0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15];
         let count = if long { 16 } else { 8 };
         for (i, n) in order.iter().take(count).enumerate() {
@@ -130,7 +129,6 @@ impl Segment {
         l & 0xf_0000
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,12 @@ pub struct Shutdown {
     pub text: String,
 }
 
+impl std::fmt::Display for Shutdown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// Classes of SDM 3A table 6-5.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
@@ -45,11 +51,6 @@ impl Cpu {
     pub fn deliver_fault(&mut self, f: Fault) -> Result<(), Shutdown> {
         let mut fault = f;
         loop {
-            tracing::debug!(
-                target: "int",
-                "cpu {} exception {:#x} code {:x?} address {:#x} at {:#x}",
-                self.index, fault.vector, fault.error, fault.address, self.state.rip
-            );
             self.state.halted = false;
             if fault.vector == vector::PF {
                 self.state.cr2 = fault.address;
@@ -73,13 +74,11 @@ impl Cpu {
 
     /// Delivers external interrupt `vector`. The caller checked that interrupts are enabled and not held off.
     pub fn deliver_interrupt(&mut self, vector: u8) -> Result<(), Shutdown> {
-        tracing::debug!(target: "int", "cpu {} interrupt {:#x} at {:#x}", self.index, vector, self.state.rip);
         self.deliver_external(vector)
     }
 
     /// Delivers a non-maskable interrupt; further ones are blocked until IRET (SDM 3A 6.7.1).
     pub fn deliver_nmi(&mut self) -> Result<(), Shutdown> {
-        tracing::debug!(target: "int", "cpu {} NMI at {:#x}", self.index, self.state.rip);
         self.state.nmi_blocked = true;
         self.deliver_external(vector::NMI)
     }
@@ -93,7 +92,7 @@ impl Cpu {
         }
     }
 
-    fn shut_down(&mut self, last: Fault) -> Shutdown {
+    fn shut_down(&self, last: Fault) -> Shutdown {
         let reason = format!(
             "triple fault: exception {:#04x}{} while a double fault was delivered, at RIP {:#x}",
             last.vector,
@@ -101,7 +100,6 @@ impl Cpu {
             self.state.rip
         );
         let text = format!("{reason}\n{}", self.dump());
-        self.shutdown = Some(text.clone());
         Shutdown { text }
     }
 }

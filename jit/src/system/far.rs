@@ -263,7 +263,8 @@ impl Cpu {
         let (old_ss, old_sp) = (self.state.segs[reg::SS].selector as u64, old.sp);
         let mut words = vec![old_ss, old_sp];
         let (mut stack, segment) = if long {
-            (self.long_stack(self.tss_long_pointer(4 + 8 * cpl as u32)?, cpl), null_stack(cpl))
+            let sp = self.tss_long_pointer(4 + 8 * cpl as u32)?;
+            (self.long_stack(sp, cpl), null_stack(cpl))
         } else {
             let s = self.tss_stack(cpl)?;
             let count = (gate.raw >> 32 & 0x1f) as usize;

@@ -270,12 +270,14 @@ impl Cpu {
     /// INT3 and INTO: as INT n without IOPL check and redirection; INT1 is a hardware exception (`Origin::Exception`).
     pub fn software_event(&mut self, vector: u8, next: u64) -> Result<(), Fault> {
         let origin = Origin::Software;
+        self.lose_single_step();
         self.deliver_event(&Event { vector, error: None, origin, rip: next, set_rf: false })
     }
 
     /// INT1 (ICEBP).
     pub fn int1(&mut self, next: u64) -> Result<(), Fault> {
         let origin = Origin::Exception;
+        self.lose_single_step();
         self.deliver_event(&Event { vector: vector::DB, error: None, origin, rip: next, set_rf: false })
     }
 

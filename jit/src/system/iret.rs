@@ -125,13 +125,7 @@ impl Cpu {
         mask
     }
 
-    fn iret_to_vm86(
-        &mut self,
-        rip: u64,
-        cs: u16,
-        flags: u64,
-        mut stack: super::stack::Stack,
-    ) -> Result<(), Fault> {
+    fn iret_to_vm86(&mut self, rip: u64, cs: u16, flags: u64, mut stack: super::stack::Stack) -> Result<(), Fault> {
         let mut words = [0; 6];
         for w in &mut words {
             *w = self.pop_from(&mut stack, Ty::I32)?;
@@ -141,7 +135,8 @@ impl Cpu {
             return Err(Fault::GP0);
         }
         self.load_flags_masked(flags, u64::MAX);
-        for (n, v) in [(reg::CS, cs as u64), (reg::SS, ss), (reg::ES, es), (reg::DS, ds), (reg::FS, fs), (reg::GS, gs)] {
+        for (n, v) in [(reg::CS, cs as u64), (reg::SS, ss), (reg::ES, es), (reg::DS, ds), (reg::FS, fs), (reg::GS, gs)]
+        {
             self.state.segs[n] = Self::vm86_segment(v as u16);
         }
         self.set_gpr(reg::RSP, sp);

@@ -50,15 +50,7 @@ const BANKS: u32 = 10;
 const MCG_CAPABILITIES: u64 = BANKS as u64 | 1 << 8;
 /// IA32_ARCH_CAPABILITIES: an emulator does not speculate across privileges. RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO,
 /// MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
-const ARCHITECTURE: u64 = 0b1_0111_1011
-    | 1 << 13
-    | 1 << 14
-    | 1 << 15
-    | 1 << 20
-    | 1 << 24
-    | 1 << 26
-    | 1 << 27
-    | 1 << 62;
+const ARCHITECTURE: u64 = 0b1_0111_1011 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62;
 /// MSR_PLATFORM_INFO: ratio 10 of the 100 MHz bus clock gives the TSC's 1 GHz.
 const PLATFORM: u64 = 10 << 8;
 /// Microcode revision, in the upper half.

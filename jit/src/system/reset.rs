@@ -28,12 +28,7 @@ impl Cpu {
         s.vecs = [VecReg([0; 4]); _];
         s.mxcsr = 0x1f80;
         s.xcr0 = 1;
-        s.msr = Msrs {
-            pat: PAT_RESET,
-            misc_enable: MISC_ENABLE_RESET,
-            tsc_aux: 0,
-            ..Msrs::default()
-        };
+        s.msr = Msrs { pat: PAT_RESET, misc_enable: MISC_ENABLE_RESET, tsc_aux: 0, ..Msrs::default() };
         self.shutdown = None;
         self.update_mode();
     }

@@ -32,6 +32,9 @@ impl Cpu {
         self.state.segs[reg::CS] = code(selector, true, 0);
         self.state.segs[reg::SS] = flat(selector.wrapping_add(8), DATA, 0);
         self.state.rip = self.state.msr.lstar;
+        if self.state.rflags & flag::TF == 0 {
+            self.lose_single_step();
+        }
         self.update_mode();
         Ok(())
     }
