@@ -73,7 +73,7 @@ const MODERN: &[Feature] = &[
 pub static MODELS: &[Template] = &[
     Template {
         name: "brolga",
-        description: "the default: x86-64-v2 and all else that is emulated, INVTSC included",
+        description: "the default: x86-64-v2 and what else is emulated",
         vendor: INTEL,
         signature: (6, 106, 6),
         brand: "Brolga Virtual CPU",
