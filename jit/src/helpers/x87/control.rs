@@ -26,6 +26,8 @@ pub(super) fn mmx_check(cpu: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fa
 }
 
 pub(super) fn emms(cpu: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
+    // TOP = 0 as with every MMX instruction (measured).
+    cpu.state.x87.set_top(0);
     cpu.state.x87.tags = 0;
     Ok(0)
 }

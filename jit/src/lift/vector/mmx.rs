@@ -154,7 +154,7 @@ fn pinsrw(l: &mut Lifter, i: &Instruction) {
 }
 
 /// CVTPI2PS, CVTPI2PD. The unused elements are zero and convert without flags.
-fn from_mmx(l: &mut Lifter, i: &Instruction) {
+pub(super) fn from_mmx(l: &mut Lifter, i: &Instruction) {
     let (d, s, t) = (vreg(i.op_register(0)), l.mmx_read(i, 1), l.b.vtemp());
     if i.mnemonic() == Mnemonic::Cvtpi2pd {
         return l.vec_op(VecOp::Cvtdq2pd, d, s, s, 0);

@@ -28,6 +28,14 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     if i.mnemonic() == Mnemonic::Emms || (0..i.op_count()).any(is_mm) {
         return mmx::lift(l, i);
     }
+    if matches!(i.mnemonic(), Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd) {
+        // From memory: MMX state has no part in it.
+        let refused = l.sse_check();
+        return refused.or_else(|| {
+            mmx::from_mmx(l, i);
+            Some(Flow::Next)
+        });
+    }
     moves::lift(l, i).or_else(|| packed::lift(l, i)).or_else(|| float::lift(l, i))
 }
 
@@ -146,7 +154,7 @@ impl Lifter<'_> {
     }
 
     /// Linear address of a memory operand as one value.
-    pub(super) fn linear(&mut self, m: Mem) -> Val {
+    pub(in crate::lift) fn linear(&mut self, m: Mem) -> Val {
         if m.disp == 0 { m.addr } else { self.b.op2(Op::Add, Ty::I64, m.addr, m.disp) }
     }
 

@@ -1,7 +1,9 @@
 //! Control instructions.
 
+use super::image_bytes;
 use crate::fault::vector as vec_no;
-use crate::helpers::x87::{FCLEX, FINIT, FLDCW, FSTCW, FSTSW, WAIT};
+use crate::helpers::HelperId;
+use crate::helpers::x87::{FCLEX, FINIT, FLDCW, FSTCW, FSTSW, RESTORE, SAVE, WAIT};
 use crate::ir::Ty;
 use crate::lift::{Flow, Lifter};
 use crate::state::mode;
@@ -49,6 +51,8 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let v = l.load(Ty::I16, m);
             l.b.call(FLDCW, &[v]);
         },
+        Mnemonic::Fnstenv | Mnemonic::Fnsave => |l, i| image(l, i, SAVE),
+        Mnemonic::Fldenv | Mnemonic::Frstor => |l, i| image(l, i, RESTORE),
         // Instructions of the 8087 and 80287 that do nothing since.
         Mnemonic::Fneni | Mnemonic::Fndisi | Mnemonic::Fnsetpm => |_, _| {},
         _ => return None,
@@ -68,4 +72,11 @@ fn store_word(l: &mut Lifter, i: &Instruction, v: crate::ir::Val) {
         }
         _ => l.write_reg(i.op_register(0), v),
     }
+}
+
+fn image(l: &mut Lifter, i: &Instruction, id: HelperId) {
+    let m = l.mem(i, i.memory_size().size(), id == SAVE);
+    let address = l.linear(m);
+    let bytes = image_bytes(l, i);
+    l.b.call(id, &[address, bytes]);
 }
