@@ -208,10 +208,9 @@ fn rotate_carry(v: u64, how: u64, flags: u64) -> (u64, u64) {
     let turned = (wide << left_by | wide >> (bits as u32 + 1 - left_by)) & mask;
     let res = turned as u64 & ty.mask();
     let carry = (turned >> bits) as u64 & 1;
-    let msb = res >> (bits - 1) & 1;
-    let next = res >> (bits - 2) & 1;
-    // OF is defined for a count of 1 (SDM 2, RCL); its rule is applied to every count.
-    let overflow = if left { carry ^ msb } else { msb ^ next };
+    // OF is defined for a count of 1 (SDM 2, RCL); for others silicon has it as after the first step.
+    let msb = v >> (bits - 1);
+    let overflow = (if left { msb ^ v >> (bits - 2) } else { msb ^ flags }) & 1;
     (res, carry | overflow << 11)
 }
 
@@ -220,7 +219,7 @@ fn rc_result(_: &mut Cpu, v: u64, how: u64, flags: u64) -> Result<u64, Fault> {
 }
 
 fn rc_flags(_: &mut Cpu, v: u64, how: u64, flags: u64) -> Result<u64, Fault> {
-    if how & 0x3f == 0 {
+    if (how & 0x3f) % (ty_of(how >> 8).bits() as u64 + 1) == 0 {
         return Ok(flags);
     }
     Ok(flags & !(flag::CF | flag::OF) | rotate_carry(v, how, flags).1)

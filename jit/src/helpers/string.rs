@@ -144,6 +144,8 @@ fn repeat(
 ) -> Result<u64, Fault> {
     let mut r = Rep::new(cpu, how);
     if r.count == 0 {
+        // Silicon writes the count back: with 32-bit addresses the upper half of RCX goes.
+        set_reg(cpu, reg::RCX, r.address, 0);
         return Ok(0);
     }
     let again = loop {
@@ -247,10 +249,11 @@ fn rep_cmps(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
     let saved = (cpu.state.cc_op, cpu.state.cc_res, cpu.state.cc_src);
     repeat(cpu, how, (true, true), |cpu, r| {
         let size = r.ty.bytes() as u64;
-        let s = linear(cpu, r.seg, r.si, size, false)?;
-        let a = cpu.load_flags(r.ty, s, source_flags(r.seg))?;
+        // Silicon reads ES:rDI first: its fault wins where both would fault.
         let d = linear(cpu, reg::ES, r.di, size, false)?;
         let b = cpu.load(r.ty, d)?;
+        let s = linear(cpu, r.seg, r.si, size, false)?;
+        let a = cpu.load_flags(r.ty, s, source_flags(r.seg))?;
         r.advance(1, true, true);
         Ok(compare(cpu, r, a, b))
     })

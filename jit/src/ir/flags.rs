@@ -27,9 +27,10 @@ pub enum CcKind {
     Shl,
     /// Right shifts: source = the operand shifted by one less than the count.
     Shr,
-    /// Multiplication: CF = OF = (source is not 0).
+    /// Multiplication: CF = OF = (source is not 0). ZF is undefined (SDM 2, MUL); silicon clears it.
     Mul,
-    /// BLSI, BLSR, BLSMSK, BZHI: CF = (source is not 0), OF = 0.
+    /// ANDN, BLSI, BLSR, BLSMSK, BZHI, LZCNT, TZCNT: CF = (source is not 0), OF = 0. PF is undefined (SDM 2, ANDN);
+    /// silicon clears it.
     Bmi,
 }
 
@@ -120,8 +121,9 @@ pub fn all(cc_op: u32, res: u64, src: u64) -> u64 {
         CcKind::Mul => (0, cf),
         CcKind::Logic | CcKind::Bmi | CcKind::Raw => (0, 0),
     };
-    let pf = ((res as u8).count_ones() & 1 == 0) as u64;
-    cf | pf << 2 | af << 4 | ((res == 0) as u64) << 6 | s << 7 | of << 11
+    let pf = (kind != CcKind::Bmi && (res as u8).count_ones() & 1 == 0) as u64;
+    let zf = (kind != CcKind::Mul && res == 0) as u64;
+    cf | pf << 2 | af << 4 | zf << 6 | s << 7 | of << 11
 }
 
 /// Condition `cc` (the low four bits of Jcc's opcode).
@@ -132,6 +134,7 @@ pub fn condition(cc: u16, cc_op: u32, res: u64, src: u64) -> bool {
     let v = match (cc >> 1 & 7, kind) {
         (1, _) => carry(cc_op, res, src) != 0,
         (2, CcKind::Raw) => src & flag::ZF != 0,
+        (2, CcKind::Mul) => false,
         (2, _) => res & m == 0,
         (4, CcKind::Raw) => src & flag::SF != 0,
         (4, _) => res >> (ty.bits() - 1) & 1 != 0,

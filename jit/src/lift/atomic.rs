@@ -18,7 +18,9 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             l.b.call(helper::CMPXCHG8B, &[addr]);
         }
         Mnemonic::Cmpxchg16b => {
-            let addr = l.mem_address(i, 16);
+            // Alignment is checked before anything else touches the operand.
+            let m = l.mem(i, 16, true);
+            let addr = l.flat_address(m);
             l.b.call(helper::CMPXCHG16B, &[addr]);
         }
         Mnemonic::Bound => l.bound(i),
@@ -68,14 +70,23 @@ impl Lifter<'_> {
         let (old, m) = self.read_write_op(i);
         let old = self.b.op1(Op::Mov, ty, old);
         let equal = self.b.op2(Op::CmpEq, ty, old, rax);
-        let value = self.b.select(ty, equal, new, old);
         if m.is_some() {
+            let value = self.b.select(ty, equal, new, old);
             self.write_back(i, m, value);
             return self.cmpxchg_end(ty, old, equal);
         }
-        // Destination and accumulator may be one register: then they are equal, and the new value must stay.
+        // A register destination stays whole where the comparison failed. It may be the accumulator: then the two are
+        // equal, and the new value must stay.
+        let new = self.b.op1(Op::Mov, ty, new);
         self.cmpxchg_end(ty, old, equal);
-        self.write_back(i, m, value);
+        let place = self.wide_dest(i, 0);
+        match place {
+            Some(d) => self.b.select_to(Ty::I64, d, equal, new, d),
+            None => {
+                let value = self.b.select(ty, equal, new, old);
+                self.write_back(i, m, value);
+            }
+        }
     }
 
     /// Flags, and the accumulator where the comparison failed.

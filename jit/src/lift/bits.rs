@@ -53,7 +53,7 @@ impl Lifter<'_> {
         let mask = change.map(|op| self.bit_mask(ty, bit, op));
         let old = match (place, change) {
             (Some(m), Some(op)) if i.has_lock_prefix() => {
-                let addr = self.flat_address(m);
+                let addr = self.atomic_address(m);
                 let old = self.b.rmw(op, ty, addr, mask.unwrap_or(bit));
                 return self.bit_to_carry(ty, old, bit);
             }
@@ -130,7 +130,12 @@ impl Lifter<'_> {
                 self.write_reg(i.op0_register(), v);
             }
         }
-        self.b.set_flags(CcKind::Logic, ty, src, 0);
+        // Undefined flags as silicon leaves them: PF by the result, the others clear. A bit above the result's byte
+        // keeps ZF for the zero source.
+        let marked = self.b.op2(Op::Or, Ty::I64, found, 0x100);
+        let none = self.b.iconst(0);
+        let v = self.b.select(Ty::I64, src, marked, none);
+        self.b.set_flags(CcKind::Logic, Ty::I64, v, 0);
     }
 
     /// TZCNT and LZCNT: CF = no bit set, ZF = result is zero. OF, SF, PF, AF are undefined (SDM 2, LZCNT).
@@ -148,9 +153,14 @@ impl Lifter<'_> {
         let ty = self.op_ty(i, 0);
         let src = self.read_op(i, 1);
         let count = self.b.op1(Op::Popcnt, ty, src);
-        let zero = self.b.op2(Op::CmpEq, ty, count, 0);
-        let word = self.b.op2(Op::Shl, Ty::I64, zero, 6);
+        self.zero_flag_only(ty, count);
         self.write_reg(i.op0_register(), count);
+    }
+
+    /// ZF by the value, the other flags cleared.
+    fn zero_flag_only(&mut self, ty: Ty, v: Val) {
+        let zero = self.b.op2(Op::CmpEq, ty, v, 0);
+        let word = self.b.op2(Op::Shl, Ty::I64, zero, flag::ZF.trailing_zeros() as i64);
         self.b.set_flags_raw(word);
     }
 
@@ -161,7 +171,7 @@ impl Lifter<'_> {
         let inverse = self.b.op1(Op::Not, ty, a);
         let res = self.b.op2(Op::And, ty, inverse, b);
         self.write_reg(i.op0_register(), res);
-        self.b.set_flags(CcKind::Logic, ty, res, 0);
+        self.b.set_flags(CcKind::Bmi, ty, res, 0);
     }
 
     /// BLSI (`-x & x`), BLSR (`(x - 1) & x`), BLSMSK (`(x - 1) ^ x`). CF: BLSI x != 0, the others x == 0.
@@ -182,8 +192,8 @@ impl Lifter<'_> {
         let control = self.read_reg(i.op2_register());
         let width = self.b.iconst(ty as i64);
         let res = self.b.call(helper::BEXTR, &[src, control, width]);
-        // ZF by the result, CF = OF = 0; AF, SF, PF undefined (SDM 2, BEXTR).
-        self.b.set_flags(CcKind::Logic, ty, res, 0);
+        // ZF by the result, CF = OF = 0; AF, SF, PF undefined (SDM 2, BEXTR), silicon clears them.
+        self.zero_flag_only(ty, res);
         self.write_reg(i.op0_register(), res);
     }
 

@@ -163,6 +163,15 @@ impl Lifter<'_> {
     /// Linear address of the memory operand in one value, for atomic operations.
     pub fn mem_address(&mut self, i: &Instruction, bytes: usize) -> Val {
         let m = self.mem(i, bytes, true);
+        self.atomic_address(m)
+    }
+
+    /// A memory operand's address for atomic operations. They raise #GP where an address is not canonical: an operand on
+    /// the stack is touched before, so that it raises #SS.
+    pub fn atomic_address(&mut self, m: Mem) -> Val {
+        if self.long64() && m.flags & mem::STACK != 0 {
+            self.load_for_write(Ty::I8, m);
+        }
         self.flat_address(m)
     }
 

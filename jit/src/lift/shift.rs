@@ -74,8 +74,8 @@ impl Lifter<'_> {
         self.write_back(i, m, a);
     }
 
-    /// ROL and ROR change CF and OF only. OF is defined for a count of 1 (SDM 2, RCL/RCR/ROL/ROR); silicon applies its
-    /// rule to all counts.
+    /// ROL and ROR change CF and OF only. OF is defined for a count of 1; for others silicon leaves it if a register is
+    /// rotated by an immediate, and else has it as after the first step.
     fn rotate(&mut self, i: &Instruction, op: Op) {
         let ty = self.op_ty(i, 0);
         let top = ty.bits() as i64 - 1;
@@ -88,21 +88,31 @@ impl Lifter<'_> {
             Count::Known(c) => self.b.op2(op, ty, a, c),
             Count::Value(c) => self.b.op2(op, ty, a, c),
         };
-        self.write_back(i, m, res);
-        let msb = self.b.op2(Op::Shr, ty, res, top);
-        let (cf, other) = if op == Op::Rol {
-            (self.b.op2(Op::And, Ty::I64, res, 1), msb)
-        } else {
-            let next = self.b.op2(Op::Shr, ty, res, top - 1);
-            (msb, self.b.op2(Op::And, Ty::I64, next, 1))
+        let of = match count {
+            Count::Known(c) if c != 1 && m.is_none() => None,
+            _ => Some(self.first_step_overflow(ty, op, a)),
         };
-        let of = self.b.op2(Op::Xor, Ty::I64, cf, other);
+        self.write_back(i, m, res);
+        let cf = match op {
+            Op::Rol => self.b.op2(Op::And, Ty::I64, res, 1),
+            _ => self.b.op2(Op::Shr, ty, res, top),
+        };
         let flags = self.b.get_flags();
-        let word = self.merge_flags(flags, flag::CF | flag::OF, &[(cf, 0), (of, 11)]);
+        let word = match of {
+            Some(of) => self.merge_flags(flags, flag::CF | flag::OF, &[(cf, 0), (of, 11)]),
+            None => self.merge_flags(flags, flag::CF, &[(cf, 0)]),
+        };
         match count {
             Count::Known(_) => self.b.set_flags_raw(word),
             Count::Value(c) => self.b.set_flags_if(CcKind::Raw, Ty::I64, word, word, c),
         }
+    }
+
+    /// OF of a rotation by 1: the sign bit changes.
+    fn first_step_overflow(&mut self, ty: Ty, op: Op, a: Val) -> Val {
+        let step = self.b.op2(op, ty, a, 1);
+        let changed = self.b.op2(Op::Xor, ty, step, a);
+        self.b.op2(Op::Shr, ty, changed, ty.bits() as i64 - 1)
     }
 
     /// RCL and RCR: result and flags come from two pure helpers.

@@ -133,9 +133,10 @@ impl Lifter<'_> {
     }
 
     fn cmps(&mut self, f: &Form) {
-        let a = self.load_source(f);
+        // Silicon reads ES:rDI first: its fault wins where both would fault.
         let d = self.string_address(f, reg::RDI, reg::ES, false);
         let v = self.b.load(f.ty, d, 0, 0);
+        let a = self.load_source(f);
         let res = self.b.op2(Op::Sub, f.ty, a, v);
         self.b.set_flags(CcKind::Sub, f.ty, res, v);
         let step = self.step(f);

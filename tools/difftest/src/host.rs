@@ -229,11 +229,12 @@ fn outcome(gregs: &[i64; 23], r: &mut Registers) -> Outcome {
             r.rip = r.rip.wrapping_sub(1);
             Outcome::Done
         }
-        14 => Outcome::Fault {
-            vector,
-            error: gregs[libc::REG_ERR as usize] as u32,
-            address: gregs[libc::REG_CR2 as usize] as u64,
-        },
+        14 => {
+            let address = gregs[libc::REG_CR2 as usize] as u64;
+            // In the upper half the host's kernel has pages; the engine's test machine has none.
+            let present = if address >> 63 != 0 { 1 } else { 0 };
+            Outcome::Fault { vector, error: gregs[libc::REG_ERR as usize] as u32 & !present, address }
+        }
         _ => Outcome::Fault { vector, error: gregs[libc::REG_ERR as usize] as u32, address: 0 },
     }
 }

@@ -1,6 +1,6 @@
 //! Random differential test: single instructions on the engine and on the host processor.
 //!
-//! `difftest [--family int|vec|x87] [--bits 64|32] [--cases N] [--seed N] [--only NAME] [--stop N]`
+//! `difftest [--family int|vec|x87] [--bits 64|32] [--cases N] [--seed N] [--only NAME] [--stop N] [--show]`
 //!
 //! Each case has its own seed, printed with a mismatch; `--only CODE --seed SEED --cases 1 --exact` replays it.
 
@@ -28,6 +28,7 @@ struct Options {
     only: Option<String>,
     stop: usize,
     exact: bool,
+    show: bool,
 }
 
 fn options() -> Result<Options> {
@@ -39,11 +40,16 @@ fn options() -> Result<Options> {
         only: None,
         stop: 20,
         exact: false,
+        show: false,
     };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
         if name == "--exact" {
             o.exact = true;
+            continue;
+        }
+        if name == "--show" {
+            o.show = true;
             continue;
         }
         let value = args.next().with_context(|| format!("{name} needs a value"))?;
@@ -129,6 +135,10 @@ impl Bench {
         let memory = self.host.slice(DATA, DATA_SIZE as usize).map(|m| m.to_vec()).unwrap_or_default();
         let native = After { outcome, regs, memory };
         self.host.write(ENTRY, &[0xcc; 15][..case.bytes.len()]);
+        // A stray store to the code page: branches must find breakpoints there.
+        if self.host.slice(CODE, CODE_SIZE as usize).is_some_and(|c| c.iter().any(|b| *b != 0xcc)) {
+            self.host.write(CODE, &[0xcc; CODE_SIZE as usize]);
+        }
         self.machine.set_registers(&case.regs);
         let outcome = self.machine.execute(&case.bytes, tier);
         let mut memory = vec![0; DATA_SIZE as usize];
@@ -160,7 +170,7 @@ fn differences(case: &Case, family: Family, native: &After, ours: &After) -> Vec
     if h.rip != o.rip {
         out.push(format!("rip: host {:x}, ours {:x}", h.rip, o.rip));
     }
-    let mask = !select::undefined_flags(case.insn.mnemonic());
+    let mask = !select::undefined_flags(case);
     if (h.rflags ^ o.rflags) & mask != 0 {
         let (before, diff) = (case.regs.rflags, (h.rflags ^ o.rflags) & mask);
         out.push(format!("rflags: before {before:x}, host {:x}, ours {:x}, differ in {diff:x}", h.rflags, o.rflags));
@@ -198,6 +208,20 @@ fn float_differences(case: &Case, h: &Registers, o: &Registers, out: &mut Vec<St
             out.push(format!("st{n}: before {:x}, host {:x}, ours {:x}", b.st[n], h.st[n], o.st[n]));
         }
     }
+}
+
+/// One case with what the host made of it, for finding out silicon's rules.
+fn show(case: &Case, native: &After) {
+    println!(
+        "CASE {:?} `{}` {:x?} flags {:x} -> {:x?} {:x?} flags {:x}",
+        case.insn.code(),
+        case.insn,
+        case.regs.gpr,
+        case.regs.rflags,
+        native.outcome,
+        native.regs.gpr,
+        native.regs.rflags
+    );
 }
 
 fn report(bench: &Bench, case: &Case, seed: u64, differences: &[String]) {
@@ -240,6 +264,9 @@ fn main() -> Result<()> {
         run += 1;
         let tier = if seed & 1 == 0 { Tier::Lifted } else { Tier::Optimised };
         let (native, ours) = bench.run(&case, tier);
+        if o.show {
+            show(&case, &native);
+        }
         let wrong = differences(&case, o.family, &native, &ours);
         if wrong.is_empty() {
             continue;

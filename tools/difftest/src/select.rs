@@ -1,6 +1,7 @@
 //! Which opcodes are tested, and what the manual leaves open about them.
 
-use iced_x86::{Code, CpuidFeature, Mnemonic, OpCodeOperandKind as Kind};
+use crate::generate::Case;
+use iced_x86::{Code, CpuidFeature, Mnemonic, OpCodeOperandKind as Kind, OpKind};
 
 /// Part of the instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,12 @@ fn family_of(code: Code) -> Family {
     }) || format!("{:?}", code.mnemonic()).starts_with("Fcmov")
         || matches!(
             code.mnemonic(),
-            Mnemonic::Fisttp | Mnemonic::Fcomi | Mnemonic::Fcomip | Mnemonic::Fucomi | Mnemonic::Fucomip
+            Mnemonic::Wait
+                | Mnemonic::Fisttp
+                | Mnemonic::Fcomi
+                | Mnemonic::Fcomip
+                | Mnemonic::Fucomi
+                | Mnemonic::Fucomip
         )
     {
         Family::X87
@@ -53,6 +59,7 @@ fn testable(code: Code, bitness: u32) -> bool {
         && !info.op_kinds().iter().any(|k| matches!(k, Kind::seg_reg | Kind::cr_reg | Kind::dr_reg | Kind::tr_reg))
         && !info.op_kinds().iter().any(|k| matches!(k, Kind::es | Kind::cs | Kind::ss | Kind::ds | Kind::fs | Kind::gs))
         && !sixteen_bit_branch(code)
+        && !far_branch(code)
 }
 
 fn vex_integer(f: &CpuidFeature) -> bool {
@@ -64,6 +71,10 @@ fn sixteen_bit_branch(code: Code) -> bool {
     let info = code.op_code();
     let branch = info.op_kinds().iter().any(|k| matches!(k, Kind::br16_1 | Kind::br16_2));
     branch || matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Call_rm16 | Code::Jmp_rm16)
+}
+
+fn far_branch(code: Code) -> bool {
+    code.is_jmp_far() || code.is_jmp_far_indirect() || code.is_call_far() || code.is_call_far_indirect()
 }
 
 /// What needs the system, changes the process beyond registers and test memory, or shows the time.
@@ -199,20 +210,41 @@ fn host_has(f: CpuidFeature) -> bool {
     }
 }
 
-/// Flags the SDM calls undefined after the instruction and that silicon does not set by a rule we follow.
+/// Flags the SDM calls undefined after an instruction and that silicon does not set by the rule we follow.
 pub struct Undefined {
-    /// The instruction.
-    pub mnemonic: Mnemonic,
+    /// The instructions.
+    pub mnemonics: &'static [Mnemonic],
     /// RFLAGS bits.
     pub flags: u64,
-    /// The manual's words.
+    /// Whether a case is concerned.
+    pub when: fn(&Case) -> bool,
+    /// The manual's words (SDM 2).
     pub sdm: &'static str,
 }
 
 /// All of them; what is not listed is compared.
-pub const UNDEFINED: &[Undefined] = &[];
+pub const UNDEFINED: &[Undefined] = &[Undefined {
+    mnemonics: &[Mnemonic::Shl, Mnemonic::Sal, Mnemonic::Shr, Mnemonic::Shld, Mnemonic::Shrd],
+    flags: 0x800,
+    when: |case| shift_count(case) != 1,
+    sdm: "The OF flag is affected only for 1-bit shifts; otherwise, it is undefined. (SHLD, SHRD: For shifts greater than \
+          1 bit, the OF flag is undefined.)",
+}];
 
-/// Flags to leave out of the comparison.
-pub fn undefined_flags(m: Mnemonic) -> u64 {
-    UNDEFINED.iter().filter(|u| u.mnemonic == m).fold(0, |all, u| all | u.flags)
+/// Flags to leave out of the comparison, and the manual's words for it.
+pub fn undefined_flags(case: &Case) -> u64 {
+    let mnemonic = case.insn.mnemonic();
+    UNDEFINED.iter().filter(|u| u.mnemonics.contains(&mnemonic) && (u.when)(case)).fold(0, |all, u| all | u.flags)
+}
+
+/// The masked count of a shift.
+fn shift_count(case: &Case) -> u64 {
+    let i = &case.insn;
+    let last = i.op_count() - 1;
+    let wide = i.op0_register().is_gpr64() || i.memory_size().size() == 8;
+    let count = match i.op_kind(last) {
+        OpKind::Register => case.regs.gpr[1],
+        _ => i.immediate(last),
+    };
+    count & if wide { 63 } else { 31 }
 }
