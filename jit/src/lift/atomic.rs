@@ -112,12 +112,13 @@ impl Lifter<'_> {
         let ty = if i.op0_kind() == OpKind::Register { self.op_ty(i, 0) } else { Ty::I32 };
         let bytes = ty.bytes() as usize;
         let m = self.mem(i, 2 * bytes, false);
-        let low = self.load(ty, m);
-        let high = self.b.load(ty, m.addr, m.disp + bytes as i64, m.flags);
         let index = self.read_reg(i.op0_register());
+        // Silicon compares with the lower bound before it reads the upper one.
+        let low = self.load(ty, m);
         let below = self.b.op2(Op::CmpSlt, ty, index, low);
+        self.b.call(helper::BOUND, &[below]);
+        let high = self.b.load(ty, m.addr, m.disp + bytes as i64, m.flags);
         let above = self.b.op2(Op::CmpSlt, ty, high, index);
-        let outside = self.b.op2(Op::Or, Ty::I64, below, above);
-        self.b.call(helper::BOUND, &[outside]);
+        self.b.call(helper::BOUND, &[above]);
     }
 }

@@ -19,6 +19,7 @@ pub const DATA_SIZE: u64 = 0x4000;
 /// Read-only bytes after them; the page that follows is not mapped.
 pub const READ_ONLY: u64 = 0x1000;
 
+const SIGNAL_STACK: u64 = 0x2b5a_7e39_4000;
 const USER_CS_32: i64 = 0x23;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -94,7 +95,8 @@ impl Host {
     pub fn new() -> io::Result<Self> {
         map(CODE, CODE_SIZE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC)?;
         map(DATA, DATA_SIZE + READ_ONLY, libc::PROT_READ | libc::PROT_WRITE)?;
-        let stack = map(DATA + 0x10_0000, 0x1_0000, libc::PROT_READ | libc::PROT_WRITE)?;
+        // Far away from all test addresses: a stack pointer that points into it would count as being on it.
+        let stack = map(SIGNAL_STACK, 0x1_0000, libc::PROT_READ | libc::PROT_WRITE)?;
         // SAFETY: the range is the one just mapped; the handler has the signature that SA_SIGINFO asks for.
         unsafe {
             let alternate = libc::stack_t { ss_sp: stack as *mut _, ss_flags: 0, ss_size: 0x1_0000 };

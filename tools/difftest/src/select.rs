@@ -182,7 +182,6 @@ fn excluded(m: Mnemonic) -> bool {
             | Loadall
             | Cl1invmb
             | Zero_bytes
-            | Salc
     )
 }
 
