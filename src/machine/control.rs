@@ -137,7 +137,10 @@ impl Machine {
     /// Fills memory and sets the processors as they are after power-on. No processor runs.
     pub fn load_guest(&self) -> Result<()> {
         let mut placement = Placement::new(&self.ram);
-        self.tables.place(&mut placement)?;
+        if self.boot.has_kernel() {
+            self.pc.set_up_as_firmware();
+            self.tables.place(&mut placement)?;
+        }
         let mut starts: HashMap<_, _> = self.boot.load(self.facts, &mut placement)?.into_iter().collect();
         let placed = placement.into_placed();
         for p in &placed {

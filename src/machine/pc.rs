@@ -8,17 +8,22 @@ use crate::cli::config::{CharId, Config};
 use crate::clock::GuestClock;
 use anyhow::{Context, Result};
 use brolga_devices::a20::A20;
-use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, PM_BLOCK_LEN, SleepTypes};
+use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, SleepTypes};
 use brolga_devices::bus::Bus;
 use brolga_devices::debug_ports::{DebugConsole, DebugExit, Port92, PostPort};
 use brolga_devices::hpet::{self, Hpet, HpetWiring};
 use brolga_devices::i8042::I8042;
 use brolga_devices::ioapic::IoApic;
 use brolga_devices::lapic::{ApicCpu, ApicFeatures, EoiSink, LocalApics, PIN_INTR};
+use brolga_devices::pci::i440fx::I440fx;
+use brolga_devices::pci::mechanism::ConfigMechanism;
+use brolga_devices::pci::piix3::Piix3;
+use brolga_devices::pci::piix4_pm::Piix4Pm;
+use brolga_devices::pci::{DevFn, PciBus};
 use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
 use brolga_devices::rtc::{Rtc, cmos};
-use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, PowerSink, TimerService};
+use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, IrqSink, PowerSink, TimerService};
 use brolga_devices::uart::IsaSerial;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -37,7 +42,17 @@ const HPET_ROUTES: u32 = 0xFF_0004;
 /// First port of COM1 to COM4.
 const SERIAL_PORTS: [u16; 4] = [0x3F8, 0x2F8, 0x3E8, 0x2E8];
 
-/// Power management ports.
+/// PCI functions of the chipset.
+const ISA_BRIDGE: DevFn = DevFn::new(1, 0);
+const PM_FUNCTION: DevFn = DevFn::new(1, 3);
+/// Routes of PCI interrupt lines A to D (82371SB datasheet, PIRQRCA to PIRQRCD).
+const PIRQ_ROUTES: u8 = 0x60;
+/// Base of the power management ports, and their enable bit (82371AB datasheet 7.1.10, 7.1.24).
+const PMBASE: u8 = 0x40;
+const PMREGMISC: u8 = 0x80;
+/// Edge or level of ISA interrupts.
+const ELCR: u16 = 0x4D0;
+/// Power management ports, as the ACPI tables have them.
 const PM_BASE: u16 = 0x600;
 /// General purpose events.
 const GPE_BASE: u16 = 0xAFE0;
@@ -93,6 +108,7 @@ pub struct Pc {
     /// What ACPI tables say about all this.
     pub acpi: AcpiConfig,
     pm: Arc<AcpiPm>,
+    pci: Arc<PciBus>,
 }
 
 /// Adds devices to the bus one after the other.
@@ -118,10 +134,22 @@ impl Pc {
         b.timers(&apics, &ioapic)?;
         b.serial_ports()?;
         let pm = b.power_management()?;
+        let pci = b.pci(&pm)?;
         b.keyboard()?;
         b.debug_ports()?;
         let acpi = b.acpi_config();
-        Ok(Self { bus: b.bus, apics, pic, ioapic, acpi, pm })
+        Ok(Self { bus: b.bus, apics, pic, ioapic, acpi, pm, pci })
+    }
+
+    /// Sets the board up as firmware does before it starts a kernel: what the ACPI tables say becomes true.
+    pub fn set_up_as_firmware(&self) {
+        self.pci.config_write(PM_FUNCTION, PMBASE, 4, PM_BASE.into());
+        self.pci.config_write(PM_FUNCTION, PMREGMISC, 1, 1);
+        for (register, irq) in (PIRQ_ROUTES..).zip(PCI_INTERRUPTS) {
+            self.pci.config_write(ISA_BRIDGE, register, 1, irq.into());
+        }
+        let level = PCI_INTERRUPTS.iter().fold(1 << SCI, |bits, irq| bits | 1u32 << irq);
+        self.bus.pio_write(ELCR, 2, level);
     }
 
     /// The user presses the power button.
@@ -135,7 +163,7 @@ impl Builder<'_> {
         let bus = &self.bus;
         bus.register_pio(0x20, 2, "pic", pic.master_ports())?;
         bus.register_pio(0xA0, 2, "pic", pic.slave_ports())?;
-        bus.register_pio(0x4D0, 2, "elcr", pic.elcr_ports())?;
+        bus.register_pio(ELCR, 2, "elcr", pic.elcr_ports())?;
         bus.add_device("pic", pic.clone());
         bus.register_mmio(IOAPIC_BASE, IOAPIC_LEN, "ioapic", ioapic.clone())?;
         bus.add_device("ioapic", ioapic.clone());
@@ -196,11 +224,27 @@ impl Builder<'_> {
         };
         let smi = IrqLine::new(Arc::new(SmiLine(s.links.to_vec())), 0);
         let pm = AcpiPm::new(config, self.isa_line(SCI), smi, s.clock.clone(), s.timers, s.power.clone());
-        bus.register_pio(PM_BASE, PM_BLOCK_LEN, "acpi-pm", pm.pm_ports())?;
         bus.register_pio(GPE_BASE, GPE_BLOCK_LEN, "acpi-gpe", pm.gpe_ports())?;
         bus.register_pio(0xB2, 2, "smi-command", pm.smi_ports())?;
         bus.add_device("acpi-pm", pm.clone());
         Ok(pm)
+    }
+
+    /// The PCI bus with the chipset's functions.
+    fn pci(&self, pm: &Arc<AcpiPm>) -> Result<Arc<PciBus>> {
+        let bus = &self.bus;
+        let isa: Arc<dyn IrqSink> = self.isa.clone();
+        let (pci, host, piix3, piix4) = (PciBus::new(), I440fx::new(), Piix3::new(&isa), Piix4Pm::new(bus, pm.clone()));
+        pci.insert(DevFn::new(0, 0), host.clone())?;
+        pci.insert(ISA_BRIDGE, piix3.clone())?;
+        pci.insert(PM_FUNCTION, piix4.clone())?;
+        let mechanism = ConfigMechanism::new(pci.clone(), self.s.power.clone());
+        bus.register_pio(0xCF8, 8, "pci-config", mechanism.clone())?;
+        bus.add_device("pci-config", mechanism);
+        bus.add_device("i440fx", host);
+        bus.add_device("piix3", piix3);
+        bus.add_device("piix4-pm", piix4);
+        Ok(pci)
     }
 
     /// Keyboard controller and port 0x92, which both reset the machine and move the A20 gate.

@@ -162,10 +162,27 @@ fn resets_and_power_off_come_from_where_guests_look_for_them() {
     assert_eq!(event(), Some(PowerEvent::Reset), "keyboard controller");
     f.out(0x92, 1);
     assert_eq!(event(), Some(PowerEvent::Reset), "port 0x92");
+    f.out(0xCF9, 6);
+    assert_eq!(event(), Some(PowerEvent::Reset), "reset control");
+    f.pc.set_up_as_firmware();
     f.board.pio_write(0, 0x604, 2, 1 << 13);
     assert_eq!(event(), Some(PowerEvent::PowerOff), "S5");
     f.board.pio_write(0, 0xF4, 4, 0x10);
     assert_eq!(event(), Some(PowerEvent::Exit(0x21)));
+}
+
+#[test]
+fn what_firmware_does_makes_the_acpi_tables_true() {
+    let f = build(&CONSOLE).unwrap();
+    assert_eq!(f.board.pio_read(0, 0x604, 2), 0xFFFF);
+    f.pc.set_up_as_firmware();
+    assert_eq!(f.board.pio_read(0, 0x604, 2) & 1, 0, "ACPI mode is off until the guest wants it");
+    assert_eq!(f.board.pio_read(0, 0x4D0, 2), 1 << 9 | 1 << 10 | 1 << 11);
+    f.board.pio_write(0, 0xCF8, 4, 0x8000_0860);
+    assert_eq!(f.board.pio_read(0, 0xCFC, 4), 0x0B0B_0A0A, "routes of the ISA bridge");
+    assert_eq!(f.pc.acpi.pci_interrupts, [10, 10, 11, 11]);
+    let hpet = f.pc.acpi.hpet.unwrap();
+    assert_eq!(f.board.mmio_read(0, 0xFED0_0000, 4), u64::from(hpet));
 }
 
 #[test]
