@@ -21,7 +21,7 @@ use crate::vcpu::{VcpuEvents, VcpuThread};
 use anyhow::{Context, Result, anyhow};
 use board::PcBoard;
 use brolga_devices::services::PowerEvent;
-use brolga_jit::cpuid::CpuModel;
+use brolga_jit::cpuid::{CpuModel, Feature};
 use brolga_jit::mmu::ram::Ram;
 use brolga_jit::{Engine, Vcpu};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -120,7 +120,7 @@ impl Machine {
             program: config.identity.program.clone(),
             actions: config.actions,
             boot,
-            facts: Facts { layout, rsdp: tables.rsdp, long_mode: true },
+            facts: Facts { layout, rsdp: tables.rsdp, long_mode: config.cpu.has(Feature::LM) },
             tables,
             ram,
             engine,

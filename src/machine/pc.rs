@@ -25,6 +25,7 @@ use brolga_devices::pit::Pit;
 use brolga_devices::rtc::{Rtc, cmos};
 use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, IrqSink, PowerSink, TimerService};
 use brolga_devices::uart::IsaSerial;
+use brolga_jit::cpuid::{CpuModel, Dynamic, Feature};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
@@ -123,7 +124,7 @@ impl Pc {
     pub fn build(s: &Surroundings) -> Result<Self> {
         let bus = Arc::new(Bus::new());
         let cpus = s.links.iter().enumerate().map(|(i, link)| ApicCpu { apic_id: i as u32, signals: link.clone() });
-        let apics = LocalApics::new(ApicFeatures::default(), cpus.collect(), s.clock.clone(), s.timers);
+        let apics = LocalApics::new(apic_features(&s.config.cpu), cpus.collect(), s.clock.clone(), s.timers);
         let ioapic = IoApic::new(apics.clone());
         let eoi: Arc<dyn EoiSink> = ioapic.clone();
         apics.connect_eoi(Arc::downgrade(&eoi));
@@ -156,6 +157,12 @@ impl Pc {
     pub fn press_power_button(&self) {
         self.pm.press_power_button();
     }
+}
+
+/// What CPUID says about the local APICs.
+fn apic_features(cpu: &CpuModel) -> ApicFeatures {
+    let [sizes, ..] = cpu.cpuid(0x8000_0008, 0, &Dynamic::default());
+    ApicFeatures { x2apic: cpu.has(Feature::X2APIC), physical_bits: sizes & 0xFF }
 }
 
 impl Builder<'_> {

@@ -7,6 +7,7 @@ use crate::boot::Placement;
 use crate::cli::config::Config;
 use anyhow::Result;
 use brolga_jit::board::TSC_HZ;
+use brolga_jit::cpuid::Dynamic;
 
 /// Where the ACPI tables lie, and where the SMBIOS tables do: guests look for their entry points from there on.
 const ACPI_BASE: u64 = 0xE_0000;
@@ -50,13 +51,16 @@ impl SystemTables {
 fn smbios_facts(config: &Config, layout: &Layout) -> SmbiosFacts {
     let low = 0..layout.low;
     let high = layout.above_4g();
+    // As CPUID leaf 1 shows it while the local APIC is on, which it is after reset.
+    let dynamic = Dynamic { processors: config.cpus, apic_enabled: true, ..Dynamic::default() };
+    let [.., feature_flags] = config.cpu.cpuid(1, 0, &dynamic);
     SmbiosFacts {
         manufacturer: if config.identity.qemu { "QEMU" } else { "Brolga" }.into(),
         product: PRODUCT.into(),
         version: VERSION.into(),
         uuid: config.uuid,
         processor: config.cpu.name.clone(),
-        processor_id: 0,
+        processor_id: u64::from(config.cpu.signature()) | u64::from(feature_flags) << 32,
         processor_mhz: (TSC_HZ / 1_000_000) as u16,
         sockets: config.cpus.try_into().unwrap_or(u16::MAX),
         cores: 1,
