@@ -1,7 +1,8 @@
 //! The log: `-d` items as `tracing` targets, written as plain lines to standard error or `-D`.
 //!
-//! An event's target is the item's name (`target: "int"`); level TRACE or DEBUG. Events of other targets are shown from
-//! level WARN on, as `PROGRAM: warning: TEXT`. What is off costs one load of a cached decision at each place of
+//! An event's target is the item's name (`target: "int"`); level TRACE or DEBUG; a field `pc` is what `-dfilter` looks at.
+//! Events of other targets are for the user: from level WARN on they go to standard error as `PROGRAM: warning: TEXT`,
+//! whatever `-D` says. What is off costs one load of a cached decision at each place of
 //! use: `tracing` asks [`Subscriber::register_callsite`] once and again only when the set of items changes.
 
 use crate::cli::config::LogConfig;
@@ -69,7 +70,7 @@ pub fn install(config: &LogConfig, program: &str) -> anyhow::Result<()> {
         })?),
     };
     FILTER.get_or_init(|| config.filter.clone());
-    let log = Log { program: program.to_owned(), output: Mutex::new(output) };
+    let log = Log { program: program.to_owned(), output: Mutex::new(output), last: Mutex::default() };
     // A second installation (only tests do that) keeps the first.
     let _ = tracing::subscriber::set_global_default(log);
     set_items(&config.items);
@@ -85,9 +86,19 @@ enum Output {
 struct Log {
     program: String,
     output: Mutex<Output>,
+    /// The last warning: said once, not on and on.
+    last: Mutex<String>,
 }
 
 impl Log {
+    fn warn(&self, level: &str, text: String) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != text {
+            let _ = io::stderr().write_all(format!("{}: {level}: {text}", self.program).as_bytes());
+            *last = text;
+        }
+    }
+
     fn wants(metadata: &Metadata<'_>) -> bool {
         match index(metadata.target()) {
             Some(i) => ENABLED.load(Ordering::Relaxed) >> i & 1 != 0,
@@ -117,19 +128,18 @@ impl Subscriber for Log {
         if FILTERED.contains(&metadata.target()) && !line.passes(FILTER.get().map_or(&[], Vec::as_slice)) {
             return;
         }
-        let mut text = String::with_capacity(line.text.len() + 32);
+        line.text.truncate(line.text.trim_end_matches('\n').len());
+        line.text.push_str(&line.fields);
+        line.text.push('\n');
         if index(metadata.target()).is_none() {
             let level = if *metadata.level() == Level::ERROR { "error" } else { "warning" };
-            let _ = write!(text, "{}: {level}: ", self.program);
+            return self.warn(level, line.text);
         }
-        text.push_str(line.text.trim_end_matches('\n'));
-        text.push_str(&line.fields);
-        text.push('\n');
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk or a closed pipe loses log lines; there is nowhere to report that.
         let _ = match &mut *output {
-            Output::Stderr => io::stderr().write_all(text.as_bytes()),
-            Output::File(file) => file.write_all(text.as_bytes()),
+            Output::Stderr => io::stderr().write_all(line.text.as_bytes()),
+            Output::File(file) => file.write_all(line.text.as_bytes()),
         };
     }
 
@@ -199,7 +209,11 @@ mod tests {
     #[test]
     fn items_filter_and_format() {
         let path = std::env::temp_dir().join(format!("brolga-log-test-{}", std::process::id()));
-        let log = Log { program: "brolga".into(), output: Mutex::new(Output::File(File::create(&path).unwrap())) };
+        let log = Log {
+            program: "brolga".into(),
+            output: Mutex::new(Output::File(File::create(&path).unwrap())),
+            last: Mutex::default(),
+        };
         FILTER.get_or_init(|| vec![(0x1800, 0x2fff)]);
         with_default(log, || {
             emit();
@@ -214,7 +228,6 @@ mod tests {
         });
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let careful = "brolga: warning: careful\n";
-        assert_eq!(text, format!("{careful}vector 0xe\nhlt\nbad port held_back=0x3\n{careful}{careful}"));
+        assert_eq!(text, "vector 0xe\nhlt\nbad port held_back=0x3\n", "warnings are not for the file");
     }
 }

@@ -322,7 +322,7 @@ mod tests {
             "0000000000002ff8: 0xfffefdfcfbfaf9f8\nCannot access memory at address 0x3000\n"
         );
         assert_eq!(say("x 0"), "Cannot access memory at address 0x0\n");
-        assert_eq!(say("xp/1i 0x1000"), "0x0000000000001000:  add [rcx],al\n");
+        assert_eq!(say("xp/1i 0x1000"), "0x0000000000001000:  add [rcx], al\n");
         assert_eq!(say("x/z 0"), "x: 'z' is not a format (x d u o c i) or size (b h w g)\n");
         assert_eq!(say("x"), "x: a number is missing\n");
     }

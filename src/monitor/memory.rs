@@ -120,6 +120,13 @@ impl Reader<'_> {
         let have = self.read(address, &mut bytes);
         let mut decoder = Decoder::with_ip(bitness(registers), &bytes[..have], address, DecoderOptions::NONE);
         let mut formatter = IntelFormatter::new();
+        let options = formatter.options_mut();
+        options.set_hex_prefix("0x");
+        options.set_hex_suffix("");
+        options.set_uppercase_hex(false);
+        options.set_branch_leading_zeros(false);
+        options.set_space_after_operand_separator(true);
+        options.set_show_branch_size(false);
         let mut out = String::new();
         let mut shown = 0;
         while shown < count && decoder.can_decode() {
