@@ -150,6 +150,9 @@ fn monitor_on_a_shared_terminal() {
     s.expect("\nbox\n(brolga) ");
     s.type_in("xp/1xb 0x1000\r");
     s.expect("0000000000001000: 0xf4\n(brolga) ");
+    s.type_in("info jit\r");
+    s.expect("CPU #0\n");
+    s.expect("(brolga) ");
     s.type_in("\x01x");
     s.expect("terminated");
     assert_eq!(s.end().code(), Some(0));

@@ -2,7 +2,7 @@
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -24,6 +24,8 @@ pub struct Output {
     state: Mutex<State>,
     /// Something in `state` changed.
     changed: Condvar,
+    /// It is a terminal.
+    terminal: bool,
 }
 
 #[derive(Default)]
@@ -37,12 +39,41 @@ struct State {
     closed: bool,
     /// Bytes written so far.
     written: u64,
+    /// What the guest did to the terminal's line wrapping.
+    wrap: Wrap,
+}
+
+/// Watches for "line wrapping off" (DECAWM, ECMA-48 private mode 7), which firmware and editors leave behind.
+#[derive(Default)]
+struct Wrap {
+    /// Bytes of [`WRAP`] seen in a row.
+    matched: usize,
+    off: bool,
+}
+
+/// What comes before `h` (on) or `l` (off).
+const WRAP: &[u8] = b"\x1b[?7";
+
+impl Wrap {
+    fn watch(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.matched = match (self.matched, byte) {
+                (n, b) if WRAP.get(n) == Some(&b) => n + 1,
+                (_, 0x1b) => 1,
+                (n, b'h' | b'l') if n == WRAP.len() => {
+                    self.off = byte == b'l';
+                    0
+                }
+                _ => 0,
+            };
+        }
+    }
 }
 
 impl Output {
     /// Starts a writer thread for `file`; `name` is for messages.
     pub fn start(name: String, file: File) -> std::io::Result<Arc<Self>> {
-        let this = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
+        let this = Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), terminal: file.is_terminal() });
         let writer = this.clone();
         thread::Builder::new().name(format!("out-{name}")).spawn(move || writer.run(&name, file))?;
         OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&this));
@@ -67,6 +98,7 @@ impl Output {
             return;
         }
         state.queue.extend_from_slice(bytes);
+        state.wrap.watch(bytes);
         if state.idle {
             state.idle = false;
             drop(state);
@@ -142,11 +174,14 @@ impl Output {
     }
 }
 
-/// Flushes every output; see [`Output::flush`].
+/// Flushes every output; see [`Output::flush`]. A guest that left line wrapping off does not leave it so.
 pub fn flush_all(patience: Duration) {
     let outputs: Vec<_> =
         OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
     for output in outputs {
+        if output.terminal && output.lock().wrap.off {
+            output.write(b"\x1b[?7h");
+        }
         output.flush(patience);
     }
 }
@@ -176,6 +211,19 @@ mod tests {
         }
         assert!(got == sent);
         assert!(output.flush(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn line_wrapping_is_watched() {
+        let off = |pieces: &[&str]| {
+            let mut wrap = Wrap::default();
+            pieces.iter().for_each(|p| wrap.watch(p.as_bytes()));
+            wrap.off
+        };
+        assert!(off(&["x\x1b[?7lx"]));
+        assert!(off(&["\x1b\x1b[", "?7", "l", "\x1b[?25h"]));
+        assert!(!off(&["\x1b[?7l", "\x1b[?7h"]));
+        assert!(!off(&["\x1b[?77l", "[?7l", "\x1b[7l"]));
     }
 
     #[test]

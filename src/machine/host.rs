@@ -4,7 +4,7 @@ use super::{Machine, Request};
 use crate::monitor::{Control, MonitorHost, RunState, Topic};
 use brolga_devices::bus::{Device, Space};
 use brolga_devices::state::Inspector;
-use brolga_jit::Registers;
+use brolga_jit::{Registers, TierStats};
 use crossbeam_channel::bounded;
 use std::fmt::Write;
 
@@ -58,7 +58,7 @@ impl MonitorHost for Machine {
             }
             Topic::Roms => Some(self.roms()),
             Topic::Mtree => Some(self.map()),
-            Topic::Jit => None,
+            Topic::Jit => Some(self.engine_counters()),
         }
     }
 }
@@ -73,6 +73,29 @@ impl Machine {
         for p in self.placed() {
             let (start, size) = (p.range.start, p.range.end - p.range.start);
             let _ = writeln!(text, "addr={start:016x} size=0x{size:06x} name=\"{}\"", p.what);
+        }
+        text
+    }
+
+    /// Counters of the code engine, by vCPU.
+    fn engine_counters(&self) -> String {
+        let mut text = String::new();
+        for (cpu, vcpu) in self.vcpus.iter().enumerate() {
+            let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
+            let TierStats { compiled, dropped, entries, interpreted, blocks, full } = stats;
+            let rows = [
+                ("blocks cached", cached as u64),
+                ("blocks interpreted", blocks),
+                ("regions compiled", compiled),
+                ("regions dropped as their code changed", dropped),
+                ("entries into compiled code", entries),
+                ("instructions left to the interpreter", interpreted),
+                ("times the code cache was full", full),
+            ];
+            let _ = writeln!(text, "CPU #{cpu}");
+            for (what, count) in rows {
+                let _ = writeln!(text, "  {what:<40}{count:>14}");
+            }
         }
         text
     }
