@@ -38,13 +38,32 @@ pub struct Registers {
     pub fsw: u16,
     /// Abridged tags: bit n set = physical register n in use.
     pub tags: u8,
+    /// x87 opcode of the last unmasked exception.
+    pub fop: u16,
+    /// x87 instruction pointer.
+    pub fip: u64,
+    /// x87 data pointer.
+    pub fdp: u64,
     /// ST(0) to ST(7), 80 bits each (the stack view of FXSAVE).
     pub st: [u128; 8],
 }
 
 impl Default for Registers {
     fn default() -> Self {
-        Self { gpr: [0; 16], rip: 0, rflags: 2, xmm: [0; 16], mxcsr: 0x1f80, fcw: 0x37f, fsw: 0, tags: 0, st: [0; 8] }
+        Self {
+            gpr: [0; 16],
+            rip: 0,
+            rflags: 2,
+            xmm: [0; 16],
+            mxcsr: 0x1f80,
+            fcw: 0x37f,
+            fsw: 0,
+            tags: 0,
+            fop: 0,
+            fip: 0,
+            fdp: 0,
+            st: [0; 8],
+        }
     }
 }
 
@@ -223,6 +242,7 @@ impl Machine {
         s.x87.fcw = r.fcw;
         s.x87.fsw = r.fsw;
         s.x87.tags = r.tags;
+        (s.x87.fop, s.x87.fip, s.x87.fdp) = (r.fop, r.fip, r.fdp);
         let top = (r.fsw >> 11 & 7) as usize;
         for (n, v) in r.st.iter().enumerate() {
             s.x87.regs[(top + n) & 7] = *v;
@@ -243,6 +263,9 @@ impl Machine {
             fcw: s.x87.fcw,
             fsw: s.x87.fsw,
             tags: s.x87.tags,
+            fop: s.x87.fop,
+            fip: s.x87.fip,
+            fdp: s.x87.fdp,
             st: std::array::from_fn(|n| s.x87.regs[(top + n) & 7]),
         }
     }
@@ -253,20 +276,25 @@ impl Machine {
     /// If the bytes end within the instruction.
     pub fn execute(&mut self, bytes: &[u8], tier: Tier) -> Outcome {
         let (rip, mode) = (self.cpu.state.rip, self.cpu.state.mode);
+        // x87 helpers look at the opcode of what raises.
+        self.write(rip, bytes);
         let mut block =
             lift::lift_block(bytes, rip, mode, &self.cpu.model, 1).expect("the bytes hold a whole instruction");
         if tier == Tier::Optimised {
             passes::run(&mut block);
         }
-        loop {
+        self.cpu.load_mxcsr();
+        let outcome = loop {
             match self.cpu.run_block(&block) {
                 Ok(()) if self.cpu.state.rip == rip && repeats(&block) => {}
-                Ok(()) => return Outcome::Done,
+                Ok(()) => break Outcome::Done,
                 Err(f) => {
-                    return Outcome::Fault { vector: f.vector, error: f.error.unwrap_or(0), address: f.address };
+                    break Outcome::Fault { vector: f.vector, error: f.error.unwrap_or(0), address: f.address };
                 }
             }
-        }
+        };
+        self.cpu.leave_mxcsr();
+        outcome
     }
 
     /// The IR of the instruction, before and after the passes, for reports.

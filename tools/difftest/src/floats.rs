@@ -115,6 +115,9 @@ pub fn fill(r: &mut Random, family: Family, regs: &mut Registers) {
     regs.fcw = 0x40 | mask | precision << 8 | (r.below(4) as u16) << 10;
     // TOP and condition codes; pending exceptions would fault at once.
     regs.fsw = (r.bits() as u16) & 0x7f00 & !0x8080;
+    regs.fop = r.bits() as u16 & 0x7ff;
+    regs.fip = r.below(1 << 47);
+    regs.fdp = r.bits();
     for v in &mut regs.st {
         *v = extended(r);
     }

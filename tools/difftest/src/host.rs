@@ -62,6 +62,9 @@ static SHARED: Cell = Cell(UnsafeCell::new(Shared {
         fcw: 0x37f,
         fsw: 0,
         tags: 0,
+        fop: 0,
+        fip: 0,
+        fdp: 0,
         st: [0; 8],
     },
     outcome: Outcome::Done,
@@ -246,7 +249,9 @@ fn load_fp(fx: &mut FxSave, r: &Registers) {
     put(0, &r.fcw.to_le_bytes());
     put(2, &r.fsw.to_le_bytes());
     put(4, &[r.tags, 0]);
-    put(6, &[0; 18]);
+    put(6, &r.fop.to_le_bytes());
+    put(8, &r.fip.to_le_bytes());
+    put(16, &r.fdp.to_le_bytes());
     put(24, &r.mxcsr.to_le_bytes());
     for (n, v) in r.st.iter().enumerate() {
         put(32 + 16 * n, &v.to_le_bytes()[..10]);
@@ -267,6 +272,9 @@ fn store_fp(fx: &FxSave, r: &mut Registers) {
         bytes[..len].copy_from_slice(&fx.0[at..at + len]);
         u128::from_le_bytes(bytes)
     };
+    r.fop = word(6);
+    r.fip = wide(8, 8) as u64;
+    r.fdp = wide(16, 8) as u64;
     for (n, v) in r.st.iter_mut().enumerate() {
         *v = wide(32 + 16 * n, 10);
     }

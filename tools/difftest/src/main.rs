@@ -203,6 +203,13 @@ fn float_differences(case: &Case, h: &Registers, o: &Registers, out: &mut Vec<St
             out.push(format!("{name}: before {before:x}, host {host:x}, ours {ours:x}"));
         }
     }
+    for (name, before, host, ours) in
+        [("fop", b.fop as u64, h.fop as u64, o.fop as u64), ("fip", b.fip, h.fip, o.fip), ("fdp", b.fdp, h.fdp, o.fdp)]
+    {
+        if host != ours {
+            out.push(format!("{name}: before {before:x}, host {host:x}, ours {ours:x}"));
+        }
+    }
     for n in 0..8 {
         if h.st[n] != o.st[n] {
             out.push(format!("st{n}: before {:x}, host {:x}, ours {:x}", b.st[n], h.st[n], o.st[n]));

@@ -58,7 +58,7 @@ pub(super) fn arithmetic(cpu: &mut Cpu, insn: u64, address: u64, offset: u64) ->
     let x = &cpu.state.x87;
     let (to, from) = if insn.to_sti { (insn.i, 0) } else { (0, insn.i) };
     if x.is_empty(to) || register && x.is_empty(from) {
-        if cpu.x87_underflow(offset) {
+        if cpu.x87_underflow(insn.data(offset)) {
             cpu.state.x87.set_st(to, INDEFINITE);
             cpu.x87_pop(insn.pops);
         }
@@ -66,7 +66,7 @@ pub(super) fn arithmetic(cpu: &mut Cpu, insn: u64, address: u64, offset: u64) ->
     }
     let other = if register { x.st(from) } else { 0 };
     let r = host::arithmetic(insn.op, operand(insn.format))(x.fcw, x.st(to), other, mem);
-    if cpu.x87_exceptions(r.sw & (sw::EXCEPTIONS | sw::C1), offset) {
+    if cpu.x87_exceptions(r.sw & (sw::EXCEPTIONS | sw::C1), insn.data(offset)) {
         cpu.state.x87.set_st(to, r.st0);
         cpu.x87_pop(insn.pops);
     }
@@ -79,15 +79,13 @@ fn compare_flags(conditions: u16) -> u64 {
     bit(sw::C0, flag::CF) | bit(sw::C2, flag::PF) | bit(sw::C3, flag::ZF)
 }
 
-/// FCOM, FUCOM, FCOMI and their like. For the forms that set EFLAGS the third operand holds the flags so far, and the
-/// result is what they become.
-pub(super) fn compare(cpu: &mut Cpu, insn: u64, address: u64, extra: u64) -> Result<u64, Fault> {
+/// FCOM, FUCOM, FCOMI and their like. For the forms that set EFLAGS the result is what the arithmetic flags become.
+pub(super) fn compare(cpu: &mut Cpu, insn: u64, address: u64, offset: u64) -> Result<u64, Fault> {
     let insn = Insn::unpack(insn);
     cpu.x87_start()?;
     let register = insn.format == Format::None;
     let mem = if register { 0 } else { cpu.load_flags(insn.format.ty(), address, insn.access)? };
     let to_flags = insn.op & compare_op::TO_FLAGS != 0;
-    let data = if register { 0 } else { extra };
     let x = &cpu.state.x87;
     let (found, conditions) = if x.is_empty(0) || register && x.is_empty(insn.i) {
         (sw::IE | sw::SF, sw::C0 | sw::C2 | sw::C3)
@@ -99,14 +97,15 @@ pub(super) fn compare(cpu: &mut Cpu, insn: u64, address: u64, extra: u64) -> Res
     };
     // The forms that set EFLAGS leave the condition codes alone, C1 but for stack faults included (measured).
     let kept = if to_flags && found & sw::SF == 0 { cpu.state.x87.fsw & sw::C1 } else { 0 };
-    if !cpu.x87_exceptions(found | kept, data) {
-        return Ok(extra);
-    }
+    let done = cpu.x87_exceptions(found | kept, insn.data(offset));
+    // Unmasked exceptions keep the operands on the stack, but the outcome shows (measured).
     if !to_flags {
         let x = &mut cpu.state.x87;
         x.fsw = x.fsw & !(sw::C0 | sw::C2 | sw::C3) | conditions;
     }
-    cpu.x87_pop(insn.pops);
+    if done {
+        cpu.x87_pop(insn.pops);
+    }
     Ok(compare_flags(conditions))
 }
 
@@ -180,12 +179,12 @@ pub(super) fn unary(cpu: &mut Cpu, insn: u64, _: u64, _: u64) -> Result<u64, Fau
 fn sign(cpu: &mut Cpu, op: u8) {
     const SIGN: u128 = 1 << 79;
     let v = if cpu.state.x87.is_empty(0) {
-        if !cpu.x87_underflow(0) {
+        if !cpu.x87_underflow(None) {
             return;
         }
         INDEFINITE
     } else {
-        cpu.x87_exceptions(0, 0);
+        cpu.x87_exceptions(0, None);
         let v = cpu.state.x87.st(0);
         if op == unary_op::FCHS { v ^ SIGN } else { v & !SIGN }
     };
@@ -207,21 +206,19 @@ fn function(cpu: &mut Cpu, op: u8) {
     let x = &cpu.state.x87;
     let two = matches!(shape, Shape::Two(_) | Shape::TwoPop(_));
     if x.is_empty(0) || two && x.is_empty(1) {
-        if cpu.x87_underflow(0) {
-            masked_fault(cpu, op, &shape);
-        }
-        return;
+        let masked = cpu.x87_underflow(None);
+        return stack_fault(cpu, op, &shape, masked);
     }
     if matches!(shape, Shape::Push(_) | Shape::PushInRange(_)) && !x.is_empty(7) {
-        if cpu.x87_overflow(0) {
-            masked_fault(cpu, op, &shape);
-        }
-        return;
+        let masked = cpu.x87_overflow(None);
+        return stack_fault(cpu, op, &shape, masked);
     }
     let f = shape.function();
     let r = f(x.fcw, x.st(0), if two { x.st(1) } else { 0 }, 0);
-    let done = cpu.x87_exceptions(r.sw & (sw::EXCEPTIONS | sw::C1), 0);
-    let defined = conditions(op);
+    let done = cpu.x87_exceptions(r.sw & (sw::EXCEPTIONS | sw::C1), None);
+    // A remainder that is invalid has no quotient bits to show; C0 and C3 stay (measured).
+    let no_quotient = matches!(shape, Shape::Two(_)) && r.sw & sw::IE != 0;
+    let defined = conditions(op) & if no_quotient { sw::C2 } else { sw::CONDITIONS };
     if done {
         let x = &mut cpu.state.x87;
         x.fsw = x.fsw & !defined | r.sw & defined;
@@ -247,13 +244,15 @@ fn write_results(cpu: &mut Cpu, shape: &Shape, r: Outcome) {
     }
 }
 
-/// The masked response to a stack fault: results are the indefinite.
-fn masked_fault(cpu: &mut Cpu, op: u8, shape: &Shape) {
+/// Conditions after a stack fault, and, masked, its response: results are the indefinite.
+fn stack_fault(cpu: &mut Cpu, op: u8, shape: &Shape, masked: bool) {
     let x = &mut cpu.state.x87;
     match shape {
         Shape::Conditions(_) => x.fsw |= sw::C0 | sw::C2 | sw::C3,
         _ => x.fsw &= !(conditions(op) & sw::C2),
     }
-    let both = Outcome { sw: 0, st0: INDEFINITE, st1: INDEFINITE, mem: 0 };
-    write_results(cpu, shape, both);
+    if masked {
+        let both = Outcome { sw: 0, st0: INDEFINITE, st1: INDEFINITE, mem: 0 };
+        write_results(cpu, shape, both);
+    }
 }

@@ -69,6 +69,10 @@ pub struct Insn {
 }
 
 impl Insn {
+    /// The data pointer, if the operand is in memory.
+    pub(super) fn data(&self, offset: u64) -> Option<u64> {
+        (self.format != Format::None).then_some(offset)
+    }
     /// An operation on registers.
     pub fn new(op: u8) -> Self {
         Self { op, i: 0, pops: 0, to_sti: false, format: Format::None, access: 0 }
@@ -105,29 +109,29 @@ impl Cpu {
         self.state.x87.fip = self.state.rip;
     }
 
-    /// Exceptions of an instruction into the status word, C1 from `found`. `data`: offset of the memory operand. The
-    /// opcode and data pointers follow unmasked exceptions only, as CPUID.7:EBX bit 6 says.
+    /// Exceptions of an instruction into the status word, C1 from `found`. `data`: offset of the memory operand if there
+    /// is one. The opcode and data pointers follow unmasked exceptions only, as CPUID.7:EBX bit 6 says.
     /// Result: what comes first (IE, DE, ZE) let the instruction complete.
-    pub(super) fn x87_exceptions(&mut self, found: u16, data: u64) -> bool {
+    pub(super) fn x87_exceptions(&mut self, found: u16, data: Option<u64>) -> bool {
         self.x87_pointer();
         let x = &mut self.state.x87;
         x.fsw = x.fsw & !sw::C1 | found & (sw::EXCEPTIONS | sw::SF | sw::C1);
         let unmasked = found & !x.fcw & sw::EXCEPTIONS;
         if unmasked != 0 {
             x.update_summary();
-            x.fdp = data;
+            x.fdp = data.unwrap_or(x.fdp);
             self.state.x87.fop = self.x87_opcode();
         }
         unmasked & (sw::IE | sw::DE | sw::ZE) == 0
     }
 
     /// An operand register is empty. Result: go on with the masked response.
-    pub(super) fn x87_underflow(&mut self, data: u64) -> bool {
+    pub(super) fn x87_underflow(&mut self, data: Option<u64>) -> bool {
         self.x87_exceptions(sw::IE | sw::SF, data)
     }
 
     /// The register to be pushed into is not empty.
-    pub(super) fn x87_overflow(&mut self, data: u64) -> bool {
+    pub(super) fn x87_overflow(&mut self, data: Option<u64>) -> bool {
         self.x87_exceptions(sw::IE | sw::SF | sw::C1, data)
     }
 
@@ -139,7 +143,7 @@ impl Cpu {
     }
 
     /// Pushes the result of a load with its exceptions; a full stack is an overflow.
-    pub(super) fn x87_load(&mut self, v: u128, found: u16, data: u64) {
+    pub(super) fn x87_load(&mut self, v: u128, found: u16, data: Option<u64>) {
         if !self.state.x87.is_empty(7) {
             if self.x87_overflow(data) {
                 self.state.x87.push(INDEFINITE);

@@ -18,6 +18,8 @@ pub mod stack_op {
     pub const FINCSTP: u8 = 4;
     pub const FDECSTP: u8 = 5;
     pub const FNOP: u8 = 6;
+    /// FSTP without stack check.
+    pub const FSTPNCE: u8 = 7;
     /// First of the seven constants, in the order of their opcodes.
     pub const CONSTANT: u8 = 8;
 }
@@ -63,7 +65,7 @@ pub(super) fn load(cpu: &mut Cpu, insn: u64, address: u64, offset: u64) -> Resul
             }
         }
     };
-    cpu.x87_load(v, found, offset);
+    cpu.x87_load(v, found, insn.data(offset));
     Ok(0)
 }
 
@@ -131,7 +133,7 @@ pub(super) fn store(cpu: &mut Cpu, insn: u64, address: u64, offset: u64) -> Resu
             }
         }
     }
-    cpu.x87_exceptions(c.sw, offset);
+    cpu.x87_exceptions(c.sw, insn.data(offset));
     if !refused {
         cpu.x87_pop(insn.pops);
     }
@@ -145,30 +147,35 @@ pub(super) fn stack(cpu: &mut Cpu, insn: u64, _: u64, _: u64) -> Result<u64, Fau
     match insn.op {
         stack_op::FLD if cpu.state.x87.is_empty(insn.i) => {
             // An empty source and a full stack at once show as underflow.
-            if cpu.x87_underflow(0) {
+            if cpu.x87_underflow(None) {
                 cpu.state.x87.push(INDEFINITE);
             }
         }
         stack_op::FLD => {
             let v = cpu.state.x87.st(insn.i);
-            cpu.x87_load(v, 0, 0);
+            cpu.x87_load(v, 0, None);
         }
         stack_op::FST => store_register(cpu, insn),
+        stack_op::FSTPNCE if cpu.state.x87.is_empty(0) => {
+            cpu.x87_exceptions(0, None);
+            cpu.x87_pop(1);
+        }
+        stack_op::FSTPNCE => store_register(cpu, insn),
         stack_op::FXCH => exchange(cpu, insn.i),
         stack_op::FFREE => {
-            cpu.x87_exceptions(0, 0);
+            cpu.x87_exceptions(0, None);
             cpu.state.x87.free(insn.i);
             cpu.x87_pop(insn.pops);
         }
         stack_op::FINCSTP | stack_op::FDECSTP => {
-            cpu.x87_exceptions(0, 0);
+            cpu.x87_exceptions(0, None);
             let x = &mut cpu.state.x87;
             x.set_top(x.top() + if insn.op == stack_op::FINCSTP { 1 } else { 7 });
         }
         stack_op::FNOP => cpu.x87_pointer(),
         n => {
             let v = host::constant(n - stack_op::CONSTANT, cpu.state.x87.fcw);
-            cpu.x87_load(v, 0, 0);
+            cpu.x87_load(v, 0, None);
         }
     }
     Ok(0)
@@ -176,12 +183,12 @@ pub(super) fn stack(cpu: &mut Cpu, insn: u64, _: u64, _: u64) -> Result<u64, Fau
 
 fn store_register(cpu: &mut Cpu, insn: Insn) {
     let v = if cpu.state.x87.is_empty(0) {
-        if !cpu.x87_underflow(0) {
+        if !cpu.x87_underflow(None) {
             return;
         }
         INDEFINITE
     } else {
-        cpu.x87_exceptions(0, 0);
+        cpu.x87_exceptions(0, None);
         cpu.state.x87.st(0)
     };
     cpu.state.x87.set_st(insn.i, v);
@@ -192,7 +199,7 @@ fn exchange(cpu: &mut Cpu, i: usize) {
     let x = &cpu.state.x87;
     let value = |n: usize| if x.is_empty(n) { INDEFINITE } else { x.st(n) };
     let (a, b) = (value(0), value(i));
-    let fits = if x.is_empty(0) || x.is_empty(i) { cpu.x87_underflow(0) } else { cpu.x87_exceptions(0, 0) };
+    let fits = if x.is_empty(0) || x.is_empty(i) { cpu.x87_underflow(None) } else { cpu.x87_exceptions(0, None) };
     if fits {
         cpu.state.x87.set_st(0, b);
         cpu.state.x87.set_st(i, a);
@@ -205,7 +212,7 @@ pub(super) fn conditional_move(cpu: &mut Cpu, insn: u64, condition: u64, _: u64)
     cpu.x87_start()?;
     let x = &cpu.state.x87;
     if x.is_empty(0) || x.is_empty(insn.i) {
-        if cpu.x87_underflow(0) {
+        if cpu.x87_underflow(None) {
             cpu.state.x87.set_st(0, INDEFINITE);
         }
         return Ok(0);

@@ -50,7 +50,7 @@ crate::helper_family! { 4;
     FCMOV = conditional_move, FAULTS;
     /// Arithmetic: [`Insn`], operation by the three opcode bits.
     ARITHMETIC = arithmetic, FAULTS;
-    /// Comparisons: [`Insn`] with [`compare_op`]; those to EFLAGS have the flags so far in c and give the new ones.
+    /// Comparisons: [`Insn`] with [`compare_op`]; those to EFLAGS give the new flags.
     COMPARE = compare, FAULTS;
     /// Functions of the top of the stack: [`Insn`] with [`unary_op`].
     UNARY = unary, FAULTS;

@@ -21,7 +21,7 @@ impl Lifter<'_> {
     /// Operand `n`: an MMX register or memory, zero-extended.
     fn mmx_read(&mut self, i: &Instruction, n: u32) -> VVal {
         if i.op_kind(n) == OpKind::Memory {
-            return self.vec_load(i, i.memory_size().size(), Align::Any);
+            return self.vec_load(i, i.memory_size().size(), Align::Checked);
         }
         let r = i.op_register(n);
         if r.is_xmm() {
@@ -41,12 +41,17 @@ impl Lifter<'_> {
 
     /// TOP = 0 and all tags valid, as every MMX instruction but EMMS leaves them (SDM 1, 9.5.1).
     fn mmx_mode(&mut self) {
-        let x87 = offset_of!(CpuState, x87);
+        self.mmx_top();
         let tags = self.b.iconst(0xff);
-        self.b.set_state(Ty::I8, x87 + offset_of!(X87, tags), tags);
-        let fsw = self.b.get_state(Ty::I16, x87 + offset_of!(X87, fsw));
+        self.b.set_state(Ty::I8, offset_of!(CpuState, x87) + offset_of!(X87, tags), tags);
+    }
+
+    /// TOP = 0.
+    fn mmx_top(&mut self) {
+        let at = offset_of!(CpuState, x87) + offset_of!(X87, fsw);
+        let fsw = self.b.get_state(Ty::I16, at);
         let fsw = self.b.op2(crate::ir::Op::And, Ty::I16, fsw, !0x3800);
-        self.b.set_state(Ty::I16, x87 + offset_of!(X87, fsw), fsw);
+        self.b.set_state(Ty::I16, at, fsw);
     }
 }
 
@@ -63,11 +68,28 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         return Some(flow);
     }
     l.b.call(MMX_CHECK, &[]);
+    // Silicon resets TOP even if a store or conversion faults after that (measured); a load that faults changes nothing.
+    if matches!(i.op_kind(0), OpKind::Memory | OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemorySegDI) {
+        l.mmx_top();
+    }
     f(l, i);
-    if i.mnemonic() != Mnemonic::Emms {
+    if !converts(i.mnemonic()) && i.mnemonic() != Mnemonic::Emms {
         l.mmx_mode();
     }
     Some(Flow::Next)
+}
+
+/// Conversions between floating point and MMX.
+fn converts(m: Mnemonic) -> bool {
+    matches!(
+        m,
+        Mnemonic::Cvtpi2ps
+            | Mnemonic::Cvtpi2pd
+            | Mnemonic::Cvtps2pi
+            | Mnemonic::Cvttps2pi
+            | Mnemonic::Cvtpd2pi
+            | Mnemonic::Cvttpd2pi
+    )
 }
 
 type Semantics = fn(&mut Lifter, &Instruction);
@@ -86,7 +108,10 @@ fn semantics(i: &Instruction) -> Option<Semantics> {
         Mnemonic::Maskmovq => maskmovq,
         Mnemonic::Pmovmskb | Mnemonic::Pextrw => to_register,
         Mnemonic::Pinsrw => pinsrw,
-        Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd => from_mmx,
+        Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd => |l, i| {
+            l.mmx_mode();
+            from_mmx(l, i);
+        },
         Mnemonic::Cvtps2pi | Mnemonic::Cvttps2pi | Mnemonic::Cvtpd2pi | Mnemonic::Cvttpd2pi => to_mmx,
         Mnemonic::Pshufw => |l, i| {
             let (t, s) = (l.b.vtemp(), l.mmx_read(i, 1));
@@ -165,6 +190,7 @@ pub(super) fn from_mmx(l: &mut Lifter, i: &Instruction) {
 
 fn to_mmx(l: &mut Lifter, i: &Instruction) {
     let (s, t) = (l.mmx_read(i, 1), l.b.vtemp());
+    l.mmx_mode();
     let (op, low) = match i.mnemonic() {
         Mnemonic::Cvtps2pi => (VecOp::Cvtps2dq, true),
         Mnemonic::Cvttps2pi => (VecOp::Cvttps2dq, true),

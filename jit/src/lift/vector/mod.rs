@@ -126,7 +126,7 @@ impl Lifter<'_> {
         let m = self.vec_mem(i, bytes, false, align);
         if bytes < 4 {
             let v = self.load(Ty::from_bytes(bytes), m);
-            self.b.vec_from_int(VecFromInt::Zext64, Ty::I64, t, t, v, 0);
+            self.vec_zext(Ty::I64, t, v);
         } else {
             self.b.vload(t, bytes, m.addr, m.disp, m.flags);
         }
@@ -136,7 +136,8 @@ impl Lifter<'_> {
     /// A general register's value as a vector, the rest zero.
     pub(super) fn vec_zext(&mut self, ty: Ty, d: VVal, v: Val) {
         let op = if ty == Ty::I64 { VecFromInt::Zext64 } else { VecFromInt::Zext32 };
-        self.b.vec_from_int(op, ty, d, d, v, 0);
+        // The vector operand does not count.
+        self.b.vec_from_int(op, ty, d, VVal(0), v, 0);
     }
 
     /// Vector operand `n`: an XMM register, or memory of the size that the instruction declares.

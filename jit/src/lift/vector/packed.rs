@@ -132,7 +132,7 @@ fn blendv(l: &mut Lifter, i: &Instruction) {
         Mnemonic::Blendvps => l.b.vec(VecOp::PsradI, mask, xmm0, xmm0, 31),
         other => {
             let zero = l.b.vtemp();
-            l.b.vec(VecOp::Pxor, zero, zero, zero, 0);
+            l.b.vec(VecOp::Pxor, zero, xmm0, xmm0, 0);
             let op = if other == Mnemonic::Pblendvb { VecOp::Pcmpgtb } else { VecOp::Pcmpgtq };
             l.b.vec(op, mask, zero, xmm0, 0);
         }

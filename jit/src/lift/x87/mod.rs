@@ -42,9 +42,8 @@ fn register_form(l: &mut Lifter, i: &Instruction, id: HelperId, insn: Insn) {
         let condition = l.b.get_cond(condition(i.mnemonic()));
         l.b.call(id, &[packed, condition]);
     } else if id == COMPARE && insn.op & compare_op::TO_FLAGS != 0 {
-        let before = l.b.get_flags();
-        let after = l.b.call(id, &[packed, Val::NONE, before]);
-        l.b.set_flags_raw(after);
+        let flags = l.b.call(id, &[packed]);
+        l.b.set_flags_raw(flags);
     } else {
         l.b.call(id, &[packed]);
     }
@@ -54,6 +53,9 @@ fn register_form(l: &mut Lifter, i: &Instruction, id: HelperId, insn: Insn) {
 fn register_operand(i: &Instruction) -> usize {
     let st = |n: u32| (i.op_kind(n) == OpKind::Register && i.op_register(n).is_st()).then(|| i.op_register(n));
     let number = |r: Register| r.number() & 7;
+    if matches!(i.mnemonic(), Mnemonic::Fcompp | Mnemonic::Fucompp) {
+        return 1;
+    }
     (0..i.op_count()).filter_map(st).map(number).max().unwrap_or(0)
 }
 
@@ -151,7 +153,8 @@ fn moves(i: &Instruction) -> Option<(HelperId, Insn)> {
         Mnemonic::Fstp | Mnemonic::Fistp | Mnemonic::Fbstp if memory => store(store_op::FST, 1),
         Mnemonic::Fisttp => store(store_op::FISTTP, 1),
         Mnemonic::Fst => stack(stack_op::FST, 0),
-        Mnemonic::Fstp | Mnemonic::Fstpnce => stack(stack_op::FST, 1),
+        Mnemonic::Fstp => stack(stack_op::FST, 1),
+        Mnemonic::Fstpnce => stack(stack_op::FSTPNCE, 1),
         Mnemonic::Fxch => stack(stack_op::FXCH, 0),
         Mnemonic::Ffree => stack(stack_op::FFREE, 0),
         Mnemonic::Ffreep => stack(stack_op::FFREE, 1),
