@@ -113,8 +113,14 @@ pub fn fill(r: &mut Random, family: Family, regs: &mut Registers) {
     let precision = r.pick(&[0u16, 2, 3, 3, 3]);
     let mask = if r.chance(10) { 0x3f & !(1 << r.below(6)) } else { 0x3f };
     regs.fcw = 0x40 | mask | precision << 8 | (r.below(4) as u16) << 10;
-    // TOP and condition codes; pending exceptions would fault at once.
-    regs.fsw = (r.bits() as u16) & 0x7f00 & !0x8080;
+    // TOP and condition codes; sticky flags, some of them of pending exceptions.
+    regs.fsw = (r.bits() as u16) & 0x7f00;
+    if r.chance(10) {
+        regs.fsw |= r.bits() as u16 & 0x7f;
+        if regs.fsw & !regs.fcw & 0x3f != 0 {
+            regs.fsw |= 0x8080;
+        }
+    }
     regs.fop = r.bits() as u16 & 0x7ff;
     regs.fip = r.below(1 << 47);
     regs.fdp = r.bits();

@@ -185,6 +185,11 @@ fn excluded(m: Mnemonic) -> bool {
     )
 }
 
+/// Memory accesses of an odd size that silicon makes in pieces.
+pub fn in_pieces(m: Mnemonic) -> bool {
+    matches!(m, Mnemonic::Fstp | Mnemonic::Fbstp | Mnemonic::Fnstenv | Mnemonic::Fldenv)
+}
+
 /// The host has the feature (and so the comparison means something).
 fn host_has(f: CpuidFeature) -> bool {
     use CpuidFeature::*;

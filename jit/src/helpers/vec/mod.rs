@@ -73,16 +73,15 @@ fn pcmpestr(cpu: &mut Cpu, imm: u64, length_a: u64, length_b: u64) -> Result<u64
     Ok(r.index(imm8))
 }
 
-/// Bytes whose mask bit is clear are not written; faults on them are allowed either way (SDM 2A MASKMOVDQU), and the
-/// all-or-nothing store of the whole span would write them, so each run of bytes is stored on its own, checked first.
+/// Bytes whose mask bit is clear are not written, but faults on them are raised, of the high half first, even where no
+/// bit is set (SDM 2B MASKMOVDQU leaves that open; measured).
 fn maskmov(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u64, Fault> {
     let data = cpu.state.vecs[STAGE0].0[0].to_le_bytes();
     let mask = cpu.state.vecs[STAGE1].0[0].to_le_bytes();
     let bytes = (bytes as usize).min(16);
-    if mask[..bytes].iter().all(|m| m & 0x80 == 0) {
-        return Ok(0);
+    for half in (0..bytes as u64 / 8).rev() {
+        cpu.probe_write(address.wrapping_add(8 * half), 8)?;
     }
-    cpu.probe_write(address, bytes as u64)?;
     let mut at = 0;
     while at < bytes {
         let run = mask[at..bytes].iter().take_while(|m| *m & 0x80 != 0).count();

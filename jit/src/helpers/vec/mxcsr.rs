@@ -131,12 +131,28 @@ impl Checked {
     }
 }
 
+/// Dot products raise what their multiplications raise before they add (SDM 2A DPPS): the multiplication, and the
+/// elements that take part.
+fn first_stage(op: VecOp, imm8: u8) -> Option<(VecOp, u128)> {
+    let (multiply, bits) = match op {
+        VecOp::Dpps => (VecOp::Mulps, 32),
+        VecOp::Dppd => (VecOp::Mulpd, 64),
+        _ => return None,
+    };
+    let one = (1u128 << bits) - 1;
+    let keep = (0..128 / bits).filter(|n| imm8 >> (4 + n) & 1 != 0).fold(0, |m, n| m | one << (bits * n));
+    Some((multiply, keep))
+}
+
 /// A floating-point vector operation with some exception unmasked. Operands are staged in the last vector slots.
 pub fn vec_checked(cpu: &mut Cpu, what: u64, b: u64, _: u64) -> Result<u64, Fault> {
     let (x, y) = (cpu.state.vecs[STAGE0].0[0], cpu.state.vecs[STAGE1].0[0]);
     match Checked::unpack(what).ok_or(Fault::UD)? {
         Checked::Vec(op, imm8) => {
             let f = vec_fn(op);
+            if let Some((multiply, keep)) = first_stage(op, imm8) {
+                cpu.run_checked(|| vec_fn(multiply)(x & keep, y & keep, 0))?;
+            }
             cpu.state.vecs[STAGE0].0[0] = cpu.run_checked(|| f(x, y, imm8))?;
             Ok(0)
         }

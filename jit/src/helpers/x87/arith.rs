@@ -1,5 +1,6 @@
 //! Arithmetic, comparisons, functions.
 
+use super::convert::Parts;
 use super::host::{self, HostFn, Operand, Outcome};
 use super::insn::{Format, Insn};
 use super::state::{INDEFINITE, sw};
@@ -216,14 +217,19 @@ fn function(cpu: &mut Cpu, op: u8) {
     let f = shape.function();
     let r = f(x.fcw, x.st(0), if two { x.st(1) } else { 0 }, 0);
     let done = cpu.x87_exceptions(r.sw & (sw::EXCEPTIONS | sw::C1), None);
-    // A remainder that is invalid has no quotient bits to show; C0 and C3 stay (measured).
-    let no_quotient = matches!(shape, Shape::Two(_)) && r.sw & sw::IE != 0;
+    // A remainder that is a NaN, or was not taken, has no quotient bits to show: C0 and C3 stay (measured).
+    let no_quotient = matches!(shape, Shape::Two(_)) && (!done || r.sw & sw::IE != 0 || is_nan(r.st0));
     let defined = conditions(op) & if no_quotient { sw::C2 } else { sw::CONDITIONS };
+    let x = &mut cpu.state.x87;
+    x.fsw = x.fsw & !defined | r.sw & defined;
     if done {
-        let x = &mut cpu.state.x87;
-        x.fsw = x.fsw & !defined | r.sw & defined;
         write_results(cpu, &shape, r);
     }
+}
+
+fn is_nan(v: u128) -> bool {
+    let p = Parts::new(v);
+    p.exponent == 0x7fff && p.mantissa << 1 != 0
 }
 
 fn write_results(cpu: &mut Cpu, shape: &Shape, r: Outcome) {

@@ -142,13 +142,14 @@ impl Cpu {
         }
     }
 
-    /// Pushes the result of a load with its exceptions; a full stack is an overflow.
+    /// Pushes the result of a load with its exceptions; a full stack is an overflow. An unmasked denormal exception does
+    /// not keep the value from being loaded (measured).
     pub(super) fn x87_load(&mut self, v: u128, found: u16, data: Option<u64>) {
         if !self.state.x87.is_empty(7) {
             if self.x87_overflow(data) {
                 self.state.x87.push(INDEFINITE);
             }
-        } else if self.x87_exceptions(found, data) {
+        } else if self.x87_exceptions(found, data) || found & sw::IE == 0 {
             self.state.x87.push(v);
         }
     }

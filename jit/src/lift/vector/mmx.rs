@@ -69,11 +69,14 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     }
     l.b.call(MMX_CHECK, &[]);
     // Silicon resets TOP even if a store or conversion faults after that (measured); a load that faults changes nothing.
-    if matches!(i.op_kind(0), OpKind::Memory | OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemorySegDI) {
+    if i.op_kind(0) == OpKind::Memory {
         l.mmx_top();
+    } else if i.mnemonic() == Mnemonic::Maskmovq {
+        l.mmx_mode();
     }
     f(l, i);
-    if !converts(i.mnemonic()) && i.mnemonic() != Mnemonic::Emms {
+    let done = converts(i.mnemonic()) || matches!(i.mnemonic(), Mnemonic::Emms | Mnemonic::Maskmovq);
+    if !done {
         l.mmx_mode();
     }
     Some(Flow::Next)
