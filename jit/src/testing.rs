@@ -3,12 +3,18 @@
 
 use crate::board::Board;
 use crate::cpu::{Cpu, Shared};
+use crate::fault::Fault;
+use crate::ir::Block;
 use crate::lift;
+use crate::lower::{Compiler, Region};
 use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{PAGE_SIZE, Ram, RamRegion};
 use crate::passes;
+use crate::runtime::compile::{CompileService, compile_one};
+use crate::runtime::exec::Leave;
 use crate::state::{Segment, attr, cr0, cr4, efer, reg};
-use std::sync::Arc;
+use crate::vcpu::EngineConfig;
+use std::sync::{Arc, PoisonError};
 
 /// How the instruction is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +23,8 @@ pub enum Tier {
     Lifted,
     /// The interpreter on the IR after the passes.
     Optimised,
+    /// Generated code.
+    Compiled,
 }
 
 /// Registers that user code sees.
@@ -105,6 +113,46 @@ pub struct Page {
 pub struct Machine {
     cpu: Box<Cpu>,
     pages: Vec<Page>,
+    compiling: Option<Compiling>,
+}
+
+/// The compiling tier of a machine, with the last instruction it compiled.
+struct Compiling {
+    compiler: Compiler,
+    service: CompileService,
+    last: Option<(Block, Option<u64>)>,
+    /// Blocks for which there was no code; the interpreter ran them, as it would in a machine.
+    refused: u64,
+}
+
+impl Compiling {
+    fn new() -> Self {
+        let config = EngineConfig { sync: true, code_cache: 16 << 20, ..EngineConfig::default() };
+        Self {
+            compiler: Compiler::new().expect("a host that Cranelift knows"),
+            service: CompileService::start(&config).expect("memory for generated code"),
+            last: None,
+            refused: 0,
+        }
+    }
+
+    /// Host address of the block's code, if it can be compiled.
+    fn entry(&mut self, block: &Block) -> Option<u64> {
+        if let Some((_, entry)) = self.last.as_ref().filter(|(b, _)| b == block) {
+            return *entry;
+        }
+        {
+            let mut space = self.service.space.lock().unwrap_or_else(PoisonError::into_inner);
+            if space.is_nearly_full() {
+                space.clear();
+            }
+        }
+        let region = Region { blocks: vec![Arc::new(block.clone())] };
+        let entry = compile_one(&mut self.compiler, &region, &self.service.space).map(|p| p.entry);
+        self.refused += entry.is_none() as u64;
+        self.last = Some((block.clone(), entry));
+        entry
+    }
 }
 
 const TABLES: u64 = 0x1000;
@@ -157,7 +205,8 @@ impl Machine {
         let ram = Arc::new(Ram::new(size, vec![region]).expect("memory for the test machine"));
         let shared = Arc::new(Shared { code_map: CodeMap::new(&ram), ram });
         let model = Arc::new(crate::cpuid::parse(model).expect("a processor model"));
-        let mut machine = Self { cpu: Cpu::new(0, shared, Arc::new(NoBoard), model), pages: pages.to_vec() };
+        let mut machine =
+            Self { cpu: Cpu::new(0, shared, Arc::new(NoBoard), model), pages: pages.to_vec(), compiling: None };
         machine.map_pages();
         machine.set_mode(bits);
         machine
@@ -280,12 +329,16 @@ impl Machine {
         self.write(rip, bytes);
         let mut block =
             lift::lift_block(bytes, rip, mode, &self.cpu.model, 1).expect("the bytes hold a whole instruction");
-        if tier == Tier::Optimised {
+        if tier != Tier::Lifted {
             passes::run(&mut block);
         }
         self.cpu.load_mxcsr();
         let outcome = loop {
-            match self.cpu.run_block(&block) {
+            let result = match tier {
+                Tier::Compiled => self.enter(&block),
+                _ => self.cpu.run_block(&block),
+            };
+            match result {
                 Ok(()) if self.cpu.state.rip == rip && repeats(&block) => {}
                 Ok(()) => break Outcome::Done,
                 Err(f) => {
@@ -295,6 +348,24 @@ impl Machine {
         };
         self.cpu.leave_mxcsr();
         outcome
+    }
+
+    /// Runs the block as generated code, which may leave it to the interpreter (what faults, for one).
+    fn enter(&mut self, block: &Block) -> Result<(), Fault> {
+        let Some(entry) = self.compiling.get_or_insert_with(Compiling::new).entry(block) else {
+            return self.cpu.run_block(block);
+        };
+        self.cpu.state.code_stale = 0;
+        match self.cpu.enter(entry) {
+            Leave::Interpret => self.cpu.run_block(block),
+            Leave::Fault => Err(self.cpu.pending_fault.take().unwrap_or(Fault::UD)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Blocks that the compiling tier refused so far.
+    pub fn refused(&self) -> u64 {
+        self.compiling.as_ref().map_or(0, |c| c.refused)
     }
 
     /// The IR of the instruction, before and after the passes, for reports.
@@ -308,7 +379,7 @@ impl Machine {
 }
 
 /// The block is a repeated string instruction: it branches to itself while there is more.
-fn repeats(block: &crate::ir::Block) -> bool {
+fn repeats(block: &Block) -> bool {
     block.insts.iter().any(|i| i.op == crate::ir::Op::Call)
         && block.insts.last().is_some_and(|i| i.op == crate::ir::Op::Br && i.imm as u64 == block.rip)
 }

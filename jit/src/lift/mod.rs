@@ -160,7 +160,7 @@ pub fn decoder_options() -> u32 {
 impl Lifter<'_> {
     /// Lifts one instruction.
     fn insn(&mut self, i: &Instruction) -> Flow {
-        if i.code() == Code::INVALID || !self.model.supports(i) {
+        if i.code() == Code::INVALID || !(self.model.supports(i) || mov::is_hint(i)) {
             return self.undefined();
         }
         integer::lift(self, i)

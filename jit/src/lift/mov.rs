@@ -36,10 +36,9 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Clc | Stc | Cmc => l.carry_bit(i),
         Sahf | Lahf | Salc => l.flag_byte(i),
         Cld | Std => l.direction(i.mnemonic() == Std),
-        // Hints and prefetches have no effect and never fault; RDSSP is a no-op while shadow stacks are off. LFENCE and
-        // SFENCE order what is in order here anyway.
-        Nop | Reservednop | Pause | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Prefetch | Prefetchw | Prefetchwt1
-        | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Cldemote | Lfence | Sfence => {}
+        // LFENCE and SFENCE order what is in order here anyway.
+        Lfence | Sfence => {}
+        _ if is_hint(i) => {}
         Mfence => {
             l.b.call(helper::FENCE, &[]);
         }
@@ -47,6 +46,31 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         _ => return None,
     }
     Some(Flow::Next)
+}
+
+/// Hints and prefetches: they have no effect, never fault, and are no-ops on processors without the feature too (RDSSP: while
+/// shadow stacks are off).
+pub fn is_hint(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        i.mnemonic(),
+        Nop | Reservednop
+            | Pause
+            | Endbr32
+            | Endbr64
+            | Rdsspd
+            | Rdsspq
+            | Prefetch
+            | Prefetchw
+            | Prefetchwt1
+            | Prefetchnta
+            | Prefetcht0
+            | Prefetcht1
+            | Prefetcht2
+            | Prefetchit0
+            | Prefetchit1
+            | Cldemote
+    )
 }
 
 impl Lifter<'_> {

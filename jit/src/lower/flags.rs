@@ -125,6 +125,8 @@ impl Lower<'_, '_> {
         };
         match (f.kind, cc >> 1) {
             (CcKind::Raw | CcKind::AddCarry | CcKind::SubBorrow, _) => None,
+            // Undefined and clear: nobody asks.
+            (CcKind::Mul, 2) => None,
             (_, 2) => zero_test(self, IntCC::Equal),
             (_, 4) => zero_test(self, IntCC::SignedLessThan),
             (CcKind::Sub, 1 | 3 | 6 | 7) => {

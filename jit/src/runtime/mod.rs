@@ -3,7 +3,7 @@
 mod arena;
 pub mod cache;
 pub mod compile;
-mod exec;
+pub mod exec;
 mod place;
 mod run;
 pub mod tier;

@@ -187,13 +187,21 @@ impl CodeSpace {
 
     /// Writes the stub of one check: fill the TLB, compare again, go on or abandon the frame.
     fn write_miss_stub(&mut self, s: &MissStub, code_at: usize) -> Option<usize> {
-        let len = 2 + 5 + 5 + s.compare.len() + 2 + 5 + 10 + 5;
+        let len = 5 + 5 + 5 + s.compare.len() + 2 + 5 + 10 + 5;
         let at = self.arena.alloc(len)?;
         let mut b = Vec::with_capacity(len);
-        if s.page >= 8 {
-            b.push(0x41);
+        match s.page {
+            Page::Register(n) => {
+                if n >= 8 {
+                    b.push(0x41);
+                }
+                b.push(0x50 + (n & 7));
+            }
+            Page::Constant(page) => {
+                b.push(0x68);
+                b.extend(page.to_le_bytes());
+            }
         }
-        b.push(0x50 + (s.page & 7));
         b.push(0x68);
         b.extend(s.kind.to_le_bytes());
         call_or_jump(&mut b, 0xe8, at, self.miss);
@@ -208,10 +216,18 @@ impl CodeSpace {
     }
 }
 
+/// Where a TLB check has the page it looks for.
+#[derive(Clone, Copy)]
+enum Page {
+    /// In a register.
+    Register(u8),
+    /// A constant address: the page, as the comparison sign-extends it.
+    Constant(i32),
+}
+
 /// A TLB check found in the code.
 struct MissStub {
-    /// Register that holds the page.
-    page: u8,
+    page: Page,
     kind: u32,
     /// Bytes of the comparison.
     compare: Vec<u8>,
@@ -225,20 +241,27 @@ struct MissStub {
 
 impl MissStub {
     fn new(c: &Compiled, cmp: &Instruction, jcc: &Instruction, kind: u32) -> Option<Self> {
-        let register = match (cmp.mnemonic(), cmp.op0_kind(), cmp.op1_kind()) {
-            (Mnemonic::Cmp, OpKind::Register, OpKind::Memory | OpKind::Register) => cmp.op0_register(),
-            (Mnemonic::Cmp, OpKind::Memory, OpKind::Register) => cmp.op1_register(),
-            _ => Register::None,
+        let register = |r: Register| r.is_gpr64().then(|| Page::Register(r.number() as u8));
+        let page = match (cmp.mnemonic(), cmp.op0_kind(), cmp.op1_kind()) {
+            (Mnemonic::Cmp, OpKind::Register, OpKind::Memory | OpKind::Register) => register(cmp.op0_register()),
+            (Mnemonic::Cmp, OpKind::Memory, OpKind::Register) => register(cmp.op1_register()),
+            // The tag is in memory or in a register; from a register it stays stale after the fill: the access is
+            // interpreted this once.
+            (Mnemonic::Cmp, OpKind::Memory | OpKind::Register, OpKind::Immediate32to64 | OpKind::Immediate8to64) => {
+                Some(Page::Constant(cmp.immediate(1) as i32))
+            }
+            _ => None,
         };
-        if !register.is_gpr64() || jcc.len() != 6 || cmp.is_ip_rel_memory_operand() {
+        let page = page.filter(|_| jcc.len() == 6 && !cmp.is_ip_rel_memory_operand());
+        let Some(page) = page else {
             tracing::warn!("a TLB check is not of the expected shape");
             return None;
-        }
+        };
         let at = jcc.ip() as u32;
         let known = c.rips.partition_point(|(start, _)| *start <= at);
         let rip = c.rips.get(known.checked_sub(1)?)?.1;
         Some(Self {
-            page: register.number() as u8,
+            page,
             kind,
             compare: c.code[cmp.ip() as usize..cmp.next_ip() as usize].to_vec(),
             displacement: at as usize + 2,

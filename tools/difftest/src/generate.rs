@@ -41,8 +41,9 @@ impl Generator {
         if self.bits == Bits::B64 { 64 } else { 32 }
     }
 
-    /// A case of the given opcode; `None` if the choice could not be encoded (try another seed).
-    pub fn case(&mut self, code: Code, family: Family) -> Option<Case> {
+    /// An instruction with the given opcode, as decoded, and its encoding; `None` if the choice could not be encoded
+    /// (try another seed).
+    pub fn instruction(&mut self, code: Code) -> Option<(Instruction, Vec<u8>)> {
         let mut insn = Instruction::default();
         insn.set_code(code);
         let info = code.op_code();
@@ -56,19 +57,21 @@ impl Generator {
         let mut decoder = iced_x86::Decoder::with_ip(self.bitness(), &bytes, ENTRY, 0);
         let insn = decoder.decode();
         // Some encodings mean another opcode without their mandatory registers; test what the bytes say.
-        if insn.is_invalid() || insn.len() != bytes.len() {
-            return None;
-        }
+        (!insn.is_invalid() && insn.len() == bytes.len()).then_some((insn, bytes))
+    }
+
+    /// A case of an instruction: registers and memory. `None` if no address can be made to fit.
+    pub fn case(&mut self, insn: Instruction, bytes: &[u8], family: Family) -> Option<Case> {
         let mut regs = self.registers(family);
         let mut patches = Vec::new();
         self.place_implicit(&insn, &mut regs);
         self.place_memory(&insn, &mut regs, &mut patches)?;
-        self.place_branch(&insn, &mut regs, &mut patches);
+        self.place_branch(&insn, &mut regs, &mut patches)?;
         if self.bits == Bits::B32 {
             regs.gpr.iter_mut().for_each(|v| *v &= 0xffff_ffff);
             regs.gpr[8..].fill(0);
         }
-        Some(Case { insn, bytes, regs, patches })
+        Some(Case { insn, bytes: bytes.to_vec(), regs, patches })
     }
 
     fn registers(&mut self, family: Family) -> Registers {
@@ -409,19 +412,28 @@ impl Generator {
         contents[..len].copy_from_slice(&value.to_le_bytes()[..len]);
     }
 
-    /// Indirect branches and returns get a target on the code page.
-    fn place_branch(&mut self, insn: &Instruction, regs: &mut Registers, patches: &mut Vec<(u64, Vec<u8>)>) {
+    /// Indirect branches and returns get a target on the code page; `None` if they would read one from memory that
+    /// cannot be given contents.
+    fn place_branch(
+        &mut self,
+        insn: &Instruction,
+        regs: &mut Registers,
+        patches: &mut Vec<(u64, Vec<u8>)>,
+    ) -> Option<()> {
         let to = ENTRY + 20 + self.random.below(1500);
         let indirect = insn.is_jmp_near_indirect() || insn.is_call_near_indirect();
         if indirect && insn.op0_kind() == OpKind::Register {
             regs.gpr[insn.op0_register().full_register().number()] = to;
         } else if indirect {
-            for (_, bytes) in patches.iter_mut() {
-                let len = bytes.len().min(8);
-                bytes[..len].copy_from_slice(&to.to_le_bytes()[..len]);
+            let (at, bytes) = patches.first_mut()?;
+            if *at + bytes.len() as u64 > DATA + DATA_SIZE && *at < DATA + DATA_SIZE + READ_ONLY {
+                return None;
             }
+            let len = bytes.len().min(8);
+            bytes[..len].copy_from_slice(&to.to_le_bytes()[..len]);
         } else if insn.mnemonic() == Mnemonic::Ret {
             patches.push((regs.gpr[4], to.to_le_bytes().to_vec()));
         }
+        Some(())
     }
 }

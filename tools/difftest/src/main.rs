@@ -1,8 +1,9 @@
 //! Random differential test: single instructions on the engine and on the host processor.
 //!
-//! `difftest [--family int|vec|x87] [--bits 64|32] [--cases N] [--seed N] [--only NAME] [--stop N] [--show]`
+//! `difftest [--family int|vec|x87] [--bits 64|32] [--tier lifted|optimised|jit] [--cases N] [--seed N] [--only NAME] [--stop N] [--show]`
 //!
-//! Each case has its own seed, printed with a mismatch; `--only CODE --seed SEED --cases 1 --exact` replays it.
+//! Each instruction has its own seed, printed with a mismatch; `--only CODE --seed SEED --cases 1 --exact` replays it with
+//! all its inputs. Without `--tier` the interpreter runs half of them as lifted and half after the passes.
 
 mod floats;
 mod generate;
@@ -18,6 +19,8 @@ use iced_x86::Code;
 use select::Family;
 use std::collections::BTreeMap;
 
+/// Inputs tried with each instruction.
+const VARIANTS: u64 = 8;
 const AREA: usize = (DATA_SIZE + READ_ONLY) as usize;
 
 struct Options {
@@ -29,6 +32,7 @@ struct Options {
     stop: usize,
     exact: bool,
     show: bool,
+    tier: Option<Tier>,
 }
 
 fn options() -> Result<Options> {
@@ -41,6 +45,7 @@ fn options() -> Result<Options> {
         stop: 20,
         exact: false,
         show: false,
+        tier: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
@@ -60,6 +65,14 @@ fn options() -> Result<Options> {
                     "vec" => Family::Vector,
                     "x87" => Family::X87,
                     _ => bail!("--family {value}: use int, vec or x87"),
+                }
+            }
+            "--tier" => {
+                o.tier = match value.as_str() {
+                    "lifted" => Some(Tier::Lifted),
+                    "optimised" => Some(Tier::Optimised),
+                    "jit" => Some(Tier::Compiled),
+                    _ => bail!("--tier {value}: use lifted, optimised or jit"),
                 }
             }
             "--bits" => o.bits = if value == "32" { Bits::B32 } else { Bits::B64 },
@@ -268,52 +281,71 @@ fn report(bench: &Bench, case: &Case, seed: u64, differences: &[String]) {
     }
 }
 
-fn main() -> Result<()> {
-    let o = options()?;
-    let bitness = if o.bits == Bits::B64 { 64 } else { 32 };
-    let codes: Vec<Code> = select::opcodes(o.family, bitness)
-        .into_iter()
-        .filter(|c| {
-            let only = o.only.as_deref();
-            only.is_none_or(|w| {
-                format!("{:?}", c.mnemonic()).to_lowercase() == w || format!("{c:?}").to_lowercase() == w
-            })
-        })
-        .collect();
-    if codes.is_empty() {
-        bail!("no opcode is left to test");
-    }
-    let mut bench = Bench::new(o.bits)?;
-    let mut failures: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    let (mut run, mut bad, mut reported) = (0u64, 0u64, 0usize);
-    for n in 0..o.cases {
-        let seed = if o.exact { o.seed } else { o.seed.wrapping_mul(0x1_0000_0000).wrapping_add(n) };
-        let code = codes[(random::Random::new(seed).below(codes.len() as u64)) as usize];
-        let code = if o.exact || o.only.is_some() { codes[(n % codes.len() as u64) as usize] } else { code };
-        let Some(case) = Generator::new(o.bits, seed).case(code, o.family) else { continue };
-        run += 1;
-        let tier = if seed & 1 == 0 { Tier::Lifted } else { Tier::Optimised };
+/// What a run found.
+#[derive(Default)]
+struct Tally {
+    run: u64,
+    bad: u64,
+    reported: usize,
+    refused: u64,
+    /// Mismatches and first seed by opcode.
+    failures: BTreeMap<String, (u64, u64)>,
+}
+
+/// One instruction with all its inputs.
+fn test(bench: &mut Bench, o: &Options, code: Code, seed: u64, tally: &mut Tally) {
+    let Some((insn, bytes)) = Generator::new(o.bits, seed).instruction(code) else { return };
+    let tier = o.tier.unwrap_or(if seed & 1 == 0 { Tier::Lifted } else { Tier::Optimised });
+    for variant in 1..=VARIANTS {
+        let inputs = seed.wrapping_add(variant.wrapping_mul(0x9e6c_63d0_676a_9a99));
+        let Some(case) = Generator::new(o.bits, inputs).case(insn, &bytes, o.family) else { continue };
+        tally.run += 1;
         let (native, ours) = bench.run(&case, tier);
         if o.show {
             show(&case, &native);
+        }
+        if bench.machine.refused() > tally.refused {
+            tally.refused += 1;
+            println!("NOT COMPILED {:?} `{insn}` seed {seed}", insn.code());
         }
         let wrong = differences(&case, o.family, &native, &ours);
         if wrong.is_empty() {
             continue;
         }
-        bad += 1;
-        let entry = failures.entry(format!("{code:?}")).or_insert((0, seed));
+        tally.bad += 1;
+        let entry = tally.failures.entry(format!("{code:?}")).or_insert((0, seed));
         entry.0 += 1;
-        if (entry.0 == 1 || o.only.is_some()) && reported < o.stop {
-            reported += 1;
-            report(&bench, &case, seed, &wrong);
+        if (entry.0 == 1 || o.only.is_some()) && tally.reported < o.stop {
+            tally.reported += 1;
+            report(bench, &case, seed, &wrong);
         }
     }
-    for (code, (count, seed)) in &failures {
+}
+
+fn main() -> Result<()> {
+    let o = options()?;
+    let bitness = if o.bits == Bits::B64 { 64 } else { 32 };
+    let mut codes = select::opcodes(o.family, bitness);
+    if let Some(only) = &o.only {
+        let is = |name: String| name.to_lowercase() == *only;
+        codes.retain(|c| is(format!("{:?}", c.mnemonic())) || is(format!("{c:?}")));
+    }
+    if codes.is_empty() {
+        bail!("no opcode is left to test");
+    }
+    let mut bench = Bench::new(o.bits)?;
+    let mut tally = Tally::default();
+    for n in 0..o.cases.div_ceil(VARIANTS) {
+        let seed = if o.exact { o.seed } else { o.seed.wrapping_mul(0x1_0000_0000).wrapping_add(n) };
+        let few = codes.len() <= 64;
+        let code = if few { codes[n as usize % codes.len()] } else { random::Random::new(!seed).pick(&codes) };
+        test(&mut bench, &o, code, seed, &mut tally);
+    }
+    for (code, (count, seed)) in &tally.failures {
         println!("{code}: {count} mismatches, first with seed {seed}");
     }
-    println!("{} opcodes, {run} cases from seed {}, {bad} mismatches", codes.len(), o.seed);
-    if bad > 0 {
+    println!("{} opcodes, {} cases from seed {}, {} mismatches", codes.len(), tally.run, o.seed, tally.bad);
+    if tally.bad > 0 {
         bail!("the engine and the host processor disagree");
     }
     Ok(())
