@@ -67,7 +67,7 @@ impl Rep {
             count: cpu.gpr(reg::RCX) & m,
             si: cpu.gpr(reg::RSI) & m,
             di: cpu.gpr(reg::RDI) & m,
-            budget: if cpu.state.mode & mode::TF != 0 { 1 } else { BATCH },
+            budget: if cpu.state.mode & (mode::TF | mode::STEP) != 0 { 1 } else { BATCH },
         }
     }
 
@@ -102,7 +102,7 @@ impl Rep {
             return false;
         }
         self.budget = BATCH;
-        cpu.state.mode & mode::TF != 0 || cpu.requested() != 0
+        cpu.state.mode & (mode::TF | mode::STEP) != 0 || cpu.requested() != 0
     }
 
     /// Writes the registers back.

@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::op::RmwOp;
 use crate::ir::{Ty, mem};
-use crate::state::{cr4, efer};
+use crate::state::{cr4, efer, mode};
 
 /// Where an access goes after translation.
 enum Place {
@@ -41,6 +41,14 @@ impl Cpu {
         ((linear << shift) as i64 >> shift) as u64 == linear
     }
 
+    /// Notes an access for data breakpoints, which exist only where instructions run alone.
+    #[inline]
+    fn watch(&mut self, linear: u64, bytes: u64, write: bool) {
+        if self.state.mode & mode::STEP != 0 {
+            self.note_data_access(linear, bytes, write);
+        }
+    }
+
     /// Loads at the current privilege.
     #[inline]
     pub fn load(&mut self, ty: Ty, linear: u64) -> Result<u64, Fault> {
@@ -50,6 +58,7 @@ impl Cpu {
     /// Loads at the current privilege; `flags` from [`mem`].
     #[inline]
     pub fn load_flags(&mut self, ty: Ty, linear: u64, flags: u16) -> Result<u64, Fault> {
+        self.watch(linear, ty.bytes() as u64, false);
         let index = self.state.mmu_index();
         if flags & mem::WRITE_INTENT != 0 && !self.tlb_writable(index, linear, ty) {
             self.check_write(index, linear, ty.bytes() as u64, flags)?;
@@ -69,6 +78,7 @@ impl Cpu {
     /// Stores at the current privilege; `flags` from [`mem`].
     #[inline]
     pub fn store_flags(&mut self, ty: Ty, linear: u64, value: u64, flags: u16) -> Result<(), Fault> {
+        self.watch(linear, ty.bytes() as u64, true);
         let index = self.state.mmu_index();
         if self.state.tlb.store(index, linear, ty, value) {
             Ok(())
@@ -116,6 +126,7 @@ impl Cpu {
     /// Loads 16 bytes at the current privilege.
     #[inline]
     pub fn load128(&mut self, linear: u64, flags: u16) -> Result<u128, Fault> {
+        self.watch(linear, 16, false);
         if flags & mem::ALIGNED != 0 && linear & 15 != 0 {
             return Err(Fault::GP0);
         }
@@ -136,6 +147,7 @@ impl Cpu {
     /// Stores 16 bytes at the current privilege.
     #[inline]
     pub fn store128(&mut self, linear: u64, value: u128, flags: u16) -> Result<(), Fault> {
+        self.watch(linear, 16, true);
         if flags & mem::ALIGNED != 0 && linear & 15 != 0 {
             return Err(Fault::GP0);
         }
@@ -148,11 +160,13 @@ impl Cpu {
 
     /// Loads any number of bytes at the current privilege.
     pub fn load_bytes(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.watch(linear, buf.len() as u64, false);
         self.read_pieces(self.state.mmu_index(), linear, buf, 0)
     }
 
     /// Stores bytes at the current privilege: all of them, or a fault and none.
     pub fn store_bytes(&mut self, linear: u64, buf: &[u8]) -> Result<(), Fault> {
+        self.watch(linear, buf.len() as u64, true);
         self.write_pieces(self.state.mmu_index(), linear, buf, 0)
     }
 
@@ -168,6 +182,7 @@ impl Cpu {
 
     /// Atomic read-modify-write at the current privilege: the old value.
     pub fn rmw(&mut self, ty: Ty, linear: u64, op: RmwOp, value: u64) -> Result<u64, Fault> {
+        self.watch(linear, ty.bytes() as u64, true);
         let index = self.state.mmu_index();
         if let Some(old) = self.state.tlb.rmw(index, linear, ty, op, value) {
             return Ok(old);
@@ -192,6 +207,7 @@ impl Cpu {
 
     /// Atomic compare-and-swap at the current privilege: the old value.
     pub fn cas(&mut self, ty: Ty, linear: u64, expected: u64, new: u64) -> Result<u64, Fault> {
+        self.watch(linear, ty.bytes() as u64, true);
         let index = self.state.mmu_index();
         if let Some(old) = self.state.tlb.cas(index, linear, ty, expected, new) {
             return Ok(old);
@@ -386,7 +402,7 @@ impl Cpu {
     pub fn copy_run(&mut self, dst: u64, src: u64, len: u64, unit: u64) -> Result<u64, Fault> {
         let room = |a: u64| PAGE_SIZE - (a & (PAGE_SIZE - 1));
         let n = len.min(room(dst)).min(room(src)) / unit * unit;
-        if n == 0 {
+        if n == 0 || self.state.mode & mode::STEP != 0 {
             return Ok(0);
         }
         let index = self.state.mmu_index();
@@ -401,7 +417,7 @@ impl Cpu {
     /// The same for REP STOS: fills with the low `unit` bytes of `value`.
     pub fn fill_run(&mut self, dst: u64, len: u64, value: u64, unit: u64) -> Result<u64, Fault> {
         let n = len.min(PAGE_SIZE - (dst & (PAGE_SIZE - 1))) / unit * unit;
-        if n == 0 {
+        if n == 0 || self.state.mode & mode::STEP != 0 {
             return Ok(0);
         }
         let index = self.state.mmu_index();

@@ -21,6 +21,8 @@ const DR7_WRITABLE: u64 = 0xffff_23ff;
 const GD: u64 = 1 << 13;
 /// Mark in `pending_db`: see [`Cpu::lose_single_step`].
 const NO_SINGLE_STEP: u64 = 1 << 63;
+/// Mark in `pending_db`: the current instruction loaded RF, which holds for the next one.
+const RF_LOADED: u64 = 1 << 62;
 
 /// Conditions of the R/W fields.
 mod condition {
@@ -118,7 +120,10 @@ impl Cpu {
     /// What follows an instruction that ran alone: #DB for TF (`single_step`: it was set before the instruction), for data
     /// and I/O breakpoints and for a task switch. `state.rip` is that of the next instruction.
     pub fn post_step(&mut self, single_step: bool) -> Result<(), Fault> {
-        self.state.rflags &= !flag::RF;
+        if self.pending_db & RF_LOADED == 0 {
+            self.state.rflags &= !flag::RF;
+        }
+        self.pending_db &= !RF_LOADED;
         if self.state.shadow & shadow::MOV_SS != 0 {
             // Held off until after the next instruction (SDM 3A 6.8.3).
             return Ok(());
@@ -133,6 +138,18 @@ impl Cpu {
         }
         self.state.dr[6] = self.state.dr[6] & !0xf | hits;
         Err(Fault::new(vector::DB))
+    }
+
+    /// The current instruction loaded RF (IRET, task switch): it is not cleared behind it.
+    pub fn note_rf(&mut self) {
+        if self.state.rflags & flag::RF != 0 && self.state.mode & mode::STEP != 0 {
+            self.pending_db |= RF_LOADED;
+        }
+    }
+
+    /// A fault ends the current instruction: its traps do not come.
+    pub fn drop_traps(&mut self) {
+        self.pending_db = 0;
     }
 
     /// The current instruction entered a handler or the kernel with TF cleared: its own single-step trap is lost.

@@ -50,11 +50,10 @@ impl Cpu {
     /// Delivers exception `f` of the instruction at `state.rip`. Faults push that RIP with RF set.
     pub fn deliver_fault(&mut self, f: Fault) -> Result<(), Shutdown> {
         let mut fault = f;
+        self.drop_traps();
         loop {
             self.state.halted = false;
-            if fault.vector == vector::PF {
-                self.state.cr2 = fault.address;
-            }
+            self.note_address(&fault);
             // SDM 3A 6.8.3: RF is set in the image of every fault but the one an instruction breakpoint raises.
             let set_rf = fault.vector != vector::DB;
             let event = Event {
@@ -65,10 +64,18 @@ impl Cpu {
                 set_rf,
             };
             let Err(second) = self.deliver_event(&event) else { return Ok(()) };
+            // CR2 tells of the last page fault even where it became a double fault.
+            self.note_address(&second);
             match combine(fault, second) {
                 Some(next) => fault = next,
                 None => return Err(self.shut_down(second)),
             }
+        }
+    }
+
+    fn note_address(&mut self, f: &Fault) {
+        if f.vector == vector::PF {
+            self.state.cr2 = f.address;
         }
     }
 

@@ -24,6 +24,9 @@ impl Cpu {
         let old = self.state.rflags;
         let mask = mask & !flag::ARITH;
         self.state.rflags = old & !mask | v & mask | 2;
+        if mask & flag::RF != 0 {
+            self.note_rf();
+        }
         if (old ^ self.state.rflags) & IN_MODE != 0 {
             self.update_mode();
         }

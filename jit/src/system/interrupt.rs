@@ -243,13 +243,16 @@ impl Cpu {
     fn interrupt_task(&mut self, ev: &Event, selector: u16) -> Result<(), Fault> {
         let set_rf = if ev.set_rf { flag::RF } else { 0 };
         let error = ev.error;
-        self.switch_task(selector, Switch::Interrupt { rip: ev.rip, set_rf })?;
+        if !self.enter_task(selector, Switch::Interrupt { rip: ev.rip, set_rf })? {
+            return Ok(());
+        }
         if let Some(e) = error {
             let ty = if self.state.tr.attributes & 8 != 0 { Ty::I32 } else { Ty::I16 };
             let mut stack = self.current_stack();
             self.push_frame(&mut stack, ty, &[e as u64])?;
             self.set_stack_pointer(stack.sp, stack.mask);
         }
+        self.task_trap();
         Ok(())
     }
 

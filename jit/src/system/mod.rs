@@ -24,3 +24,5 @@ pub mod xcr;
 
 #[cfg(test)]
 pub mod testing;
+#[cfg(test)]
+mod tests;

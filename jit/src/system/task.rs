@@ -1,5 +1,6 @@
 //! Hardware task switch (SDM 3A chapter 7).
 
+use super::breakpoint::dr6;
 use super::descriptor::{Descriptor, is_null, system_type};
 use super::segment::{null_segment, null_stack};
 use crate::cpu::Cpu;
@@ -94,8 +95,31 @@ struct Image {
 
 impl Cpu {
     /// Switches to the task whose TSS `selector` names. Faults up to the point where the new task's state is loaded leave
-    /// the processor as it was; later ones are the new task's (SDM 3A 7.3).
+    /// the processor as it was. Later ones are the new task's (SDM 3A 7.3): they are delivered here, at its first
+    /// instruction.
     pub fn switch_task(&mut self, selector: u16, how: Switch) -> Result<(), Fault> {
+        if self.enter_task(selector, how)? {
+            self.task_trap();
+        }
+        Ok(())
+    }
+
+    /// #DB if the TSS's T bit asked for it, once the new task is complete.
+    pub fn task_trap(&mut self) {
+        if self.pending_db & dr6::BT != 0 {
+            self.state.dr[6] |= dr6::BT;
+            self.deliver_in_task(Fault::new(vector::DB));
+        }
+    }
+
+    fn deliver_in_task(&mut self, fault: Fault) {
+        if let Err(shutdown) = self.deliver_fault(fault) {
+            self.shutdown = Some(shutdown.text);
+        }
+    }
+
+    /// [`Cpu::switch_task`] without the trap; `false`: a fault of the new task was delivered.
+    pub fn enter_task(&mut self, selector: u16, how: Switch) -> Result<bool, Fault> {
         let d = self.task_descriptor(selector, how)?;
         let mut new = d.segment(selector);
         let to = layout(new.attributes);
@@ -120,7 +144,9 @@ impl Cpu {
         self.state.tr = new;
         self.state.cr0 |= cr0::TS;
         self.load_image(&image, to, how);
-        self.load_task_segments(&image)
+        let Err(fault) = self.load_task_segments(&image) else { return Ok(true) };
+        self.deliver_in_task(fault);
+        Ok(false)
     }
 
     fn task_descriptor(&mut self, selector: u16, how: Switch) -> Result<Descriptor, Fault> {
@@ -214,13 +240,14 @@ impl Cpu {
         let nt = if how.nests() { flag::NT } else { 0 };
         let upper = if l.ty == Ty::I32 { 0 } else { self.state.rflags & 0xffff_0000 & !(flag::VM | flag::RF) };
         self.set_rflags(image.flags | nt | upper);
+        self.note_rf();
         for (n, v) in image.registers.iter().enumerate() {
             self.set_gpr(n, *v);
         }
         // SDM 3B 17.2.4: local breakpoint enables are cleared by a task switch.
         self.state.dr[7] &= !0x155;
         if image.trap {
-            self.pending_db |= 1 << 15;
+            self.pending_db |= dr6::BT;
         }
     }
 

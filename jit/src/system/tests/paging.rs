@@ -1,0 +1,235 @@
+//! Page faults for every kind of access, with their error codes.
+
+use crate::fault::vector;
+use crate::state::{cr0, cr4, efer, flag, reg};
+use crate::system::testing::{Guest, place::*};
+use iced_x86::code_asm::*;
+
+const P: u64 = 1;
+const W: u64 = 2;
+const U: u64 = 4;
+const NX: u64 = 1 << 63;
+
+/// Error code bits.
+mod e {
+    pub const P: u64 = 1;
+    pub const W: u64 = 2;
+    pub const U: u64 = 4;
+    pub const R: u64 = 8;
+    pub const I: u64 = 16;
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Do {
+    Read,
+    Write,
+    Fetch,
+}
+
+/// Error code of an access to DATA mapped with `flags`, `None` if it goes through.
+fn access(user: bool, what: Do, flags: u64, setup: impl Fn(&mut Guest)) -> Option<u64> {
+    let mut g = Guest::long();
+    // Supervisor pages for the handlers, so that SMEP and SMAP let them work.
+    for page in [GDT, IDT, TSS, STUBS, CODE, STACK0 - 0x1000] {
+        g.page(page, P | W);
+    }
+    if user {
+        g = g.user();
+    }
+    setup(&mut g);
+    g.cpu.update_mode();
+    g.page(DATA, flags);
+    g.bytes(DATA, &[0x0f, 0x0b]);
+    g.code(|a| match what {
+        Do::Read => {
+            a.mov(al, byte_ptr(DATA))?;
+            a.ud2()
+        }
+        Do::Write => {
+            a.mov(byte_ptr(DATA), 0x0f)?;
+            a.ud2()
+        }
+        Do::Fetch => {
+            a.mov(rax, DATA)?;
+            a.jmp(rax)
+        }
+    });
+    match g.run_to_handler() {
+        vector::PF => {
+            assert_eq!(g.cpu.state.cr2, DATA);
+            if what == Do::Fetch {
+                assert_eq!(g.frame(1), DATA, "the fault is the target's");
+            }
+            Some(g.frame(0))
+        }
+        vector::UD => {
+            let entry = g.read64(PAGING + 0x3000 + 8 * (DATA >> 12));
+            assert_eq!(entry >> 5 & 1, 1, "accessed");
+            assert_eq!(entry >> 6 & 1, (what == Do::Write) as u64, "dirty");
+            None
+        }
+        other => panic!("vector {other}"),
+    }
+}
+
+#[test]
+fn user_accesses() {
+    let f = |what, flags| access(true, what, flags, |_| ());
+    assert_eq!(f(Do::Read, 0), Some(e::U));
+    assert_eq!(f(Do::Write, 0), Some(e::U | e::W));
+    assert_eq!(f(Do::Fetch, 0), Some(e::U | e::I));
+    assert_eq!(f(Do::Read, P | W), Some(e::U | e::P));
+    assert_eq!(f(Do::Write, P | W), Some(e::U | e::W | e::P));
+    assert_eq!(f(Do::Fetch, P | W), Some(e::U | e::I | e::P));
+    assert_eq!(f(Do::Read, P | U), None);
+    assert_eq!(f(Do::Write, P | U), Some(e::U | e::W | e::P));
+    assert_eq!(f(Do::Write, P | U | W), None);
+    assert_eq!(f(Do::Fetch, P | U), None);
+    assert_eq!(f(Do::Fetch, P | U | NX), Some(e::U | e::I | e::P));
+    assert_eq!(f(Do::Read, P | U | NX), None);
+}
+
+#[test]
+fn supervisor_accesses() {
+    let plain = |what, flags| access(false, what, flags, |_| ());
+    assert_eq!(plain(Do::Read, 0), Some(0));
+    assert_eq!(plain(Do::Write, P), Some(e::W | e::P));
+    assert_eq!(plain(Do::Write, P | U), Some(e::W | e::P));
+    assert_eq!(plain(Do::Fetch, P | NX), Some(e::I | e::P));
+    assert_eq!(plain(Do::Fetch, P | U), None);
+    let no_wp = |g: &mut Guest| g.cpu.state.cr0 &= !cr0::WP;
+    assert_eq!(access(false, Do::Write, P, no_wp), None);
+    assert_eq!(access(true, Do::Write, P | U, no_wp), Some(e::U | e::W | e::P), "WP is the supervisor's");
+}
+
+#[test]
+fn smep_and_smap() {
+    let smep = |g: &mut Guest| g.cpu.state.cr4 |= cr4::SMEP;
+    assert_eq!(access(false, Do::Fetch, P | U, smep), Some(e::I | e::P));
+    assert_eq!(access(false, Do::Fetch, P, smep), None);
+    assert_eq!(access(true, Do::Fetch, P | U, smep), None);
+    let smap = |g: &mut Guest| g.cpu.state.cr4 |= cr4::SMAP;
+    assert_eq!(access(false, Do::Read, P | U, smap), Some(e::P));
+    assert_eq!(access(false, Do::Write, P | U | W, smap), Some(e::P | e::W));
+    assert_eq!(access(true, Do::Read, P | U, smap), None);
+    let with_ac = |g: &mut Guest| {
+        g.cpu.state.cr4 |= cr4::SMAP;
+        g.cpu.set_rflags(flag::AC);
+    };
+    assert_eq!(access(false, Do::Write, P | U | W, with_ac), None);
+}
+
+#[test]
+fn reserved_bits_and_nx_without_nxe() {
+    assert_eq!(access(false, Do::Read, P | 1 << 45, |_| ()), Some(e::P | e::R));
+    let no_nxe = |g: &mut Guest| g.cpu.state.efer &= !efer::NXE;
+    assert_eq!(access(false, Do::Read, P | NX, no_nxe), Some(e::P | e::R));
+    assert_eq!(access(false, Do::Fetch, 0, no_nxe), Some(0), "no I bit without NXE and SMEP");
+}
+
+#[test]
+fn accesses_across_pages_fault_at_the_page_that_fails() {
+    let mut g = Guest::long();
+    g.page(DATA + 0x1000, P);
+    g.cpu.set_gpr(reg::RAX, u64::MAX);
+    g.code(|a| a.mov(qword_ptr(DATA + 0xffc), rax));
+    g.expect(vector::PF);
+    assert_eq!(g.cpu.state.cr2, DATA + 0x1000);
+    assert_eq!(g.frame(0), e::P | e::W);
+    assert_eq!(g.read32(DATA + 0xffc), 0, "nothing was written");
+    // Read-modify-write of a read-only page is a write fault, CMPXCHG that does not store too.
+    for program in 0..3 {
+        let mut g = Guest::long();
+        g.page(DATA, P);
+        g.cpu.set_gpr(reg::RAX, 1);
+        g.code(|a| match program {
+            0 => a.inc(dword_ptr(DATA)),
+            1 => a.lock().cmpxchg(dword_ptr(DATA), ebx),
+            _ => a.xchg(dword_ptr(DATA), ebx),
+        });
+        g.expect(vector::PF);
+        assert_eq!(g.frame(0), e::P | e::W, "program {program}");
+    }
+}
+
+#[test]
+fn fetches_across_pages_fault_at_the_second() {
+    let mut g = Guest::long();
+    g.page(DATA + 0x1000, 0);
+    // MOV EAX, imm32 with its last two bytes on the absent page.
+    g.bytes(DATA + 0xffd, &[0xb8, 1, 2]);
+    g.cpu.state.rip = DATA + 0xffd;
+    g.expect(vector::PF);
+    assert_eq!(g.cpu.state.cr2, DATA + 0x1000);
+    assert_eq!([g.frame(0), g.frame(1)], [e::I, DATA + 0xffd]);
+}
+
+#[test]
+fn non_canonical_addresses() {
+    let mut g = Guest::long();
+    g.cpu.set_gpr(reg::RAX, 1 << 47);
+    g.code(|a| a.mov(ebx, dword_ptr(rax)));
+    g.expect_gp(0);
+    let mut g = Guest::long();
+    g.cpu.set_gpr(reg::RBP, 1 << 47);
+    g.code(|a| a.mov(ebx, dword_ptr(rbp)));
+    g.expect(vector::SS);
+    assert_eq!(g.frame(0), 0);
+    let mut g = Guest::long();
+    g.cpu.set_gpr(reg::RAX, 1 << 47);
+    g.code(|a| a.jmp(rax));
+    g.expect_gp(0);
+}
+
+#[test]
+fn stale_translations_go_with_invlpg_and_cr3() {
+    for how in 0..4 {
+        let mut g = Guest::long();
+        g.page(DATA, P | W);
+        g.write32(DATA, 1);
+        g.write32(DATA + 0x1000, 2);
+        let entry = (PAGING + 0x3000 + 8 * (DATA >> 12)) as i64;
+        g.code(|a| {
+            a.mov(eax, dword_ptr(DATA))?;
+            a.mov(rcx, (DATA + 0x1000) | P | W)?;
+            a.mov(qword_ptr(entry), rcx)?;
+            match how {
+                0 => a.invlpg(byte_ptr(DATA))?,
+                1 => {
+                    a.mov(rbx, cr3)?;
+                    a.mov(cr3, rbx)?;
+                }
+                2 => {
+                    a.mov(rbx, cr4)?;
+                    a.btc(rbx, 7)?;
+                    a.mov(cr4, rbx)?;
+                }
+                _ => {
+                    a.mov(ebx, 2)?;
+                    a.invpcid(rbx, xmmword_ptr(DATA + 0x2000))?;
+                }
+            }
+            a.mov(edx, dword_ptr(DATA))?;
+            a.hlt()
+        });
+        g.run();
+        assert_eq!([g.cpu.gpr(reg::RAX), g.cpu.gpr(reg::RDX)], [1, 2], "way {how}");
+    }
+}
+
+#[test]
+fn legacy_paging_with_large_pages() {
+    let mut g = Guest::paged();
+    g.cpu.write_cr4(cr4::PSE).unwrap();
+    // 4 MiB page at 8 MiB linear to physical 0, read-only.
+    g.write32(PAGING + 4 * 2, 0x85);
+    g.write32(DATA, 0x1234);
+    g.code(|a| {
+        a.mov(eax, dword_ptr(0x80_0000 + DATA as u32))?;
+        a.mov(dword_ptr(0x80_0000 + DATA as u32), eax)
+    });
+    g.expect(vector::PF);
+    assert_eq!(g.cpu.gpr(reg::RAX), 0x1234);
+    assert_eq!(g.frame(0), e::P | e::W);
+    assert_eq!(g.read32(PAGING + 8) >> 5 & 3, 1, "accessed, not dirty");
+}
