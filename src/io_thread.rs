@@ -307,7 +307,9 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
     const MS: u64 = 1_000_000;
 
-    fn setup() -> (Arc<GuestClock>, IoThread, Arc<dyn TimerTarget>, Receiver<(u32, u64)>) {
+    type Firings = Receiver<(u32, u64)>;
+
+    fn setup() -> (Arc<GuestClock>, IoThread, Arc<dyn TimerTarget>, Firings) {
         let clock = Arc::new(GuestClock::new(RtcConfig::default()));
         let io = IoThread::spawn(clock.clone()).unwrap();
         let (sender, fired) = unbounded();

@@ -271,7 +271,7 @@ fn elf_files_that_cannot_be_started_are_refused() {
     refuse(&foreign, &["another processor"]);
     refuse(&plain[..100], &["cannot read"]);
     let pvh = note(b"Xen\0", 18, &[0, 0, 0x10, 0]);
-    refuse(&elf(true, 0, 0, 63 * MIB + 0xFFF_F0, &[0; 64], &pvh), &["-m"]);
+    refuse(&elf(true, 0, 0, 63 * MIB + 0xF_FFF0, &[0; 64], &pvh), &["-m"]);
     refuse(&elf(true, 0, 0, 2 * MIB, &[0; 64], &pvh), &["PVH", "outside"]);
     let mut wrapped = plain;
     wrapped[64 + 40..64 + 48].fill(0xFF);
