@@ -1,7 +1,11 @@
 //! Vector operations. Those without a CLIF form of their own call the interpreter's function on the state's registers.
 
+mod float;
+mod packed;
+
 use super::memory::Need;
 use super::{Lower, Thunk};
+use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::build::vec_bytes;
 use crate::ir::{Inst, Op, Ty, mem};
 use crate::state::{CpuState, VECS, VecReg};
@@ -72,8 +76,19 @@ impl Lower<'_, '_> {
                 let v = self.low_part(i.ty, v);
                 self.b.ins().store(self.state_mem, v, self.env, i.imm as i32);
             }
-            Op::Vec => self.vec_call(i),
+            Op::Vec => {
+                let native = VecOp::from_imm(i.imm)
+                    .and_then(|op| if op.is_fp() { self.float(op, i) } else { self.packed(op, i) });
+                match native {
+                    Some(v) => self.set_vec(i.d, v),
+                    None => self.vec_call(i),
+                }
+            }
             Op::VecToInt => {
+                if let Some(v) = VecToInt::from_imm(i.imm).and_then(|op| self.vec_to_int_native(op, i)) {
+                    let v = self.zext(i.ty, v);
+                    return self.set(i.d, v);
+                }
                 let words = self.iconst(i.a as i64 | (i.b as i64) << 16 | (i.c as i64) << 32);
                 let op = self.iconst(i.imm);
                 let v = self.call(Thunk::VecToInt, &[self.env, op, words]).expect("thunk has a result");
@@ -81,6 +96,9 @@ impl Lower<'_, '_> {
                 self.set(i.d, v);
             }
             _ => {
+                if let Some(v) = VecFromInt::from_imm(i.imm).and_then(|op| self.vec_from_int_native(op, i)) {
+                    return self.set_vec(i.d, v);
+                }
                 let words = self.iconst(i.d as i64 | (i.a as i64) << 16 | (i.c as i64) << 32);
                 let (op, b) = (self.iconst(i.imm), self.int(i.b));
                 self.call(Thunk::VecFromInt, &[self.env, op, words, b]);
