@@ -60,12 +60,23 @@ pub struct Mapping {
     pub page_mask: u64,
 }
 
+/// Linear range that covers all large pages entered since the last flush.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LargePages {
+    address: u64,
+    mask: u64,
+}
+
+impl LargePages {
+    const NONE: Self = Self { address: u64::MAX, mask: 0 };
+}
+
 /// Tables of one vCPU. They lie in `CpuState`, at offsets that generated code knows.
 #[repr(C)]
 pub struct Tlb {
     tables: [[TlbEntry; TLB_ENTRIES]; MMU_INDEXES],
-    /// Linear range (address, mask) that covers all large pages entered since the last flush.
-    large: (u64, u64),
+    large: LargePages,
 }
 
 fn slot(linear: u64) -> usize {
@@ -81,7 +92,7 @@ impl Default for Tlb {
 impl Tlb {
     /// Empty tables.
     pub fn new() -> Self {
-        Self { tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES], large: (u64::MAX, 0) }
+        Self { tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES], large: LargePages::NONE }
     }
 
     /// Byte offset in this structure of the table of an MMU index.
@@ -112,15 +123,15 @@ impl Tlb {
     }
 
     fn note_large(&mut self, page: u64, page_mask: u64) {
-        if self.large.0 == u64::MAX {
-            self.large = (page, page_mask);
+        if self.large.address == u64::MAX {
+            self.large = LargePages { address: page, mask: page_mask };
             return;
         }
-        let mut mask = self.large.1 & page_mask;
-        while (self.large.0 ^ page) & mask != 0 {
+        let mut mask = self.large.mask & page_mask;
+        while (self.large.address ^ page) & mask != 0 {
             mask <<= 1;
         }
-        self.large = (self.large.0 & mask, mask);
+        self.large = LargePages { address: self.large.address & mask, mask };
     }
 
     /// Drops everything.
@@ -128,7 +139,7 @@ impl Tlb {
         for t in &mut self.tables {
             t.fill(EMPTY);
         }
-        self.large = (u64::MAX, 0);
+        self.large = LargePages::NONE;
     }
 
     /// Drops everything but global pages.
@@ -142,7 +153,7 @@ impl Tlb {
 
     /// Drops the translation of one page; all of them if a large page may cover it.
     pub fn flush_page(&mut self, linear: u64) {
-        if self.large.0 != u64::MAX && (linear & self.large.1) == self.large.0 {
+        if self.large.address != u64::MAX && (linear & self.large.mask) == self.large.address {
             self.flush_all();
             return;
         }
