@@ -243,7 +243,8 @@ impl Machine {
         let s = &mut self.cpu.state;
         s.cr0 = cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::ET | cr0::MP;
         s.cr3 = TABLES;
-        s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE | cr4::UMIP;
+        s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE | cr4::UMIP | cr4::OSXSAVE;
+        s.xcr0 = 3;
         s.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
         let user = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::G | 3 << attr::DPL_SHIFT;
         let data = Segment { base: 0, limit: u32::MAX, attributes: user | attr::DB, selector: 0x2b };

@@ -140,3 +140,25 @@ pub fn contents(r: &mut Random, insn: &Instruction, bytes: &mut Vec<u8>) {
         _ => {}
     }
 }
+
+/// An XSAVE area that mostly restores: MXCSR without reserved bits, a plain or compacted header of x87 and SSE. (Silicon
+/// restores XMM registers of a compacted area before it objects to its MXCSR; the engine restores nothing.)
+pub fn save_area(r: &mut Random, bytes: &mut [u8]) {
+    let mut put = |at: usize, v: u64, len: usize| bytes[at..at + len].copy_from_slice(&v.to_le_bytes()[..len]);
+    let compact = r.chance(50);
+    if compact || r.chance(90) {
+        put(24, r.bits() & 0xffff, 4);
+    }
+    for n in 0..8 {
+        put(512 + 8 * n, 0, 8);
+    }
+    let present = r.below(4);
+    put(512, present, 8);
+    if compact {
+        let format = if r.chance(80) { 3 } else { r.below(4) };
+        put(520, 1 << 63 | format, 8);
+    }
+    if r.chance(10) {
+        put(512 + 8 * r.below(8) as usize, 1 << (32 + r.below(32)), 8);
+    }
+}

@@ -308,6 +308,11 @@ impl Generator {
         {
             regs.gpr[7] = self.target(16);
         }
+        if crate::select::extended_save_area(insn.mnemonic()) {
+            // The components whose contents the test knows.
+            regs.gpr[0] = self.random.below(4);
+            regs.gpr[2] = 0;
+        }
         match insn.mnemonic() {
             Mnemonic::Leave | Mnemonic::Enter => regs.gpr[5] = self.target(8),
             Mnemonic::Div | Mnemonic::Idiv if self.random.chance(60) => self.place_dividend(insn, regs),
@@ -343,7 +348,14 @@ impl Generator {
         if !insn.op_kinds().any(|k| k == OpKind::Memory) {
             return Some(());
         }
-        let bytes = (insn.memory_size().size() as u64).max(1);
+        let area = crate::select::save_area(insn.mnemonic());
+        let holds_features = |r: Register| matches!(r.full_register(), Register::RAX | Register::RDX);
+        if crate::select::extended_save_area(insn.mnemonic())
+            && (holds_features(insn.memory_base()) || holds_features(insn.memory_index()))
+        {
+            return None;
+        }
+        let bytes = if area { 576 } else { (insn.memory_size().size() as u64).max(1) };
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let displacement = insn.memory_displacement64();
         if insn.mnemonic() == Mnemonic::Xlatb {
@@ -353,6 +365,9 @@ impl Generator {
         let mut target = self.target(bytes);
         if self.bits == Bits::B64 && base.size() != 4 && self.random.chance(2) {
             target |= 0x8000_0000_0000 << self.random.below(16);
+        }
+        if area && self.random.chance(95) {
+            target = target.max(DATA) & !63;
         }
         let index_value = |regs: &Registers| regs.gpr[index.full_register().number()];
         if matches!(base, Register::RIP | Register::EIP) || base == Register::None && index == Register::None {
@@ -389,6 +404,9 @@ impl Generator {
                 contents.extend_from_slice(&self.random.value().to_le_bytes());
             }
             crate::floats::contents(&mut self.random, insn, &mut contents);
+            if area {
+                crate::floats::save_area(&mut self.random, &mut contents);
+            }
             contents.truncate(bytes as usize);
             if matches!(insn.mnemonic(), Mnemonic::Cmpxchg | Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b) {
                 self.match_accumulator(bytes, regs, &mut contents);

@@ -24,7 +24,10 @@ fn family_of(code: Code) -> Family {
     let vector = info.op_kinds().iter().any(|k| {
         matches!(k, Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem | Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem)
     });
-    if vector || matches!(code.mnemonic(), Mnemonic::Emms | Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr) {
+    if vector
+        || save_area(code.mnemonic())
+        || matches!(code.mnemonic(), Mnemonic::Emms | Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr)
+    {
         Family::Vector
     } else if code.cpuid_features().iter().any(|f| {
         matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 | CpuidFeature::FPU387SL_ONLY)
@@ -151,19 +154,7 @@ fn excluded(m: Mnemonic) -> bool {
             | Xtest
             | Xsusldtrk
             | Xresldtrk
-            | Fxsave
-            | Fxsave64
-            | Fxrstor
-            | Fxrstor64
-            | Xsave
-            | Xsave64
-            | Xsavec
-            | Xsavec64
-            | Xsaveopt
-            | Xsaveopt64
             | Xsaves
-            | Xrstor
-            | Xrstor64
             | Xrstors
             | Xgetbv
             | Xsetbv
@@ -185,9 +176,21 @@ fn excluded(m: Mnemonic) -> bool {
     )
 }
 
+/// FXSAVE, XSAVE and their like.
+pub fn save_area(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(m, Fxsave | Fxsave64 | Fxrstor | Fxrstor64) || extended_save_area(m)
+}
+
+/// The XSAVE family.
+pub fn extended_save_area(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(m, Xsave | Xsave64 | Xsavec | Xsavec64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64)
+}
+
 /// Memory accesses of an odd size that silicon makes in pieces.
 pub fn in_pieces(m: Mnemonic) -> bool {
-    matches!(m, Mnemonic::Fstp | Mnemonic::Fbstp | Mnemonic::Fnstenv | Mnemonic::Fldenv)
+    save_area(m) || matches!(m, Mnemonic::Fstp | Mnemonic::Fbstp | Mnemonic::Fnstenv | Mnemonic::Fldenv)
 }
 
 /// The host has the feature (and so the comparison means something).
@@ -209,6 +212,10 @@ fn host_has(f: CpuidFeature) -> bool {
         BMI2 => is_x86_feature_detected!("bmi2"),
         ADX => is_x86_feature_detected!("adx"),
         MOVBE => is_x86_feature_detected!("movbe"),
+        FXSR => true,
+        XSAVE => is_x86_feature_detected!("xsave"),
+        XSAVEC => is_x86_feature_detected!("xsavec"),
+        XSAVEOPT => is_x86_feature_detected!("xsaveopt"),
         CMPXCHG16B => is_x86_feature_detected!("cmpxchg16b"),
         _ => false,
     }

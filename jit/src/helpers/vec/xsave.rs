@@ -72,8 +72,10 @@ impl Cpu {
         v
     }
 
-    /// Stores all pieces, or faults and stores none.
+    /// Stores all pieces, or faults and stores none. The area's last byte is looked at first, as silicon does.
     fn store_pieces(&mut self, base: u64, pieces: &Pieces) -> Result<(), Fault> {
+        let end = pieces.iter().map(|(offset, bytes)| offset + bytes.len() as u64).max().unwrap_or(0).max(HEADER);
+        self.probe_write(base.wrapping_add(end - 1), 1)?;
         for (offset, bytes) in pieces {
             self.probe_write(base.wrapping_add(*offset), bytes.len() as u64)?;
         }

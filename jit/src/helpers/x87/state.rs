@@ -167,7 +167,8 @@ impl X87 {
         self.tags = field(4, 1) as u8;
         self.fop = field(6, 2) as u16 & 0x7ff;
         let (fip, fdp) = if wide { (field(8, 8), field(16, 8)) } else { (field(8, 4), field(16, 4)) };
-        (self.fip, self.fdp) = (fip, fdp);
+        // Silicon keeps as many bits of FIP as linear addresses can have (measured).
+        (self.fip, self.fdp) = (((fip << 7) as i64 >> 7) as u64, fdp);
         // FCS and FDS read as 0 on processors that deprecate them (CPUID.7:EBX bit 13).
         (self.fcs, self.fds) = (0, 0);
         for i in 0..8 {
