@@ -15,7 +15,7 @@ mod passes;
 mod runtime;
 mod state;
 mod system;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod vcpu;
 

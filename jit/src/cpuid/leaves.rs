@@ -25,6 +25,10 @@ pub struct Dynamic {
     pub xcr0: u64,
 }
 
+/// Leaf 7, EBX: the x87 data pointer follows unmasked exceptions only (6), FCS and FDS are deprecated (13). So the
+/// engine's x87 works for every model.
+const X87_POINTERS: u32 = 1 << 6 | 1 << 13;
+
 impl CpuModel {
     /// EAX, EBX, ECX, EDX.
     pub fn cpuid(&self, leaf: u32, subleaf: u32, d: &Dynamic) -> [u32; 4] {
@@ -47,7 +51,9 @@ impl CpuModel {
             4 if self.intel() => cache(subleaf, d),
             5 if self.has(Feature::MONITOR) => [64, 64, 3, 0],
             6 => [self.words[word::F6_EAX], 0, 0, 0],
-            7 if subleaf == 0 => [0, self.words[word::F7_EBX], self.words[word::F7_ECX], self.words[word::F7_EDX]],
+            7 if subleaf == 0 => {
+                [0, self.words[word::F7_EBX] | X87_POINTERS, self.words[word::F7_ECX], self.words[word::F7_EDX]]
+            }
             0xb => topology(subleaf, d),
             0xd => self.leaf_xsave(subleaf, d),
             0x15 => [1, (TSC_HZ / CRYSTAL_HZ) as u32, CRYSTAL_HZ as u32, 0],

@@ -59,3 +59,6 @@ crate::helper_family! { 4;
     /// FLDENV, FRSTOR from linear address a, b bytes.
     RESTORE = restore, FAULTS;
 }
+
+#[cfg(test)]
+mod tests;

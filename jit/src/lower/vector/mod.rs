@@ -5,8 +5,8 @@ mod packed;
 
 use super::memory::Need;
 use super::{Lower, Thunk};
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::build::vec_bytes;
+use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::{Inst, Op, Ty, mem};
 use crate::state::{CpuState, VECS, VecReg};
 use cranelift_codegen::ir::types::{I8X16, I64, I64X2};
