@@ -171,12 +171,15 @@ impl CodeSpace {
         let mut stubs = Vec::with_capacity(c.sites.len());
         let mut previous = Instruction::default();
         for i in Decoder::with_ip(64, &c.code, 0, DecoderOptions::NONE).iter() {
-            if i.is_jcc_short_or_near() {
+            if i.is_jcc_near() {
                 if let Some(kind) = kinds.get(&i.near_branch_target()) {
                     stubs.push(MissStub::new(c, &previous, &i, *kind)?);
                 }
             }
-            previous = i;
+            // The register allocator may put spills between comparison and branch; they change no flags.
+            if i.mnemonic() != Mnemonic::Mov {
+                previous = i;
+            }
         }
         if stubs.len() != kinds.len() {
             tracing::warn!("{} TLB checks, {} branches found", kinds.len(), stubs.len());
@@ -250,11 +253,13 @@ impl MissStub {
             (Mnemonic::Cmp, OpKind::Memory | OpKind::Register, OpKind::Immediate32to64 | OpKind::Immediate8to64) => {
                 Some(Page::Constant(cmp.immediate(1) as i32))
             }
+            // Page 0.
+            (Mnemonic::Test, OpKind::Register, OpKind::Register) => Some(Page::Constant(0)),
             _ => None,
         };
         let page = page.filter(|_| jcc.len() == 6 && !cmp.is_ip_rel_memory_operand());
         let Some(page) = page else {
-            tracing::warn!("a TLB check is not of the expected shape");
+            tracing::warn!("a TLB check is not of the expected shape: {cmp}; {jcc}");
             return None;
         };
         let at = jcc.ip() as u32;
