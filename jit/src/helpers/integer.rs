@@ -50,7 +50,7 @@ crate::helper_family! { 0;
     RANDOM = random, 0;
     /// CMPXCHG8B at a linear address.
     CMPXCHG8B = cmpxchg8b, FAULTS | READS_FLAGS | SETS_FLAGS | RAX | RDX;
-    /// CMPXCHG16B at a linear address.
+    /// CMPXCHG16B at a linear address; the second operand tells that it is on the stack.
     CMPXCHG16B = cmpxchg16b, FAULTS | READS_FLAGS | SETS_FLAGS | RAX | RDX;
     /// #BR if the operand is not zero.
     BOUND = bound, FAULTS;
@@ -332,8 +332,11 @@ fn cmpxchg8b(cpu: &mut Cpu, addr: u64, _: u64, _: u64) -> Result<u64, Fault> {
     Ok(0)
 }
 
-fn cmpxchg16b(cpu: &mut Cpu, addr: u64, _: u64, _: u64) -> Result<u64, Fault> {
+fn cmpxchg16b(cpu: &mut Cpu, addr: u64, stack: u64, _: u64) -> Result<u64, Fault> {
     let wide = |cpu: &Cpu, high, low| (cpu.gpr(high) as u128) << 64 | cpu.gpr(low) as u128;
+    if !cpu.canonical(addr) {
+        return Err(if stack != 0 { Fault::SS0 } else { Fault::GP0 });
+    }
     if addr & 15 != 0 {
         return Err(Fault::GP0);
     }

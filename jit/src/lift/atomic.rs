@@ -4,7 +4,7 @@ use super::{Flow, Lifter};
 use crate::helpers::integer as helper;
 use crate::ir::flags::CcKind;
 use crate::ir::op::{Op, RmwOp};
-use crate::ir::{Ty, Val};
+use crate::ir::{Ty, Val, mem};
 use crate::state::reg;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -21,7 +21,8 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             // Alignment is checked before anything else touches the operand.
             let m = l.mem(i, 16, true);
             let addr = l.flat_address(m);
-            l.b.call(helper::CMPXCHG16B, &[addr]);
+            let stack = l.b.iconst((m.flags & mem::STACK) as i64);
+            l.b.call(helper::CMPXCHG16B, &[addr, stack]);
         }
         Mnemonic::Bound => l.bound(i),
         _ => return None,

@@ -1,13 +1,18 @@
 //! Random differential test: single instructions on the engine and on the host processor.
 //!
-//! `difftest [--family int|vec|x87] [--bits 64|32] [--tier lifted|optimised|jit] [--cases N] [--seed N] [--only NAME] [--stop N] [--show]`
+//! `difftest [--family int|vec|x87] [--bits 64|32] [--tier lifted|optimised|jit] [--cases N] [--seed N] [--only NAME]
+//! [--stop N] [--show]`
+//!
+//! `difftest --write FILE [--family ..] [--bits ..]` writes the cases of tests/insn.
 //!
 //! Each instruction has its own seed, printed with a mismatch; `--only CODE --seed SEED --cases 1 --exact` replays it with
 //! all its inputs. Without `--tier` the interpreter runs half of them as lifted and half after the passes.
 
 mod floats;
 mod generate;
+mod golden;
 mod host;
+mod options;
 mod random;
 mod select;
 
@@ -16,75 +21,14 @@ use brolga_jit::testing::{Bits, Machine, Outcome, Page, Registers, Tier};
 use generate::{Case, ENTRY, Generator};
 use host::{CODE, CODE_SIZE, DATA, DATA_SIZE, Host, READ_ONLY};
 use iced_x86::Code;
+use options::Options;
 use select::Family;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Inputs tried with each instruction.
 const VARIANTS: u64 = 8;
 const AREA: usize = (DATA_SIZE + READ_ONLY) as usize;
-
-struct Options {
-    family: Family,
-    bits: Bits,
-    cases: u64,
-    seed: u64,
-    only: Option<String>,
-    stop: usize,
-    exact: bool,
-    show: bool,
-    tier: Option<Tier>,
-}
-
-fn options() -> Result<Options> {
-    let mut o = Options {
-        family: Family::Integer,
-        bits: Bits::B64,
-        cases: 100_000,
-        seed: 1,
-        only: None,
-        stop: 20,
-        exact: false,
-        show: false,
-        tier: None,
-    };
-    let mut args = std::env::args().skip(1);
-    while let Some(name) = args.next() {
-        if name == "--exact" {
-            o.exact = true;
-            continue;
-        }
-        if name == "--show" {
-            o.show = true;
-            continue;
-        }
-        let value = args.next().with_context(|| format!("{name} needs a value"))?;
-        match name.as_str() {
-            "--family" => {
-                o.family = match value.as_str() {
-                    "int" => Family::Integer,
-                    "vec" => Family::Vector,
-                    "x87" => Family::X87,
-                    _ => bail!("--family {value}: use int, vec or x87"),
-                }
-            }
-            "--tier" => {
-                o.tier = match value.as_str() {
-                    "lifted" => Some(Tier::Lifted),
-                    "optimised" => Some(Tier::Optimised),
-                    "jit" => Some(Tier::Compiled),
-                    _ => bail!("--tier {value}: use lifted, optimised or jit"),
-                }
-            }
-            "--bits" => o.bits = if value == "32" { Bits::B32 } else { Bits::B64 },
-            "--cases" => o.cases = value.parse()?,
-            "--seed" => o.seed = value.parse()?,
-            "--only" => o.only = Some(value.to_lowercase()),
-            "--stop" => o.stop = value.parse()?,
-            _ => bail!("unknown option {name}"),
-        }
-    }
-    Ok(o)
-}
 
 /// Both processors with the same memory.
 struct Bench {
@@ -103,13 +47,11 @@ struct After {
 }
 
 impl Bench {
-    fn new(bits: Bits) -> Result<Self> {
+    fn new(bits: Bits, contents: Vec<u8>) -> Result<Self> {
         let mut pages: Vec<Page> =
             (0..CODE_SIZE / 4096).map(|n| Page { linear: CODE + n * 4096, writable: true }).collect();
         pages.extend((0..DATA_SIZE / 4096).map(|n| Page { linear: DATA + n * 4096, writable: true }));
         pages.push(Page { linear: DATA + DATA_SIZE, writable: false });
-        let mut r = random::Random::new(7);
-        let contents: Vec<u8> = (0..AREA / 8).flat_map(|_| r.value().to_le_bytes()).collect();
         let mut bench = Self {
             host: Host::new().context("setting the host side up")?,
             machine: Machine::new("max", bits, &pages),
@@ -138,6 +80,12 @@ impl Bench {
                 self.machine.write(*at, bytes);
             }
         }
+    }
+
+    /// Writable memory as a case finds it.
+    fn patched(&mut self, case: &Case) -> Vec<u8> {
+        self.patch(case);
+        self.host.slice(DATA, DATA_SIZE as usize).map(|m| m.to_vec()).unwrap_or_default()
     }
 
     fn run(&mut self, case: &Case, tier: Tier) -> (After, After) {
@@ -322,8 +270,37 @@ fn test(bench: &mut Bench, o: &Options, code: Code, seed: u64, tally: &mut Tally
     }
 }
 
+/// Writes one-line cases for every opcode: from flags all clear and all set, and one that faults if there is one. In 32-bit
+/// mode only for opcodes that 64-bit mode does not have.
+fn write(o: &Options, codes: &[Code], path: &Path) -> Result<()> {
+    let mut bench = Bench::new(o.bits, vec![0; AREA])?;
+    let mut out =
+        String::from("# Written by tools/difftest --write: what silicon did. See jit/src/testing/cases.rs.\n");
+    for code in codes.iter().filter(|c| o.bits == Bits::B64 || !c.op_code().mode64()) {
+        let (mut done, mut faults) = (0, 0);
+        for seed in 0..200 {
+            let Some((insn, bytes)) = Generator::new(o.bits, seed).instruction(*code) else { continue };
+            let Some(mut case) = Generator::new(o.bits, !seed).case(insn, &bytes, o.family) else { continue };
+            golden::simplify(&mut case, o.bits);
+            case.regs.rflags = if done == 0 { 2 } else { 0x8d7 };
+            let before = bench.patched(&case);
+            let (native, _) = bench.run(&case, Tier::Lifted);
+            let count = if native.outcome == Outcome::Done { &mut done } else { &mut faults };
+            *count += 1;
+            if *count <= if native.outcome == Outcome::Done { 2 } else { 1 } {
+                out.push_str(&golden::line(&case, o.family, &native, &before));
+                out.push('\n');
+            }
+            if done >= 2 && (faults >= 1 || seed > 20) {
+                break;
+            }
+        }
+    }
+    std::fs::write(path, out).with_context(|| format!("writing {}", path.display()))
+}
+
 fn main() -> Result<()> {
-    let o = options()?;
+    let o = options::parse()?;
     let bitness = if o.bits == Bits::B64 { 64 } else { 32 };
     let mut codes = select::opcodes(o.family, bitness);
     if let Some(only) = &o.only {
@@ -333,7 +310,12 @@ fn main() -> Result<()> {
     if codes.is_empty() {
         bail!("no opcode is left to test");
     }
-    let mut bench = Bench::new(o.bits)?;
+    if let Some(path) = &o.write {
+        return write(&o, &codes, path);
+    }
+    let mut r = random::Random::new(7);
+    let contents = (0..AREA / 8).flat_map(|_| r.value().to_le_bytes()).collect();
+    let mut bench = Bench::new(o.bits, contents)?;
     let mut tally = Tally::default();
     for n in 0..o.cases.div_ceil(VARIANTS) {
         let seed = if o.exact { o.seed } else { o.seed.wrapping_mul(0x1_0000_0000).wrapping_add(n) };

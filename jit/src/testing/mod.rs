@@ -398,3 +398,8 @@ fn pieces(linear: u64, len: usize) -> impl Iterator<Item = (usize, usize)> {
         Some((at - n, n))
     })
 }
+
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
+mod random;

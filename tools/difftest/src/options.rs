@@ -1,0 +1,84 @@
+//! The command line.
+
+use crate::select::Family;
+use anyhow::{Context, Result, bail};
+use brolga_jit::testing::{Bits, Tier};
+use std::path::PathBuf;
+
+/// What to test and how.
+pub struct Options {
+    /// Part of the instruction set.
+    pub family: Family,
+    /// Code width.
+    pub bits: Bits,
+    /// Cases to run.
+    pub cases: u64,
+    /// Where the randomness starts.
+    pub seed: u64,
+    /// Mnemonic or opcode to restrict the test to.
+    pub only: Option<String>,
+    /// Mismatches to report in full.
+    pub stop: usize,
+    /// The seed is that of one instruction.
+    pub exact: bool,
+    /// Print every case.
+    pub show: bool,
+    /// What executes the instructions.
+    pub tier: Option<Tier>,
+    /// Write one-line cases instead of testing.
+    pub write: Option<PathBuf>,
+}
+
+/// Reads the command line.
+pub fn parse() -> Result<Options> {
+    let mut o = Options {
+        family: Family::Integer,
+        bits: Bits::B64,
+        cases: 100_000,
+        seed: 1,
+        only: None,
+        stop: 20,
+        exact: false,
+        show: false,
+        tier: None,
+        write: None,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(name) = args.next() {
+        if name == "--exact" {
+            o.exact = true;
+            continue;
+        }
+        if name == "--show" {
+            o.show = true;
+            continue;
+        }
+        let value = args.next().with_context(|| format!("{name} needs a value"))?;
+        match name.as_str() {
+            "--family" => {
+                o.family = match value.as_str() {
+                    "int" => Family::Integer,
+                    "vec" => Family::Vector,
+                    "x87" => Family::X87,
+                    _ => bail!("--family {value}: use int, vec or x87"),
+                }
+            }
+            "--tier" => {
+                o.tier = match value.as_str() {
+                    "lifted" => Some(Tier::Lifted),
+                    "optimised" => Some(Tier::Optimised),
+                    "jit" => Some(Tier::Compiled),
+                    _ => bail!("--tier {value}: use lifted, optimised or jit"),
+                }
+            }
+            "--write" => o.write = Some(value.into()),
+            "--bits" => o.bits = if value == "32" { Bits::B32 } else { Bits::B64 },
+            "--cases" => o.cases = value.parse()?,
+            "--seed" => o.seed = value.parse()?,
+            "--only" => o.only = Some(value.to_lowercase()),
+            "--stop" => o.stop = value.parse()?,
+            _ => bail!("unknown option {name}"),
+        }
+    }
+    Ok(o)
+}
