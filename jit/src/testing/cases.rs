@@ -31,9 +31,8 @@ fn bytes(text: &str) -> Vec<u8> {
     (0..text.len() / 2).map(|n| hex(&text[2 * n..2 * n + 2]) as u8).collect()
 }
 
-const NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-];
+const NAMES: [&str; 16] =
+    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
 /// Applies `name=value` to registers or to the rest of the side.
 fn assign(word: &str, r: &mut Registers, side: &mut Side) {

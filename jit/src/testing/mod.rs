@@ -320,35 +320,44 @@ impl Machine {
         }
     }
 
-    /// Executes the instruction in `bytes` (exactly one) at RIP; a repeated one to its end.
+    /// Executes the instructions in `bytes` from RIP on, until control leaves them or one raises an exception.
     ///
     /// # Panics
-    /// If the bytes end within the instruction.
+    /// If the bytes end within an instruction.
     pub fn execute(&mut self, bytes: &[u8], tier: Tier) -> Outcome {
-        let (rip, mode) = (self.cpu.state.rip, self.cpu.state.mode);
+        let start = self.cpu.state.rip;
         // x87 helpers look at the opcode of what raises.
-        self.write(rip, bytes);
-        let mut block =
-            lift::lift_block(bytes, rip, mode, &self.cpu.model, 1).expect("the bytes hold a whole instruction");
+        self.write(start, bytes);
+        self.cpu.load_mxcsr();
+        let mut outcome = Outcome::Done;
+        while let Some(rest) = self.rest(start, bytes) {
+            if let Err(f) = self.run_from(rest, tier) {
+                outcome = Outcome::Fault { vector: f.vector, error: f.error.unwrap_or(0), address: f.address };
+                break;
+            }
+        }
+        self.cpu.leave_mxcsr();
+        outcome
+    }
+
+    /// What of `bytes` is still to be executed.
+    fn rest<'a>(&self, start: u64, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let done = usize::try_from(self.cpu.state.rip.checked_sub(start)?).ok()?;
+        bytes.get(done..).filter(|b| !b.is_empty())
+    }
+
+    /// Runs one block.
+    fn run_from(&mut self, bytes: &[u8], tier: Tier) -> Result<(), Fault> {
+        let (rip, mode) = (self.cpu.state.rip, self.cpu.state.mode);
+        let mut block = lift::lift_block(bytes, rip, mode, &self.cpu.model, lift::MAX_INSNS)
+            .expect("the bytes hold whole instructions");
         if tier != Tier::Lifted {
             passes::run(&mut block);
         }
-        self.cpu.load_mxcsr();
-        let outcome = loop {
-            let result = match tier {
-                Tier::Compiled => self.enter(&block),
-                _ => self.cpu.run_block(&block),
-            };
-            match result {
-                Ok(()) if self.cpu.state.rip == rip && repeats(&block) => {}
-                Ok(()) => break Outcome::Done,
-                Err(f) => {
-                    break Outcome::Fault { vector: f.vector, error: f.error.unwrap_or(0), address: f.address };
-                }
-            }
-        };
-        self.cpu.leave_mxcsr();
-        outcome
+        match tier {
+            Tier::Compiled => self.enter(&block),
+            _ => self.cpu.run_block(&block),
+        }
     }
 
     /// Runs the block as generated code, which may leave it to the interpreter (what faults, for one).
@@ -358,10 +367,20 @@ impl Machine {
         };
         self.cpu.state.code_stale = 0;
         match self.cpu.enter(entry) {
-            Leave::Interpret => self.cpu.run_block(block),
+            Leave::Interpret => self.interpret_one(block),
             Leave::Fault => Err(self.cpu.pending_fault.take().unwrap_or(Fault::UD)),
             _ => Ok(()),
         }
+    }
+
+    /// The instruction at RIP, which generated code left to the interpreter.
+    fn interpret_one(&mut self, block: &Block) -> Result<(), Fault> {
+        let rip = self.cpu.state.rip;
+        let at = rip.wrapping_sub(block.rip) as usize;
+        let mut bytes = vec![0; (block.len as usize).saturating_sub(at)];
+        self.read(rip, &mut bytes);
+        let single = lift::lift_block(&bytes, rip, block.mode, &self.cpu.model, 1).expect("a whole instruction");
+        self.cpu.run_block(&single)
     }
 
     /// Blocks that the compiling tier refused so far.
@@ -369,20 +388,14 @@ impl Machine {
         self.compiling.as_ref().map_or(0, |c| c.refused)
     }
 
-    /// The IR of the instruction, before and after the passes, for reports.
+    /// The IR of the instructions as lifted, for reports.
     pub fn explain(&self, bytes: &[u8]) -> String {
         let (rip, mode) = (self.cpu.state.rip, self.cpu.state.mode);
-        match lift::lift_block(bytes, rip, mode, &self.cpu.model, 1) {
+        match lift::lift_block(bytes, rip, mode, &self.cpu.model, lift::MAX_INSNS) {
             Ok(block) => crate::ir::text::print(&block),
             Err(e) => format!("{e:?}"),
         }
     }
-}
-
-/// The block is a repeated string instruction: it branches to itself while there is more.
-fn repeats(block: &Block) -> bool {
-    block.insts.iter().any(|i| i.op == crate::ir::Op::Call)
-        && block.insts.last().is_some_and(|i| i.op == crate::ir::Op::Br && i.imm as u64 == block.rip)
 }
 
 /// Ranges of `len` bytes from `linear`, split at pages: offset and length.

@@ -9,11 +9,11 @@ use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpCodeOperan
 /// Where instructions are placed: the middle of the code page, so that short branches stay on it.
 pub const ENTRY: u64 = CODE + CODE_SIZE / 2;
 
-/// One test: an instruction and what it starts from.
+/// One test: an instruction, or some, and what they start from.
 #[derive(Clone)]
 pub struct Case {
-    /// The decoded form, for reports.
-    pub insn: Instruction,
+    /// The decoded instructions.
+    pub insns: Vec<Instruction>,
     /// Its encoding.
     pub bytes: Vec<u8>,
     /// Registers before it.
@@ -26,6 +26,8 @@ pub struct Case {
 pub struct Generator {
     bits: Bits,
     random: Random,
+    /// Memory operands are constant addresses: in sequences, registers change on the way.
+    constant_addresses: bool,
 }
 
 const GPR8: [Register; 8] =
@@ -34,7 +36,7 @@ const GPR8: [Register; 8] =
 impl Generator {
     /// The generator of the case with this seed.
     pub fn new(bits: Bits, seed: u64) -> Self {
-        Self { bits, random: Random::new(seed) }
+        Self { bits, random: Random::new(seed), constant_addresses: false }
     }
 
     fn bitness(&self) -> u32 {
@@ -51,27 +53,55 @@ impl Generator {
             self.operand(&mut insn, n, info.op_kind(n))?;
         }
         self.prefixes(&mut insn);
+        self.encode(insn, ENTRY)
+    }
+
+    fn encode(&self, insn: Instruction, at: u64) -> Option<(Instruction, Vec<u8>)> {
         let mut encoder = Encoder::new(self.bitness());
-        encoder.encode(&insn, ENTRY).ok()?;
+        encoder.encode(&insn, at).ok()?;
         let bytes = encoder.take_buffer();
-        let mut decoder = iced_x86::Decoder::with_ip(self.bitness(), &bytes, ENTRY, 0);
+        let mut decoder = iced_x86::Decoder::with_ip(self.bitness(), &bytes, at, 0);
         let insn = decoder.decode();
         // Some encodings mean another opcode without their mandatory registers; test what the bytes say.
         (!insn.is_invalid() && insn.len() == bytes.len()).then_some((insn, bytes))
     }
 
+    /// Some instructions after one another.
+    pub fn sequence(&mut self, codes: &[Code], length: usize) -> Option<(Vec<Instruction>, Vec<u8>)> {
+        let (mut insns, mut bytes) = (Vec::new(), Vec::new());
+        self.constant_addresses = true;
+        for _ in 0..length * 4 {
+            let code = self.random.pick(codes);
+            let Some((insn, _)) = self.instruction(code) else { continue };
+            let Some((insn, encoded)) = self.encode(insn, ENTRY + bytes.len() as u64) else { continue };
+            let indirect =
+                insn.is_jmp_near_indirect() || insn.is_call_near_indirect() || insn.mnemonic() == Mnemonic::Ret;
+            if indirect || crate::select::leaves_undefined(&insn) {
+                continue;
+            }
+            insns.push(insn);
+            bytes.extend(encoded);
+            if insns.len() == length {
+                return Some((insns, bytes));
+            }
+        }
+        None
+    }
+
     /// A case of an instruction: registers and memory. `None` if no address can be made to fit.
-    pub fn case(&mut self, insn: Instruction, bytes: &[u8], family: Family) -> Option<Case> {
+    pub fn case(&mut self, insns: &[Instruction], bytes: &[u8], family: Family) -> Option<Case> {
         let mut regs = self.registers(family);
         let mut patches = Vec::new();
-        self.place_implicit(&insn, &mut regs);
-        self.place_memory(&insn, &mut regs, &mut patches)?;
-        self.place_branch(&insn, &mut regs, &mut patches)?;
+        for insn in insns {
+            self.place_implicit(insn, &mut regs);
+            self.place_memory(insn, &mut regs, &mut patches)?;
+            self.place_branch(insn, &mut regs, &mut patches)?;
+        }
         if self.bits == Bits::B32 {
             regs.gpr.iter_mut().for_each(|v| *v &= 0xffff_ffff);
             regs.gpr[8..].fill(0);
         }
-        Some(Case { insn, bytes: bytes.to_vec(), regs, patches })
+        Some(Case { insns: insns.to_vec(), bytes: bytes.to_vec(), regs, patches })
     }
 
     fn registers(&mut self, family: Family) -> Registers {
@@ -186,7 +216,9 @@ impl Generator {
                 insn.set_op_kind(n, if self.bits == Bits::B64 { OpKind::NearBranch64 } else { OpKind::NearBranch32 });
                 let short = matches!(kind, br16_1 | br32_1 | br64_1);
                 let distance = if short { self.random.below(80) + 20 } else { self.random.below(1500) + 20 };
-                let to = if self.random.chance(50) { ENTRY + distance } else { ENTRY - distance };
+                // Out of a sequence, not into its middle.
+                let ahead = self.random.chance(50) && !self.constant_addresses;
+                let to = if ahead { ENTRY + distance } else { ENTRY - distance };
                 insn.set_near_branch64(to);
                 return Some(());
             }
@@ -245,7 +277,7 @@ impl Generator {
         insn.set_op_kind(n, OpKind::Memory);
         let wide = self.bits == Bits::B64 && self.random.chance(85);
         let bytes = if wide { 8 } else { 4 };
-        let form = self.random.below(10);
+        let form = if self.constant_addresses { 9 } else { self.random.below(10) };
         let base = if form < 8 { self.gpr(bytes) } else { Register::None };
         let index = if matches!(form, 5..=8) { self.gpr(bytes) } else { Register::None };
         if matches!(index, Register::RSP | Register::ESP) || index != Register::None && index == base {

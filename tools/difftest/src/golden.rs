@@ -14,7 +14,7 @@ const NAMES: [&str; 16] =
 /// Gives registers that the instruction does not use their defaults, so that lines stay short.
 pub fn simplify(case: &mut Case, bits: Bits) {
     let mut factory = InstructionInfoFactory::new();
-    let info = factory.info(&case.insn);
+    let info = factory.info(&case.insns[0]);
     let (mut general, mut vectors, mut stack) = (0u32, 0u32, 0u32);
     let mut mmx = false;
     for r in info.used_registers() {
@@ -53,7 +53,7 @@ pub fn line(case: &Case, family: Family, native: &After, before: &[u8]) -> Strin
     let mut out = String::new();
     case.bytes.iter().for_each(|b| drop(write!(out, "{b:02x}")));
     let defaults = Registers { gpr: std::array::from_fn(default_gpr), rip: crate::ENTRY, ..Registers::default() };
-    let _ = write!(out, " {} |", case.insn);
+    let _ = write!(out, " {} |", case.insns[0]);
     registers(&mut out, &defaults, &case.regs, family);
     for (at, bytes) in &case.patches {
         memory(&mut out, *at, bytes);

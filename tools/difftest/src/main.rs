@@ -1,7 +1,7 @@
 //! Random differential test: single instructions on the engine and on the host processor.
 //!
 //! `difftest [--family int|vec|x87] [--bits 64|32] [--tier lifted|optimised|jit] [--cases N] [--seed N] [--only NAME]
-//! [--stop N] [--show]`
+//! [--length N] [--stop N] [--show]`
 //!
 //! `difftest --write FILE [--family ..] [--bits ..]` writes the cases of tests/insn.
 //!
@@ -95,7 +95,7 @@ impl Bench {
         let outcome = self.host.execute(&mut regs, self.bits);
         let memory = self.host.slice(DATA, DATA_SIZE as usize).map(|m| m.to_vec()).unwrap_or_default();
         let native = After { outcome, regs, memory };
-        self.host.write(ENTRY, &[0xcc; 15][..case.bytes.len()]);
+        self.host.write(ENTRY, &vec![0xcc; case.bytes.len()]);
         // A stray store to the code page: branches must find breakpoints there.
         if self.host.slice(CODE, CODE_SIZE as usize).is_some_and(|c| c.iter().any(|b| *b != 0xcc)) {
             self.host.write(CODE, &[0xcc; CODE_SIZE as usize]);
@@ -125,7 +125,7 @@ fn same_outcome(a: Outcome, b: Outcome, pieces: bool) -> bool {
 /// What differs, one line each; empty if nothing does.
 fn differences(case: &Case, family: Family, native: &After, ours: &After) -> Vec<String> {
     let mut out = Vec::new();
-    let pieces = select::in_pieces(case.insn.mnemonic()) || case.insn.memory_size().size() > 16;
+    let pieces = case.insns.iter().any(|i| select::in_pieces(i.mnemonic()) || i.memory_size().size() > 16);
     if !same_outcome(native.outcome, ours.outcome, pieces) {
         out.push(format!("outcome: host {:x?}, ours {:x?}", native.outcome, ours.outcome));
     }
@@ -204,9 +204,8 @@ fn float_differences(case: &Case, h: &Registers, o: &Registers, open: u32, out: 
 /// One case with what the host made of it, for finding out silicon's rules.
 fn show(case: &Case, native: &After) {
     println!(
-        "CASE {:?} `{}` {:x?} flags {:x} -> {:x?} {:x?} flags {:x}",
-        case.insn.code(),
-        case.insn,
+        "CASE `{}` {:x?} flags {:x} -> {:x?} {:x?} flags {:x}",
+        text(case),
         case.regs.gpr,
         case.regs.rflags,
         native.outcome,
@@ -216,7 +215,7 @@ fn show(case: &Case, native: &After) {
 }
 
 fn report(bench: &Bench, case: &Case, seed: u64, differences: &[String]) {
-    println!("MISMATCH {:?} `{}` bytes {:02x?} seed {seed}", case.insn.code(), case.insn, case.bytes);
+    println!("MISMATCH `{}` bytes {:02x?} seed {seed}", text(case), case.bytes);
     println!("  gpr {:x?} rflags {:x}", case.regs.gpr, case.regs.rflags);
     for (at, bytes) in &case.patches {
         println!("  memory {at:x}: {bytes:02x?}");
@@ -240,13 +239,18 @@ struct Tally {
     failures: BTreeMap<String, (u64, u64)>,
 }
 
-/// One instruction with all its inputs.
-fn test(bench: &mut Bench, o: &Options, code: Code, seed: u64, tally: &mut Tally) {
-    let Some((insn, bytes)) = Generator::new(o.bits, seed).instruction(code) else { return };
+/// One instruction, or a sequence, with all its inputs.
+fn test(bench: &mut Bench, o: &Options, codes: &[Code], code: Code, seed: u64, tally: &mut Tally) {
+    let mut generator = Generator::new(o.bits, seed);
+    let made = match o.length {
+        1 => generator.instruction(code).map(|(insn, bytes)| (vec![insn], bytes)),
+        n => generator.sequence(codes, n),
+    };
+    let Some((insns, bytes)) = made else { return };
     let tier = o.tier.unwrap_or(if seed & 1 == 0 { Tier::Lifted } else { Tier::Optimised });
     for variant in 1..=VARIANTS {
         let inputs = seed.wrapping_add(variant.wrapping_mul(0x9e6c_63d0_676a_9a99));
-        let Some(case) = Generator::new(o.bits, inputs).case(insn, &bytes, o.family) else { continue };
+        let Some(case) = Generator::new(o.bits, inputs).case(&insns, &bytes, o.family) else { continue };
         tally.run += 1;
         let (native, ours) = bench.run(&case, tier);
         if o.show {
@@ -254,20 +258,27 @@ fn test(bench: &mut Bench, o: &Options, code: Code, seed: u64, tally: &mut Tally
         }
         if bench.machine.refused() > tally.refused {
             tally.refused += 1;
-            println!("NOT COMPILED {:?} `{insn}` seed {seed}", insn.code());
+            println!("NOT COMPILED `{}` seed {seed}", text(&case));
         }
         let wrong = differences(&case, o.family, &native, &ours);
         if wrong.is_empty() {
             continue;
         }
         tally.bad += 1;
-        let entry = tally.failures.entry(format!("{code:?}")).or_insert((0, seed));
+        let name = if o.length == 1 { format!("{code:?}") } else { "sequence".to_owned() };
+        let entry = tally.failures.entry(name).or_insert((0, seed));
         entry.0 += 1;
-        if (entry.0 == 1 || o.only.is_some()) && tally.reported < o.stop {
+        if (entry.0 == 1 || o.only.is_some() || o.length > 1) && tally.reported < o.stop {
             tally.reported += 1;
             report(bench, &case, seed, &wrong);
         }
     }
+}
+
+/// The instructions of a case.
+fn text(case: &Case) -> String {
+    let texts: Vec<String> = case.insns.iter().map(|i| i.to_string()).collect();
+    texts.join("; ")
 }
 
 /// Writes one-line cases for every opcode: from flags all clear and all set, and one that faults if there is one. In 32-bit
@@ -280,7 +291,7 @@ fn write(o: &Options, codes: &[Code], path: &Path) -> Result<()> {
         let (mut done, mut faults) = (0, 0);
         for seed in 0..200 {
             let Some((insn, bytes)) = Generator::new(o.bits, seed).instruction(*code) else { continue };
-            let Some(mut case) = Generator::new(o.bits, !seed).case(insn, &bytes, o.family) else { continue };
+            let Some(mut case) = Generator::new(o.bits, !seed).case(&[insn], &bytes, o.family) else { continue };
             golden::simplify(&mut case, o.bits);
             case.regs.rflags = if done == 0 { 2 } else { 0x8d7 };
             let before = bench.patched(&case);
@@ -321,7 +332,7 @@ fn main() -> Result<()> {
         let seed = if o.exact { o.seed } else { o.seed.wrapping_mul(0x1_0000_0000).wrapping_add(n) };
         let few = codes.len() <= 64;
         let code = if few { codes[n as usize % codes.len()] } else { random::Random::new(!seed).pick(&codes) };
-        test(&mut bench, &o, code, seed, &mut tally);
+        test(&mut bench, &o, &codes, code, seed, &mut tally);
     }
     for (code, (count, seed)) in &tally.failures {
         println!("{code}: {count} mismatches, first with seed {seed}");

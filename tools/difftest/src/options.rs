@@ -25,6 +25,8 @@ pub struct Options {
     pub show: bool,
     /// What executes the instructions.
     pub tier: Option<Tier>,
+    /// Instructions in a case.
+    pub length: usize,
     /// Write one-line cases instead of testing.
     pub write: Option<PathBuf>,
 }
@@ -41,6 +43,7 @@ pub fn parse() -> Result<Options> {
         exact: false,
         show: false,
         tier: None,
+        length: 1,
         write: None,
     };
     let mut args = std::env::args().skip(1);
@@ -73,6 +76,7 @@ pub fn parse() -> Result<Options> {
             }
             "--write" => o.write = Some(value.into()),
             "--bits" => o.bits = if value == "32" { Bits::B32 } else { Bits::B64 },
+            "--length" => o.length = value.parse::<usize>()?.clamp(1, 20),
             "--cases" => o.cases = value.parse()?,
             "--seed" => o.seed = value.parse()?,
             "--only" => o.only = Some(value.to_lowercase()),

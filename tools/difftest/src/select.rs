@@ -1,7 +1,7 @@
 //! Which opcodes are tested, and what the manual leaves open about them.
 
 use crate::generate::Case;
-use iced_x86::{Code, CpuidFeature, Mnemonic, OpCodeOperandKind as Kind, OpKind};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind};
 
 /// Part of the instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,13 +244,19 @@ pub const UNDEFINED: &[Undefined] = &[Undefined {
 
 /// Flags to leave out of the comparison, and the manual's words for it.
 pub fn undefined_flags(case: &Case) -> u64 {
-    let mnemonic = case.insn.mnemonic();
+    let [insn] = &case.insns[..] else { return 0 };
+    let mnemonic = insn.mnemonic();
     UNDEFINED.iter().filter(|u| u.mnemonics.contains(&mnemonic) && (u.when)(case)).fold(0, |all, u| all | u.flags)
+}
+
+/// The instruction may leave flags undefined: no place for it in a sequence, where others may look at them.
+pub fn leaves_undefined(insn: &Instruction) -> bool {
+    UNDEFINED.iter().any(|u| u.mnemonics.contains(&insn.mnemonic()))
 }
 
 /// The masked count of a shift.
 fn shift_count(case: &Case) -> u64 {
-    let i = &case.insn;
+    let Some(i) = case.insns.first() else { return 1 };
     let last = i.op_count() - 1;
     let wide = i.op0_register().is_gpr64() || i.memory_size().size() == 8;
     let count = match i.op_kind(last) {
