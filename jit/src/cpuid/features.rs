@@ -15,7 +15,8 @@ pub mod word {
     pub const E7_EDX: usize = 7;
     pub const D1_EAX: usize = 8;
     pub const F6_EAX: usize = 9;
-    pub const COUNT: usize = 10;
+    pub const F7_2_EDX: usize = 10;
+    pub const COUNT: usize = 11;
 }
 
 macro_rules! features {
@@ -108,6 +109,8 @@ features! {
     STIBP "stibp" F7_EDX 27 [];
     ARCH_CAPABILITIES "arch-capabilities" F7_EDX 29 [];
     SSBD "ssbd" F7_EDX 31 [];
+    BHI_CTRL "bhi-ctrl" F7_2_EDX 4 [];
+    MCDT_NO "mcdt-no" F7_2_EDX 5 [];
     LAHF_LM "lahf-lm" E1_ECX 0 [];
     LZCNT "lzcnt" E1_ECX 5 [LZCNT];
     PREFETCHW "prefetchw" E1_ECX 8 [PREFETCHW];

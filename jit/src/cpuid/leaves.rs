@@ -21,8 +21,6 @@ pub struct Dynamic {
     pub osxsave: bool,
     /// IA32_APIC_BASE bit 11: without it the APIC bit reads 0.
     pub apic_enabled: bool,
-    /// XCR0.
-    pub xcr0: u64,
 }
 
 /// Leaf 7, EBX: the x87 data pointer follows unmasked exceptions only (6), FCS and FDS are deprecated (13). So the
@@ -51,11 +49,15 @@ impl CpuModel {
             4 if self.intel() => cache(subleaf, d),
             5 if self.has(Feature::MONITOR) => [64, 64, 3, 0],
             6 => [self.words[word::F6_EAX], 0, 0, 0],
-            7 if subleaf == 0 => {
-                [0, self.words[word::F7_EBX] | X87_POINTERS, self.words[word::F7_ECX], self.words[word::F7_EDX]]
-            }
+            7 if subleaf == 0 => [
+                if self.words[word::F7_2_EDX] != 0 { 2 } else { 0 },
+                self.words[word::F7_EBX] | X87_POINTERS,
+                self.words[word::F7_ECX],
+                self.words[word::F7_EDX],
+            ],
+            7 if subleaf == 2 => [0, 0, 0, self.words[word::F7_2_EDX]],
             0xb => topology(subleaf, d),
-            0xd => self.leaf_xsave(subleaf, d),
+            0xd => self.leaf_xsave(subleaf),
             0x15 => [1, (TSC_HZ / CRYSTAL_HZ) as u32, CRYSTAL_HZ as u32, 0],
             0x16 => [(TSC_HZ / 1_000_000) as u32, (TSC_HZ / 1_000_000) as u32, 100, 0],
             0x4000_0000..=0x4fff_ffff => hypervisor(leaf),
@@ -93,7 +95,7 @@ impl CpuModel {
         [self.signature, ebx, ecx, edx]
     }
 
-    fn leaf_xsave(&self, subleaf: u32, _d: &Dynamic) -> [u32; 4] {
+    fn leaf_xsave(&self, subleaf: u32) -> [u32; 4] {
         if !self.has(Feature::XSAVE) {
             return [0; 4];
         }

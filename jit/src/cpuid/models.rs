@@ -67,6 +67,8 @@ const MODERN: &[Feature] = &[
     SSBD,
     ARCH_CAPABILITIES,
     MD_CLEAR,
+    BHI_CTRL,
+    MCDT_NO,
 ];
 
 /// All models; the first is the default.
@@ -81,11 +83,11 @@ pub static MODELS: &[Template] = &[
     },
     Template {
         name: "max",
-        description: "every feature that is emulated",
+        description: "every feature that is emulated, but for MONITOR",
         vendor: INTEL,
         signature: (6, 106, 6),
         brand: "Brolga Virtual CPU (max)",
-        features: &[BASE32, V1, V2, PLATFORM, WESTMERE, MODERN, &[MONITOR]],
+        features: &[BASE32, V1, V2, PLATFORM, WESTMERE, MODERN],
     },
     Template {
         name: "qemu64",

@@ -176,13 +176,14 @@ impl Cpu {
     /// Registers that only keep a checked value.
     fn write_plain(&mut self, n: u32, value: u64) -> bool {
         let (spec, tscp) = (self.model.has(Feature::SPEC_CTRL), self.model.has(Feature::RDTSCP));
+        let spec_bits = 7 | if self.model.has(Feature::BHI_CTRL) { 1 << 10 } else { 0 };
         let m = &mut self.state.msr;
         let (slot, ok) = match n {
             // Nothing to load, no branch predictors to flush, nothing to trace.
             UCODE_REV | PLATFORM_ID | EBL_CR_POWERON => return true,
             PRED_CMD => return spec && value & !1 == 0,
             DEBUGCTL => return value == 0,
-            SPEC_CTRL => (&mut m.spec_ctrl, spec && value & !7 == 0),
+            SPEC_CTRL => (&mut m.spec_ctrl, spec && value & !spec_bits == 0),
             SYSENTER_CS => (&mut m.sysenter_cs, true),
             SYSENTER_ESP => (&mut m.sysenter_esp, canonical48(value)),
             SYSENTER_EIP => (&mut m.sysenter_eip, canonical48(value)),
