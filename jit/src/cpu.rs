@@ -18,6 +18,8 @@ pub struct Shared {
     pub ram: Arc<Ram>,
     /// Which RAM holds translated code.
     pub code_map: CodeMap,
+    /// Virtual processors made so far: all there are, once the machine runs.
+    pub processors: std::sync::atomic::AtomicU32,
 }
 
 /// A virtual processor. The state comes first: generated code gets a pointer to it and helpers cast it back.

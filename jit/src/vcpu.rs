@@ -165,7 +165,7 @@ impl Engine {
     /// An engine over `ram`, with `board` around it.
     pub fn new(config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
         let code_map = CodeMap::new(&ram);
-        let shared = Arc::new(Shared { ram, code_map });
+        let shared = Arc::new(Shared { ram, code_map, processors: AtomicU32::new(0) });
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
         Ok(Arc::new(Self { shared, board, compilers, sync: config.sync, vcpus: Mutex::default() }))
     }
@@ -211,6 +211,7 @@ pub struct Vcpu {
 impl Vcpu {
     /// Processor number `index` of `engine`, in its reset state. `model` comes from [`crate::cpuid::parse`].
     pub fn new(engine: &Arc<Engine>, index: u32, model: &CpuModel) -> Self {
+        engine.shared.processors.fetch_add(1, Ordering::Relaxed);
         let mut cpu = Cpu::new(index, engine.shared.clone(), engine.board.clone(), Arc::new(model.clone()));
         lock(&engine.vcpus).push(cpu.mailbox.clone());
         if let Some(service) = &engine.compilers {

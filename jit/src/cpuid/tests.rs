@@ -77,7 +77,7 @@ fn every_basic_instruction_is_in_every_model() {
 #[test]
 fn leaves_describe_the_model() {
     let m = CpuModel::default();
-    let d = Dynamic { apic_id: 0, processors: 1, osxsave: true, apic_enabled: true, xcr0: 3 };
+    let d = Dynamic { apic_id: 0, processors: 1, osxsave: true, apic_enabled: true };
     let l0 = m.cpuid(0, 0, &d);
     assert_eq!(l0[0], 0x16);
     assert_eq!([l0[1], l0[3], l0[2]].map(u32::to_le_bytes).concat(), b"GenuineIntel");

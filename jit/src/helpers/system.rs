@@ -7,6 +7,7 @@ use crate::fault::{Fault, vector};
 use crate::ir::Ty;
 use crate::state::{cr0, cr4, flag, mode, reg};
 use crate::system::io::StringIo;
+use std::sync::atomic::Ordering;
 
 /// Effects of what leaves the block for another place and may change anything.
 const TRANSFER: u32 = FAULTS | READS_FLAGS | SETS_FLAGS | ALL_GPRS;
@@ -338,10 +339,9 @@ fn rdpmc(_: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
 fn cpuid(c: &mut Cpu, leaf: u64, subleaf: u64, _: u64) -> Result<u64, Fault> {
     let d = Dynamic {
         apic_id: c.index,
-        processors: 1,
+        processors: c.shared.processors.load(Ordering::Relaxed),
         osxsave: c.state.cr4 & cr4::OSXSAVE != 0,
         apic_enabled: c.board.apic_base(c.index) & 1 << 11 != 0,
-        xcr0: c.state.xcr0,
     };
     let [a, b, cx, dx] = c.model.cpuid(leaf as u32, subleaf as u32, &d);
     for (n, v) in [(reg::RAX, a), (reg::RBX, b), (reg::RCX, cx), (reg::RDX, dx)] {

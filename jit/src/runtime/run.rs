@@ -125,13 +125,13 @@ impl Cpu {
             self.reset();
             return Some(Exit::WaitForStartUp);
         }
-        if pending & request::NMI != 0 && !self.state.nmi_blocked && self.state.shadow & shadow::MOV_SS == 0 {
+        if pending & request::NMI != 0 && self.nmi_possible() {
             self.handle().clear(request::NMI);
             self.state.halted = false;
             self.accept(|cpu| cpu.deliver_nmi());
             return None;
         }
-        if pending & request::INTERRUPT != 0 && self.state.rflags & flag::IF != 0 && self.state.shadow == 0 {
+        if pending & request::INTERRUPT != 0 && self.interruptible() {
             match self.board.acknowledge_interrupt(self.index) {
                 Some(vector) => {
                     tracing::trace!(target: "int", "interrupt {:02x} at {:#x}", vector, self.state.rip);

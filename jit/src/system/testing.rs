@@ -70,7 +70,7 @@ pub fn machine_with_board() -> (Box<Cpu>, Arc<FakeBoard>) {
     let ram = Arc::new(Ram::new(RAM, vec![region]).expect("a few megabytes"));
     let code_map = CodeMap::new(&ram);
     let board = Arc::new(FakeBoard::default());
-    let shared = Arc::new(Shared { ram, code_map });
+    let shared = Arc::new(Shared { ram, code_map, processors: 1.into() });
     let mut cpu = Cpu::new(0, shared, board.clone(), Arc::new(CpuModel::default()));
     cpu.reset();
     (cpu, board)
@@ -118,7 +118,6 @@ pub mod sel {
     pub const USER_CODE32: u16 = 0x18 | 3;
     pub const USER_DATA: u16 = 0x20 | 3;
     pub const CODE16: u16 = 0x28;
-    pub const DATA16: u16 = 0x30;
     pub const CODE64: u16 = 0x38;
     pub const USER_CODE64: u16 = 0x40 | 3;
     /// 16 bytes in long mode.
@@ -219,7 +218,7 @@ impl Guest {
     /// The same with 32-bit paging: 4 MiB identity mapped by 4 KiB pages for users and supervisors.
     pub fn paged() -> Self {
         let mut g = Self::protected();
-        g.write32(PAGING, PAGING as u32 + 0x1000 | 7);
+        g.write32(PAGING, (PAGING as u32 + 0x1000) | 7);
         for n in 0..1024 {
             g.write32(PAGING + 0x1000 + 4 * n, (n << 12) as u32 | 7);
         }

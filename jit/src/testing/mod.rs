@@ -203,7 +203,7 @@ impl Machine {
         let size = DATA + pages.len() as u64 * PAGE_SIZE + PAGE_SIZE;
         let region = RamRegion { gpa: 0, size, offset: 0, rom: false };
         let ram = Arc::new(Ram::new(size, vec![region]).expect("memory for the test machine"));
-        let shared = Arc::new(Shared { code_map: CodeMap::new(&ram), ram });
+        let shared = Arc::new(Shared { code_map: CodeMap::new(&ram), ram, processors: 1.into() });
         let model = Arc::new(crate::cpuid::parse(model).expect("a processor model"));
         let mut machine =
             Self { cpu: Cpu::new(0, shared, Arc::new(NoBoard), model), pages: pages.to_vec(), compiling: None };
