@@ -182,7 +182,7 @@ gdt:	.quad 0
 	.quad 0x0000890000000000 + 104 + 8192, 0 /* task */
 	.quad 0x4040930000000fff /* small data, at WINDOW */
 	.quad 0x00cf13000000ffff /* absent */
-	.quad 0x00cf970000000000 /* expand-down: from 0x1000 up */
+	.quad 0x00c0970000000000 /* expand-down: from 0x1000 up */
 	.quad 0x00cf91000000ffff /* read-only */
 	.quad 0x00cf99000000ffff /* execute-only */
 	.quad 0x00cf9b000000ffff /* compatibility mode */

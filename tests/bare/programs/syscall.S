@@ -36,6 +36,8 @@ main:
 	mov $0xc0000084, %ecx /* clears IF and DF */
 	mov $0x600, %eax
 	wrmsr
+	xor %eax, %eax /* IRET to ring 3 takes segments of ring 0 away, and some processors their base with it */
+	mov %eax, %gs
 	mov $0xc0000101, %ecx
 	mov $gs_one, %eax
 	wrmsr
@@ -230,6 +232,8 @@ on_last:
 	movq $0, handlers + 8 * 0x80
 	mov $KERNEL_DATA, %eax
 	mov %eax, %ss
+	mov %eax, %ds
+	mov %eax, %es
 	mov resume_stack, %rsp
 	jmp *resume_at
 
