@@ -12,7 +12,9 @@ impl Cpu {
     pub fn run_loop(&mut self) -> Exit {
         self.load_mxcsr();
         let exit = loop {
-            if self.requested() != 0 || self.state.halted || self.shutdown.is_some() {
+            // A request that was withdrawn leaves attention behind, for which generated code would leave for ever.
+            let attention = self.requests.attention.load(Ordering::Relaxed) != 0;
+            if attention || self.requested() != 0 || self.state.halted || self.shutdown.is_some() {
                 if let Some(exit) = self.service() {
                     break exit;
                 }

@@ -156,8 +156,7 @@ main:
 	xor %COUNT, %COUNT
 	movl $0x40051, 0x300(%rbx) /* to itself */
 	sti
-	nop
-	nop
+	call wait_for_one
 	cli
 	PRINT "self: "
 	mov %COUNT, %rax
@@ -170,13 +169,11 @@ main:
 	mov %rax, %cr8
 	movl $0x40051, 0x300(%rbx)
 	sti
-	nop
-	nop
+	call short_wait
 	mov %COUNT, %rbp
 	xor %eax, %eax
 	mov %rax, %cr8
-	nop
-	nop
+	call wait_for_one
 	cli
 	PRINT "priority: "
 	mov %rbp, %rax
@@ -260,6 +257,14 @@ short_wait: /* port reads take their time: far more than the timer's 100000 cycl
 1:	in $0x61, %al
 	loop 1b
 	ret
+
+wait_for_one: /* messages between APICs take their time: until one came, or for long */
+	mov $100000000, %ecx
+1:	test %COUNT, %COUNT
+	jnz 2f
+	pause
+	loop 1b
+2:	ret
 
 	.data
 stack_seen: .quad 0
