@@ -134,15 +134,15 @@ impl Cpu {
             return None;
         }
         if pending & request::INTERRUPT != 0 && self.interruptible() {
-            match self.board.acknowledge_interrupt(self.index) {
-                Some(vector) => {
-                    tracing::trace!(target: "int", "interrupt {:02x} at {:#x}", vector, self.state.rip);
-                    self.state.halted = false;
-                    self.accept(|cpu| cpu.deliver_interrupt(vector));
-                    return None;
-                }
-                // The request went away meanwhile; the controller sets it anew when it has one.
-                None => self.handle().clear(request::INTERRUPT),
+            // Cleared before the question, not after: what the controller raises meanwhile must not be lost. There may be
+            // more behind an interrupt, of which the controller tells nothing new: ask again after it.
+            self.handle().clear(request::INTERRUPT);
+            if let Some(vector) = self.board.acknowledge_interrupt(self.index) {
+                self.handle().raise(request::INTERRUPT);
+                tracing::trace!(target: "int", "interrupt {:02x} at {:#x}", vector, self.state.rip);
+                self.state.halted = false;
+                self.accept(|cpu| cpu.deliver_interrupt(vector));
+                return None;
             }
         }
         self.state.halted.then_some(Exit::Halted)
