@@ -1,7 +1,7 @@
 //! Vector operations on the host's own vector instructions: the tables behind the IR's `vec`, `vectoint` and
 //! `vecfromint`. Floating-point operations run under whatever MXCSR is loaded, see [`super::mxcsr`].
 
-use super::{lanes, strings};
+use super::{crypto, lanes, strings};
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
@@ -12,6 +12,11 @@ pub type VecFn = fn(u128, u128, u8) -> u128;
 pub type VecToIntFn = fn(u128, u128, u8) -> u64;
 /// Vector `d = f(a, integer b, imm8)`.
 pub type VecFromIntFn = fn(u128, u64, u8) -> u128;
+
+/// The host has what is used without asking at each operation: SSE4.2 and all before it.
+pub fn host_has_required() -> bool {
+    is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("ssse3")
+}
 
 #[inline(always)]
 fn xmm(v: u128) -> __m128i {
@@ -30,7 +35,7 @@ macro_rules! plain {
     ($mn:literal) => {{
         fn f(a: u128, b: u128, _imm8: u8) -> u128 {
             let mut x = xmm(a);
-            // SAFETY: registers only; the lifter asks for it only where the CPU model, a subset of the host, has it.
+            // SAFETY: registers only; the host has it: SSE4.2 is required ([`host_has_required`]), the rest detected.
             unsafe {
                 asm!(concat!($mn, " {0}, {1}"), inout(xmm_reg) x, in(xmm_reg) xmm(b),
                     options(pure, nomem, nostack, preserves_flags));
@@ -86,13 +91,14 @@ macro_rules! shift_imm {
 
 macro_rules! table {
     (plain { $($p:ident $pt:literal,)* } float { $($q:ident $qt:literal,)* } shift { $($s:ident $st:literal,)* }
-     other { $($o:ident $of:expr,)* }) => {
-        /// The function of an operation.
+     detected { $($feature:tt { $($d:ident $df:expr, $soft:expr;)* })* } other { $($o:ident $of:expr,)* }) => {
+        /// The function of an operation: the host's instruction, or plain Rust where the host may lack it.
         pub fn vec_fn(op: VecOp) -> VecFn {
             match op {
                 $(VecOp::$p => plain!($pt),)*
                 $(VecOp::$q => float!($qt),)*
                 $(VecOp::$s => shift_imm!($st),)*
+                $($(VecOp::$d => if is_x86_feature_detected!($feature) { $df } else { $soft },)*)*
                 $(VecOp::$o => $of,)*
             }
         }
@@ -125,9 +131,6 @@ table! {
         Pmovsxbw "pmovsxbw", Pmovsxbd "pmovsxbd", Pmovsxbq "pmovsxbq", Pmovsxwd "pmovsxwd", Pmovsxwq "pmovsxwq",
         Pmovsxdq "pmovsxdq", Pmovzxbw "pmovzxbw", Pmovzxbd "pmovzxbd", Pmovzxbq "pmovzxbq", Pmovzxwd "pmovzxwd",
         Pmovzxwq "pmovzxwq", Pmovzxdq "pmovzxdq",
-        Aesenc "aesenc", Aesenclast "aesenclast", Aesdec "aesdec", Aesdeclast "aesdeclast", Aesimc "aesimc",
-        Sha1msg1 "sha1msg1", Sha1msg2 "sha1msg2", Sha1nexte "sha1nexte",
-        Sha256msg1 "sha256msg1", Sha256msg2 "sha256msg2",
         Rcpps "rcpps", Rcpss "rcpss", Rsqrtps "rsqrtps", Rsqrtss "rsqrtss",
     }
     float {
@@ -146,15 +149,23 @@ table! {
         PsllwI "psllw", PslldI "pslld", PsllqI "psllq", PsrlwI "psrlw", PsrldI "psrld", PsrlqI "psrlq",
         PsrawI "psraw", PsradI "psrad",
     }
+    detected {
+        "aes" { Aesenc plain!("aesenc"), crypto::aesenc; Aesenclast plain!("aesenclast"), crypto::aesenclast;
+            Aesdec plain!("aesdec"), crypto::aesdec; Aesdeclast plain!("aesdeclast"), crypto::aesdeclast;
+            Aesimc plain!("aesimc"), crypto::aesimc; Aeskeygenassist aeskeygenassist, crypto::aeskeygenassist; }
+        "pclmulqdq" { Pclmulqdq by_imm!("pclmulqdq", |i| i & 0x11, [0 1 16 17]), crypto::pclmulqdq; }
+        "sha" { Sha1msg1 plain!("sha1msg1"), crypto::sha1msg1; Sha1msg2 plain!("sha1msg2"), crypto::sha1msg2;
+            Sha1nexte plain!("sha1nexte"), crypto::sha1nexte;
+            Sha1rnds4 by_imm!("sha1rnds4", |i| i & 3, [0 1 2 3]), crypto::sha1rnds4;
+            Sha256msg1 plain!("sha256msg1"), crypto::sha256msg1; Sha256msg2 plain!("sha256msg2"), crypto::sha256msg2; }
+    }
     other {
         PslldqI lanes::pslldq, PsrldqI lanes::psrldq, Pshufd lanes::pshufd, Pshuflw lanes::pshuflw,
         Pshufhw lanes::pshufhw, Shufps lanes::shufps, Shufpd lanes::shufpd, Palignr lanes::palignr,
         Pblendw lanes::pblendw, Blendps lanes::blendps, Blendpd lanes::blendpd, Insertps lanes::insertps,
         Pshufb64 lanes::pshufb64, Palignr64 lanes::palignr64, Movss lanes::movss, Movsd lanes::movsd,
-        Movq lanes::movq, Pcmpistrm strings::pcmpistrm, Aeskeygenassist aeskeygenassist, Dpps dpps, Dppd dppd,
+        Movq lanes::movq, Pcmpistrm strings::pcmpistrm, Dpps dpps, Dppd dppd,
         Mpsadbw by_imm!("mpsadbw", |i| i & 7, [0 1 2 3 4 5 6 7]),
-        Pclmulqdq by_imm!("pclmulqdq", |i| i & 0x11, [0 1 16 17]),
-        Sha1rnds4 by_imm!("sha1rnds4", |i| i & 3, [0 1 2 3]),
         // Predicates beyond 7 exist in the VEX forms only (SDM 2A CMPPS).
         Cmpps by_imm!("cmpps", |i| i & 7, [0 1 2 3 4 5 6 7]),
         Cmppd by_imm!("cmppd", |i| i & 7, [0 1 2 3 4 5 6 7]),
@@ -275,8 +286,11 @@ pub fn vec_from_int_fn(op: VecFromInt) -> VecFromIntFn {
 
 /// SHA256RNDS2: two rounds with the message words in the low half of `wk`.
 pub fn sha256rnds2(a: u128, b: u128, wk: u128) -> u128 {
+    if !is_x86_feature_detected!("sha") {
+        return crypto::sha256rnds2(a, b, wk);
+    }
     let mut x = xmm(a);
-    // SAFETY: registers only; the lifter asks for it only where the CPU model, a subset of the host, has it.
+    // SAFETY: registers only; the host has the instruction, as just checked.
     unsafe {
         asm!("sha256rnds2 {0}, {1}, xmm0", inout(xmm_reg) x, in(xmm_reg) xmm(b), in("xmm0") xmm(wk),
             options(pure, nomem, nostack, preserves_flags));

@@ -3,6 +3,7 @@
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("vector operations run on the host's SSE instructions: hosts other than x86-64 need plain Rust ones");
 
+mod crypto;
 mod host;
 mod lanes;
 mod mxcsr;
@@ -17,7 +18,7 @@ use mxcsr::{ldmxcsr, stmxcsr, vec_checked};
 use std::mem::offset_of;
 use xsave::{fxrstor, fxsave, xrstor, xsave};
 
-pub use host::{vec_fn, vec_from_int_fn, vec_to_int_fn};
+pub use host::{host_has_required, vec_fn, vec_from_int_fn, vec_to_int_fn};
 pub use mxcsr::Checked;
 pub use xsave::Form;
 
