@@ -164,6 +164,9 @@ pub struct Mailbox {
 impl Engine {
     /// An engine over `ram`, with `board` around it.
     pub fn new(config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
+        if !crate::helpers::vec::host_has_required() {
+            return Err(EngineError::Host("this processor lacks SSE4.2".to_owned()));
+        }
         let code_map = CodeMap::new(&ram);
         let shared = Arc::new(Shared { ram, code_map, processors: AtomicU32::new(0) });
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
