@@ -219,7 +219,7 @@ fn rc_result(_: &mut Cpu, v: u64, how: u64, flags: u64) -> Result<u64, Fault> {
 }
 
 fn rc_flags(_: &mut Cpu, v: u64, how: u64, flags: u64) -> Result<u64, Fault> {
-    if (how & 0x3f) % (ty_of(how >> 8).bits() as u64 + 1) == 0 {
+    if (how & 0x3f).is_multiple_of(ty_of(how >> 8).bits() as u64 + 1) {
         return Ok(flags);
     }
     Ok(flags & !(flag::CF | flag::OF) | rotate_carry(v, how, flags).1)

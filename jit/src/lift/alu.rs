@@ -76,14 +76,17 @@ impl Lifter<'_> {
     fn binary_same(&mut self, i: &Instruction, op: Op, kind: CcKind) {
         let (ty, r) = (self.op_ty(i, 0), i.op0_register());
         match op {
+            // Zero: the flags of 0 - 0 are those of the bitwise zero.
+            Op::Xor | Op::Sub if ty >= Ty::I32 => {
+                if let Some(d) = self.wide_dest(i, 0) {
+                    self.b.mov_to(Ty::I64, d, 0);
+                    self.b.set_flags(CcKind::Logic, ty, d, 0);
+                }
+            }
             Op::Xor | Op::Sub => {
-                // Zero: the flags of 0 - 0 are those of the bitwise zero.
                 let zero = self.b.iconst(0);
                 self.b.set_flags(CcKind::Logic, ty, zero, 0);
-                match self.wide_dest(i, 0) {
-                    Some(d) => self.b.mov_to(Ty::I64, d, 0),
-                    None => self.write_reg(r, zero),
-                }
+                self.write_reg(r, zero);
             }
             Op::And | Op::Or => {
                 let v = self.read_reg(r);
@@ -203,6 +206,9 @@ impl Lifter<'_> {
             let ones = self.b.iconst(-1);
             self.b.rmw(RmwOp::Xor, ty, addr, ones);
             return;
+        }
+        if let Some(d) = self.wide_dest(i, 0) {
+            return self.b.op1_to(Op::Not, ty, d, d);
         }
         let (old, m) = self.read_write_op(i);
         let res = self.b.op1(Op::Not, ty, old);

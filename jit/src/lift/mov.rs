@@ -3,7 +3,6 @@
 use super::operand::{Gpr, gpr, segment_number};
 use super::{Flow, Lifter};
 use crate::helpers::integer as helper;
-use crate::ir::build::Src;
 use crate::ir::op::{Op, RmwOp};
 use crate::ir::{Ty, Val};
 use crate::state::{CpuState, flag, reg};
@@ -318,12 +317,5 @@ impl Lifter<'_> {
     fn cache_line(&mut self, i: &Instruction) {
         let m = self.mem(i, 1, false);
         self.load(Ty::I8, m);
-    }
-
-    /// The constant or value as a value cut to `ty`.
-    pub fn cut(&mut self, ty: Ty, s: Src) -> Val {
-        let d = self.b.temp();
-        self.b.mov_to(ty, d, s);
-        d
     }
 }

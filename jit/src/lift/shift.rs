@@ -52,6 +52,11 @@ impl Lifter<'_> {
             Count::Known(0) => self.unshifted(i),
             Count::Known(c) => {
                 let (a, m) = self.read_write_op(i);
+                if let Some(d) = self.wide_dest(i, 0) {
+                    let src = if c == 1 { self.b.op1(Op::Mov, ty, a) } else { self.b.op2(op, ty, a, c - 1) };
+                    self.b.op2_to(op, ty, d, a, c);
+                    return self.b.set_flags(kind, ty, d, src);
+                }
                 let res = self.b.op2(op, ty, a, c);
                 let src = if c == 1 { self.b.op1(Op::Mov, ty, a) } else { self.b.op2(op, ty, a, c - 1) };
                 self.write_back(i, m, res);

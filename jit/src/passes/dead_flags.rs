@@ -1,15 +1,22 @@
-//! Removes flag computations that nobody can see: overwritten before a reader, a fault or the block's end.
+//! Removes computations that nobody can see: flags overwritten before a reader, a fault or the block's end, and
+//! temporaries that nothing reads (often what only such flags were made from).
 
 use crate::helpers::{self, HelperId, effect};
-use crate::ir::op::Traits;
-use crate::ir::{Block, Inst, Op};
+use crate::ir::op::{Field, Traits};
+use crate::ir::{Block, Inst, Op, VVal, Val};
 
 /// Runs the pass.
 pub fn run(block: &mut Block) {
     let mut live = true;
     let mut stores_in: Option<u16> = None;
     let mut keep = vec![true; block.insts.len()];
+    let mut temps = Temps::default();
     for (n, i) in block.insts.iter().enumerate().rev() {
+        temps.enter(i);
+        if temps.unread(i) {
+            keep[n] = false;
+            continue;
+        }
         // An instruction that stores may turn out to overwrite this block: execution then stops after it, with the
         // flags it leaves.
         let traits = i.op.info().traits;
@@ -22,6 +29,7 @@ pub fn run(block: &mut Block) {
             keep[n] = false;
             continue;
         }
+        temps.read_by(i);
         if sets {
             live = traits.has(Traits::MAY_SET_FLAGS) && live;
         }
@@ -34,6 +42,54 @@ pub fn run(block: &mut Block) {
         n += 1;
         keep[n - 1]
     });
+}
+
+/// Temporaries of the guest instruction at hand that a later operation reads, one bit each.
+#[derive(Default)]
+struct Temps {
+    off: u16,
+    ints: u64,
+    vecs: u64,
+}
+
+impl Temps {
+    /// Temporaries live within one guest instruction.
+    fn enter(&mut self, i: &Inst) {
+        if self.off != i.off {
+            *self = Self { off: i.off, ..Self::default() };
+        }
+    }
+
+    /// The operation only makes a temporary, and nothing reads it.
+    fn unread(&self, i: &Inst) -> bool {
+        let info = i.op.info();
+        let pure = match i.op {
+            Op::Call => helpers::helper(HelperId(i.imm as u16)).effects & effect::PURE != 0,
+            _ => info.traits == Traits::PURE || info.traits == Traits::READS_FLAGS,
+        };
+        pure && match info.fields[0] {
+            Field::Int | Field::IntOpt => (Val::TEMP0..64).contains(&i.d) && self.ints >> i.d & 1 == 0,
+            Field::Vec => (VVal::TEMP0..64).contains(&i.d) && self.vecs >> i.d & 1 == 0,
+            _ => false,
+        }
+    }
+
+    /// Takes the operation's result out and its operands in.
+    fn read_by(&mut self, i: &Inst) {
+        let fields = i.op.info().fields;
+        match fields[0] {
+            Field::Int | Field::IntOpt if i.d < 64 => self.ints &= !(1 << i.d),
+            Field::Vec if i.d < 64 => self.vecs &= !(1 << i.d),
+            _ => {}
+        }
+        for (field, v) in fields[1..].iter().zip([i.a, i.b, i.c]) {
+            match field {
+                Field::Int | Field::IntOrImm | Field::IntOpt if v < 64 => self.ints |= 1 << v,
+                Field::Vec if v < 64 => self.vecs |= 1 << v,
+                _ => {}
+            }
+        }
+    }
 }
 
 /// For each operation that sets flags, whether they must be in the state: somebody may look after a fault or an exit.
@@ -143,6 +199,33 @@ mod tests {
         });
         run(&mut b);
         assert_eq!(flag_ops(&b), 2, "a load may fault: the flags before it are visible");
+    }
+
+    #[test]
+    fn what_only_dead_flags_are_made_from_goes_with_them() {
+        let rax = Val::gpr(0);
+        let mut b = block(|b| {
+            b.start_insn(0);
+            let flags = b.get_flags();
+            let word = b.op2(Op::Or, Ty::I64, flags, 1);
+            b.set_flags_raw(word);
+            b.start_insn(1);
+            b.set_flags(CcKind::Logic, Ty::I32, rax, 0);
+            b.start_insn(3);
+            b.jmp(0);
+        });
+        run(&mut b);
+        assert_eq!(b.insts.iter().map(|i| i.op).collect::<Vec<_>>(), [Op::SetFlags, Op::Jmp]);
+        let mut b = block(|b| {
+            b.start_insn(0);
+            let kept = b.op2(Op::Add, Ty::I64, rax, 1);
+            b.op2(Op::Add, Ty::I64, kept, 1);
+            b.load(Ty::I64, kept, 0, 0);
+            b.start_insn(3);
+            b.jmp(0);
+        });
+        run(&mut b);
+        assert_eq!(b.insts.iter().map(|i| i.op).collect::<Vec<_>>(), [Op::Add, Op::Load, Op::Jmp]);
     }
 
     #[test]

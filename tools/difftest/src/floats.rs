@@ -130,7 +130,7 @@ pub fn fill(r: &mut Random, family: Family, regs: &mut Registers) {
 }
 
 /// Memory contents that suit the instruction's operand.
-pub fn contents(r: &mut Random, insn: &Instruction, bytes: &mut Vec<u8>) {
+pub fn contents(r: &mut Random, insn: &Instruction, bytes: &mut [u8]) {
     use iced_x86::MemorySize::*;
     match insn.memory_size() {
         Float32 => bytes[..4].copy_from_slice(&single(r).to_le_bytes()),

@@ -407,9 +407,7 @@ impl Generator {
         } else if base == Register::None {
             let scale = insn.memory_index_scale() as u64;
             let wanted = target.wrapping_sub(displacement);
-            if wanted % scale != 0 {
-                target = target.wrapping_sub(wanted % scale);
-            }
+            target = target.wrapping_sub(wanted % scale);
             regs.gpr[index.full_register().number()] = target.wrapping_sub(displacement) / scale;
             if target.wrapping_sub(displacement) >> 63 != 0 && scale > 1 {
                 return None;

@@ -51,7 +51,7 @@ fn default_gpr(n: usize) -> u64 {
 /// The line of a case.
 pub fn line(case: &Case, family: Family, native: &After, before: &[u8]) -> String {
     let mut out = String::new();
-    case.bytes.iter().for_each(|b| drop(write!(out, "{b:02x}")));
+    hex(&mut out, &case.bytes);
     let defaults = Registers { gpr: std::array::from_fn(default_gpr), rip: crate::ENTRY, ..Registers::default() };
     let _ = write!(out, " {} |", case.insns[0]);
     registers(&mut out, &defaults, &case.regs, family);
@@ -83,7 +83,13 @@ pub fn line(case: &Case, family: Family, native: &After, before: &[u8]) -> Strin
 
 fn memory(out: &mut String, at: u64, bytes: &[u8]) {
     let _ = write!(out, " m{at:x}=");
-    bytes.iter().for_each(|b| drop(write!(out, "{b:02x}")));
+    hex(out, bytes);
+}
+
+fn hex(out: &mut String, bytes: &[u8]) {
+    for b in bytes {
+        let _ = write!(out, "{b:02x}");
+    }
 }
 
 /// Registers of `now` that are not as in `was`.

@@ -3,6 +3,7 @@
 //! `difftest [--family int|vec|x87] [--bits 64|32] [--tier lifted|optimised|jit] [--cases N] [--seed N] [--only NAME]
 //! [--length N] [--stop N] [--show]`
 //!
+//! `difftest --undefined` lists the flags that are not compared, with the manual's words.
 //! `difftest --write FILE [--family ..] [--bits ..]` writes the cases of tests/insn.
 //!
 //! Each instruction has its own seed, printed with a mismatch; `--only CODE --seed SEED --cases 1 --exact` replays it with
@@ -312,6 +313,12 @@ fn write(o: &Options, codes: &[Code], path: &Path) -> Result<()> {
 
 fn main() -> Result<()> {
     let o = options::parse()?;
+    if o.undefined {
+        for u in select::UNDEFINED {
+            println!("{:?}: flags {:#x}: {}", u.mnemonics, u.flags, u.sdm);
+        }
+        return Ok(());
+    }
     let bitness = if o.bits == Bits::B64 { 64 } else { 32 };
     let mut codes = select::opcodes(o.family, bitness);
     if let Some(only) = &o.only {

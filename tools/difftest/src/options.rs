@@ -25,6 +25,8 @@ pub struct Options {
     pub show: bool,
     /// What executes the instructions.
     pub tier: Option<Tier>,
+    /// Print which flags are not compared, and the manual's words for it.
+    pub undefined: bool,
     /// Instructions in a case.
     pub length: usize,
     /// Write one-line cases instead of testing.
@@ -43,6 +45,7 @@ pub fn parse() -> Result<Options> {
         exact: false,
         show: false,
         tier: None,
+        undefined: false,
         length: 1,
         write: None,
     };
@@ -50,6 +53,10 @@ pub fn parse() -> Result<Options> {
     while let Some(name) = args.next() {
         if name == "--exact" {
             o.exact = true;
+            continue;
+        }
+        if name == "--undefined" {
+            o.undefined = true;
             continue;
         }
         if name == "--show" {
