@@ -62,6 +62,10 @@ impl Lower<'_, '_> {
     /// A floating-point operation as a value (I8X16), if CLIF has it with x86's results and flags.
     pub(super) fn float(&mut self, op: VecOp, i: &Inst) -> Option<Value> {
         if let Some((what, ty, scalar)) = arithmetic(op) {
+            if matches!(what, Arith::Min | Arith::Max) && i.a == i.b {
+                // Cranelift would see that nothing is to be done; the comparison's flags would be lost.
+                return None;
+            }
             let (va, vb) = (self.vec(i.a), self.vec(i.b));
             let (a, b) = (self.recast(ty, va), self.recast(ty, vb));
             let v = if scalar { self.low_lane(what, ty, a, b) } else { self.arith(what, ty, a, b) };
