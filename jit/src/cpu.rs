@@ -133,14 +133,14 @@ impl Cpu {
         };
         let cs = s.segs[reg::CS].attributes;
         let cs64 = lma && cs & attr::L != 0;
-        let flat_data = [reg::ES, reg::SS, reg::DS].iter().all(|n| {
-            let g = &s.segs[*n];
-            g.flat() && (!pe || g.attributes & (attr::CODE | attr::RW) == attr::RW)
-        });
-        let fsgs = [reg::FS, reg::GS].iter().all(|n| {
-            let g = &s.segs[*n];
-            g.present() && g.limit == u32::MAX && g.attributes & (attr::CODE | attr::RW | attr::EC) == attr::RW
-        });
+        // 64-bit code looks at no segment but FS and GS, and at their bases only: nothing of the others may tell its
+        // mode words apart, or the kernel would be translated once for each way into it.
+        let flat = cs64 || flat_segments(&s.segs, pe);
+        let fsgs = cs64
+            || [reg::FS, reg::GS].iter().all(|n| {
+                let g = &s.segs[*n];
+                g.present() && g.limit == u32::MAX && g.attributes & (attr::CODE | attr::RW | attr::EC) == attr::RW
+            });
         let ac = s.rflags & flag::AC != 0;
         let mmu = if cpl == 3 {
             tlb::USER
@@ -152,13 +152,13 @@ impl Cpu {
         let unmasked = !(s.mxcsr >> 7) & 0x3f != 0;
         s.mode = bit(cs64, mode::CS64)
             | bit(!cs64 && cs & attr::DB != 0, mode::CS32)
-            | bit(s.segs[reg::SS].attributes & attr::DB != 0, mode::SS32)
+            | bit(!cs64 && s.segs[reg::SS].attributes & attr::DB != 0, mode::SS32)
             | bit(pe, mode::PE)
             | bit(vm86, mode::VM86)
             | bit(lma, mode::LMA)
             | (cpl as u32) << mode::CPL_SHIFT
-            | bit(cs64 || flat_data && s.segs[reg::CS].flat(), mode::FLAT)
-            | bit(cs64 || fsgs, mode::FSGS_FLAT)
+            | bit(flat, mode::FLAT)
+            | bit(fsgs, mode::FSGS_FLAT)
             | bit(s.cr0 & cr0::TS != 0, mode::TS)
             | bit(s.cr0 & cr0::EM != 0, mode::EM)
             | bit(s.cr0 & cr0::MP != 0, mode::MP)
@@ -220,10 +220,26 @@ impl Cpu {
         VcpuHandle { requests: self.requests.clone() }
     }
 
+    /// Something that held requests off was lifted (IF set, NMIs unblocked): generated code is to leave for them.
+    pub fn reconsider_requests(&self) {
+        if self.requested() != 0 {
+            self.requests.attention.store(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     /// Other threads want something of this vCPU.
     pub fn requested(&self) -> u32 {
         self.requests.bits.load(std::sync::atomic::Ordering::Relaxed)
     }
+}
+
+/// CS, DS, ES and SS are flat, the data segments writable.
+fn flat_segments(segs: &[crate::state::Segment; 6], pe: bool) -> bool {
+    let data = [reg::ES, reg::SS, reg::DS].iter().all(|n| {
+        let g = &segs[*n];
+        g.flat() && (!pe || g.attributes & (attr::CODE | attr::RW) == attr::RW)
+    });
+    data && segs[reg::CS].flat()
 }
 
 impl CpuState {

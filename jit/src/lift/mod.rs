@@ -57,6 +57,8 @@ pub struct Lifter<'a> {
     pub next: u64,
     /// The processor model (features).
     pub model: &'a CpuModel,
+    /// The instruction before was STI: its shadow ends with this one, within the block.
+    pub shadow: bool,
 }
 
 impl Lifter<'_> {
@@ -105,7 +107,7 @@ pub fn lift_block(
 ) -> Result<Block, LiftError> {
     let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
-    let mut l = Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model };
+    let mut l = Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model, shadow: false };
     let mut insn = Instruction::default();
     loop {
         let off = decoder.position();
@@ -160,6 +162,11 @@ pub fn decoder_options() -> u32 {
 impl Lifter<'_> {
     /// Lifts one instruction.
     fn insn(&mut self, i: &Instruction) -> Flow {
+        if std::mem::take(&mut self.shadow) {
+            // Interrupts are looked for between blocks only, so the shadow has done its work already.
+            let none = self.b.iconst(0);
+            self.b.set_state(Ty::I32, std::mem::offset_of!(CpuState, shadow), none);
+        }
         if i.code() == Code::INVALID || !(self.model.supports(i) || mov::is_hint(i)) {
             return self.undefined();
         }

@@ -1,6 +1,6 @@
 //! Semantics of the system family: privilege checks that the mode word decides, then a helper.
 //!
-//! What changes the mode, the mappings, or must be noticed by the run loop (HLT, STI) leaves through the dispatcher.
+//! What changes the mode, the mappings, or must be noticed by the run loop (HLT) leaves through the dispatcher.
 
 use super::operand::{gpr, seg_base_offset, seg_selector_offset, segment_number};
 use super::stack::stack_operand;
@@ -8,6 +8,7 @@ use super::{Flow, Lifter};
 use crate::helpers::{HelperId, system as helper};
 use crate::ir::op::Op;
 use crate::ir::{Ty, Val, mem};
+use crate::mmu::tlb::SUPERVISOR_SMAP;
 use crate::state::{CpuState, Msrs, Segment, TableRegister, mode, reg};
 use crate::system::io::StringIo;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
@@ -33,7 +34,8 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         }
         Mnemonic::Sti => {
             l.b.call(helper::STI, &[]);
-            l.go_on()
+            l.shadow = true;
+            Flow::Next
         }
         Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => {
             let ty = stack_operand(i);
@@ -48,7 +50,7 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let bytes = l.b.iconst(ty.bytes() as i64);
             l.b.call(helper::POPF, &[v, bytes]);
             l.move_sp(ty.bytes() as i64);
-            l.go_on()
+            Flow::EndAfter
         }
         Mnemonic::Iret => l.transfer_width(helper::IRET, Ty::I16),
         Mnemonic::Iretd => l.transfer_width(helper::IRET, Ty::I32),
@@ -62,7 +64,7 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         }
         Mnemonic::Syscall => {
             let next = l.next_rip();
-            l.transfer(helper::SYSCALL, &[next])
+            l.hot_transfer(helper::SYSCALL, &[next])
         }
         Mnemonic::Sysret | Mnemonic::Sysretq if l.cpl() != 0 => l.general_protection(),
         Mnemonic::Sysret => l.transfer_flag(helper::SYSRET, 0),
@@ -70,14 +72,8 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Mnemonic::Sysenter => l.transfer(helper::SYSENTER, &[]),
         Mnemonic::Sysexit => l.transfer_flag(helper::SYSEXIT, 0),
         Mnemonic::Sysexitq => l.transfer_flag(helper::SYSEXIT, 1),
-        Mnemonic::Stac | Mnemonic::Clac => {
-            if l.cpl() != 0 {
-                return Some(l.undefined());
-            }
-            let on = l.b.iconst((i.mnemonic() == Mnemonic::Stac) as i64);
-            l.b.call(helper::SET_AC, &[on]);
-            l.go_on()
-        }
+        Mnemonic::Stac => l.set_ac(true),
+        Mnemonic::Clac => l.set_ac(false),
         _ => return None,
     })
 }
@@ -214,7 +210,7 @@ fn tables(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
                 _ => helper::LMSW,
             };
             l.b.call(id, &[v]);
-            l.go_on()
+            Flow::EndAfter
         }
         Mnemonic::Lar | Mnemonic::Lsl => {
             let v = l.word_operand(i, 1);
@@ -286,7 +282,7 @@ fn caches_and_waits(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let m = l.mem(i, 1, false);
             let address = l.flat_address(m);
             l.b.call(helper::INVLPG, &[address]);
-            l.go_on()
+            Flow::EndAfter
         }
         Mnemonic::Invpcid => {
             let kind = l.read_op(i, 0);
@@ -295,12 +291,12 @@ fn caches_and_waits(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let low = l.load(Ty::I64, m);
             let high = l.b.load(Ty::I64, m.addr, m.disp.wrapping_add(8), m.flags);
             l.b.call(helper::INVPCID, &[kind, low, high]);
-            l.go_on()
+            Flow::EndAfter
         }
         Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => Flow::Next,
         Mnemonic::Hlt => {
             l.b.call(helper::HLT, &[]);
-            l.go_on()
+            Flow::EndAfter
         }
         Mnemonic::Monitor | Mnemonic::Mwait if l.cpl() != 0 => l.undefined(),
         Mnemonic::Monitor => {
@@ -317,7 +313,7 @@ fn caches_and_waits(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         }
         Mnemonic::Mwait => {
             l.b.call(helper::MWAIT, &[Val::gpr(reg::RCX)]);
-            l.go_on()
+            Flow::EndAfter
         }
         _ => return None,
     })
@@ -335,7 +331,7 @@ fn counters(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         }
         Mnemonic::Wrmsr => {
             l.b.call(helper::WRMSR, &[rcx, rax, rdx]);
-            l.go_on()
+            Flow::EndAfter
         }
         Mnemonic::Rdtsc | Mnemonic::Rdtscp => {
             let v = l.b.call(helper::RDTSC, &[]);
@@ -379,7 +375,7 @@ fn ports(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let port = l.port(i, 0);
             let bytes = l.b.iconst(g.ty.bytes() as i64);
             l.b.call(helper::OUT, &[port, bytes, Val::gpr(g.n)]);
-            l.go_on()
+            Flow::EndAfter
         }
         Mnemonic::Insb => l.string_io(i, Ty::I8, true),
         Mnemonic::Insw => l.string_io(i, Ty::I16, true),
@@ -397,14 +393,6 @@ impl Lifter<'_> {
         self.b.iconst(self.next as i64)
     }
 
-    /// Goes on with the next instruction through the dispatcher.
-    fn go_on(&mut self) -> Flow {
-        let next = self.next_rip();
-        self.b.set_state(Ty::I64, offset_of!(CpuState, rip), next);
-        self.b.dispatch();
-        Flow::End
-    }
-
     /// A helper that sets RIP.
     fn transfer(&mut self, id: HelperId, args: &[Val]) -> Flow {
         self.b.call(id, args);
@@ -412,15 +400,42 @@ impl Lifter<'_> {
         Flow::End
     }
 
+    /// As [`Lifter::transfer`] where the way is hot: on through the jump cache, which knows modes apart.
+    fn hot_transfer(&mut self, id: HelperId, args: &[Val]) -> Flow {
+        if !self.long64() {
+            return self.transfer(id, args);
+        }
+        self.b.call(id, args);
+        let rip = self.b.get_state(Ty::I64, offset_of!(CpuState, rip));
+        self.b.jmp_ind(rip);
+        Flow::End
+    }
+
+    /// STAC and CLAC: only with SMAP do they change how memory is accessed.
+    fn set_ac(&mut self, on: bool) -> Flow {
+        if self.cpl() != 0 {
+            return self.undefined();
+        }
+        let value = self.b.iconst(on as i64);
+        self.b.call(helper::SET_AC, &[value]);
+        let smap = (self.mode & mode::MMU) >> mode::MMU_SHIFT == SUPERVISOR_SMAP as u32;
+        if smap != on {
+            return Flow::Next;
+        }
+        let next = self.next_rip();
+        self.b.jmp_ind(next);
+        Flow::End
+    }
+
     fn transfer_width(&mut self, id: HelperId, ty: Ty) -> Flow {
         let bytes = self.b.iconst(ty.bytes() as i64);
         let next = self.next_rip();
-        self.transfer(id, &[bytes, next])
+        self.hot_transfer(id, &[bytes, next])
     }
 
     fn transfer_flag(&mut self, id: HelperId, flag: i64) -> Flow {
         let flag = self.b.iconst(flag);
-        self.transfer(id, &[flag])
+        self.hot_transfer(id, &[flag])
     }
 
     fn interrupt(&mut self, id: HelperId, vector: u8) -> Flow {
@@ -435,7 +450,7 @@ impl Lifter<'_> {
             return self.general_protection();
         }
         self.b.call(id, args);
-        self.go_on()
+        Flow::EndAfter
     }
 
     fn far_return(&mut self, i: &Instruction) -> Flow {
@@ -474,7 +489,7 @@ impl Lifter<'_> {
 
     /// In 64-bit mode only SS matters to the mode word.
     fn after_segment(&mut self, seg: usize) -> Flow {
-        if self.long64() && seg != reg::SS { Flow::Next } else { self.go_on() }
+        if self.long64() && seg != reg::SS { Flow::Next } else { Flow::EndAfter }
     }
 
     /// Selector-sized operand `n`.
@@ -559,7 +574,7 @@ impl Lifter<'_> {
         let v = self.b.op1(Op::Mov, ty, v);
         let n = self.b.iconst(r.number() as i64);
         self.b.call(if r.is_cr() { helper::WRITE_CR } else { helper::WRITE_DR }, &[n, v]);
-        self.go_on()
+        Flow::EndAfter
     }
 
     fn read_special(&mut self, i: &Instruction) -> Flow {

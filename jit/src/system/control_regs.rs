@@ -4,7 +4,7 @@ use crate::cpu::Cpu;
 use crate::cpuid::Feature;
 use crate::fault::Fault;
 use crate::mmu::walk::PHYS_BITS;
-use crate::state::{attr, cr0, cr4, efer, mode, reg};
+use crate::state::{attr, cr0, cr4, efer, reg};
 
 /// CR0 bits that exist; the others read as written 0 below bit 32 and fault above.
 const CR0_DEFINED: u64 =
@@ -56,7 +56,7 @@ impl Cpu {
     /// CLTS.
     pub fn clear_ts(&mut self) {
         self.state.cr0 &= !cr0::TS;
-        self.state.mode &= !mode::TS;
+        self.update_mode();
     }
 
     /// LMSW: the low four bits of CR0; PE can be set only.

@@ -30,6 +30,9 @@ impl Cpu {
         if (old ^ self.state.rflags) & IN_MODE != 0 {
             self.update_mode();
         }
+        if self.state.rflags & !old & flag::IF != 0 {
+            self.reconsider_requests();
+        }
     }
 
     /// CLI (SDM 2A): IOPL, or virtual interrupts with VME and PVI.
@@ -50,6 +53,7 @@ impl Cpu {
             if self.state.rflags & flag::IF == 0 {
                 self.state.rflags |= flag::IF;
                 self.state.shadow |= shadow::STI;
+                self.reconsider_requests();
             }
         } else if self.virtual_interrupts() && self.state.rflags & flag::VIP == 0 {
             self.state.rflags |= flag::VIF;

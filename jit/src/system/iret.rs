@@ -23,7 +23,9 @@ impl Cpu {
             self.iret_protected(ty)?;
         }
         // SDM 3A 6.7.1: IRET unblocks NMIs.
-        self.state.nmi_blocked = false;
+        if std::mem::take(&mut self.state.nmi_blocked) {
+            self.reconsider_requests();
+        }
         Ok(())
     }
 

@@ -57,6 +57,7 @@ impl Cpu {
         self.state.segs[reg::CS] = code(cs, wide, 3);
         self.state.segs[reg::SS] = flat(selector.wrapping_add(8), DATA, 3);
         self.state.rip = if wide { target } else { target & 0xffff_ffff };
+        self.reconsider_requests();
         self.update_mode();
         Ok(())
     }
