@@ -55,8 +55,6 @@ crate::helper_family! { 3;
     XSAVE = xsave, FAULTS;
     /// XRSTOR family from a, [`Form`] in b, requested features in c. The mode word may change.
     XRSTOR = xrstor, FAULTS;
-    /// Orders earlier stores before later loads.
-    MFENCE = mfence, 0;
 }
 
 fn sha256rnds2(cpu: &mut Cpu, _: u64, low: u64, high: u64) -> Result<u64, Fault> {
@@ -91,11 +89,6 @@ fn maskmov(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u64, Fault
         }
         at += run + 1;
     }
-    Ok(0)
-}
-
-fn mfence(_: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
-    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     Ok(0)
 }
 

@@ -1,7 +1,7 @@
-//! MXCSR, FXSAVE, the XSAVE family, fences, MOVNTI.
+//! MXCSR, FXSAVE, the XSAVE family.
 
 use crate::helpers::HelperId;
-use crate::helpers::vec::{FXRSTOR, FXSAVE, Form, LDMXCSR, MFENCE, STMXCSR, XRSTOR, XSAVE};
+use crate::helpers::vec::{FXRSTOR, FXSAVE, Form, LDMXCSR, STMXCSR, XRSTOR, XSAVE};
 use crate::ir::op::Op;
 use crate::ir::{Ty, Val};
 use crate::lift::{Flow, Lifter};
@@ -53,19 +53,6 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let v = l.b.call(STMXCSR, &[]);
             let m = l.mem(i, 4, true);
             l.store(Ty::I32, m, v);
-            Some(Flow::Next)
-        }
-        Mnemonic::Mfence => {
-            l.b.call(MFENCE, &[]);
-            Some(Flow::Next)
-        }
-        // Loads and stores of a vCPU are in order already.
-        Mnemonic::Lfence | Mnemonic::Sfence => Some(Flow::Next),
-        Mnemonic::Movnti => {
-            let ty = l.op_ty(i, 1);
-            let v = l.read_reg(i.op_register(1));
-            let m = l.mem(i, ty.bytes() as usize, true);
-            l.store(ty, m, v);
             Some(Flow::Next)
         }
         m => save_area(l, i, area(m)?),
