@@ -32,10 +32,13 @@ crate::helper_family! { 1;
 /// Elements between looks at the request word where work goes element by element.
 const BATCH: u64 = 256;
 
-/// The helpers' operand: element width, address width, segment of the source, REPNE.
+/// The helpers' operand: element width, address width, segment of the source, REPNE of a comparison.
 pub fn pack(ty: Ty, address: Ty, seg: usize, until_equal: bool) -> u64 {
     ty as u64 | (address as u64) << 2 | (seg as u64) << 4 | (until_equal as u64) << 8
 }
+
+/// Mark in the operand of the helpers that only move data.
+pub const MOVES: u64 = 1 << 9;
 
 /// A repeated instruction under way.
 struct Rep {
@@ -43,6 +46,8 @@ struct Rep {
     address: Ty,
     seg: usize,
     until_equal: bool,
+    /// MOVS or STOS.
+    moves: bool,
     /// Element size, negative with DF.
     step: u64,
     count: u64,
@@ -63,6 +68,7 @@ impl Rep {
             address,
             seg: (how >> 4 & 7) as usize,
             until_equal: how >> 8 & 1 != 0,
+            moves: how >> 9 & 1 != 0,
             step: if down { size.wrapping_neg() } else { size },
             count: cpu.gpr(reg::RCX) & m,
             si: cpu.gpr(reg::RSI) & m,
@@ -105,6 +111,15 @@ impl Rep {
         cpu.state.mode & (mode::TF | mode::STEP) != 0 || cpu.requested() != 0
     }
 
+    /// Silicon cuts RCX to 32-bit addresses before all else, and the addresses too where it only moves data: seen with a
+    /// count of 0 and where the first element faults.
+    fn begin(&self, cpu: &mut Cpu, source: bool, destination: bool) {
+        set_reg(cpu, reg::RCX, self.address, self.count);
+        if self.moves {
+            self.commit(cpu, source, destination);
+        }
+    }
+
     /// Writes the registers back.
     fn commit(&self, cpu: &mut Cpu, source: bool, destination: bool) {
         set_reg(cpu, reg::RCX, self.address, self.count);
@@ -143,17 +158,19 @@ fn repeat(
     mut element: impl FnMut(&mut Cpu, &mut Rep) -> Result<bool, Fault>,
 ) -> Result<u64, Fault> {
     let mut r = Rep::new(cpu, how);
+    r.begin(cpu, source, destination);
     if r.count == 0 {
-        // Silicon writes the count back: with 32-bit addresses the upper half of RCX goes.
-        set_reg(cpu, reg::RCX, r.address, 0);
         return Ok(0);
     }
+    let count = r.count;
     let again = loop {
         match element(cpu, &mut r) {
             Ok(true) if r.count > 0 => {}
             Ok(_) => break false,
             Err(fault) => {
-                r.commit(cpu, source, destination);
+                if r.count != count {
+                    r.commit(cpu, source, destination);
+                }
                 return Err(fault);
             }
         }

@@ -64,7 +64,8 @@ fn form(i: &Instruction) -> Form {
 impl Lifter<'_> {
     /// A repeated form: while the helper says there is more, the block ends at the instruction itself.
     fn repeated(&mut self, id: crate::helpers::HelperId, f: &Form, until_equal: bool) -> Flow {
-        let how = self.b.iconst(helper::pack(f.ty, f.address, f.seg, until_equal) as i64);
+        let moves = if id == helper::REP_MOVS || id == helper::REP_STOS { helper::MOVES } else { 0 };
+        let how = self.b.iconst((helper::pack(f.ty, f.address, f.seg, until_equal) | moves) as i64);
         let again = self.b.call(id, &[how]);
         self.b.br(again, self.rip);
         Flow::End

@@ -334,6 +334,13 @@ impl Generator {
                 1 => self.random.below(8000),
                 _ => self.random.below(20),
             };
+            let narrow = [OpKind::MemorySegESI, OpKind::MemoryESEDI];
+            if insn.op_kinds().any(|k| narrow.contains(&k)) {
+                // The upper halves do not take part.
+                for n in [1, 6, 7] {
+                    regs.gpr[n] = regs.gpr[n] & 0xffff_ffff | self.random.value() << 32;
+                }
+            }
         }
         if matches!(insn.op1_kind(), OpKind::MemorySegRDI | OpKind::MemorySegEDI)
             || matches!(insn.op0_kind(), OpKind::MemorySegRDI | OpKind::MemorySegEDI)

@@ -60,6 +60,7 @@ impl Bench {
             bits,
         };
         bench.host.write(CODE, &[0xcc; CODE_SIZE as usize]);
+        bench.machine.write(CODE, &[0xcc; CODE_SIZE as usize]);
         bench.restore();
         let (_, read_only) = bench.contents.split_at(DATA_SIZE as usize);
         bench.host.write(DATA + DATA_SIZE, read_only);
@@ -98,11 +99,16 @@ impl Bench {
         let native = After { outcome, regs, memory };
         self.host.write(ENTRY, &vec![0xcc; case.bytes.len()]);
         // A stray store to the code page: branches must find breakpoints there.
-        if self.host.slice(CODE, CODE_SIZE as usize).is_some_and(|c| c.iter().any(|b| *b != 0xcc)) {
+        let stray = self.host.slice(CODE, CODE_SIZE as usize).is_some_and(|c| c.iter().any(|b| *b != 0xcc));
+        if stray {
             self.host.write(CODE, &[0xcc; CODE_SIZE as usize]);
         }
         self.machine.set_registers(&case.regs);
         let outcome = self.machine.execute(&case.bytes, tier);
+        self.machine.write(ENTRY, &vec![0xcc; case.bytes.len()]);
+        if stray {
+            self.machine.write(CODE, &[0xcc; CODE_SIZE as usize]);
+        }
         let mut memory = vec![0; DATA_SIZE as usize];
         self.machine.read(DATA, &mut memory);
         let ours = After { outcome, regs: self.machine.registers(), memory };
