@@ -3,7 +3,7 @@
 //! source marks `expect:`, the same in the interpreter and in compiled code.
 //!
 //! The expectations are the manuals' and silicon's. QEMU differs where it is more permissive than they are: no segment
-//! limits, no alignment checks, no SIMD exceptions, unknown MSRs and reserved control bits accepted, P clear in
+//! limits, no SIMD exceptions, unknown MSRs and reserved control bits accepted, P clear in
 //! error codes for reserved bits, #GP in place of #SS for non-canonical stack addresses.
 #![forbid(unsafe_code)]
 

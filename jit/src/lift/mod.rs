@@ -126,8 +126,8 @@ pub fn lift_block(
         l.rip = block.wrap(rip.wrapping_add(off as u64));
         l.next = block.wrap(rip.wrapping_add(end as u64));
         l.b.start_insn(off as u16);
-        let flow = if insn.is_invalid() && bytes.len() - off > 15 && end - off > 15 {
-            // SDM 2B 2.3.11: longer than 15 bytes is #GP.
+        let flow = if insn.is_invalid() && bytes.len() - off > 15 && end - off >= 15 {
+            // SDM 2A 2.3.11: longer than 15 bytes is #GP. The decoder stops at the limit and calls it invalid.
             l.b.raise_code(vec_no::GP, 0);
             Flow::End
         } else {

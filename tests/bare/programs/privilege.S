@@ -33,8 +33,6 @@ expect: exception 000000000000000d error 0000000000000068
 expect: exception 000000000000000d error 0000000000000060
 expect: too long
 expect: exception 000000000000000d error 0000000000000000
-expect: alignment
-expect: exception 0000000000000011 error 0000000000000000 from ring 3
 expect: x87 and SSE
 expect: exception 0000000000000007 error 0000000000000000
 expect: exception 0000000000000007 error 0000000000000000
@@ -108,15 +106,6 @@ main:
 	PRINT "too long\n"
 	FAULTS(.fill 15, 1, 0x66; nop)
 
-	PRINT "alignment\n"
-	mov %cr0, %rax
-	bts $18, %rax
-	mov %rax, %cr0
-	RING3(misaligned)
-	mov %cr0, %rax
-	btr $18, %rax
-	mov %rax, %cr0
-
 	PRINT "x87 and SSE\n"
 	mov %cr0, %rbx
 	mov %rbx, %rax
@@ -163,15 +152,6 @@ does_int_31: int $0x31
 does_int_80: int $0x80
 does_out: mov $'.', %al; out %al, $0xe9; int $0x80
 does_out_wide: out %ax, $0xe9
-misaligned:
-	pushfq
-	orl $0x40000, (%rsp)
-	popfq
-	lea word + 1(%rip), %rax
-	movq $aligned_fault, provoked_at
-aligned_fault: mov (%rax), %ebx
-	int $0x80
-
 	.data
 	.balign 16
 word:	.skip 32
