@@ -1,5 +1,6 @@
 //! Serial ports through the real program and a guest of a few instructions that sends back what it receives: no byte is
 //! lost either way, however slow the host's or the guest's end is.
+#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! The terminal and the monitor through the real program, on a pseudo-terminal: raw while the guest has it, as before on
 //! every way out. The guest does not run (`-S`), so these tests need no kernel.
+#![forbid(unsafe_code)]
 
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
