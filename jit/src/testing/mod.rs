@@ -94,10 +94,33 @@ pub enum Outcome {
 /// Width of the code segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bits {
-    /// Compatibility mode, 32-bit code.
+    /// Compatibility mode, 16-bit code, data and stack: segments with base and limit ([`SEGMENTS_16`]).
+    B16,
+    /// Compatibility mode, 32-bit code, flat segments.
     B32,
     /// 64-bit mode.
     B64,
+}
+
+/// Segments of [`Bits::B16`]: ES (expand-down), CS, SS, DS, FS, GS.
+pub const SEGMENTS_16: [TestSegment; 6] = [
+    TestSegment { base: 0x1000_4000, limit: 0xbfff, expand_down: true },
+    TestSegment { base: 0x1000_0000, limit: 0x0fff, expand_down: false },
+    TestSegment { base: 0x1001_0000, limit: 0x3fff, expand_down: false },
+    TestSegment { base: 0x1001_0000, limit: 0x4fff, expand_down: false },
+    TestSegment { base: 0x1001_0000, limit: 0x4fff, expand_down: false },
+    TestSegment { base: 0x1001_0000, limit: 0x4fff, expand_down: false },
+];
+
+/// A segment of a test.
+#[derive(Clone, Copy, Debug)]
+pub struct TestSegment {
+    /// Linear base.
+    pub base: u32,
+    /// Limit in bytes.
+    pub limit: u32,
+    /// Valid offsets are those above the limit, up to 0xFFFF.
+    pub expand_down: bool,
 }
 
 /// A page of the test's address space.
@@ -246,12 +269,22 @@ impl Machine {
         s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE | cr4::UMIP | cr4::OSXSAVE;
         s.xcr0 = 3;
         s.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
-        let user = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::G | 3 << attr::DPL_SHIFT;
-        let data = Segment { base: 0, limit: u32::MAX, attributes: user | attr::DB, selector: 0x2b };
-        s.segs = [data; 6];
-        let width = if bits == Bits::B64 { attr::L } else { attr::DB };
-        s.segs[reg::CS].attributes = user | attr::CODE | width;
-        s.segs[reg::CS].selector = if bits == Bits::B64 { 0x33 } else { 0x23 };
+        let user = attr::P | attr::S | attr::RW | attr::ACCESSED | 3 << attr::DPL_SHIFT;
+        let wide = user | attr::G | attr::DB;
+        s.segs = [Segment { base: 0, limit: u32::MAX, attributes: wide, selector: 0x2b }; 6];
+        s.segs[reg::CS].attributes |= attr::CODE;
+        match bits {
+            Bits::B64 => s.segs[reg::CS].attributes = user | attr::G | attr::CODE | attr::L,
+            Bits::B32 => {}
+            Bits::B16 => {
+                for (to, from) in s.segs.iter_mut().zip(SEGMENTS_16) {
+                    let down = if from.expand_down { attr::EC } else { 0 };
+                    *to = Segment { base: from.base.into(), limit: from.limit, attributes: user | down, selector: 0xf };
+                }
+                s.segs[reg::CS].attributes |= attr::CODE;
+            }
+        }
+        s.segs[reg::CS].selector = [0x07, 0x23, 0x33][bits as usize];
         self.cpu.update_mode();
         self.cpu.flush_tlb_all();
     }
@@ -327,7 +360,7 @@ impl Machine {
     pub fn execute(&mut self, bytes: &[u8], tier: Tier) -> Outcome {
         let start = self.cpu.state.rip;
         // x87 helpers look at the opcode of what raises.
-        self.write(start, bytes);
+        self.write(self.cpu.state.linear_rip(), bytes);
         self.cpu.load_mxcsr();
         let mut outcome = Outcome::Done;
         while let Some(rest) = self.rest(start, bytes) {
@@ -378,7 +411,7 @@ impl Machine {
         let rip = self.cpu.state.rip;
         let at = rip.wrapping_sub(block.rip) as usize;
         let mut bytes = vec![0; (block.len as usize).saturating_sub(at)];
-        self.read(rip, &mut bytes);
+        self.read(self.cpu.state.linear_rip(), &mut bytes);
         let single = lift::lift_block(&bytes, rip, block.mode, &self.cpu.model, 1).expect("a whole instruction");
         self.cpu.run_block(&single)
     }

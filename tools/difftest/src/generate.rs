@@ -3,7 +3,7 @@
 use crate::host::{CODE, CODE_SIZE, DATA, DATA_SIZE, READ_ONLY};
 use crate::random::Random;
 use crate::select::Family;
-use brolga_jit::testing::{Bits, Registers};
+use brolga_jit::testing::{Bits, Registers, SEGMENTS_16};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
 
 /// Where instructions are placed: the middle of the code page, so that short branches stay on it.
@@ -18,7 +18,7 @@ pub struct Case {
     pub bytes: Vec<u8>,
     /// Registers before it.
     pub regs: Registers,
-    /// Memory that differs from the common contents.
+    /// Memory that differs from the common contents, by linear address.
     pub patches: Vec<(u64, Vec<u8>)>,
 }
 
@@ -40,7 +40,28 @@ impl Generator {
     }
 
     fn bitness(&self) -> u32 {
-        if self.bits == Bits::B64 { 64 } else { 32 }
+        [16, 32, 64][self.bits as usize]
+    }
+
+    /// Offset in the code segment of the place for instructions.
+    fn entry(&self) -> u64 {
+        if self.bits == Bits::B16 { ENTRY - CODE } else { ENTRY }
+    }
+
+    /// Base of DS and SS.
+    fn data_base(&self) -> u64 {
+        if self.bits == Bits::B16 { DATA } else { 0 }
+    }
+
+    /// Offset of a linear address in DS and SS.
+    fn offset(&self, linear: u64) -> u64 {
+        linear.wrapping_sub(self.data_base())
+    }
+
+    /// Offset of a linear address in ES.
+    fn offset_es(&self, linear: u64) -> u64 {
+        let base = if self.bits == Bits::B16 { SEGMENTS_16[0].base as u64 } else { 0 };
+        linear.wrapping_sub(base)
     }
 
     /// An instruction with the given opcode, as decoded, and its encoding; `None` if the choice could not be encoded
@@ -53,7 +74,7 @@ impl Generator {
             self.operand(&mut insn, n, info.op_kind(n))?;
         }
         self.prefixes(&mut insn);
-        self.encode(insn, ENTRY)
+        self.encode(insn, self.entry())
     }
 
     fn encode(&self, insn: Instruction, at: u64) -> Option<(Instruction, Vec<u8>)> {
@@ -73,7 +94,7 @@ impl Generator {
         for _ in 0..length * 4 {
             let code = self.random.pick(codes);
             let Some((insn, _)) = self.instruction(code) else { continue };
-            let Some((insn, encoded)) = self.encode(insn, ENTRY + bytes.len() as u64) else { continue };
+            let Some((insn, encoded)) = self.encode(insn, self.entry() + bytes.len() as u64) else { continue };
             let indirect =
                 insn.is_jmp_near_indirect() || insn.is_call_near_indirect() || insn.mnemonic() == Mnemonic::Ret;
             if indirect || crate::select::leaves_undefined(&insn) {
@@ -97,7 +118,7 @@ impl Generator {
             self.place_memory(insn, &mut regs, &mut patches)?;
             self.place_branch(insn, &mut regs, &mut patches)?;
         }
-        if self.bits == Bits::B32 {
+        if self.bits != Bits::B64 {
             regs.gpr.iter_mut().for_each(|v| *v &= 0xffff_ffff);
             regs.gpr[8..].fill(0);
         }
@@ -105,6 +126,7 @@ impl Generator {
     }
 
     fn registers(&mut self, family: Family) -> Registers {
+        let (entry, data_base) = (self.entry(), self.data_base());
         let r = &mut self.random;
         let arith = match r.below(4) {
             0 => 0,
@@ -112,11 +134,11 @@ impl Generator {
             _ => r.bits() & 0x8d5,
         };
         let direction = if r.chance(30) { 0x400 } else { 0 };
-        let mut regs = Registers { rip: ENTRY, rflags: 2 | arith | direction, ..Registers::default() };
+        let mut regs = Registers { rip: entry, rflags: 2 | arith | direction, ..Registers::default() };
         regs.gpr.iter_mut().for_each(|v| *v = r.value());
         // A stack in the middle of the data, mostly aligned.
         let misalign = if r.chance(10) { r.below(8) } else { 0 };
-        regs.gpr[4] = DATA + 0x1000 + r.below(0x1000) * 2 / 8 * 8 + misalign;
+        regs.gpr[4] = DATA - data_base + 0x1000 + r.below(0x1000) * 2 / 8 * 8 + misalign;
         crate::floats::fill(r, family, &mut regs);
         regs
     }
@@ -199,26 +221,34 @@ impl Generator {
             }
             mem_offs => {
                 insn.set_op_kind(n, OpKind::Memory);
-                insn.set_memory_displ_size(if self.bits == Bits::B64 { 8 } else { 4 });
-                insn.set_memory_displacement64(self.target(8));
+                insn.set_memory_displ_size([2, 4, 8][self.bits as usize]);
+                let at = self.target(8);
+                insn.set_memory_displacement64(self.offset(at) & self.address_mask());
                 return Some(());
             }
-            seg_rSI => self.implied(OpKind::MemorySegRSI, OpKind::MemorySegESI),
-            es_rDI => self.implied(OpKind::MemoryESRDI, OpKind::MemoryESEDI),
-            seg_rDI => self.implied(OpKind::MemorySegRDI, OpKind::MemorySegEDI),
+            seg_rSI => self.implied([OpKind::MemorySegSI, OpKind::MemorySegESI, OpKind::MemorySegRSI]),
+            es_rDI => self.implied([OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI]),
+            seg_rDI => self.implied([OpKind::MemorySegDI, OpKind::MemorySegEDI, OpKind::MemorySegRDI]),
             seg_rBX_al => {
                 insn.set_op_kind(n, OpKind::Memory);
-                insn.set_memory_base(if self.bits == Bits::B64 { Register::RBX } else { Register::EBX });
+                insn.set_memory_base([Register::BX, Register::EBX, Register::RBX][self.bits as usize]);
                 insn.set_memory_index(Register::AL);
                 return Some(());
             }
             br16_1 | br32_1 | br64_1 | br16_2 | br32_4 | br64_4 => {
-                insn.set_op_kind(n, if self.bits == Bits::B64 { OpKind::NearBranch64 } else { OpKind::NearBranch32 });
+                insn.set_op_kind(
+                    n,
+                    match kind {
+                        br16_1 | br16_2 => OpKind::NearBranch16,
+                        br32_1 | br32_4 => OpKind::NearBranch32,
+                        _ => OpKind::NearBranch64,
+                    },
+                );
                 let short = matches!(kind, br16_1 | br32_1 | br64_1);
                 let distance = if short { self.random.below(80) + 20 } else { self.random.below(1500) + 20 };
                 // Out of a sequence, not into its middle.
                 let ahead = self.random.chance(50) && !self.constant_addresses;
-                let to = if ahead { ENTRY + distance } else { ENTRY - distance };
+                let to = if ahead { self.entry() + distance } else { self.entry() - distance };
                 insn.set_near_branch64(to);
                 return Some(());
             }
@@ -269,12 +299,50 @@ impl Generator {
         Some(())
     }
 
-    fn implied(&mut self, wide: OpKind, narrow: OpKind) -> OpKind {
-        if self.bits == Bits::B64 && self.random.chance(85) { wide } else { narrow }
+    /// One of the 16-, 32- and 64-bit forms: mostly that of the mode, else the one a prefix gives.
+    fn implied(&mut self, forms: [OpKind; 3]) -> OpKind {
+        let other = self.random.chance(15);
+        match self.bits {
+            Bits::B64 if !other => forms[2],
+            Bits::B16 if !other => forms[0],
+            _ => forms[1],
+        }
+    }
+
+    fn address_mask(&self) -> u64 {
+        [0xffff, 0xffff_ffff, u64::MAX][self.bits as usize]
+    }
+
+    /// 16-bit addressing: BX or BP, SI or DI, both, or neither.
+    fn memory_operand_16(&mut self, insn: &mut Instruction) {
+        let base = self.random.pick(&[Register::None, Register::BX, Register::BP]);
+        let index = self.random.pick(&[Register::None, Register::SI, Register::DI]);
+        // A lone SI or DI is a base to iced.
+        let (base, index) = if base == Register::None { (index, base) } else { (base, index) };
+        let displacement = if base == Register::None {
+            let at = self.target(8);
+            self.offset(at)
+        } else {
+            self.random.pick(&[0, 5, 0x80, 0xfff0, 0x1234])
+        };
+        insn.set_memory_base(base);
+        insn.set_memory_index(index);
+        insn.set_memory_displ_size(2);
+        insn.set_memory_displacement64(displacement & 0xffff);
     }
 
     fn memory_operand(&mut self, insn: &mut Instruction, n: u32) -> Option<()> {
         insn.set_op_kind(n, OpKind::Memory);
+        if self.bits == Bits::B16 && (self.constant_addresses || self.random.chance(80)) {
+            self.memory_operand_16(insn);
+            if self.constant_addresses {
+                let at = self.target(8);
+                insn.set_memory_base(Register::None);
+                insn.set_memory_index(Register::None);
+                insn.set_memory_displacement64(self.offset(at) & 0xffff);
+            }
+            return Some(());
+        }
         let wide = self.bits == Bits::B64 && self.random.chance(85);
         let bytes = if wide { 8 } else { 4 };
         let form = if self.constant_addresses { 9 } else { self.random.below(10) };
@@ -291,6 +359,7 @@ impl Generator {
         let scale = 1 << self.random.below(4);
         if base == Register::None && index == Register::None {
             let at = self.target(8);
+            let at = self.offset(at);
             let rip = self.bits == Bits::B64 && self.random.chance(50);
             insn.set_memory_base(if rip { Register::RIP } else { Register::None });
             insn.set_memory_displ_size(if self.bits == Bits::B64 { 8 } else { 4 });
@@ -323,19 +392,17 @@ impl Generator {
     fn place_implicit(&mut self, insn: &Instruction, regs: &mut Registers) {
         if insn.is_string_instruction() {
             let bytes = insn.memory_size().size() as u64;
-            regs.gpr[6] = self.target(bytes);
-            regs.gpr[7] = if self.random.chance(20) {
-                regs.gpr[6].wrapping_add(self.random.below(64)).wrapping_sub(32)
-            } else {
-                self.target(bytes)
-            };
+            let from = self.target(bytes);
+            let near = from.wrapping_add(self.random.below(64)).wrapping_sub(32);
+            let to = if self.random.chance(20) { near } else { self.target(bytes) };
+            (regs.gpr[6], regs.gpr[7]) = (self.offset(from), self.offset_es(to));
             regs.gpr[1] = match self.random.below(10) {
                 0 => self.random.value() << 32,
                 1 => self.random.below(8000),
                 _ => self.random.below(20),
             };
             let narrow = [OpKind::MemorySegESI, OpKind::MemoryESEDI];
-            if insn.op_kinds().any(|k| narrow.contains(&k)) {
+            if self.bits == Bits::B64 && insn.op_kinds().any(|k| narrow.contains(&k)) {
                 // The upper halves do not take part.
                 for n in [1, 6, 7] {
                     regs.gpr[n] = regs.gpr[n] & 0xffff_ffff | self.random.value() << 32;
@@ -353,7 +420,10 @@ impl Generator {
             regs.gpr[2] = 0;
         }
         match insn.mnemonic() {
-            Mnemonic::Leave | Mnemonic::Enter => regs.gpr[5] = self.target(8),
+            Mnemonic::Leave | Mnemonic::Enter => {
+                let frame = self.target(8);
+                regs.gpr[5] = self.offset(frame);
+            }
             Mnemonic::Div | Mnemonic::Idiv if self.random.chance(60) => self.place_dividend(insn, regs),
             // The bit offset moves the address: keep most of them near.
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
@@ -395,46 +465,19 @@ impl Generator {
             return None;
         }
         let bytes = if area { 576 } else { (insn.memory_size().size() as u64).max(1) };
-        let (base, index) = (insn.memory_base(), insn.memory_index());
-        let displacement = insn.memory_displacement64();
         if insn.mnemonic() == Mnemonic::Xlatb {
-            regs.gpr[3] = self.target(256);
+            let table = self.target(256);
+            regs.gpr[3] = self.offset(table);
             return Some(());
         }
         let mut target = self.target(bytes);
-        if self.bits == Bits::B64 && base.size() != 4 && self.random.chance(2) {
+        if self.bits == Bits::B64 && insn.memory_base().size() != 4 && self.random.chance(2) {
             target |= 0x8000_0000_0000 << self.random.below(16);
         }
         if area && self.random.chance(95) {
             target = target.max(DATA) & !63;
         }
-        let index_value = |regs: &Registers| regs.gpr[index.full_register().number()];
-        if matches!(base, Register::RIP | Register::EIP) || base == Register::None && index == Register::None {
-            target = displacement;
-        } else if base == Register::None {
-            let scale = insn.memory_index_scale() as u64;
-            let wanted = target.wrapping_sub(displacement);
-            target = target.wrapping_sub(wanted % scale);
-            regs.gpr[index.full_register().number()] = target.wrapping_sub(displacement) / scale;
-            if target.wrapping_sub(displacement) >> 63 != 0 && scale > 1 {
-                return None;
-            }
-        } else {
-            if index != Register::None && self.random.chance(70) {
-                regs.gpr[index.full_register().number()] = self.random.below(0x1000);
-            }
-            let scaled = if index == Register::None {
-                0
-            } else {
-                index_value(regs).wrapping_mul(insn.memory_index_scale() as u64)
-            };
-            let mut value = target.wrapping_sub(displacement).wrapping_sub(scaled);
-            if base.size() == 4 {
-                // The upper half does not take part.
-                value = value & 0xffff_ffff | self.random.bits() << 32;
-            }
-            regs.gpr[base.full_register().number()] = value;
-        }
+        let target = self.make_address(insn, regs, target)?;
         if self.random.chance(70) {
             let mut contents = Vec::new();
             while (contents.len() as u64) < bytes {
@@ -451,6 +494,40 @@ impl Generator {
             patches.push((target, contents));
         }
         Some(())
+    }
+
+    /// Sets base or index register so that the memory operand lies at linear address `target`, or as near as it gets.
+    /// Returns where it lies.
+    fn make_address(&mut self, insn: &Instruction, regs: &mut Registers, target: u64) -> Option<u64> {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let displacement = insn.memory_displacement64();
+        let wanted = self.offset(target).wrapping_sub(displacement);
+        if matches!(base, Register::RIP | Register::EIP) || base == Register::None && index == Register::None {
+            return Some(displacement.wrapping_add(self.data_base()));
+        }
+        if base == Register::None {
+            let scale = insn.memory_index_scale() as u64;
+            if wanted >> 63 != 0 && scale > 1 {
+                return None;
+            }
+            regs.gpr[index.full_register().number()] = wanted / scale;
+            return Some(target.wrapping_sub(wanted % scale));
+        }
+        let mut scaled = 0;
+        if index != Register::None {
+            let value = &mut regs.gpr[index.full_register().number()];
+            if self.random.chance(70) {
+                *value = self.random.below(0x1000);
+            }
+            scaled = value.wrapping_mul(insn.memory_index_scale() as u64);
+        }
+        let value = wanted.wrapping_sub(scaled);
+        // The upper parts of narrower address registers do not count.
+        let counts = [0, 0, 0xffff, 0, 0xffff_ffff].get(base.size()).copied().unwrap_or(u64::MAX);
+        let other =
+            if base.full_register() == Register::RSP && self.bits == Bits::B16 { 0 } else { self.random.bits() };
+        regs.gpr[base.full_register().number()] = value & counts | other & !counts;
+        Some(target)
     }
 
     /// Half of the comparisons of CMPXCHG* succeed.
@@ -475,7 +552,7 @@ impl Generator {
         regs: &mut Registers,
         patches: &mut Vec<(u64, Vec<u8>)>,
     ) -> Option<()> {
-        let to = ENTRY + 20 + self.random.below(1500);
+        let to = self.entry() + 20 + self.random.below(1500);
         let indirect = insn.is_jmp_near_indirect() || insn.is_call_near_indirect();
         if indirect && insn.op0_kind() == OpKind::Register {
             regs.gpr[insn.op0_register().full_register().number()] = to;
@@ -487,7 +564,7 @@ impl Generator {
             let len = bytes.len().min(8);
             bytes[..len].copy_from_slice(&to.to_le_bytes()[..len]);
         } else if insn.mnemonic() == Mnemonic::Ret {
-            patches.push((regs.gpr[4], to.to_le_bytes().to_vec()));
+            patches.push((regs.gpr[4].wrapping_add(self.data_base()), to.to_le_bytes().to_vec()));
         }
         Some(())
     }

@@ -4,7 +4,7 @@
 //! loads the test's registers), the breakpoint after the test instruction or the fault it raises leaves (the handler
 //! stores the registers and puts the program's own back).
 
-use brolga_jit::testing::{Bits, Outcome, Registers};
+use brolga_jit::testing::{Bits, Outcome, Registers, SEGMENTS_16};
 use std::cell::UnsafeCell;
 use std::io;
 
@@ -21,6 +21,12 @@ pub const READ_ONLY: u64 = 0x1000;
 
 const SIGNAL_STACK: u64 = 0x2b5a_7e39_4000;
 const USER_CS_32: i64 = 0x23;
+const USER_DS: u32 = 0x2b;
+/// Selectors of the LDT's entries, which are numbered as segment registers are.
+const LDT_ES: u32 = 0x07;
+const LDT_CS: i64 = 0x0f;
+const LDT_SS: i64 = 0x17;
+const LDT_DS: u32 = 0x1f;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Phase {
@@ -95,7 +101,7 @@ pub struct Host(());
 
 impl Host {
     /// Maps the pages and installs the handlers. One at a time.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(bits: Bits) -> io::Result<Self> {
         map(CODE, CODE_SIZE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC)?;
         map(DATA, DATA_SIZE + READ_ONLY, libc::PROT_READ | libc::PROT_WRITE)?;
         // Far away from all test addresses: a stack pointer that points into it would count as being on it.
@@ -111,7 +117,11 @@ impl Host {
                 check(libc::sigaction(signal, &action, std::ptr::null_mut()))?;
             }
             // Compatibility-mode code needs data segments; 64-bit code does not look at them.
-            std::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) 0x2b_u32);
+            let (ds, es) = if bits == Bits::B16 { (LDT_DS, LDT_ES) } else { (USER_DS, USER_DS) };
+            if bits == Bits::B16 {
+                set_ldt()?;
+            }
+            std::arch::asm!("mov ds, {0:x}", "mov es, {1:x}", in(reg) ds, in(reg) es);
         }
         Ok(Self(()))
     }
@@ -205,15 +215,42 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     }
 }
 
+/// `struct user_desc` of modify_ldt(2).
+#[repr(C)]
+struct UserDesc {
+    entry: u32,
+    base: u32,
+    limit: u32,
+    /// Bits: 32-bit 0, contents 2:1 (1 expand-down, 2 code), read-only 3, limit in pages 4, not present 5.
+    flags: u32,
+}
+
+/// The segments of 16-bit tests.
+fn set_ldt() -> io::Result<()> {
+    for (n, s) in SEGMENTS_16.iter().enumerate() {
+        let contents = if n == 1 { 2 } else { s.expand_down as u32 };
+        let entry = UserDesc { entry: n as u32, base: s.base, limit: s.limit, flags: contents << 1 };
+        const WRITE: libc::c_long = 0x11;
+        // SAFETY: the structure is what the call reads, and as long as it says.
+        let r = unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, &entry, size_of::<UserDesc>()) };
+        if r as libc::c_int != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 fn load(gregs: &mut [i64; 23], r: &Registers, bits: Bits) {
     for (at, v) in GREGS.iter().zip(r.gpr) {
         gregs[*at] = v as i64;
     }
     gregs[libc::REG_RIP as usize] = r.rip as i64;
     gregs[libc::REG_EFL as usize] = r.rflags as i64 | 0x200;
-    if bits == Bits::B32 {
-        let selectors = &mut gregs[libc::REG_CSGSFS as usize];
-        *selectors = *selectors & !0xffff | USER_CS_32;
+    let selectors = &mut gregs[libc::REG_CSGSFS as usize];
+    match bits {
+        Bits::B64 => {}
+        Bits::B32 => *selectors = *selectors & !0xffff | USER_CS_32,
+        Bits::B16 => *selectors = *selectors & 0xffff_ffff_0000 | LDT_CS | LDT_SS << 48,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Random differential test: single instructions on the engine and on the host processor.
 //!
-//! `difftest [--family int|vec|x87] [--bits 64|32] [--tier lifted|optimised|jit] [--cases N] [--seed N] [--only NAME]
+//! `difftest [--family int|vec|x87] [--bits 64|32|16] [--tier lifted|optimised|jit] [--cases N] [--seed N] [--only NAME]
 //! [--length N] [--stop N] [--show]`
 //!
 //! `difftest --undefined` lists the flags that are not compared, with the manual's words.
@@ -54,7 +54,7 @@ impl Bench {
         pages.extend((0..DATA_SIZE / 4096).map(|n| Page { linear: DATA + n * 4096, writable: true }));
         pages.push(Page { linear: DATA + DATA_SIZE, writable: false });
         let mut bench = Self {
-            host: Host::new().context("setting the host side up")?,
+            host: Host::new(bits).context("setting the host side up")?,
             machine: Machine::new("max", bits, &pages),
             contents,
             bits,
@@ -325,7 +325,7 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    let bitness = if o.bits == Bits::B64 { 64 } else { 32 };
+    let bitness = [16, 32, 64][o.bits as usize];
     let mut codes = select::opcodes(o.family, bitness);
     if let Some(only) = &o.only {
         let is = |name: String| name.to_lowercase() == *only;

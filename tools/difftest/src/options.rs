@@ -82,7 +82,14 @@ pub fn parse() -> Result<Options> {
                 }
             }
             "--write" => o.write = Some(value.into()),
-            "--bits" => o.bits = if value == "32" { Bits::B32 } else { Bits::B64 },
+            "--bits" => {
+                o.bits = match value.as_str() {
+                    "16" => Bits::B16,
+                    "32" => Bits::B32,
+                    "64" => Bits::B64,
+                    _ => bail!("--bits {value}: use 16, 32 or 64"),
+                }
+            }
             "--length" => o.length = value.parse::<usize>()?.clamp(1, 20),
             "--cases" => o.cases = value.parse()?,
             "--seed" => o.seed = value.parse()?,

@@ -50,7 +50,11 @@ fn family_of(code: Code) -> Family {
 
 fn testable(code: Code, bitness: u32) -> bool {
     let info = code.op_code();
-    let right_mode = if bitness == 64 { info.mode64() } else { info.mode32() };
+    let right_mode = match bitness {
+        64 => info.mode64(),
+        32 => info.mode32(),
+        _ => info.mode16(),
+    };
     info.is_instruction()
         && right_mode
         && info.cpl3()
@@ -61,7 +65,7 @@ fn testable(code: Code, bitness: u32) -> bool {
         && !excluded(code.mnemonic())
         && !info.op_kinds().iter().any(|k| matches!(k, Kind::seg_reg | Kind::cr_reg | Kind::dr_reg | Kind::tr_reg))
         && !info.op_kinds().iter().any(|k| matches!(k, Kind::es | Kind::cs | Kind::ss | Kind::ds | Kind::fs | Kind::gs))
-        && !sixteen_bit_branch(code)
+        && (bitness == 16 || !sixteen_bit_branch(code))
         && !far_branch(code)
 }
 
