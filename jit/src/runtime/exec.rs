@@ -145,7 +145,7 @@ core::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    fn brolga_enter(cpu: *mut Cpu, code: u64) -> u32;
+    fn brolga_enter(cpu: *mut std::ffi::c_void, code: u64) -> u32;
     fn brolga_abandon();
     fn brolga_miss();
 }
@@ -155,7 +155,7 @@ impl Cpu {
     pub fn enter(&mut self, code: u64) -> Leave {
         // SAFETY: `code` is the entry of a region in the arena, which the tier keeps; regions access memory through
         // checked TLB entries and the state only, and return by the trampoline's frame.
-        match unsafe { brolga_enter(self, code) } {
+        match unsafe { brolga_enter(std::ptr::from_mut(self).cast(), code) } {
             LEAVE_REQUEST => Leave::Request,
             LEAVE_FAULT => Leave::Fault,
             LEAVE_INTERPRET => Leave::Interpret,
