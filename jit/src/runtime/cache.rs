@@ -73,6 +73,8 @@ struct Slot {
     serial: u64,
     /// Interpreted runs.
     runs: u32,
+    /// Runs at which it is proposed for compilation (again).
+    propose_at: u32,
     /// Its region is being compiled, or could not be.
     requested: bool,
     /// The region that starts with it.
@@ -182,15 +184,21 @@ impl BlockCache {
         self.slots.get(slot as usize)
     }
 
-    /// Counts a run; `true` if the block became hot and nobody asked for its code yet.
-    pub fn count_run(&mut self, slot: u32, hot: u32) -> bool {
-        let Some(s) = self.slots.get_mut(slot as usize) else { return false };
+    /// Counts a run; `Some(runs)` when the block should be proposed for compilation: at `hot` runs, and again each time
+    /// they have doubled while it waits.
+    pub fn count_run(&mut self, slot: u32, hot: u32) -> Option<u32> {
+        let s = self.slots.get_mut(slot as usize)?;
         s.runs += 1;
-        if s.runs < hot || s.requested || s.node.is_none_or(|n| n.key.mode & SINGLE != 0 || n.second_page.is_some()) {
-            return false;
+        if s.runs < s.propose_at.max(hot) || s.requested || s.node.is_none_or(|n| n.key.mode & SINGLE != 0) {
+            return None;
         }
-        s.runs = 0;
-        true
+        s.propose_at = s.runs.saturating_mul(2);
+        Some(s.runs)
+    }
+
+    /// Whether the block still waits for its code to be asked for.
+    pub fn waits(&self, slot: u32, serial: u64) -> bool {
+        self.slot(slot).is_some_and(|s| s.serial == serial && !s.requested && s.code.is_none())
     }
 
     /// Notes whether the block's region was asked for.

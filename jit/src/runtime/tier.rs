@@ -8,7 +8,7 @@ use crate::ir::Op;
 use crate::lower::{Compiler, Region};
 use crate::mmu::ram::PAGE_SIZE;
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Interpreted runs after which a block is compiled.
@@ -17,6 +17,8 @@ const HOT: u32 = 40;
 const HOT_SYNC: u32 = 2;
 /// Most blocks in a region (cranelift.md: more cost too much to compile).
 const REGION_BLOCKS: usize = 20;
+/// Regions at the compilers at a time.
+const IN_FLIGHT: usize = 4;
 /// Most IR operations in a region.
 const REGION_OPS: usize = 1200;
 
@@ -25,6 +27,8 @@ struct Compiled {
     /// Slots of the blocks it was made from.
     slots: Vec<u32>,
     entry: u64,
+    /// All its code lies on one page.
+    one_page: bool,
     first_link: u32,
     links: Vec<PlacedLink>,
     /// Links of other regions that lead here.
@@ -45,6 +49,8 @@ pub struct Tier {
     hot: u32,
     next_job: u64,
     pending: HashMap<u64, Pending>,
+    /// Hot blocks that wait for a compiler: (runs, slot, serial number).
+    proposals: BinaryHeap<(u32, u32, u64)>,
     replies: (Sender<Done>, Receiver<Done>),
     regions: Vec<Option<Compiled>>,
     /// Region that each link number belongs to.
@@ -80,6 +86,7 @@ impl Default for Tier {
             hot: HOT,
             next_job: 0,
             pending: HashMap::new(),
+            proposals: BinaryHeap::new(),
             replies: replies(),
             regions: Vec::new(),
             link_owner: HashMap::new(),
@@ -111,6 +118,13 @@ impl Tier {
         self.regions.get(index as usize)?.as_ref().map(|r| r.entry)
     }
 
+    /// Entry of a region that links may lead to. A region that goes into a second page is entered through the jump
+    /// cache only, whose entries hold for one state of the mappings.
+    fn joinable(&self, target: u32) -> Option<u64> {
+        let r = self.regions.get(target as usize)?.as_ref()?;
+        r.one_page.then_some(r.entry)
+    }
+
     /// Joins the link that was left through, if any, with region `target`.
     fn join_open(&mut self, target: u32, rip: u64) {
         let Some(number) = self.open_link.take() else { return };
@@ -118,7 +132,7 @@ impl Tier {
             return;
         };
         let Some(link) = self.link(owner, number) else { return };
-        let Some(entry) = self.entry(target).filter(|_| link.rip == rip) else { return };
+        let Some(entry) = self.joinable(target).filter(|_| link.rip == rip) else { return };
         Self::space(&service).join(&link, entry);
         if let Some(Some(r)) = self.regions.get_mut(target as usize) {
             r.incoming.push(number);
@@ -157,7 +171,7 @@ impl Tier {
         r.slots
     }
 
-    fn enter(&mut self, done: super::place::Placed, slots: Vec<u32>) -> u32 {
+    fn enter(&mut self, done: super::place::Placed, slots: Vec<u32>, one_page: bool) -> u32 {
         let index = match self.regions.iter().position(Option::is_none) {
             Some(n) if self.regions.len() > 4096 => n,
             _ => {
@@ -172,6 +186,7 @@ impl Tier {
         self.regions[index as usize] = Some(Compiled {
             slots,
             entry: done.entry,
+            one_page,
             first_link: done.first_link,
             links: done.links,
             incoming: Vec::new(),
@@ -182,29 +197,44 @@ impl Tier {
 }
 
 impl Cpu {
-    /// Counts a run of the block in `slot`; asks for its region when it is hot.
+    /// Counts a run of the block in `slot`; proposes its region when it is hot.
     pub(super) fn count_run(&mut self, slot: u32) {
         self.tier.stats.blocks += 1;
         self.tier.open_link = None;
-        if self.tier.service.is_none() || !self.blocks.count_run(slot, self.tier.hot) {
+        if self.tier.service.is_none() {
             return;
         }
+        let Some(runs) = self.blocks.count_run(slot, self.tier.hot) else { return };
+        self.tier.proposals.push((runs, slot, self.blocks.serial(slot)));
+        self.feed_compilers();
+    }
+
+    /// Hands the hottest proposals to the compilers, a few at a time: what waits longer is known better.
+    fn feed_compilers(&mut self) {
+        while self.tier.pending.len() < IN_FLIGHT {
+            let Some((_, slot, serial)) = self.tier.proposals.pop() else { return };
+            if self.blocks.waits(slot, serial) {
+                self.submit(slot);
+            }
+        }
+    }
+
+    fn submit(&mut self, slot: u32) {
         let Some(key) = self.blocks.key(slot) else { return };
         let (region, slots) = self.form_region(slot, key);
         let id = self.tier.next_job;
         self.tier.next_job += 1;
         self.blocks.set_requested(slot, true);
+        self.tier.pending.insert(id, Pending { slots });
         if let (Some(compiler), Some(service)) = (&mut self.tier.sync, &self.tier.service) {
             let placed = compile_one(compiler, &region, &service.space);
-            self.tier.pending.insert(id, Pending { slots });
             return self.install(Done { id, placed });
         }
         let reply = self.tier.replies.0.clone();
         let job = Job { id, region, reply, handle: self.handle() };
-        if self.tier.service.as_ref().is_some_and(|s| s.submit(job)) {
-            self.tier.pending.insert(id, Pending { slots });
-        } else {
-            // The queue is full: this block asks again when it has run as often once more.
+        if !self.tier.service.as_ref().is_some_and(|s| s.submit(job)) {
+            // The queue is full (other processors'): it is proposed again when it has run as often once more.
+            self.tier.pending.remove(&id);
             self.blocks.set_requested(slot, false);
         }
     }
@@ -212,7 +242,7 @@ impl Cpu {
     /// The region at `head`: what is reachable by direct jumps on the same page and has been run.
     fn form_region(&self, head: u32, key: Key) -> (Region, Vec<(u32, u64)>) {
         let mut slots = vec![head];
-        let mut ops = 0;
+        let mut ops = if self.blocks.within_page(head) { 0 } else { REGION_OPS };
         let mut next = 0;
         while next < slots.len() && slots.len() < REGION_BLOCKS && ops < REGION_OPS {
             let Some(block) = self.blocks.block(slots[next]) else { break };
@@ -248,6 +278,7 @@ impl Cpu {
         while let Ok(done) = self.tier.replies.1.try_recv() {
             self.install(done);
         }
+        self.feed_compilers();
     }
 
     fn install(&mut self, done: Done) {
@@ -267,7 +298,7 @@ impl Cpu {
         }
         let slots: Vec<u32> = pending.slots.iter().map(|(s, _)| *s).collect();
         let head = slots[0];
-        let index = self.tier.enter(placed, slots.clone());
+        let index = self.tier.enter(placed, slots.clone(), self.blocks.within_page(head));
         self.blocks.set_code(head, index);
         for s in slots {
             self.blocks.add_region(s, index);
