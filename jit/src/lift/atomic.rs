@@ -112,13 +112,16 @@ impl Lifter<'_> {
     fn bound(&mut self, i: &Instruction) {
         let ty = if i.op0_kind() == OpKind::Register { self.op_ty(i, 0) } else { Ty::I32 };
         let bytes = ty.bytes() as usize;
-        let m = self.mem(i, 2 * bytes, false);
         let index = self.read_reg(i.op0_register());
-        // Silicon compares with the lower bound before it reads the upper one.
+        // Silicon checks, reads and compares one bound after the other.
+        let m = self.mem(i, bytes, false);
         let low = self.load(ty, m);
         let below = self.b.op2(Op::CmpSlt, ty, index, low);
         self.b.call(helper::BOUND, &[below]);
-        let high = self.b.load(ty, m.addr, m.disp + bytes as i64, m.flags);
+        let mut upper = *i;
+        upper.set_memory_displacement64(i.memory_displacement64().wrapping_add(bytes as u64));
+        let m = self.mem(&upper, bytes, false);
+        let high = self.load(ty, m);
         let above = self.b.op2(Op::CmpSlt, ty, high, index);
         self.b.call(helper::BOUND, &[above]);
     }

@@ -75,8 +75,7 @@ impl Lifter<'_> {
 
     fn pusha(&mut self, ty: Ty) {
         let bytes = ty.bytes() as i64;
-        // The lowest address is checked first by writing it first; each store is checked before any register changes.
-        for n in (0..8).rev() {
+        for n in 0..8 {
             let m = self.stack_at(-bytes * (n + 1), bytes as usize, true);
             self.store(ty, m, Val::gpr(n as usize));
         }

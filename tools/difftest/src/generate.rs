@@ -420,6 +420,12 @@ impl Generator {
             regs.gpr[2] = 0;
         }
         match insn.mnemonic() {
+            // Stacks that end in the middle of what is pushed. (POPA that faults there leaves registers half loaded on
+            // silicon, which we do not imitate: a fault has no effect, SDM 3A 6.5.)
+            Mnemonic::Pusha | Mnemonic::Pushad if self.random.chance(30) => {
+                let top = DATA + self.random.below(33);
+                regs.gpr[4] = self.offset(top);
+            }
             Mnemonic::Leave | Mnemonic::Enter => {
                 let frame = self.target(8);
                 regs.gpr[5] = self.offset(frame);
