@@ -64,12 +64,13 @@ fn assign(word: &str, r: &mut Registers, side: &mut Side) {
     }
 }
 
-fn run_line(m: &mut Machine, line: &str, tier: Tier) {
+fn run_line(m: &mut Machine, line: &str, bits: Bits, tier: Tier) {
     let (code, rest) = line.split_once(' ').expect("bytes first");
     let (_, states) = rest.split_once(" | ").expect("a bar");
     let (before, after) = states.split_once("=>").expect("an arrow");
     let code = bytes(code);
-    let mut regs = Registers { rip: CODE + 0x800, ..Registers::default() };
+    let base = if bits == Bits::B16 { SEGMENTS_16[reg::CS].base as u64 } else { 0 };
+    let mut regs = Registers { rip: CODE - base + 0x800, ..Registers::default() };
     regs.gpr = std::array::from_fn(|n| 0x0101_0101 * (n as u64 + 1));
     let mut given = Side::default();
     before.split_whitespace().for_each(|w| assign(w, &mut regs, &mut given));
@@ -102,7 +103,7 @@ fn run_file(text: &str, bits: Bits) {
     let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
     assert!(lines.len() > 10, "the file has its cases");
     for tier in [Tier::Lifted, Tier::Optimised, Tier::Compiled] {
-        lines.iter().for_each(|l| run_line(&mut m, l, tier));
+        lines.iter().for_each(|l| run_line(&mut m, l, bits, tier));
     }
     assert_eq!(m.refused(), 0, "all of them compile");
 }
@@ -115,6 +116,11 @@ fn integer_64_bit() {
 #[test]
 fn integer_32_bit() {
     run_file(include_str!("../../../tests/insn/integer32.ins"), Bits::B32);
+}
+
+#[test]
+fn integer_16_bit() {
+    run_file(include_str!("../../../tests/insn/integer16.ins"), Bits::B16);
 }
 
 #[test]

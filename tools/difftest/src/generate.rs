@@ -44,7 +44,7 @@ impl Generator {
     }
 
     /// Offset in the code segment of the place for instructions.
-    fn entry(&self) -> u64 {
+    pub fn entry(&self) -> u64 {
         if self.bits == Bits::B16 { ENTRY - CODE } else { ENTRY }
     }
 

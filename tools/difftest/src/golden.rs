@@ -49,10 +49,10 @@ fn default_gpr(n: usize) -> u64 {
 }
 
 /// The line of a case.
-pub fn line(case: &Case, family: Family, native: &After, before: &[u8]) -> String {
+pub fn line(case: &Case, family: Family, native: &After, before: &[u8], entry: u64) -> String {
     let mut out = String::new();
     hex(&mut out, &case.bytes);
-    let defaults = Registers { gpr: std::array::from_fn(default_gpr), rip: crate::ENTRY, ..Registers::default() };
+    let defaults = Registers { gpr: std::array::from_fn(default_gpr), rip: entry, ..Registers::default() };
     let _ = write!(out, " {} |", case.insns[0]);
     registers(&mut out, &defaults, &case.regs, family);
     for (at, bytes) in &case.patches {

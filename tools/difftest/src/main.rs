@@ -294,7 +294,7 @@ fn write(o: &Options, codes: &[Code], path: &Path) -> Result<()> {
     let mut bench = Bench::new(o.bits, vec![0; AREA])?;
     let mut out =
         String::from("# Written by tools/difftest --write: what silicon did. See jit/src/testing/cases.rs.\n");
-    for code in codes.iter().filter(|c| o.bits == Bits::B64 || !c.op_code().mode64()) {
+    for code in codes.iter().filter(|c| o.bits != Bits::B32 || !c.op_code().mode64()) {
         let (mut done, mut faults) = (0, 0);
         for seed in 0..200 {
             let Some((insn, bytes)) = Generator::new(o.bits, seed).instruction(*code) else { continue };
@@ -306,7 +306,7 @@ fn write(o: &Options, codes: &[Code], path: &Path) -> Result<()> {
             let count = if native.outcome == Outcome::Done { &mut done } else { &mut faults };
             *count += 1;
             if *count <= if native.outcome == Outcome::Done { 2 } else { 1 } {
-                out.push_str(&golden::line(&case, o.family, &native, &before));
+                out.push_str(&golden::line(&case, o.family, &native, &before, entry));
                 out.push('\n');
             }
             if done >= 2 && (faults >= 1 || seed > 20) {

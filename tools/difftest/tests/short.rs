@@ -1,0 +1,72 @@
+//! A short run of the differential test in every mode and tier, with a new seed each time (printed on failure).
+
+#![forbid(unsafe_code)]
+
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Undefined flags are compared with what Intel's processors make of them.
+fn intel_host() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("GenuineIntel"))
+}
+
+fn run(options: &str) {
+    if !intel_host() {
+        eprintln!("skipped: the host is not an Intel processor");
+        return;
+    }
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs() & 0xf_ffff).to_string();
+    let out = Command::new(env!("CARGO_BIN_EXE_difftest"))
+        .args(options.split_whitespace())
+        .args(["--seed", &seed])
+        .output()
+        .expect("difftest runs");
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "difftest {options} --seed {seed}:\n{text}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(text.contains(" 0 mismatches"), "{text}");
+}
+
+#[test]
+fn integer_64() {
+    run("--bits 64 --cases 60000");
+}
+
+#[test]
+fn integer_32() {
+    run("--bits 32 --cases 30000");
+}
+
+#[test]
+fn integer_16() {
+    run("--bits 16 --cases 30000");
+}
+
+#[test]
+fn sequences() {
+    run("--length 6 --cases 30000");
+}
+
+#[test]
+fn sequences_in_generated_code() {
+    run("--length 6 --tier jit --cases 4000");
+}
+
+#[test]
+fn generated_code() {
+    run("--tier jit --cases 8000");
+}
+
+#[test]
+fn vectors() {
+    run("--family vec --cases 30000");
+}
+
+#[test]
+fn vectors_in_generated_code() {
+    run("--family vec --tier jit --cases 4000");
+}
+
+#[test]
+fn x87() {
+    run("--family x87 --cases 30000");
+}
