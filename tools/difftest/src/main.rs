@@ -292,6 +292,7 @@ fn text(case: &Case) -> String {
 /// mode only for opcodes that 64-bit mode does not have.
 fn write(o: &Options, codes: &[Code], path: &Path) -> Result<()> {
     let mut bench = Bench::new(o.bits, vec![0; AREA])?;
+    let entry = Generator::new(o.bits, 0).entry();
     let mut out =
         String::from("# Written by tools/difftest --write: what silicon did. See jit/src/testing/cases.rs.\n");
     for code in codes.iter().filter(|c| o.bits != Bits::B32 || !c.op_code().mode64()) {
