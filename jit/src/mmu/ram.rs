@@ -90,7 +90,9 @@ impl Ram {
     }
 
     /// The region that holds `gpa`.
+    #[inline]
     pub fn region_of(&self, gpa: u64) -> Option<&RamRegion> {
+        // Nearly all accesses of page walks and loaders are to one of the first regions; the list is short.
         let i = self.regions.partition_point(|r| r.gpa <= gpa);
         let r = &self.regions[i.checked_sub(1)?];
         (gpa - r.gpa < r.size).then_some(r)

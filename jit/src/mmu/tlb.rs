@@ -19,7 +19,7 @@ pub const USER: usize = 1;
 pub const SUPERVISOR_SMAP: usize = 2;
 
 /// Entries per MMU index.
-pub const TLB_ENTRIES: usize = 1024;
+pub const TLB_ENTRIES: usize = 4096;
 /// Tag that matches nothing.
 pub const INVALID: u64 = 0xfff;
 /// Flag in a write tag: stores take the slow path, the translation is valid.
@@ -76,6 +76,8 @@ impl LargePages {
 #[repr(C)]
 pub struct Tlb {
     tables: [[TlbEntry; TLB_ENTRIES]; MMU_INDEXES],
+    /// Which entries may be filled, so that a flush touches no others.
+    used: [[u64; TLB_ENTRIES / 64]; MMU_INDEXES],
     large: LargePages,
 }
 
@@ -92,7 +94,7 @@ impl Default for Tlb {
 impl Tlb {
     /// Empty tables.
     pub fn new() -> Self {
-        Self { tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES], large: LargePages::NONE }
+        Self { tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES], used: [[0; _]; _], large: LargePages::NONE }
     }
 
     /// Byte offset in this structure of the table of an MMU index.
@@ -108,7 +110,9 @@ impl Tlb {
     /// Enters a mapping of `linear`'s page to host memory at `host`; `slow` marks stores for the slow path.
     pub fn fill(&mut self, index: usize, linear: u64, m: &Mapping, host: *mut u8, slow: bool) {
         let page = linear & !(PAGE_SIZE - 1);
-        let e = &mut self.tables[index % MMU_INDEXES][slot(linear)];
+        let n = slot(linear);
+        self.used[index % MMU_INDEXES][n / 64] |= 1 << (n % 64);
+        let e = &mut self.tables[index % MMU_INDEXES][n];
         e.read = if m.read { page } else { INVALID };
         e.write = match (m.write, slow) {
             (true, false) => page,
@@ -136,17 +140,29 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        for t in &mut self.tables {
-            t.fill(EMPTY);
-        }
+        self.retain(|_| false);
         self.large = LargePages::NONE;
     }
 
     /// Drops everything but global pages.
     pub fn flush_non_global(&mut self) {
-        for e in self.tables.iter_mut().flat_map(|t| t.iter_mut()) {
-            if e.meta & META_GLOBAL == 0 {
-                *e = EMPTY;
+        self.retain(|e| e.meta & META_GLOBAL != 0);
+    }
+
+    /// Drops the entries that `keep` does not hold for.
+    fn retain(&mut self, keep: impl Fn(&TlbEntry) -> bool) {
+        for (table, used) in self.tables.iter_mut().zip(&mut self.used) {
+            for (group, bits) in used.iter_mut().enumerate() {
+                let mut left = *bits;
+                while left != 0 {
+                    let n = left.trailing_zeros();
+                    left &= left - 1;
+                    let e = &mut table[group * 64 + n as usize];
+                    if !keep(e) {
+                        *e = EMPTY;
+                        *bits &= !(1 << n);
+                    }
+                }
             }
         }
     }

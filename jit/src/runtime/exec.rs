@@ -7,7 +7,7 @@ use crate::ir::flags;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::lower::Thunk;
 use crate::mmu::walk::Access;
-use crate::state::{CpuState, VECS};
+use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS};
 use std::mem::offset_of;
 
 // SAFETY: the raw pointer in `CpuState` points at the request word that the same `Cpu` keeps alive through an `Arc`; no
@@ -73,6 +73,24 @@ core::arch::global_asm!(
     "mov rsp, [rdi + {host_rsp}]",
     "mov eax, {interpret}",
     "jmp 2b",
+    // Looks the RIP in RAX (and in the state) up in the jump cache; RDI is the CPU.
+    ".globl brolga_lookup",
+    "brolga_lookup:",
+    "mov rcx, rax",
+    "shr rcx, 12",
+    "xor rcx, rax",
+    "and ecx, {jump_mask}",
+    "shl ecx, {jump_shift}",
+    "lea rcx, [rdi + rcx + {jump_cache}]",
+    "cmp [rcx + {entry_rip}], rax",
+    "jne 3f",
+    "mov rdx, [rdi + {jump_check}]",
+    "cmp [rcx + {entry_check}], rdx",
+    "jne 3f",
+    "jmp [rcx + {entry_code}]",
+    "3:",
+    "mov eax, {lookup}",
+    "ret",
     // A TLB miss: keeps all registers. On the stack: return address, kind, page.
     ".globl brolga_miss",
     "brolga_miss:",
@@ -142,12 +160,21 @@ core::arch::global_asm!(
     rip = const offset_of!(CpuState, rip),
     interpret = const LEAVE_INTERPRET,
     miss = sym tlb_miss,
+    jump_mask = const JUMP_ENTRIES - 1,
+    jump_shift = const size_of::<JumpEntry>().trailing_zeros(),
+    jump_cache = const offset_of!(CpuState, jump_cache),
+    jump_check = const offset_of!(CpuState, jump_check),
+    entry_rip = const offset_of!(JumpEntry, rip),
+    entry_check = const offset_of!(JumpEntry, check),
+    entry_code = const offset_of!(JumpEntry, code),
+    lookup = const LEAVE_LOOKUP,
 );
 
 unsafe extern "C" {
     fn brolga_enter(cpu: *mut std::ffi::c_void, code: u64) -> u32;
     fn brolga_abandon();
     fn brolga_miss();
+    fn brolga_lookup();
 }
 
 impl Cpu {
@@ -165,9 +192,9 @@ impl Cpu {
     }
 }
 
-/// Addresses that miss stubs jump to: the miss routine and the abandon routine.
-pub fn stub_targets() -> (u64, u64) {
-    (brolga_miss as *const () as u64, brolga_abandon as *const () as u64)
+/// Addresses that stubs jump to: the miss routine, the abandon routine, the look-up in the jump cache.
+pub fn stub_targets() -> [u64; 3] {
+    [brolga_miss as *const () as u64, brolga_abandon as *const () as u64, brolga_lookup as *const () as u64]
 }
 
 /// What a thunk does: a jump to a routine, or leaving with a code.

@@ -13,6 +13,9 @@ const THUNK_SIZE: usize = 16;
 /// Bytes of a region's `push rbp; mov rbp, rsp`, which a joined link jumps over.
 const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 
+/// Offset in a link stub where RAX and the state hold the target's RIP.
+const STUB_RIP_SET: usize = 17;
+
 /// A way out of a placed region.
 #[derive(Clone, Copy, Debug)]
 pub struct PlacedLink {
@@ -22,6 +25,8 @@ pub struct PlacedLink {
     pub site: usize,
     /// The eight bytes there while it is not joined.
     pub unjoined: [u8; 8],
+    /// Offset of the stub that it leads to then.
+    stub: usize,
 }
 
 /// A region that can be run.
@@ -43,13 +48,14 @@ pub struct CodeSpace {
     after_thunks: usize,
     miss: usize,
     abandon: usize,
+    lookup: usize,
 }
 
 impl CodeSpace {
     /// Code memory of `len` bytes with the thunks at its start.
     pub fn new(len: usize) -> std::io::Result<Self> {
         let mut arena = Arena::new(len.max(1 << 20))?;
-        let thunks = arena.alloc((THUNKS + 2) * THUNK_SIZE).expect("the arena holds more than its thunks");
+        let thunks = arena.alloc((THUNKS + 3) * THUNK_SIZE).expect("the arena holds more than its thunks");
         for (n, body) in exec::thunk_bodies().into_iter().enumerate() {
             let at = thunks + n * THUNK_SIZE;
             match body {
@@ -60,12 +66,12 @@ impl CodeSpace {
                 }
             }
         }
-        let (miss_to, abandon_to) = exec::stub_targets();
-        let (miss, abandon) = (thunks + THUNKS * THUNK_SIZE, thunks + (THUNKS + 1) * THUNK_SIZE);
-        write_jump(&mut arena, miss, miss_to);
-        write_jump(&mut arena, abandon, abandon_to);
+        let [miss, abandon, lookup] = [0, 1, 2].map(|n| thunks + (THUNKS + n) * THUNK_SIZE);
+        for (at, to) in [miss, abandon, lookup].into_iter().zip(exec::stub_targets()) {
+            write_jump(&mut arena, at, to);
+        }
         let after_thunks = arena.used();
-        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon })
+        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup })
     }
 
     /// Bytes of code held.
@@ -110,7 +116,7 @@ impl CodeSpace {
             let reloc = c.relocs.iter().find(|(_, name)| name.namespace == NS_LINK && name.index == n as u32);
             let Some((offset, _)) = reloc else {
                 // A branch that is never taken: its way out is gone. The number stays, nobody leaves by it.
-                links.push(PlacedLink { rip: link.rip, site: at, unjoined: [0; 8] });
+                links.push(PlacedLink { rip: link.rip, site: at, unjoined: [0; 8], stub });
                 continue;
             };
             let site = (*offset as usize).checked_sub(2)?;
@@ -119,7 +125,7 @@ impl CodeSpace {
                 return None;
             }
             set_rel32(&mut code, *offset as usize, at, stub);
-            links.push(PlacedLink { rip: link.rip, site: at + site, unjoined: [0; 8] });
+            links.push(PlacedLink { rip: link.rip, site: at + site, unjoined: [0; 8], stub });
         }
         for (offset, name) in c.relocs.iter().filter(|(_, name)| name.namespace != NS_LINK) {
             // Thunks lie at the arena's start.
@@ -147,6 +153,15 @@ impl CodeSpace {
         self.arena.patch8(link.site, bytes);
     }
 
+    /// Makes a link that is not joined look for its target in the jump cache before it leaves.
+    pub fn route_through_cache(&mut self, link: &PlacedLink) {
+        let mut jump = Vec::with_capacity(8);
+        call_or_jump(&mut jump, 0xe9, link.stub + STUB_RIP_SET, self.lookup);
+        let mut bytes: [u8; 8] = self.arena.read(link.stub + STUB_RIP_SET);
+        bytes[..jump.len()].copy_from_slice(&jump);
+        self.arena.patch8(link.stub + STUB_RIP_SET, bytes);
+    }
+
     /// Undoes [`CodeSpace::join`].
     pub fn unjoin(&mut self, link: &PlacedLink) {
         self.arena.patch8(link.site, link.unjoined);
@@ -159,6 +174,7 @@ impl CodeSpace {
         s.extend(rip.to_le_bytes());
         s.extend([0x48, 0x89, 0x87]);
         s.extend((offset_of!(CpuState, rip) as u32).to_le_bytes());
+        debug_assert_eq!(s.len(), STUB_RIP_SET);
         s.extend([0xc7, 0x87]);
         s.extend((offset_of!(CpuState, exit_link) as u32).to_le_bytes());
         s.extend(number.to_le_bytes());

@@ -132,7 +132,12 @@ impl Tier {
             return;
         };
         let Some(link) = self.link(owner, number) else { return };
-        let Some(entry) = self.joinable(target).filter(|_| link.rip == rip) else { return };
+        if link.rip != rip {
+            return;
+        }
+        let Some(entry) = self.joinable(target) else {
+            return Self::space(&service).route_through_cache(&link);
+        };
         Self::space(&service).join(&link, entry);
         if let Some(Some(r)) = self.regions.get_mut(target as usize) {
             r.incoming.push(number);
