@@ -13,9 +13,11 @@ import math
 import os
 import pathlib
 import platform
+import select
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -37,14 +39,14 @@ class Machine:
     def __init__(self, command, timeout):
         self.began = time.monotonic()
         self.timeout = timeout
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
         os.set_blocking(self.process.stdout.fileno(), False)
         self.pending = b""
         self.said = []
 
     def lines(self):
         """The console's lines as they come, without their ends."""
-        import select
         last = time.monotonic()
         while True:
             while b"\n" in self.pending:
@@ -59,7 +61,9 @@ class Machine:
                 last = time.monotonic()
             elif chunk == b"" or time.monotonic() - last > self.timeout:
                 why = "the process ended" if chunk == b"" else f"nothing was printed for {self.timeout} s"
-                raise GuestFailed(why + "; the console's end:\n" + "\n".join(self.said[-15:]))
+                self.errors.seek(0)
+                errors = self.errors.read()[-2000:].decode(errors="replace")
+                raise GuestFailed(f"{why}; the console's end:\n" + "\n".join(self.said[-15:]) + f"\n{errors}")
 
     def clocks(self):
         """(CPU seconds, wall seconds) since the start."""
@@ -86,6 +90,7 @@ class Machine:
         self.process.wait()
         self.process.stdout.close()
         self.process.stdin.close()
+        self.errors.close()
 
 
 def command_line(program, extra, kernel, initrd, memory, append):
