@@ -52,6 +52,8 @@ crate::helper_family! { 0;
     CMPXCHG8B = cmpxchg8b, FAULTS | READS_FLAGS | SETS_FLAGS | RAX | RDX;
     /// CMPXCHG16B at a linear address; the second operand tells that it is on the stack.
     CMPXCHG16B = cmpxchg16b, FAULTS | READS_FLAGS | SETS_FLAGS | RAX | RDX;
+    /// #AC if the address (first operand) has bits of the mask (second) set.
+    ALIGN = align, FAULTS;
     /// #BR if the operand is not zero.
     BOUND = bound, FAULTS;
     /// ENTER (operand type | stack type << 4, frame size, nesting level).
@@ -350,16 +352,31 @@ fn cmpxchg16b(cpu: &mut Cpu, addr: u64, stack: u64, _: u64) -> Result<u64, Fault
     Ok(0)
 }
 
+/// An address that is not canonical is left to the access: its fault comes first.
+fn align(cpu: &mut Cpu, addr: u64, mask: u64, _: u64) -> Result<u64, Fault> {
+    if addr & mask != 0 && cpu.canonical(addr) { Err(Fault::with_code(vector::AC, 0)) } else { Ok(0) }
+}
+
+/// #AC for a helper's own access if alignment checks are on.
+pub(super) fn check_alignment(cpu: &Cpu, linear: u64, bytes: u64) -> Result<u64, Fault> {
+    if cpu.state.mode & mode::ALIGN_CHECK != 0 && linear & (bytes - 1) != 0 && cpu.canonical(linear) {
+        return Err(Fault::with_code(vector::AC, 0));
+    }
+    Ok(linear)
+}
+
 fn bound(_: &mut Cpu, outside: u64, _: u64, _: u64) -> Result<u64, Fault> {
     if outside != 0 { Err(Fault::new(vector::BR)) } else { Ok(0) }
 }
 
 /// Linear address of a stack offset, checked for an access of `ty` in legacy modes.
 fn stack_address(cpu: &mut Cpu, offset: u64, ty: Ty, write: bool) -> Result<u64, Fault> {
-    if cpu.state.mode & (mode::CS64 | mode::FLAT) != 0 {
-        return Ok(offset);
-    }
-    cpu.seg_check(reg::SS, offset, ty.bytes() as u32, write)
+    let linear = if cpu.state.mode & (mode::CS64 | mode::FLAT) != 0 {
+        offset
+    } else {
+        cpu.seg_check(reg::SS, offset, ty.bytes() as u32, write)?
+    };
+    check_alignment(cpu, linear, ty.bytes() as u64)
 }
 
 /// ENTER (SDM 2, ENTER): nothing but memory changes before the last access that can fault.

@@ -3,7 +3,7 @@
 //! (SDM 2, REP/REPE/REPZ/REPNE/REPNZ).
 
 use super::effect::{FAULTS, READS_FLAGS, SETS_FLAGS};
-use super::integer::{set_reg, ty_of};
+use super::integer::{check_alignment, set_reg, ty_of};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::flags::{self, CcKind};
@@ -132,17 +132,18 @@ impl Rep {
     }
 }
 
-/// Linear address of `bytes` bytes at offset `ea` in segment `seg`.
-fn linear(cpu: &Cpu, seg: usize, ea: u64, bytes: u64, write: bool) -> Result<u64, Fault> {
+/// Linear address of `bytes` bytes at offset `ea` in segment `seg`, which hold elements of type `ty`.
+fn linear(cpu: &Cpu, ty: Ty, seg: usize, ea: u64, bytes: u64, write: bool) -> Result<u64, Fault> {
     let m = cpu.state.mode;
-    if m & mode::CS64 != 0 {
+    let linear = if m & mode::CS64 != 0 {
         let base = if seg < reg::FS { 0 } else { cpu.state.segs.get(seg).map_or(0, |s| s.base) };
-        return Ok(base.wrapping_add(ea));
-    }
-    if m & mode::FLAT != 0 && seg != reg::CS && seg < reg::FS {
-        return Ok(ea);
-    }
-    cpu.seg_check(seg, ea, bytes as u32, write)
+        base.wrapping_add(ea)
+    } else if m & mode::FLAT != 0 && seg != reg::CS && seg < reg::FS {
+        ea
+    } else {
+        cpu.seg_check(seg, ea, bytes as u32, write)?
+    };
+    check_alignment(cpu, linear, ty.bytes() as u64)
 }
 
 /// [`mem`] flags of the source.
@@ -188,7 +189,7 @@ fn rep_movs(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
         if r.forward() {
             let len = r.run_length(r.si).min(r.run_length(r.di));
             if let (true, Ok(s), Ok(d)) =
-                (len > 0, linear(cpu, r.seg, r.si, len, false), linear(cpu, reg::ES, r.di, len, true))
+                (len > 0, linear(cpu, r.ty, r.seg, r.si, len, false), linear(cpu, r.ty, reg::ES, r.di, len, true))
             {
                 let done = cpu.copy_run(d, s, len, size)?;
                 if done > 0 {
@@ -197,9 +198,9 @@ fn rep_movs(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
                 }
             }
         }
-        let s = linear(cpu, r.seg, r.si, size, false)?;
+        let s = linear(cpu, r.ty, r.seg, r.si, size, false)?;
         let v = cpu.load_flags(r.ty, s, source_flags(r.seg))?;
-        let d = linear(cpu, reg::ES, r.di, size, true)?;
+        let d = linear(cpu, r.ty, reg::ES, r.di, size, true)?;
         cpu.store(r.ty, d, v)?;
         r.advance(1, true, true);
         Ok(true)
@@ -212,7 +213,7 @@ fn rep_stos(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
         let value = cpu.gpr(reg::RAX);
         if r.forward() {
             let len = r.run_length(r.di);
-            if let (true, Ok(d)) = (len > 0, linear(cpu, reg::ES, r.di, len, true)) {
+            if let (true, Ok(d)) = (len > 0, linear(cpu, r.ty, reg::ES, r.di, len, true)) {
                 let done = cpu.fill_run(d, len, value, size)?;
                 if done > 0 {
                     r.advance(done / size, false, true);
@@ -220,7 +221,7 @@ fn rep_stos(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
                 }
             }
         }
-        let d = linear(cpu, reg::ES, r.di, size, true)?;
+        let d = linear(cpu, r.ty, reg::ES, r.di, size, true)?;
         cpu.store(r.ty, d, value)?;
         r.advance(1, false, true);
         Ok(true)
@@ -229,7 +230,7 @@ fn rep_stos(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
 
 fn rep_lods(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
     repeat(cpu, how, (true, false), |cpu, r| {
-        let s = linear(cpu, r.seg, r.si, r.ty.bytes() as u64, false)?;
+        let s = linear(cpu, r.ty, r.seg, r.si, r.ty.bytes() as u64, false)?;
         let v = cpu.load_flags(r.ty, s, source_flags(r.seg))?;
         set_reg(cpu, reg::RAX, r.ty, v);
         r.advance(1, true, false);
@@ -253,7 +254,7 @@ fn compare(cpu: &mut Cpu, r: &Rep, a: u64, b: u64) -> bool {
 fn rep_scas(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
     let saved = (cpu.state.cc_op, cpu.state.cc_res, cpu.state.cc_src);
     repeat(cpu, how, (false, true), |cpu, r| {
-        let d = linear(cpu, reg::ES, r.di, r.ty.bytes() as u64, false)?;
+        let d = linear(cpu, r.ty, reg::ES, r.di, r.ty.bytes() as u64, false)?;
         let v = cpu.load(r.ty, d)?;
         r.advance(1, false, true);
         let a = cpu.gpr(reg::RAX);
@@ -267,9 +268,9 @@ fn rep_cmps(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
     repeat(cpu, how, (true, true), |cpu, r| {
         let size = r.ty.bytes() as u64;
         // Silicon reads ES:rDI first: its fault wins where both would fault.
-        let d = linear(cpu, reg::ES, r.di, size, false)?;
+        let d = linear(cpu, r.ty, reg::ES, r.di, size, false)?;
         let b = cpu.load(r.ty, d)?;
-        let s = linear(cpu, r.seg, r.si, size, false)?;
+        let s = linear(cpu, r.ty, r.seg, r.si, size, false)?;
         let a = cpu.load_flags(r.ty, s, source_flags(r.seg))?;
         r.advance(1, true, true);
         Ok(compare(cpu, r, a, b))

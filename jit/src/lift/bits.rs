@@ -109,7 +109,9 @@ impl Lifter<'_> {
         self.b.lea_to(address_ty, at, Some(ea), Some(unit), ty as u8, 0);
         let seg = segment_number(i.memory_segment());
         let addr = self.segmented(seg, at, bytes, write);
-        Mem { addr, disp: 0, flags: segment_flags(seg) }
+        let m = Mem { addr, disp: 0, flags: segment_flags(seg) };
+        self.check_alignment(m, bytes);
+        m
     }
 
     /// BSF and BSR. A zero source sets ZF and leaves the destination (undefined in SDM 2 for older processors; the SDM

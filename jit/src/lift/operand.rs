@@ -1,6 +1,7 @@
 //! Operands: registers, immediates, memory with segmentation, the stack.
 
 use super::Lifter;
+use crate::helpers::integer as helper;
 use crate::ir::build::Src;
 use crate::ir::op::Op;
 use crate::ir::{Ty, VVal, Val, mem};
@@ -197,6 +198,12 @@ impl Lifter<'_> {
 
     /// Linear address of the instruction's memory operand for an access of `bytes` bytes, segment checks done.
     pub fn mem(&mut self, i: &Instruction, bytes: usize, write: bool) -> Mem {
+        let m = self.unchecked_mem(i, bytes, write);
+        self.check_alignment(m, bytes);
+        m
+    }
+
+    fn unchecked_mem(&mut self, i: &Instruction, bytes: usize, write: bool) -> Mem {
         let seg = segment_number(i.memory_segment());
         let flags = segment_flags(seg);
         if self.long64() {
@@ -212,6 +219,20 @@ impl Lifter<'_> {
         let ea = self.effective_address_legacy(i);
         let addr = self.segmented(seg, ea, bytes, write);
         Mem { addr, disp: 0, flags }
+    }
+
+    /// With alignment checks on, raises #AC for operands off their natural boundary (SDM 3A 6.15, table 6-7).
+    pub fn check_alignment(&mut self, m: Mem, bytes: usize) {
+        let boundary = match bytes {
+            2 | 4 | 8 => bytes as i64,
+            10 => 8,
+            _ => return,
+        };
+        if self.has(mode::ALIGN_CHECK) {
+            let addr = self.flat_address(m);
+            let mask = self.b.iconst(boundary - 1);
+            self.b.call(helper::ALIGN, &[addr, mask]);
+        }
     }
 
     /// Effective address without segment: what LEA computes, in full width.
@@ -292,13 +313,14 @@ impl Lifter<'_> {
     pub fn stack_at(&mut self, disp: i64, bytes: usize, write: bool) -> Mem {
         let rsp = Val::gpr(reg::RSP);
         let ty = self.stack_ty();
-        if ty == Ty::I64 {
-            return Mem { addr: rsp, disp, flags: mem::STACK };
+        let mut m = Mem { addr: rsp, disp, flags: mem::STACK };
+        if ty != Ty::I64 {
+            let d = self.b.temp();
+            self.b.lea_to(ty, d, Some(rsp), None, 0, disp);
+            m = Mem { addr: self.segmented(reg::SS, d, bytes, write), disp: 0, flags: mem::STACK };
         }
-        let d = self.b.temp();
-        self.b.lea_to(ty, d, Some(rsp), None, 0, disp);
-        let addr = self.segmented(reg::SS, d, bytes, write);
-        Mem { addr, disp: 0, flags: mem::STACK }
+        self.check_alignment(m, bytes);
+        m
     }
 
     /// Moves the stack pointer by `delta` bytes (after everything that can fault).

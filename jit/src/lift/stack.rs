@@ -1,6 +1,6 @@
 //! PUSH, POP, PUSHA, POPA, ENTER, LEAVE.
 
-use super::operand::{Gpr, gpr};
+use super::operand::{Gpr, Mem, gpr};
 use super::{Flow, Lifter};
 use crate::helpers::integer as helper;
 use crate::ir::op::Op;
@@ -125,7 +125,9 @@ impl Lifter<'_> {
             let ea = self.b.op1(Op::Mov, stack, rbp);
             self.segmented(reg::SS, ea, bytes as usize, false)
         };
-        let v = self.b.load(ty, addr, 0, mem::STACK);
+        let m = Mem { addr, disp: 0, flags: mem::STACK };
+        self.check_alignment(m, bytes as usize);
+        let v = self.load(ty, m);
         let sp = self.b.op2(Op::Add, stack, rbp, bytes);
         self.write_gpr(Gpr { n: reg::RSP, ty: stack, high: false }, sp);
         self.write_gpr(Gpr { n: reg::RBP, ty, high: false }, v);

@@ -1,7 +1,7 @@
 //! MOVS, STOS, LODS, SCAS, CMPS. Single forms are IR; repeated ones call a helper that works page-wise, returns to let
 //! interrupts in, and is then entered again.
 
-use super::operand::{Gpr, segment_flags, segment_number};
+use super::operand::{Gpr, Mem, segment_flags, segment_number};
 use super::{Flow, Lifter};
 use crate::helpers::string as helper;
 use crate::ir::flags::CcKind;
@@ -75,7 +75,10 @@ impl Lifter<'_> {
     fn string_address(&mut self, f: &Form, n: usize, seg: usize, write: bool) -> Val {
         let r = Val::gpr(n);
         let ea = if f.address == Ty::I64 { r } else { self.b.op1(Op::Mov, f.address, r) };
-        self.segmented(seg, ea, f.ty.bytes() as usize, write)
+        let bytes = f.ty.bytes() as usize;
+        let addr = self.segmented(seg, ea, bytes, write);
+        self.check_alignment(Mem { addr, disp: 0, flags: 0 }, bytes);
+        addr
     }
 
     fn load_source(&mut self, f: &Form) -> Val {

@@ -264,7 +264,7 @@ impl Machine {
     /// User mode of a long-mode system such as Linux.
     pub fn set_mode(&mut self, bits: Bits) {
         let s = &mut self.cpu.state;
-        s.cr0 = cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::ET | cr0::MP;
+        s.cr0 = cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::AM;
         s.cr3 = TABLES;
         s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE | cr4::UMIP | cr4::OSXSAVE;
         s.xcr0 = 3;

@@ -134,7 +134,9 @@ impl Generator {
             _ => r.bits() & 0x8d5,
         };
         let direction = if r.chance(30) { 0x400 } else { 0 };
-        let mut regs = Registers { rip: entry, rflags: 2 | arith | direction, ..Registers::default() };
+        // Alignment checks; those of x87 environments and masked stores are not made yet.
+        let alignment = if family == Family::Integer && r.chance(10) { 0x4_0000 } else { 0 };
+        let mut regs = Registers { rip: entry, rflags: 2 | arith | direction | alignment, ..Registers::default() };
         regs.gpr.iter_mut().for_each(|v| *v = r.value());
         // A stack in the middle of the data, mostly aligned.
         let misalign = if r.chance(10) { r.below(8) } else { 0 };

@@ -111,7 +111,7 @@ impl Host {
             let alternate = libc::stack_t { ss_sp: stack as *mut _, ss_flags: 0, ss_size: 0x1_0000 };
             check(libc::sigaltstack(&alternate, std::ptr::null_mut()))?;
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_signal as *const () as usize;
+            action.sa_sigaction = difftest_signal as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             for signal in [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE] {
                 check(libc::sigaction(signal, &action, std::ptr::null_mut()))?;
@@ -174,6 +174,21 @@ fn map(address: u64, len: u64, rights: libc::c_int) -> io::Result<u64> {
     // SAFETY: MAP_FIXED_NOREPLACE takes only free address space.
     let at = unsafe { libc::mmap(address as *mut _, len as usize, rights, flags, -1, 0) };
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at as u64) }
+}
+
+// The tested instruction's AC flag is still set when the handler starts, and compiled code need not be aligned.
+core::arch::global_asm!(
+    "difftest_signal:",
+    "pushfq",
+    "and qword ptr [rsp], {without_ac}",
+    "popfq",
+    "jmp {handler}",
+    without_ac = const !0x4_0000_i32,
+    handler = sym on_signal,
+);
+
+unsafe extern "C" {
+    fn difftest_signal();
 }
 
 extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
