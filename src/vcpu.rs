@@ -63,6 +63,8 @@ impl Processor for Vcpu {
 pub trait VcpuEvents: Send + Sync {
     /// The processor is in shutdown; the thread holds until the machine resets it. `dump` says where and why.
     fn triple_fault(&self, cpu: u32, dump: String);
+    /// Compiled code and interpreter did not agree; the thread holds. `report` says on what.
+    fn diverged(&self, cpu: u32, report: String);
     /// The debugger's condition was met; the thread holds.
     fn debug_stop(&self, cpu: u32);
     /// The thread ended by a panic, which was reported.
@@ -261,6 +263,10 @@ impl<P: Processor> VcpuThread<P> {
                     self.gate().hold = true;
                     events.triple_fault(self.index, dump);
                 }
+                Exit::Diverged(report) => {
+                    self.gate().hold = true;
+                    events.diverged(self.index, report);
+                }
                 Exit::Debug => {
                     self.gate().hold = true;
                     events.debug_stop(self.index);
@@ -374,6 +380,9 @@ mod tests {
     impl VcpuEvents for Seen {
         fn triple_fault(&self, cpu: u32, dump: String) {
             self.events.lock().unwrap().push(format!("triple {cpu} {dump}"));
+        }
+        fn diverged(&self, cpu: u32, report: String) {
+            self.events.lock().unwrap().push(format!("diverged {cpu} {report}"));
         }
         fn debug_stop(&self, cpu: u32) {
             self.events.lock().unwrap().push(format!("debug {cpu}"));
@@ -510,14 +519,15 @@ mod tests {
 
     #[test]
     fn shutdown_and_breakpoints_hold_the_thread_until_restarted() {
-        let (seen, thread) = spawn(0, true, vec![Exit::TripleFault("why".into()), Exit::Debug]);
-        for (n, text) in ["debug 0", "triple 0 why"].into_iter().enumerate() {
+        let exits = vec![Exit::TripleFault("why".into()), Exit::Diverged("rax".into()), Exit::Debug];
+        let (seen, thread) = spawn(0, true, exits);
+        for (n, text) in ["debug 0", "diverged 0 rax", "triple 0 why"].into_iter().enumerate() {
             thread.release();
             thread.wait_held_after(&seen, n + 1);
             assert_eq!(seen.events.lock().unwrap()[n], text);
         }
         let runs = seen.runs.load(Ordering::SeqCst);
-        assert_eq!(runs, 2);
+        assert_eq!(runs, 3);
         thread.restart(true, |p| p.interrupts_on = false);
         thread.release();
         eventually("runs again", || seen.runs.load(Ordering::SeqCst) > runs);

@@ -7,6 +7,7 @@ use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::Ram;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
+use crate::runtime::lockstep::Lockstep;
 use crate::runtime::tier::Tier;
 use crate::state::{CpuState, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
 use crate::vcpu::{Mailbox, Requests, VcpuHandle};
@@ -53,6 +54,8 @@ pub struct Cpu {
     pub shutdown: Option<String>,
     /// Debug traps that are due after the current instruction (DR6 bits).
     pub pending_db: u64,
+    /// Compares generated code with the interpreter as it runs (`check=on`).
+    pub lockstep: Option<Box<Lockstep>>,
 }
 
 impl Cpu {
@@ -77,6 +80,7 @@ impl Cpu {
             pending_fault: None,
             shutdown: None,
             pending_db: 0,
+            lockstep: None,
         })
     }
 
@@ -193,6 +197,7 @@ impl Cpu {
 
     /// Linear addresses may mean other memory now: what was found by them is stale.
     pub fn mappings_changed(&mut self) {
+        self.note_once();
         self.blocks.mappings_changed();
         let generation = (self.state.jump_check >> 32) as u32;
         if generation == u32::MAX {

@@ -24,7 +24,11 @@ impl Cpu {
     /// Runs a block from its start. `Ok`: RIP is that of the next instruction. `Err`: RIP is that of the faulting
     /// instruction, whose state is untouched.
     pub fn run_block(&mut self, block: &Block) -> Result<(), Fault> {
-        let mut at = 0;
+        self.run_from(block, 0)
+    }
+
+    /// The same from operation `at`, the first of a guest instruction.
+    pub fn run_from(&mut self, block: &Block, mut at: usize) -> Result<(), Fault> {
         while let Some(inst) = block.insts.get(at) {
             match self.step(block, inst) {
                 Ok(Step::Next) => at += 1,

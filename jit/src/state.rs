@@ -167,7 +167,7 @@ pub struct VecReg(pub [u128; 4]);
 
 /// x87 state in XSAVE's terms.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct X87 {
     /// Physical registers R0..R7 (not the stack view): 80-bit values in the low 10 bytes. MMn is the mantissa of Rn.
     pub regs: [u128; 8],
@@ -191,7 +191,7 @@ pub struct X87 {
 
 /// MSRs kept as plain values. Others live where their meaning is (segments, APIC, CR-like fields).
 #[repr(C)]
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Msrs {
     /// IA32_STAR.
     pub star: u64,

@@ -7,6 +7,8 @@ use crate::lower::Compiler;
 use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{PAGE_SIZE, Ram};
 use crate::runtime::compile::CompileService;
+pub use crate::runtime::lockstep::CheckStats;
+use crate::runtime::lockstep::Lockstep;
 pub use crate::runtime::tier::TierStats;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,13 +20,16 @@ pub struct EngineConfig {
     pub jit: bool,
     /// Compile at once and wait for it: reproducible tests (`-accel jit,sync=on`).
     pub sync: bool,
+    /// Compare compiled code with the interpreter, block by block, as it runs; implies `sync` (`-accel jit,check=on`).
+    /// For machines with one vCPU; without `jit` there is nothing to compare.
+    pub check: bool,
     /// Upper bound of compiled code in bytes.
     pub code_cache: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { jit: true, sync: false, code_cache: 256 << 20 }
+        Self { jit: true, sync: false, check: false, code_cache: 256 << 20 }
     }
 }
 
@@ -45,6 +50,9 @@ pub enum Exit {
     Requested,
     /// Triple fault; the text says registers, RIP and the reason. The processor is in shutdown until reset.
     TripleFault(String),
+    /// Compiled code did something else than the interpreter (`check=on`); the text says what. The processor runs no
+    /// more until reset.
+    Diverged(String),
     /// INIT arrived at an application processor: it waits for a start-up message.
     WaitForStartUp,
     /// Stopped by a breakpoint, watchpoint or finished single step of the debugger.
@@ -151,6 +159,7 @@ pub struct Engine {
     board: Arc<dyn Board>,
     compilers: Option<Arc<CompileService>>,
     sync: bool,
+    check: bool,
     vcpus: Mutex<Vec<Arc<Mailbox>>>,
 }
 
@@ -163,14 +172,16 @@ pub struct Mailbox {
 
 impl Engine {
     /// An engine over `ram`, with `board` around it.
-    pub fn new(config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
+    pub fn new(mut config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
         if !crate::helpers::vec::host_has_required() {
             return Err(EngineError::Host("this processor lacks SSE4.2".to_owned()));
         }
+        config.sync |= config.check;
         let code_map = CodeMap::new(&ram);
         let shared = Arc::new(Shared { ram, code_map, processors: AtomicU32::new(0) });
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
-        Ok(Arc::new(Self { shared, board, compilers, sync: config.sync, vcpus: Mutex::default() }))
+        let (sync, check) = (config.sync, config.check && config.jit);
+        Ok(Arc::new(Self { shared, board, compilers, sync, check, vcpus: Mutex::default() }))
     }
 
     /// Tells that something other than a vCPU wrote guest memory (DMA, a loader): translations of it are dropped.
@@ -215,7 +226,15 @@ impl Vcpu {
     /// Processor number `index` of `engine`, in its reset state. `model` comes from [`crate::cpuid::parse`].
     pub fn new(engine: &Arc<Engine>, index: u32, model: &CpuModel) -> Self {
         engine.shared.processors.fetch_add(1, Ordering::Relaxed);
-        let mut cpu = Cpu::new(index, engine.shared.clone(), engine.board.clone(), Arc::new(model.clone()));
+        let (lockstep, board) = match engine.check {
+            true => {
+                let (lockstep, board) = Lockstep::watch(engine.board.clone());
+                (Some(Box::new(lockstep)), board)
+            }
+            false => (None, engine.board.clone()),
+        };
+        let mut cpu = Cpu::new(index, engine.shared.clone(), board, Arc::new(model.clone()));
+        cpu.lockstep = lockstep;
         lock(&engine.vcpus).push(cpu.mailbox.clone());
         if let Some(service) = &engine.compilers {
             // The engine started with the same settings, so a compiler can be made.
@@ -271,6 +290,11 @@ impl Vcpu {
     /// Counters of the compiling tier, and the number of blocks held.
     pub fn statistics(&self) -> (TierStats, usize) {
         (self.cpu.tier.stats, self.cpu.blocks.len())
+    }
+
+    /// What was compared so far, in an engine that checks.
+    pub fn check_statistics(&self) -> Option<CheckStats> {
+        self.cpu.lockstep.as_ref().map(|l| l.stats())
     }
 
     /// Readable register dump (the `info registers` of the monitor, and what a triple fault prints).

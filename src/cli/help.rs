@@ -85,7 +85,11 @@ fn values_of(option: &str) -> String {
             ("pc-i440fx-N.N", "the same: versions of QEMU's board are not told apart"),
         ]),
         "accel" => list(&[
-            ("jit", "compile what runs often (default); keys sync=on, tb-size=MiB, thread=single|multi"),
+            ("jit", "compile what runs often (default); keys sync=on, tb-size=MiB, thread=single|multi, and"),
+            (
+                "",
+                "check=on: hold compiled code against the interpreter, block by block; end with status 1 if they differ (slow)",
+            ),
             ("interp", "interpret everything"),
             ("tcg", "another name of jit"),
         ]),

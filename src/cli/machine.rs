@@ -108,6 +108,16 @@ fn accelerator(name: &str, mut keys: KeyValues) -> Result<EngineConfig> {
         }
         engine.sync = sync;
     }
+    if let Some(check) = keys.take_switch("check")? {
+        if check && !engine.jit {
+            return Err(keys.error(
+                "check",
+                "on",
+                "the interpreter is what is checked against; use -accel jit,check=on",
+            ));
+        }
+        engine.check = check;
+    }
     // With one vCPU both ways are the same: it has its thread.
     keys.take_as("thread", |t| match t {
         "single" | "multi" => Ok(()),
@@ -260,6 +270,10 @@ mod tests {
         assert_eq!(engine(&[]), Ok((true, false)));
         assert_eq!(engine(&["-accel", "interp"]), Ok((false, false)));
         assert_eq!(engine(&["-accel", "jit,sync=on"]), Ok((true, true)));
+        let check = |line: &[&str]| with(line).map(|c| c.engine.check);
+        assert_eq!(check(&["-accel", "jit,check=on"]), Ok(true));
+        assert_eq!(check(&["-accel", "jit,check=off"]), Ok(false));
+        assert_eq!(check(&["-accel", "interp,check=off"]), Ok(false));
         assert_eq!(engine(&["-accel", "tcg,thread=single"]), Ok((true, false)));
         assert_eq!(engine(&["-M", "pc,accel=kvm:tcg"]), Ok((true, false)));
         assert_eq!(engine(&["-accel", "kvm", "-accel", "interp"]), Ok((false, false)));
@@ -268,6 +282,8 @@ mod tests {
         assert_eq!(err(&["-accel", "jti"]), "-accel jti: unknown accelerator; did you mean jit?");
         assert!(err(&["-accel", "jit,thread=many"]).contains("neither single nor multi"));
         assert!(err(&["-accel", "interp,sync=on"]).starts_with("-accel sync=on: the interpreter compiles nothing"));
+        assert!(err(&["-accel", "interp,check=on"]).starts_with("-accel check=on: the interpreter is what is checked"));
+        assert!(err(&["-accel", "jit,check=maybe"]).starts_with("-accel check=maybe: "));
         assert!(err(&["-accel", "jit,tb-size=99999999999"]).contains("out of range"));
         assert!(err(&["-accel", "jit", "-M", "accel=jit"]).contains("give one of them"));
     }

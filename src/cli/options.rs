@@ -81,7 +81,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(DEVICES, "nodefaults", Times::Flag, "", "no default serial port and monitor"),
     row(DEVICES, "net", Times::Many, "none", "there is no network card yet"),
     row(DEVICES, "nic", Times::Many, "none", "there is no network card yet"),
-    row(RUN, "accel", Times::Many, "NAME[,KEY=VALUE...]", "jit, interp or tcg (= jit), e.g. -accel jit,sync=on,tb-size=128 (-accel help)"),
+    row(RUN, "accel", Times::Many, "NAME[,KEY=VALUE...]", "jit, interp or tcg (= jit), e.g. -accel jit,sync=on,tb-size=128; check=on checks compiled code (-accel help)"),
     row(RUN, "S", Times::Flag, "", "do not start the guest before 'cont' in the monitor"),
     row(RUN, "no-reboot", Times::Flag, "", "end instead of resetting"),
     row(RUN, "no-shutdown", Times::Flag, "", "pause instead of ending at power-off"),

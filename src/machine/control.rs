@@ -57,6 +57,12 @@ impl Machine {
                 self.report_triple_fault(cpu, &dump);
                 return self.guest_reset();
             }
+            Request::Diverged(cpu, report) => {
+                eprintln!("{}: vCPU {cpu}: {}", self.program, report.trim_end());
+                bail!(
+                    "-accel check=on: compiled code is wrong, see the report above; use -accel interp to go on without"
+                );
+            }
             Request::DebugStop(cpu) => {
                 tracing::debug!("vCPU {cpu} stopped for the debugger");
                 self.pause(RunState::Paused);
@@ -79,6 +85,17 @@ impl Machine {
         if last.is_none_or(|at| at.elapsed() >= DUMP_INTERVAL) {
             *last = Some(Instant::now());
             eprintln!("{}: triple fault of vCPU {cpu}\n{}", self.program, dump.trim_end());
+        }
+    }
+
+    /// What the checks of compiled code came to (`-accel check=on`), to standard error.
+    pub fn report_checks(&self) {
+        for (cpu, vcpu) in self.vcpus.iter().enumerate() {
+            let Some(Some(s)) = vcpu.with(|vcpu| vcpu.check_statistics()) else { continue };
+            eprintln!(
+                "{}: vCPU {cpu}: {} blocks checked in {} executions ({} not repeatable), {} differences",
+                self.program, s.blocks, s.compared, s.once, s.differences
+            );
         }
     }
 

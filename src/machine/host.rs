@@ -4,7 +4,7 @@ use super::{Machine, Request};
 use crate::monitor::{Control, MonitorHost, RunState, Topic};
 use brolga_devices::bus::{Device, Space};
 use brolga_devices::state::Inspector;
-use brolga_jit::{Registers, TierStats};
+use brolga_jit::{CheckStats, Registers, TierStats};
 use crossbeam_channel::bounded;
 use std::fmt::Write;
 
@@ -67,6 +67,20 @@ fn lines(out: &Inspector) -> String {
     out.lines().iter().map(|line| format!("{line}\n")).collect()
 }
 
+/// Counters of an engine that checks compiled code.
+fn check_rows(stats: CheckStats) -> [(&'static str, u64); 7] {
+    let CheckStats { blocks, compared, faults, finished, once, repeated, differences } = stats;
+    [
+        ("blocks checked", blocks),
+        ("executions compared", compared),
+        ("  ended by a fault", faults),
+        ("  finished by the interpreter", finished),
+        ("  the same when repeated only", repeated),
+        ("executions that cannot be repeated", once),
+        ("differences", differences),
+    ]
+}
+
 impl Machine {
     fn roms(&self) -> String {
         let mut text = String::new();
@@ -93,7 +107,8 @@ impl Machine {
                 ("times the code cache was full", full),
             ];
             let _ = writeln!(text, "CPU #{cpu}");
-            for (what, count) in rows {
+            let checks = vcpu.with(|vcpu| vcpu.check_statistics()).flatten().map(check_rows);
+            for (what, count) in rows.into_iter().chain(checks.into_iter().flatten()) {
                 let _ = writeln!(text, "  {what:<40}{count:>14}");
             }
         }

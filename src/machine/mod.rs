@@ -40,6 +40,8 @@ pub enum Request {
     Control(Control, Sender<()>),
     /// A processor is in shutdown, with its dump.
     TripleFault(u32, String),
+    /// Compiled code of a processor was found to be wrong, with the report.
+    Diverged(u32, String),
     /// A debugger's condition was met.
     DebugStop(u32),
     /// A processor's thread panicked.
@@ -77,6 +79,9 @@ pub fn run(config: Config) -> Result<i32> {
     let host: Arc<dyn MonitorHost> = machine.clone();
     chardevs.start(&config, &host)?;
     let status = machine.control_loop(&requests, config.start_paused);
+    if config.engine.check {
+        machine.report_checks();
+    }
     machine.vcpus.iter().for_each(|vcpu| vcpu.quit());
     drop(io);
     status
@@ -163,6 +168,10 @@ struct Events(Sender<Request>);
 impl VcpuEvents for Events {
     fn triple_fault(&self, cpu: u32, dump: String) {
         let _ = self.0.send(Request::TripleFault(cpu, dump));
+    }
+
+    fn diverged(&self, cpu: u32, report: String) {
+        let _ = self.0.send(Request::Diverged(cpu, report));
     }
 
     fn debug_stop(&self, cpu: u32) {

@@ -66,6 +66,8 @@ pub const THUNKS: usize = 11;
 pub struct Region {
     /// The blocks, lifted and run through the passes.
     pub blocks: Vec<Arc<Block>>,
+    /// Jumps between the blocks stay in the region. Else the end of each block leaves it.
+    pub inner_jumps: bool,
 }
 
 /// A patchable way out to code on the same page.
@@ -234,7 +236,8 @@ impl<'a, 'f> Lower<'a, 'f> {
         b.switch_to_block(entry);
         let env = b.block_params(entry)[0];
         let blocks = region.blocks.iter().map(|_| b.create_block()).collect();
-        let by_rip = region.blocks.iter().enumerate().rev().map(|(n, g)| (g.rip, n)).collect();
+        let inside = region.blocks.iter().enumerate().rev().filter(|_| region.inner_jumps);
+        let by_rip = inside.map(|(n, g)| (g.rip, n)).collect();
         Self {
             b,
             region,

@@ -286,12 +286,13 @@ impl Cpu {
             let e = self.state.tlb.entry(index, linear);
             if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
                 let gpa = e.meta & !(PAGE_SIZE - 1);
-                if self.shared.code_map.get(&self.shared.ram, gpa) == 0 {
+                let code = self.shared.code_map.get(&self.shared.ram, gpa) != 0;
+                self.note_store_page(index, linear, gpa, code);
+                if !code {
                     self.state.tlb.unprotect(index, linear);
                     return Ok(Place::Ram);
                 }
-                let e = self.state.tlb.entry(index, linear);
-                return Ok(Place::Watched(e.meta & !(PAGE_SIZE - 1) | linear & (PAGE_SIZE - 1)));
+                return Ok(Place::Watched(gpa | linear & (PAGE_SIZE - 1)));
             }
         }
         if !self.canonical(linear) {
@@ -305,7 +306,11 @@ impl Cpu {
             Some((host, _, rom)) => {
                 let code = !rom && self.shared.code_map.get(&self.shared.ram, m.gpa) != 0;
                 let writable = tlb::Mapping { write: m.write && !rom, ..m };
-                self.state.tlb.fill(index, linear, &writable, host, code);
+                self.state.tlb.fill(index, linear, &writable, host, code || self.lockstep.is_some());
+                self.note_fill(index, linear);
+                if access == Access::Write && !rom {
+                    self.note_store_page(index, linear, m.gpa, code);
+                }
                 match access {
                     Access::Write if rom => Ok(Place::Mmio(m.gpa | offset)),
                     Access::Write if code => Ok(Place::Watched(m.gpa | offset)),

@@ -195,6 +195,19 @@ impl Tlb {
         }
     }
 
+    /// Sends stores to the page of `linear` to the slow path from now on; undone by [`Tlb::unprotect`].
+    pub fn protect(&mut self, index: usize, linear: u64) {
+        let e = &mut self.tables[index % MMU_INDEXES][slot(linear)];
+        if e.write == linear & !(PAGE_SIZE - 1) {
+            e.write |= SLOW;
+        }
+    }
+
+    /// Drops the entry of `linear` at one MMU index.
+    pub fn drop_entry(&mut self, index: usize, linear: u64) {
+        self.tables[index % MMU_INDEXES][slot(linear)] = EMPTY;
+    }
+
     /// Loads through the TLB; `None` on a miss.
     #[inline]
     pub fn load(&self, index: usize, linear: u64, ty: Ty) -> Option<u64> {

@@ -71,7 +71,7 @@ struct Slot {
     block: Option<Arc<Block>>,
     /// Tells this block from others that had the slot; 0: free.
     serial: u64,
-    /// Interpreted runs.
+    /// Interpreted runs; once there is code and it is checked: runs of the code.
     runs: u32,
     /// Runs at which it is proposed for compilation (again).
     propose_at: u32,
@@ -199,6 +199,14 @@ impl BlockCache {
     /// Whether the block still waits for its code to be asked for.
     pub fn waits(&self, slot: u32, serial: u64) -> bool {
         self.slot(slot).is_some_and(|s| s.serial == serial && !s.requested && s.code.is_none())
+    }
+
+    /// Counts a run of the block's code: how many there were before.
+    pub fn count_code_run(&mut self, slot: u32) -> u32 {
+        let Some(s) = self.slots.get_mut(slot as usize) else { return 0 };
+        let before = s.runs;
+        s.runs = before.wrapping_add(1);
+        before
     }
 
     /// Notes whether the block's region was asked for.

@@ -4,6 +4,7 @@ mod arena;
 pub mod cache;
 pub mod compile;
 pub mod exec;
+pub mod lockstep;
 mod place;
 mod run;
 pub mod tier;

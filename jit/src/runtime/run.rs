@@ -50,7 +50,7 @@ impl Cpu {
         }
         let slot = self.find_block(false)?;
         if let Some(region) = self.blocks.code(slot) {
-            return self.run_code(region);
+            return if self.lockstep.is_some() { self.run_in_lockstep(slot, region) } else { self.run_code(region) };
         }
         self.count_run(slot);
         self.run_slot(slot)
@@ -80,14 +80,17 @@ impl Cpu {
     }
 
     /// Runs generated code.
-    fn run_code(&mut self, region: u32) -> Result<(), Fault> {
-        self.join_open_link(region);
+    pub(super) fn run_code(&mut self, region: u32) -> Result<(), Fault> {
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
-        let s = &mut self.state;
-        if s.mode & mode::FLAT != 0 {
-            s.jump_cache[jump_slot(s.rip)] = JumpEntry { rip: s.rip, check: s.jump_check, code: entry, unused: 0 };
+        // Checked code comes back after each block: nothing leads from one to the next.
+        if self.lockstep.is_none() {
+            self.join_open_link(region);
+            let s = &mut self.state;
+            if s.mode & mode::FLAT != 0 {
+                s.jump_cache[jump_slot(s.rip)] = JumpEntry { rip: s.rip, check: s.jump_check, code: entry, unused: 0 };
+            }
         }
-        s.code_stale = 0;
+        self.state.code_stale = 0;
         self.tier.stats.entries += 1;
         match self.enter(entry) {
             Leave::Lookup | Leave::Request => Ok(()),
@@ -107,6 +110,9 @@ impl Cpu {
     #[cold]
     fn service(&mut self) -> Option<Exit> {
         self.requests.attention.store(0, Ordering::SeqCst);
+        if let Some(report) = self.lockstep.as_mut().and_then(|l| l.take_report()) {
+            return Some(Exit::Diverged(report));
+        }
         if let Some(reason) = &self.shutdown {
             return Some(Exit::TripleFault(reason.clone()));
         }

@@ -249,7 +249,9 @@ impl Cpu {
         let mut slots = vec![head];
         let mut ops = if self.blocks.within_page(head) { 0 } else { REGION_OPS };
         let mut next = 0;
-        while next < slots.len() && slots.len() < REGION_BLOCKS && ops < REGION_OPS {
+        let checked = self.lockstep.is_some();
+        let most = if checked { 1 } else { REGION_BLOCKS };
+        while next < slots.len() && slots.len() < most && ops < REGION_OPS {
             let Some(block) = self.blocks.block(slots[next]) else { break };
             ops += block.insts.len();
             let targets: [Option<u64>; 2] = match block.insts.last() {
@@ -265,7 +267,7 @@ impl Cpu {
                     key.gpa & !(PAGE_SIZE - 1) | rip.wrapping_add(key.gpa).wrapping_sub(key.rip) & (PAGE_SIZE - 1);
                 let found = self.blocks.slot_of(&Key { gpa, rip, ..key });
                 if let Some(s) = found.filter(|s| !slots.contains(s) && self.blocks.within_page(*s)) {
-                    if slots.len() < REGION_BLOCKS {
+                    if slots.len() < most {
                         slots.push(s);
                     }
                 }
@@ -275,7 +277,7 @@ impl Cpu {
         slots[1..].sort_by_key(|s| self.blocks.key(*s).map_or(0, |k| k.rip));
         let blocks = slots.iter().filter_map(|s| self.blocks.block(*s).cloned()).collect();
         let slots = slots.into_iter().map(|s| (s, self.blocks.serial(s))).collect();
-        (Region { blocks }, slots)
+        (Region { blocks, inner_jumps: !checked }, slots)
     }
 
     /// Enters finished code in the cache.
@@ -329,6 +331,18 @@ impl Cpu {
         if let Some((head, _)) = pending.slots.first().filter(|_| live) {
             self.blocks.set_requested(*head, false);
         }
+    }
+
+    /// Code made from `block` in place of the code of the block in `slot`: a compiler's mistake.
+    #[cfg(test)]
+    pub(super) fn replace_code(&mut self, slot: u32, block: crate::ir::Block) {
+        let service = self.tier.service.clone().expect("a compiling tier");
+        let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
+        let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false };
+        let placed = compile_one(compiler, &region, &service.space).expect("code for the block");
+        let index = self.tier.enter(placed, vec![slot]);
+        self.blocks.set_code(slot, index);
+        self.blocks.add_region(slot, index);
     }
 
     /// Throws away regions whose blocks were dropped.

@@ -170,7 +170,7 @@ impl Compiling {
                 space.clear();
             }
         }
-        let region = Region { blocks: vec![Arc::new(block.clone())] };
+        let region = Region { blocks: vec![Arc::new(block.clone())], inner_jumps: true };
         let entry = compile_one(&mut self.compiler, &region, &self.service.space).map(|p| p.entry);
         self.refused += entry.is_none() as u64;
         self.last = Some((block.clone(), entry));

@@ -1,0 +1,343 @@
+//! Lockstep (`-accel jit,check=on`): generated code is held against the interpreter while a guest runs.
+//!
+//! Each block is compiled alone, and its code returns to the dispatcher at the block's end: no links, no jump cache. Of
+//! each block the first [`CHECK_ALL`] executions of its code are checked, then one in [`CHECK_SAMPLE`]:
+//!
+//! 1. the interpreter runs the block; its state and the pages it wrote are kept;
+//! 2. state and memory are put back as they were, and the generated code runs. What it leaves to the interpreter (an
+//!    instruction that faults or goes where no TLB entry leads) is finished by the interpreter;
+//! 3. registers, flags, faults and all memory that either of them wrote must be the same. They are tried again if not, for
+//!    a device may have written memory in between; what differs each time is reported, and the processor stops.
+//!
+//! What cannot be repeated counts once, from the interpreter: use of the board (devices, APIC, time), changes of address
+//! translation or of translated code, stores to very many pages. [`WatchedBoard`] and [`Cpu::mappings_changed`] tell.
+//!
+//! Not seen in this mode: flags left out because a later block of the same region replaces them, links, the jump cache.
+//! A device that writes by DMA to the very bytes that a block writes while it is checked may lose its write.
+
+mod memory;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod watched;
+
+use super::exec::Leave;
+use crate::board::Board;
+use crate::cpu::Cpu;
+use crate::fault::Fault;
+use crate::ir::Block;
+use crate::lift;
+use memory::{MemoryDifference, Writes};
+use snapshot::Snapshot;
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use watched::{Used, WatchedBoard};
+
+/// So many executions of each block's code are all checked.
+const CHECK_ALL: u32 = 64;
+/// After those, one in so many is.
+const CHECK_SAMPLE: u32 = 1024;
+/// How often a block that differs is run again before it is reported.
+const REPEATS: u32 = 3;
+/// Most memory differences shown in a report.
+const MOST_SHOWN: usize = 64;
+
+/// Who runs the block under check.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Phase {
+    /// No block is under check.
+    #[default]
+    Off,
+    Interpreter,
+    Compiled,
+}
+
+/// What was compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckStats {
+    /// Blocks whose code was compared at least once.
+    pub blocks: u64,
+    /// Executions compared.
+    pub compared: u64,
+    /// Of these: those that ended in a fault.
+    pub faults: u64,
+    /// Of these: those of which the interpreter had to finish an instruction.
+    pub finished: u64,
+    /// Executions not compared because they cannot be repeated.
+    pub once: u64,
+    /// Executions that were the same when repeated only.
+    pub repeated: u64,
+    /// Differences found.
+    pub differences: u64,
+}
+
+/// The checker of one vCPU.
+pub struct Lockstep {
+    phase: Phase,
+    writes: Writes,
+    /// The board, as seen from this vCPU, was used.
+    used: Used,
+    /// Something happened that cannot be repeated.
+    once: bool,
+    checked: HashSet<u64>,
+    stats: CheckStats,
+    report: Option<String>,
+}
+
+/// How one run of a block ended.
+struct Outcome {
+    result: Result<(), Fault>,
+    state: Box<Snapshot>,
+    /// Board or mappings were touched.
+    once: bool,
+}
+
+/// The block under check.
+struct Subject {
+    slot: u32,
+    block: Arc<Block>,
+    /// Host address of its code.
+    entry: u64,
+    /// Before it runs.
+    start: Box<Snapshot>,
+}
+
+impl Lockstep {
+    /// A checker, and the board that its vCPU must use.
+    pub fn watch(board: Arc<dyn Board>) -> (Self, Arc<dyn Board>) {
+        let used = Used::default();
+        let board = Arc::new(WatchedBoard::new(board, used.clone()));
+        let this = Self {
+            phase: Phase::Off,
+            writes: Writes::default(),
+            used,
+            once: false,
+            checked: HashSet::new(),
+            stats: CheckStats::default(),
+            report: None,
+        };
+        (this, board)
+    }
+
+    /// What was compared so far.
+    pub fn stats(&self) -> CheckStats {
+        CheckStats { blocks: self.checked.len() as u64, ..self.stats }
+    }
+
+    /// The difference found, once.
+    pub fn take_report(&mut self) -> Option<String> {
+        self.report.take()
+    }
+
+    fn begin(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.once = false;
+        self.used.take();
+    }
+
+    /// The run is over; whether it cannot be repeated.
+    fn end(&mut self) -> bool {
+        self.phase = Phase::Off;
+        self.used.take() | self.once
+    }
+}
+
+impl Cpu {
+    /// Something happens that cannot be undone and repeated.
+    pub(crate) fn note_once(&mut self) {
+        if let Some(l) = &mut self.lockstep {
+            l.once = true;
+        }
+    }
+
+    /// Stores to the page of `linear`, RAM at `gpa`, are about to go through; with `code` on it, each of them comes here.
+    pub(crate) fn note_store_page(&mut self, index: usize, linear: u64, gpa: u64, code: bool) {
+        let Some(l) = &mut self.lockstep else { return };
+        if !code {
+            l.writes.opened(&mut self.state.tlb, index, linear);
+        }
+        if l.phase != Phase::Off && !l.writes.keep(&self.shared.ram, gpa) && l.phase == Phase::Interpreter {
+            l.once = true;
+        }
+    }
+
+    /// A TLB entry was made.
+    pub(crate) fn note_fill(&mut self, index: usize, linear: u64) {
+        if let Some(l) = &mut self.lockstep {
+            if l.phase != Phase::Off {
+                l.writes.filled(index, linear);
+            }
+        }
+    }
+
+    /// Runs the block in `slot`, which has code, and checks the code if it is its turn.
+    pub(super) fn run_in_lockstep(&mut self, slot: u32, region: u32) -> Result<(), Fault> {
+        let before = self.blocks.count_code_run(slot);
+        if before >= CHECK_ALL && before % CHECK_SAMPLE != 0 {
+            return self.run_code(region);
+        }
+        let (Some(block), Some(entry)) = (self.blocks.block(slot).cloned(), self.tier.entry(region)) else {
+            return self.run_code(region);
+        };
+        self.tier.stats.entries += 1;
+        let serial = self.blocks.serial(slot);
+        let start = Snapshot::take(self);
+        self.check(&Subject { slot, block, entry, start }, serial)
+    }
+
+    fn check(&mut self, subject: &Subject, serial: u64) -> Result<(), Fault> {
+        let mut tries = 0;
+        loop {
+            let expected = self.run_reference(subject);
+            if expected.once {
+                self.count(|s| s.once += 1);
+                return expected.result;
+            }
+            self.rewind(subject, Writes::undo_interpreter);
+            let Some(found) = self.run_compiled(subject) else {
+                self.rewind(subject, Writes::undo_compiled);
+                continue;
+            };
+            let memory = match &self.lockstep {
+                Some(l) => l.writes.differences(&self.shared.ram),
+                None => Vec::new(),
+            };
+            if memory.is_empty() && expected.result == found.result && expected.state == found.state && !found.once {
+                self.count(|s| {
+                    s.compared += 1;
+                    s.faults += found.result.is_err() as u64;
+                    s.repeated += (tries > 0) as u64;
+                });
+                if let Some(l) = &mut self.lockstep {
+                    l.checked.insert(serial);
+                }
+                return found.result;
+            }
+            if tries == REPEATS {
+                let text = self.report(subject, &expected, &found, &memory);
+                self.diverge(text);
+                return Ok(());
+            }
+            tries += 1;
+            self.rewind(subject, Writes::undo_compiled);
+        }
+    }
+
+    fn count(&mut self, f: impl FnOnce(&mut CheckStats)) {
+        if let Some(l) = &mut self.lockstep {
+            f(&mut l.stats);
+        }
+    }
+
+    /// Puts state and memory back as they were before the block.
+    fn rewind(&mut self, subject: &Subject, undo: fn(&mut Writes, &crate::mmu::ram::Ram, &mut crate::mmu::tlb::Tlb)) {
+        subject.start.restore(self);
+        if let Some(l) = &mut self.lockstep {
+            undo(&mut l.writes, &self.shared.ram, &mut self.state.tlb);
+        }
+    }
+
+    /// The interpreter's run.
+    fn run_reference(&mut self, subject: &Subject) -> Outcome {
+        if let Some(l) = &mut self.lockstep {
+            l.writes.begin(&mut self.state.tlb);
+            l.begin(Phase::Interpreter);
+        }
+        let result = self.interpret(subject, 0);
+        self.outcome(result)
+    }
+
+    /// The run of the generated code; `None` if it did not start because another thread wants something.
+    fn run_compiled(&mut self, subject: &Subject) -> Option<Outcome> {
+        if let Some(l) = &mut self.lockstep {
+            l.begin(Phase::Compiled);
+        }
+        self.state.code_stale = 0;
+        // Generated code leaves at once while a request is pending; the run loop sees it after the block.
+        let wanted = self.requests.attention.swap(0, Ordering::SeqCst);
+        let leave = self.enter(subject.entry);
+        if wanted != 0 {
+            self.requests.attention.store(wanted, Ordering::SeqCst);
+        }
+        let result = match leave {
+            Leave::Lookup | Leave::Link => Ok(()),
+            Leave::Fault => Err(self.pending_fault.take().unwrap_or(Fault::UD)),
+            Leave::Interpret => self.finish(subject),
+            Leave::Request => {
+                if let Some(l) = &mut self.lockstep {
+                    l.end();
+                }
+                return None;
+            }
+        };
+        Some(self.outcome(result))
+    }
+
+    fn outcome(&mut self, result: Result<(), Fault>) -> Outcome {
+        let once = self.lockstep.as_mut().is_some_and(|l| l.end());
+        Outcome { result, state: Snapshot::take(self), once }
+    }
+
+    /// Interprets what the generated code left, from RIP to the block's end. From elsewhere than the start of one of the
+    /// block's instructions nothing runs, which shows as a difference.
+    fn finish(&mut self, subject: &Subject) -> Result<(), Fault> {
+        self.count(|s| s.finished += 1);
+        let (block, rip) = (&subject.block, self.state.rip);
+        let starts = |off: u16| block.wrap(block.rip.wrapping_add(off as u64)) == rip;
+        match block.insts.iter().position(|i| starts(i.off)) {
+            Some(at) => self.interpret(subject, at),
+            None => Ok(()),
+        }
+    }
+
+    /// Interprets the block from operation `at`.
+    fn interpret(&mut self, subject: &Subject, at: usize) -> Result<(), Fault> {
+        let Some(block) = self.blocks.take(subject.slot) else { return Ok(()) };
+        let result = self.run_from(&block, at);
+        self.blocks.put_back(subject.slot, block);
+        result
+    }
+
+    /// Stops the processor for good: it is in shutdown until reset.
+    fn diverge(&mut self, text: String) {
+        if let Some(l) = &mut self.lockstep {
+            l.stats.differences += 1;
+            l.report = Some(text);
+        }
+        self.shutdown = Some("compiled code differs from the interpreter".into());
+    }
+
+    #[cold]
+    fn report(&self, subject: &Subject, expected: &Outcome, found: &Outcome, memory: &[MemoryDifference]) -> String {
+        let block = &subject.block;
+        let gpa = self.blocks.key(subject.slot).map_or(0, |k| k.gpa);
+        let mut out = format!(
+            "compiled code differs from the interpreter: {} instructions at {:#x} (guest-physical {gpa:#x}), mode {:#x}\n",
+            block.count, block.rip, block.mode
+        );
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "guest code:\n{}", lift::disassemble(block, &self.shared.ram, gpa));
+        let _ = writeln!(out, "IR:\n{}", crate::ir::text::print(block));
+        let _ = writeln!(out, "before: {}", subject.start.registers());
+        let _ = writeln!(out, "interpreter | compiled code:");
+        if expected.result != found.result {
+            let _ = writeln!(out, "  result: {:x?} | {:x?}", expected.result, found.result);
+        }
+        if found.once {
+            let _ = writeln!(out, "  devices, time or mappings: not used | used");
+        }
+        for (name, a, b) in expected.state.differences(&found.state) {
+            let _ = writeln!(out, "  {name}: {a} | {b}");
+        }
+        for d in memory.iter().take(MOST_SHOWN) {
+            let (gpa, e, f, b) = (d.gpa, d.expected, d.found, d.before);
+            let _ = writeln!(out, "  memory at {gpa:#x}: {e:02x} | {f:02x} (before: {b:02x})");
+        }
+        if memory.len() > MOST_SHOWN {
+            let _ = writeln!(out, "  and {} more bytes of memory", memory.len() - MOST_SHOWN);
+        }
+        out
+    }
+}
