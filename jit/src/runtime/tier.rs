@@ -340,7 +340,7 @@ impl Cpu {
         let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
         let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false };
         let placed = compile_one(compiler, &region, &service.space).expect("code for the block");
-        let index = self.tier.enter(placed, vec![slot]);
+        let index = self.tier.enter(placed, vec![slot], false);
         self.blocks.set_code(slot, index);
         self.blocks.add_region(slot, index);
     }
