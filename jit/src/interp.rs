@@ -221,8 +221,8 @@ impl Cpu {
             Op::Ins16 => a & !0xffff | self.src(i) & 0xffff,
             Op::Ext8h => a >> 8 & 0xff,
             Op::Mul => a.wrapping_mul(self.src(i)),
-            Op::MulHiU => ((a & m) as u128 * (self.src(i) & m) as u128 >> bits) as u64,
-            Op::MulHiS => (Self::signed(a, ty) as i128 * Self::signed(self.src(i), ty) as i128 >> bits) as u64,
+            Op::MulHiU => (((a & m) as u128 * (self.src(i) & m) as u128) >> bits) as u64,
+            Op::MulHiS => ((Self::signed(a, ty) as i128 * Self::signed(self.src(i), ty) as i128) >> bits) as u64,
             Op::Shl => (a & m) << (self.src(i) & count_mask),
             Op::Shr => (a & m) >> (self.src(i) & count_mask),
             Op::Sar => (Self::signed(a, ty) >> (self.src(i) & count_mask)) as u64,
@@ -239,7 +239,6 @@ impl Cpu {
             Op::CmpUlt => ((a & m) < (self.src(i) & m)) as u64,
             Op::CmpUle => ((a & m) <= (self.src(i) & m)) as u64,
             Op::CmpSlt => (Self::signed(a, ty) < Self::signed(self.src(i), ty)) as u64,
-            Op::CmpSle => (Self::signed(a, ty) <= Self::signed(self.src(i), ty)) as u64,
             Op::Select => {
                 if a != 0 {
                     self.val(i.b)

@@ -72,6 +72,7 @@ pub fn exists(id: u16) -> bool {
 }
 
 /// Looks a helper up by name.
+#[cfg(any(test, feature = "testing"))]
 pub fn by_name(name: &str) -> Option<HelperId> {
     FAMILIES.iter().enumerate().find_map(|(f, t)| {
         let i = t.iter().position(|h| h.name == name)?;

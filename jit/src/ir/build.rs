@@ -46,21 +46,6 @@ impl Builder {
         self.vnext = VVal::TEMP0;
     }
 
-    /// Number of operations so far.
-    pub fn len(&self) -> usize {
-        self.insts.len()
-    }
-
-    /// No operation yet.
-    pub fn is_empty(&self) -> bool {
-        self.insts.is_empty()
-    }
-
-    /// Drops what came after the first `len` operations (an instruction given up).
-    pub fn truncate(&mut self, len: usize) {
-        self.insts.truncate(len);
-    }
-
     /// All operations.
     pub fn finish(self) -> Vec<Inst> {
         debug_assert!(!self.overflow, "an instruction used too many temporaries");

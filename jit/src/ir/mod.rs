@@ -12,6 +12,8 @@
 pub mod build;
 pub mod flags;
 pub mod op;
+#[cfg(any(test, feature = "testing"))]
+pub mod parse;
 pub mod text;
 pub mod vecop;
 pub mod verify;

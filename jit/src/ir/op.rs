@@ -67,6 +67,7 @@ macro_rules! ops {
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         pub enum Op { $($(#[$doc])* $id,)* }
         /// All opcodes in order.
+        #[cfg(any(test, feature = "testing"))]
         pub const ALL: &[Op] = &[$(Op::$id,)*];
         static INFO: &[OpInfo] = &[$(OpInfo {
             name: $name, typed: $typed, fields: [Field::$d, Field::$a, Field::$b, Field::$c], imm: $imm, traits: $traits,
@@ -141,8 +142,6 @@ ops! {
     CmpUle "cmpule" true (Int Int IntOrImm No) false P;
     /// d = 1 if a < b signed else 0.
     CmpSlt "cmpslt" true (Int Int IntOrImm No) false P;
-    /// d = 1 if a <= b signed else 0.
-    CmpSle "cmpsle" true (Int Int IntOrImm No) false P;
     /// d = (a != 0, all 64 bits) ? b : c, cut to the type.
     Select "select" true (Int Int Int Int) false P;
     /// d = a + (b << c) + imm, cut to the type; a or b may be absent.
@@ -215,10 +214,6 @@ impl Op {
     /// The declaration.
     pub fn info(self) -> &'static OpInfo {
         &INFO[self as usize]
-    }
-    /// Looks a mnemonic up.
-    pub fn by_name(name: &str) -> Option<Op> {
-        ALL.iter().copied().find(|o| o.info().name == name)
     }
 }
 

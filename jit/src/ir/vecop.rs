@@ -28,10 +28,6 @@ macro_rules! sub_ops {
             pub fn from_imm(imm: i64) -> Option<$name> {
                 Self::ALL.get(usize::try_from(imm).ok()?).copied()
             }
-            /// Looks a name up.
-            pub fn by_name(name: &str) -> Option<$name> {
-                Self::ALL.iter().copied().find(|o| o.name() == name)
-            }
         }
     };
 }

@@ -74,7 +74,7 @@ fn check_constant(i: &Inst) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::text::parse;
+    use crate::ir::parse::parse;
 
     #[test]
     fn broken_blocks_are_refused() {

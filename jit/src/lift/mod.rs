@@ -23,7 +23,7 @@ mod system;
 mod vector;
 mod x87;
 
-pub use disasm::{disassemble, disassemble_bytes};
+pub use disasm::disassemble;
 
 use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;
@@ -73,10 +73,6 @@ impl Lifter<'_> {
     /// Privilege level.
     pub fn cpl(&self) -> u32 {
         (self.mode & mode::CPL) >> mode::CPL_SHIFT
-    }
-    /// 16, 32 or 64.
-    pub fn bitness(&self) -> u32 {
-        bitness(self.mode)
     }
 }
 

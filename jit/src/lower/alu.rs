@@ -63,7 +63,7 @@ impl Lower<'_, '_> {
                 }
             }
             Op::Sub => self.subtract(i),
-            Op::CmpEq | Op::CmpNe | Op::CmpUlt | Op::CmpUle | Op::CmpSlt | Op::CmpSle => self.compare(i),
+            Op::CmpEq | Op::CmpNe | Op::CmpUlt | Op::CmpUle | Op::CmpSlt => self.compare(i),
             Op::Select => self.select(i),
             Op::Lea => self.lea(i),
             Op::Ins8 | Op::Ins8h | Op::Ins16 | Op::Ext8h => self.insert(i),
@@ -114,8 +114,7 @@ impl Lower<'_, '_> {
             Op::CmpNe => IntCC::NotEqual,
             Op::CmpUlt => IntCC::UnsignedLessThan,
             Op::CmpUle => IntCC::UnsignedLessThanOrEqual,
-            Op::CmpSlt => IntCC::SignedLessThan,
-            _ => IntCC::SignedLessThanOrEqual,
+            _ => IntCC::SignedLessThan,
         };
         let t = self.b.ins().icmp(cc, a, b);
         self.set_truth(i.d, t);

@@ -455,5 +455,5 @@ impl Cpu {
 
 /// Largest naturally aligned piece (1, 2, 4, 8 bytes) at `gpa` within `left` bytes.
 fn natural_piece(gpa: u64, left: usize) -> usize {
-    [8usize, 4, 2].into_iter().find(|n| gpa % *n as u64 == 0 && *n <= left).unwrap_or(1)
+    [8usize, 4, 2].into_iter().find(|n| gpa.is_multiple_of(*n as u64) && *n <= left).unwrap_or(1)
 }

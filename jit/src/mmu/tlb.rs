@@ -462,7 +462,7 @@ impl Ram {
     /// became `new`. Entries outside RAM are never changed.
     pub fn cas_entry(&self, gpa: u64, bytes: u64, old: u64, new: u64) -> bool {
         let Some((p, left, false)) = self.host(gpa) else { return true };
-        if left < bytes || gpa % bytes != 0 {
+        if left < bytes || !gpa.is_multiple_of(bytes) {
             return true;
         }
         let ty = if bytes == 4 { Ty::I32 } else { Ty::I64 };

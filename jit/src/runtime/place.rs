@@ -37,8 +37,6 @@ pub struct Placed {
     pub first_link: u32,
     /// Its links.
     pub links: Vec<PlacedLink>,
-    /// Bytes used in the arena.
-    pub size: usize,
 }
 
 /// The arena with its thunks.
@@ -72,11 +70,6 @@ impl CodeSpace {
         }
         let after_thunks = arena.used();
         Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup })
-    }
-
-    /// Bytes of code held.
-    pub fn used(&self) -> usize {
-        self.arena.used()
     }
 
     /// So full that a region may not fit.
@@ -139,7 +132,7 @@ impl CodeSpace {
         for l in &mut links {
             l.unjoined = self.arena.read(l.site);
         }
-        Some(Placed { entry: self.arena.address(at), first_link, links, size: self.arena.used() - at })
+        Some(Placed { entry: self.arena.address(at), first_link, links })
     }
 
     /// Points a link at the region with entry `target`: `jmp target + 4; nop` over `pop rbp; jmp stub`. The frame that
@@ -192,10 +185,10 @@ impl CodeSpace {
         let mut stubs = Vec::with_capacity(c.sites.len());
         let mut previous = Instruction::default();
         for i in Decoder::with_ip(64, &c.code, 0, DecoderOptions::NONE).iter() {
-            if i.is_jcc_near() {
-                if let Some(kind) = kinds.get(&i.near_branch_target()) {
-                    stubs.push(MissStub::new(c, &previous, &i, *kind)?);
-                }
+            if i.is_jcc_near()
+                && let Some(kind) = kinds.get(&i.near_branch_target())
+            {
+                stubs.push(MissStub::new(c, &previous, &i, *kind)?);
             }
             // The register allocator may put spills between comparison and branch; they change no flags.
             if i.mnemonic() != Mnemonic::Mov {

@@ -14,10 +14,9 @@ impl Cpu {
         let exit = loop {
             // A request that was withdrawn leaves attention behind, for which generated code would leave for ever.
             let attention = self.requests.attention.load(Ordering::Relaxed) != 0;
-            if attention || self.requested() != 0 || self.state.halted || self.shutdown.is_some() {
-                if let Some(exit) = self.service() {
-                    break exit;
-                }
+            let wanted = attention || self.requested() != 0 || self.state.halted || self.shutdown.is_some();
+            if wanted && let Some(exit) = self.service() {
+                break exit;
             }
             if let Err(fault) = self.run_once() {
                 self.raise(fault);

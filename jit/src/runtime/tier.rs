@@ -266,10 +266,10 @@ impl Cpu {
                 let gpa =
                     key.gpa & !(PAGE_SIZE - 1) | rip.wrapping_add(key.gpa).wrapping_sub(key.rip) & (PAGE_SIZE - 1);
                 let found = self.blocks.slot_of(&Key { gpa, rip, ..key });
-                if let Some(s) = found.filter(|s| !slots.contains(s) && self.blocks.within_page(*s)) {
-                    if slots.len() < most {
-                        slots.push(s);
-                    }
+                if let Some(s) = found.filter(|s| !slots.contains(s) && self.blocks.within_page(*s))
+                    && slots.len() < most
+                {
+                    slots.push(s);
                 }
             }
             next += 1;
@@ -296,10 +296,10 @@ impl Cpu {
         };
         if !live {
             // Its guest code changed while it was compiled. The head may be hot again soon.
-            if let Some((head, serial)) = pending.slots.first() {
-                if self.blocks.serial(*head) == *serial {
-                    self.blocks.set_requested(*head, false);
-                }
+            if let Some((head, serial)) = pending.slots.first()
+                && self.blocks.serial(*head) == *serial
+            {
+                self.blocks.set_requested(*head, false);
             }
             return;
         }

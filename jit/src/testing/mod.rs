@@ -1,6 +1,10 @@
 //! One instruction at a time, for differential tests: a processor in user mode over a few mapped pages, registers set
 //! and read back whole. Behind the feature `testing`.
 
+mod measure;
+
+pub use measure::{Code, Program};
+
 use crate::board::Board;
 use crate::cpu::{Cpu, Shared};
 use crate::fault::Fault;

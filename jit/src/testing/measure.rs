@@ -1,0 +1,101 @@
+//! Single stages of the engine, for benchmarks (`jit/benches/`).
+
+use super::{Compiling, Machine};
+use crate::ir::{Block, Ty, parse, verify};
+use crate::lift;
+use crate::lower::Region;
+use crate::passes;
+use crate::runtime::compile::compile_one;
+use std::sync::{Arc, PoisonError};
+
+/// IR to interpret, from its text form.
+pub struct Program {
+    block: Block,
+}
+
+impl Program {
+    /// Reads and verifies the text form of a block. The error names the line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let block = parse::parse(text)?;
+        verify::check(&block)?;
+        Ok(Self { block })
+    }
+
+    /// Number of operations.
+    pub fn len(&self) -> usize {
+        self.block.insts.len()
+    }
+
+    /// Has no operation.
+    pub fn is_empty(&self) -> bool {
+        self.block.insts.is_empty()
+    }
+}
+
+/// Generated code that stays in place while its machine lives and compiles nothing else.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    entry: u64,
+    rip: u64,
+}
+
+impl Machine {
+    /// Decodes and lifts one block from `bytes` at RIP: its guest instructions and the IR operations they became.
+    ///
+    /// # Panics
+    /// If the bytes end within the first instruction.
+    pub fn lift(&self, bytes: &[u8]) -> (usize, usize) {
+        let block = self.block(bytes);
+        (block.count.into(), block.insts.len())
+    }
+
+    /// The block at RIP, as lifted.
+    fn block(&self, bytes: &[u8]) -> Block {
+        let (rip, mode) = (self.cpu.state.rip, self.cpu.state.mode);
+        lift::lift_block(bytes, rip, mode, &self.cpu.model, lift::MAX_INSNS).expect("the bytes hold whole instructions")
+    }
+
+    /// Interprets the program once; `false` if it faulted.
+    pub fn interpret(&mut self, program: &Program) -> bool {
+        self.cpu.run_block(&program.block).is_ok()
+    }
+
+    /// Lifts, optimises, compiles and places the block at RIP, dropping what was compiled before when the code memory
+    /// is nearly full.
+    ///
+    /// # Panics
+    /// If the bytes end within the first instruction.
+    pub fn compile(&mut self, bytes: &[u8]) -> Option<Code> {
+        let rip = self.cpu.state.rip;
+        let mut block = self.block(bytes);
+        passes::run(&mut block);
+        let compiling = self.compiling.get_or_insert_with(Compiling::new);
+        {
+            let mut space = compiling.service.space.lock().unwrap_or_else(PoisonError::into_inner);
+            if space.is_nearly_full() {
+                space.clear();
+                compiling.last = None;
+            }
+        }
+        let region = Region { blocks: vec![Arc::new(block)] };
+        let placed = compile_one(&mut compiling.compiler, &region, &compiling.service.space)?;
+        Some(Code { entry: placed.entry, rip })
+    }
+
+    /// Enters generated code at its beginning and comes back when it leaves.
+    pub fn enter_code(&mut self, code: Code) {
+        self.cpu.state.rip = code.rip;
+        self.cpu.state.code_stale = 0;
+        self.cpu.enter(code.entry);
+    }
+
+    /// Loads eight bytes as a helper does; `None` if that faults.
+    pub fn load(&mut self, linear: u64) -> Option<u64> {
+        self.cpu.load(Ty::I64, linear).ok()
+    }
+
+    /// Empties the TLB.
+    pub fn flush_tlb(&mut self) {
+        self.cpu.flush_tlb_all();
+    }
+}
