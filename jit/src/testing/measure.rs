@@ -77,7 +77,7 @@ impl Machine {
                 compiling.last = None;
             }
         }
-        let region = Region { blocks: vec![Arc::new(block)] };
+        let region = Region { blocks: vec![Arc::new(block)], inner_jumps: true };
         let placed = compile_one(&mut compiling.compiler, &region, &compiling.service.space)?;
         Some(Code { entry: placed.entry, rip })
     }

@@ -165,17 +165,17 @@ impl Cpu {
 
     /// A TLB entry was made.
     pub(crate) fn note_fill(&mut self, index: usize, linear: u64) {
-        if let Some(l) = &mut self.lockstep {
-            if l.phase != Phase::Off {
-                l.writes.filled(index, linear);
-            }
+        if let Some(l) = &mut self.lockstep
+            && l.phase != Phase::Off
+        {
+            l.writes.filled(index, linear);
         }
     }
 
     /// Runs the block in `slot`, which has code, and checks the code if it is its turn.
     pub(super) fn run_in_lockstep(&mut self, slot: u32, region: u32) -> Result<(), Fault> {
         let before = self.blocks.count_code_run(slot);
-        if before >= CHECK_ALL && before % CHECK_SAMPLE != 0 {
+        if before >= CHECK_ALL && !before.is_multiple_of(CHECK_SAMPLE) {
             return self.run_code(region);
         }
         let (Some(block), Some(entry)) = (self.blocks.block(slot).cloned(), self.tier.entry(region)) else {
