@@ -338,11 +338,11 @@ fn cmpxchg8b(cpu: &mut Cpu, addr: u64, _: u64, _: u64) -> Result<u64, Fault> {
 
 fn cmpxchg16b(cpu: &mut Cpu, addr: u64, stack: u64, _: u64) -> Result<u64, Fault> {
     let wide = |cpu: &Cpu, high, low| (cpu.gpr(high) as u128) << 64 | cpu.gpr(low) as u128;
-    if !cpu.canonical(addr) {
-        return Err(if stack != 0 { Fault::SS0 } else { Fault::GP0 });
-    }
     if addr & 15 != 0 {
         return Err(Fault::GP0);
+    }
+    if !cpu.canonical(addr) {
+        return Err(if stack != 0 { Fault::SS0 } else { Fault::GP0 });
     }
     let expected = wide(cpu, reg::RDX, reg::RAX);
     let old = cpu.cas128(addr, expected, wide(cpu, reg::RCX, reg::RBX))?;

@@ -479,7 +479,8 @@ impl Generator {
             return Some(());
         }
         let mut target = self.target(bytes);
-        if self.bits == Bits::B64 && insn.memory_base().size() != 4 && self.random.chance(2) {
+        let narrow = insn.memory_base().size() == 4 || insn.memory_index().size() == 4;
+        if self.bits == Bits::B64 && !narrow && self.random.chance(2) {
             target |= 0x8000_0000_0000 << self.random.below(16);
         }
         if area && self.random.chance(95) {
