@@ -8,6 +8,7 @@ use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::flags::{self, CcKind};
 use crate::ir::{Ty, mem};
+use crate::mmu::ram::PAGE_SIZE;
 use crate::state::{flag, mode, reg};
 
 const RAX: u32 = 1 << reg::RAX;
@@ -251,9 +252,28 @@ fn compare(cpu: &mut Cpu, r: &Rep, a: u64, b: u64) -> bool {
     go
 }
 
+/// Bytes from offset `at` in one page of segment `seg` that may be looked at ahead of the last element, whose comparison
+/// gives the flags; with their linear address.
+fn ahead(cpu: &Cpu, r: &Rep, seg: usize, at: u64) -> Option<(u64, u64)> {
+    let size = r.ty.bytes() as u64;
+    if !r.forward() || r.budget <= 1 || r.count <= 1 {
+        return None;
+    }
+    let len = r.run_length(at).min((r.count - 1) * size);
+    let start = linear(cpu, r.ty, seg, at, len.max(1), false).ok()?;
+    let room = (PAGE_SIZE - (start & (PAGE_SIZE - 1))) / size * size;
+    Some((start, len.min(room)))
+}
+
 fn rep_scas(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
     let saved = (cpu.state.cc_op, cpu.state.cc_res, cpu.state.cc_src);
     repeat(cpu, how, (false, true), |cpu, r| {
+        if let Some((start, len)) = ahead(cpu, r, reg::ES, r.di) {
+            let sought = cpu.gpr(reg::RAX) & r.ty.mask();
+            let (index, unit, until_equal) = (cpu.state.mmu_index(), r.ty.bytes() as usize, r.until_equal);
+            let n = cpu.state.tlb.scan(index, start, len as usize, unit, |v| (v == sought) != until_equal);
+            r.advance(n as u64, false, true);
+        }
         let d = linear(cpu, r.ty, reg::ES, r.di, r.ty.bytes() as u64, false)?;
         let v = cpu.load(r.ty, d)?;
         r.advance(1, false, true);
@@ -267,6 +287,11 @@ fn rep_cmps(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
     let saved = (cpu.state.cc_op, cpu.state.cc_res, cpu.state.cc_src);
     repeat(cpu, how, (true, true), |cpu, r| {
         let size = r.ty.bytes() as u64;
+        if let (Some((d, most)), Some((s, len))) = (ahead(cpu, r, reg::ES, r.di), ahead(cpu, r, r.seg, r.si)) {
+            let index = cpu.state.mmu_index();
+            let n = cpu.state.tlb.scan_pairs(index, (s, d), most.min(len) as usize, size as usize, !r.until_equal);
+            r.advance(n as u64, true, true);
+        }
         // Silicon reads ES:rDI first: its fault wins where both would fault.
         let d = linear(cpu, r.ty, reg::ES, r.di, size, false)?;
         let b = cpu.load(r.ty, d)?;

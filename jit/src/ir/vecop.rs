@@ -131,3 +131,10 @@ sub_ops! {
         Cvtsi2ss32 "cvtsi2ss32", Cvtsi2ss64 "cvtsi2ss64", Cvtsi2sd32 "cvtsi2sd32", Cvtsi2sd64 "cvtsi2sd64",
     }
 }
+
+impl VecToInt {
+    /// COMISS, COMISD, UCOMISS, UCOMISD.
+    pub fn compares_floats(self) -> bool {
+        matches!(self, Self::Comiss | Self::Comisd | Self::Ucomiss | Self::Ucomisd)
+    }
+}

@@ -27,6 +27,17 @@ impl Lower<'_, '_> {
         self.b.switch_to_block(on);
     }
 
+    /// Does `cold` in a block of its own if `cond` is not zero, and goes on.
+    pub(super) fn beside(&mut self, cond: Value, cold: impl FnOnce(&mut Self)) {
+        let (out, on) = (self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(out);
+        self.b.ins().brif(cond, out, &[], on, &[]);
+        self.b.switch_to_block(out);
+        cold(self);
+        self.b.ins().jump(on, &[]);
+        self.b.switch_to_block(on);
+    }
+
     /// Leaves with the pending fault if `failed` is not zero.
     pub(super) fn exit_fault_if(&mut self, failed: Value) {
         self.cold_exit(failed, |this| this.exit(Thunk::ExitFault));

@@ -4,7 +4,7 @@ use super::{Lower, Thunk};
 use crate::ir::flags::{CcKind, pack};
 use crate::ir::{Inst, Op, Ty};
 use crate::state::{CpuState, VALS};
-use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
+use cranelift_codegen::ir::condcodes::{CondCode, FloatCC, IntCC};
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use std::mem::offset_of;
@@ -20,6 +20,8 @@ pub(super) struct Live {
     op: Option<Value>,
     /// Operands of the subtraction.
     difference: Option<(Value, Value)>,
+    /// Operands of the floating-point comparison.
+    floats: Option<(Value, Value)>,
 }
 
 impl Lower<'_, '_> {
@@ -33,7 +35,7 @@ impl Lower<'_, '_> {
                 let step = self.b.ins().ishl(carry, two);
                 let op = self.b.ins().iadd(base, step);
                 let kind = CcKind::from_u16(i.imm as u16);
-                self.flags = Some(Live { kind, ty: i.ty, res, src, op: Some(op), difference: None });
+                self.flags = Some(Live { kind, ty: i.ty, res, src, op: Some(op), difference: None, floats: None });
                 if visible {
                     self.store_flags();
                 }
@@ -55,7 +57,8 @@ impl Lower<'_, '_> {
             Some((ty, a, b)) if kind == CcKind::Sub && ty == i.ty => Some((a, b)),
             _ => None,
         };
-        self.flags = Some(Live { kind, ty: i.ty, res, src, op: None, difference });
+        let floats = self.known[i.a as usize % VALS].floats.filter(|_| kind == CcKind::Raw);
+        self.flags = Some(Live { kind, ty: i.ty, res, src, op: None, difference, floats });
         if visible {
             self.store_flags();
         }
@@ -70,7 +73,7 @@ impl Lower<'_, '_> {
         let op = self.b.ins().select(cond, new_op, old_op);
         let res = self.b.ins().select(cond, res, old_res);
         let src = self.b.ins().select(cond, src, old_src);
-        self.flags = Some(Live { kind: CcKind::Raw, ty: i.ty, res, src, op: Some(op), difference: None });
+        self.flags = Some(Live { kind: CcKind::Raw, ty: i.ty, res, src, op: Some(op), difference: None, floats: None });
         self.store_flags();
     }
 
@@ -117,6 +120,17 @@ impl Lower<'_, '_> {
     /// Condition `cc` of known flags as one comparison, where there is one.
     fn fused(&mut self, cc: u16, f: &Live) -> Option<Value> {
         let negate = cc & 1 != 0;
+        if let Some((a, b)) = f.floats {
+            // CF = less or unordered, ZF = equal or unordered, PF = unordered; the others are clear.
+            let holds = match cc >> 1 {
+                1 => FloatCC::UnorderedOrLessThan,
+                2 => FloatCC::UnorderedOrEqual,
+                3 => FloatCC::UnorderedOrLessThanOrEqual,
+                5 => FloatCC::Unordered,
+                _ => return None,
+            };
+            return Some(self.b.ins().fcmp(if negate { holds.complement() } else { holds }, a, b));
+        }
         let pair = |cc: IntCC| if negate { cc.complement() } else { cc };
         let zero_test = |this: &mut Self, cc: IntCC| {
             let r = this.narrow(f.ty, f.res);

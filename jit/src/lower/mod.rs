@@ -200,6 +200,8 @@ struct Known {
     truth: Option<clif::Value>,
     /// If it is a difference: width and the two operands.
     difference: Option<(Ty, clif::Value, clif::Value)>,
+    /// If it is the flags of a floating-point comparison: the operands.
+    floats: Option<(clif::Value, clif::Value)>,
 }
 
 /// Translates one region.
@@ -263,17 +265,41 @@ impl<'a, 'f> Lower<'a, 'f> {
         self.enter_checked(0);
         let region = self.region;
         let entry_needs = dead_flags::live_at_entry(&region.blocks);
+        let sole = self.sole_predecessors();
+        let mut flags_after = vec![None; region.blocks.len()];
         for (n, block) in region.blocks.iter().enumerate() {
             self.b.switch_to_block(self.blocks[n]);
             self.current = n;
             self.known = [Known::default(); VALS];
             self.vecs = [None; VECS];
-            self.flags = None;
+            // Values of a block dominate a block that is reached from it alone.
+            self.flags = sole[n].and_then(|p| flags_after[p]);
             let out = self.flags_live_out(block, &entry_needs);
             let visible = dead_flags::visible(block, out);
             self.block(block, &visible);
+            flags_after[n] = self.flags;
         }
         self.b.seal_all_blocks();
+    }
+
+    /// For each block but the head, the block before it in the region from which alone it is reached, if there is one.
+    fn sole_predecessors(&self) -> Vec<Option<usize>> {
+        let mut from = vec![Vec::new(); self.region.blocks.len()];
+        for (n, block) in self.region.blocks.iter().enumerate() {
+            let targets = match block.insts.last() {
+                Some(i) if i.op == Op::Jmp => [Some(i.imm as u64), None],
+                Some(i) if i.op == Op::Br => [Some(i.imm as u64), Some(block.end_rip())],
+                _ => [None, None],
+            };
+            for to in targets.iter().flatten().filter_map(|rip| self.by_rip.get(rip)) {
+                from[*to].push(n);
+            }
+        }
+        let sole = |(n, from): (usize, &Vec<usize>)| match from[..] {
+            [p] if n != 0 && p < n => Some(p),
+            _ => None,
+        };
+        from.iter().enumerate().map(sole).collect()
     }
 
     /// Whether somebody may look at the flags after `block`.

@@ -20,6 +20,8 @@ pub const SUPERVISOR_SMAP: usize = 2;
 
 /// Entries per MMU index.
 pub const TLB_ENTRIES: usize = 4096;
+/// Bytes that string comparisons look at at a time: a multiple of all element sizes.
+const SCAN_CHUNK: usize = 256;
 /// Tag that matches nothing.
 pub const INVALID: u64 = 0xfff;
 /// Flag in a write tag: stores take the slow path, the translation is valid.
@@ -333,6 +335,48 @@ impl Tlb {
         true
     }
 
+    /// How many elements of `unit` bytes from `linear` on, within `len` bytes of one page, hold for `goes_on`; 0 on a miss.
+    /// Elements are given zero-extended.
+    pub fn scan(&self, index: usize, linear: u64, len: usize, unit: usize, goes_on: impl Fn(u64) -> bool) -> usize {
+        let mut buf = [0u8; SCAN_CHUNK];
+        let mut done = 0;
+        while done < len {
+            let n = SCAN_CHUNK.min(len - done);
+            if !self.read_bytes(index, linear.wrapping_add(done as u64), &mut buf[..n]) {
+                break;
+            }
+            if let Some(stop) = buf[..n].chunks_exact(unit).position(|e| !goes_on(element(e))) {
+                return done / unit + stop;
+            }
+            done += n;
+        }
+        done / unit
+    }
+
+    /// How many pairs of elements from `a` and `b` on, each range within one page, are equal (or all unequal, as `equal`
+    /// says); 0 on a miss.
+    pub fn scan_pairs(&self, index: usize, (a, b): (u64, u64), len: usize, unit: usize, equal: bool) -> usize {
+        let (mut x, mut y) = ([0u8; SCAN_CHUNK], [0u8; SCAN_CHUNK]);
+        let mut done = 0;
+        while done < len {
+            let n = SCAN_CHUNK.min(len - done);
+            let at = done as u64;
+            if !self.read_bytes(index, a.wrapping_add(at), &mut x[..n])
+                || !self.read_bytes(index, b.wrapping_add(at), &mut y[..n])
+            {
+                break;
+            }
+            if !(equal && x[..n] == y[..n]) {
+                let mut pairs = x[..n].chunks_exact(unit).zip(y[..n].chunks_exact(unit));
+                if let Some(stop) = pairs.position(|(p, q)| (p == q) != equal) {
+                    return done / unit + stop;
+                }
+            }
+            done += n;
+        }
+        done / unit
+    }
+
     /// Fills `len` bytes within one page with the low `unit` bytes of `value` repeated; `false` on a miss.
     pub fn fill_bytes(&self, index: usize, dst: u64, len: usize, value: u64, unit: usize) -> bool {
         let d = self.entry(index, dst);
@@ -379,6 +423,11 @@ impl CpuState {
             std::ptr::copy_nonoverlapping(v.to_le_bytes().as_ptr(), p, bytes);
         }
     }
+}
+
+/// Little-endian value of up to eight bytes.
+fn element(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |v, b| v << 8 | *b as u64)
 }
 
 /// # Safety

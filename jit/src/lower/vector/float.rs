@@ -8,7 +8,7 @@ use super::super::Lower;
 use crate::ir::Inst;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use cranelift_codegen::ir::condcodes::FloatCC;
-use cranelift_codegen::ir::types::{F32, F32X4, F64, F64X2, I8X16, I32, I32X4, I64X2, Type};
+use cranelift_codegen::ir::types::{F32, F32X4, F64, F64X2, I8X16, I32, I32X4, I64, I64X2, Type};
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 /// Arithmetic of two operands.
@@ -152,6 +152,32 @@ impl Lower<'_, '_> {
         let a = self.vec(n);
         let a = self.recast(ty, a);
         self.b.ins().insertlane(a, v, 0)
+    }
+
+    /// COMISx and UCOMISx: the flags as a word, and the comparison remembered for whoever branches on it.
+    pub(super) fn float_compare(&mut self, op: VecToInt, i: &Inst) {
+        let ty = if matches!(op, VecToInt::Comiss | VecToInt::Ucomiss) { F32X4 } else { F64X2 };
+        let (a, b) = (self.vec(i.a), self.vec(i.b));
+        let (a, b) = (self.recast(ty, a), self.recast(ty, b));
+        let (a, b) = (self.b.ins().extractlane(a, 0), self.b.ins().extractlane(b, 0));
+        let unordered = self.b.ins().fcmp(FloatCC::Unordered, a, b);
+        if matches!(op, VecToInt::Comiss | VecToInt::Comisd) {
+            // CLIF compares as UCOMISx does; COMISx sets the invalid flag for quiet NaNs too.
+            self.beside(unordered, |this| {
+                this.vec_to_int_call(i);
+            });
+        }
+        let less = self.b.ins().fcmp(FloatCC::UnorderedOrLessThan, a, b);
+        let equal = self.b.ins().fcmp(FloatCC::UnorderedOrEqual, a, b);
+        let mut word = self.b.ins().uextend(I64, less);
+        for (bit, place) in [(unordered, 2), (equal, 6)] {
+            let bit = self.b.ins().uextend(I64, bit);
+            let n = self.iconst(place);
+            let bit = self.b.ins().ishl(bit, n);
+            word = self.b.ins().bor(word, bit);
+        }
+        self.set(i.d, word);
+        self.known[i.d as usize % crate::state::VALS].floats = Some((a, b));
     }
 
     /// Integer results that CLIF has.

@@ -85,13 +85,14 @@ impl Lower<'_, '_> {
                 }
             }
             Op::VecToInt => {
+                if let Some(op) = VecToInt::from_imm(i.imm).filter(|op| op.compares_floats()) {
+                    return self.float_compare(op, i);
+                }
                 if let Some(v) = VecToInt::from_imm(i.imm).and_then(|op| self.vec_to_int_native(op, i)) {
                     let v = self.zext(i.ty, v);
                     return self.set(i.d, v);
                 }
-                let words = self.iconst(i.a as i64 | (i.b as i64) << 16 | (i.c as i64) << 32);
-                let op = self.iconst(i.imm);
-                let v = self.call(Thunk::VecToInt, &[self.env, op, words]).expect("thunk has a result");
+                let v = self.vec_to_int_call(i);
                 let v = self.zext(i.ty, v);
                 self.set(i.d, v);
             }
@@ -105,6 +106,13 @@ impl Lower<'_, '_> {
                 self.vecs[i.d as usize % VECS] = None;
             }
         }
+    }
+
+    /// An integer result by call.
+    fn vec_to_int_call(&mut self, i: &Inst) -> Value {
+        let words = self.iconst(i.a as i64 | (i.b as i64) << 16 | (i.c as i64) << 32);
+        let op = self.iconst(i.imm);
+        self.call(Thunk::VecToInt, &[self.env, op, words]).expect("thunk has a result")
     }
 
     /// A vector operation by call.
