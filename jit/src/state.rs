@@ -282,6 +282,8 @@ pub struct CpuState {
     pub requests: *const AtomicU32,
     /// The request bits were seen by generated code, or translated code was dropped: leave at the next boundary.
     pub code_stale: u32,
+    /// Always 0: what generated code adds to a constant to hide it from the optimiser.
+    pub zero: u64,
     /// Number of the link that generated code left through.
     pub exit_link: u32,
     /// What entries of the jump cache must carry to be valid now: generation of the mappings and the mode word.

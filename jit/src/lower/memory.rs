@@ -8,7 +8,7 @@ use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
 use crate::state::CpuState;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
-use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, TrapCode, Value};
+use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, InstructionData, Opcode, TrapCode, Value, ValueDef};
 use std::mem::offset_of;
 
 /// What an access needs of the TLB.
@@ -49,7 +49,13 @@ impl Lower<'_, '_> {
             self.b.ins().iadd(linear, n)
         };
         let m = self.iconst(mask as i64);
-        let page = self.b.ins().band(last, m);
+        let mut page = self.b.ins().band(last, m);
+        if self.wide_constant(linear) {
+            // Else the page would be a constant in memory, compared with a tag in a register: not a check that a miss
+            // stub can repeat.
+            let zero = self.b.ins().load(I64, self.state_mem, self.env, offset_of!(CpuState, zero) as i32);
+            page = self.b.ins().bor(page, zero);
+        }
         let shift = self.iconst(12 - size_of::<TlbEntry>().trailing_zeros() as i64);
         let index = self.b.ins().ushr(linear, shift);
         let slots = self.iconst(((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i64);
@@ -64,6 +70,31 @@ impl Lower<'_, '_> {
         let addend_offset = table + offset_of!(TlbEntry, addend) as i32;
         let addend = self.b.ins().load(I64, self.tlb_mem, entry, addend_offset);
         self.b.ins().iadd(linear, addend)
+    }
+
+    /// Something that the optimiser will fold to a constant which is no sign-extended 32-bit immediate.
+    fn wide_constant(&self, v: Value) -> bool {
+        self.folded(v, 8).is_some_and(|c| i32::try_from(c).is_err())
+    }
+
+    /// The constant that a value of 64 bits will be folded to, looking at most `depth` operations back.
+    fn folded(&self, v: Value, depth: u32) -> Option<i64> {
+        let dfg = &self.b.func.dfg;
+        let ValueDef::Result(inst, _) = dfg.value_def(v) else { return None };
+        match dfg.insts[inst] {
+            InstructionData::UnaryImm { opcode: Opcode::Iconst, imm } => Some(imm.bits()),
+            InstructionData::Binary { opcode, args: [a, b] } if depth > 0 => {
+                let (a, b) = (self.folded(a, depth - 1)?, self.folded(b, depth - 1)?);
+                // What matters is that it is a constant; an operation not named here only makes the value a guess.
+                Some(match opcode {
+                    Opcode::Isub => a.wrapping_sub(b),
+                    Opcode::Band => a & b,
+                    Opcode::Bor => a | b,
+                    _ => a.wrapping_add(b),
+                })
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn memory_op(&mut self, i: &Inst) {
