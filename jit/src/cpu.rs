@@ -232,6 +232,12 @@ impl Cpu {
         }
     }
 
+    /// The run loop has something to look at that a closed window would keep out.
+    pub fn request_waits(&self) -> bool {
+        self.state.rflags & crate::state::flag::IF != 0
+            && self.requests.attention.load(std::sync::atomic::Ordering::Relaxed) != 0
+    }
+
     /// Other threads want something of this vCPU.
     pub fn requested(&self) -> u32 {
         self.requests.bits.load(std::sync::atomic::Ordering::Relaxed)

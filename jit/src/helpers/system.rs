@@ -15,7 +15,7 @@ const CPUID_REGISTERS: u32 = 1 << reg::RAX | 1 << reg::RBX | 1 << reg::RCX | 1 <
 const STRING_REGISTERS: u32 = 1 << reg::RCX | 1 << reg::RSI | 1 << reg::RDI;
 
 crate::helper_family! { 2;
-    /// CLI.
+    /// CLI (1: not while a request waits to be looked at). 1 if it was not executed for that.
     CLI = cli, FAULTS;
     /// STI.
     STI = sti, FAULTS;
@@ -126,7 +126,10 @@ fn width(bytes: u64) -> Ty {
     Ty::from_bytes(bytes as usize)
 }
 
-fn cli(c: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
+fn cli(c: &mut Cpu, watch: u64, _: u64, _: u64) -> Result<u64, Fault> {
+    if watch != 0 && c.request_waits() {
+        return Ok(1);
+    }
     done(c.cli())
 }
 

@@ -59,6 +59,9 @@ pub struct Lifter<'a> {
     pub model: &'a CpuModel,
     /// The instruction before was STI: its shadow ends with this one, within the block.
     pub shadow: bool,
+    /// Requests may have come up since they were last looked for: the instruction is neither in the shadow of STI nor
+    /// stepped alone.
+    pub unwatched: bool,
 }
 
 impl Lifter<'_> {
@@ -103,7 +106,7 @@ pub fn lift_block(
 ) -> Result<Block, LiftError> {
     let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
-    let mut l = Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model, shadow: false };
+    let mut l = Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model, shadow: false, unwatched: false };
     let mut insn = Instruction::default();
     loop {
         let off = decoder.position();
@@ -122,6 +125,7 @@ pub fn lift_block(
         l.rip = block.wrap(rip.wrapping_add(off as u64));
         l.next = block.wrap(rip.wrapping_add(end as u64));
         l.b.start_insn(off as u16);
+        l.unwatched = !l.shadow && max_insns > 1;
         let flow = if insn.is_invalid() && bytes.len() - off > 15 && end - off >= 15 {
             // SDM 2A 2.3.11: longer than 15 bytes is #GP. The decoder stops at the limit and calls it invalid.
             l.b.raise_code(vec_no::GP, 0);

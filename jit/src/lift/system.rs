@@ -26,12 +26,23 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         .or_else(|| ports(l, i))
 }
 
+impl Lifter<'_> {
+    /// CLI closes a window in which interrupts were possible: one that waits must get in before it, as between `sti`,
+    /// `nop` and `cli` (SDM 2B, STI). Then the instruction has not begun, and control comes here again after it.
+    fn cli(&mut self) -> Flow {
+        let watch = self.b.iconst(self.unwatched.into());
+        let waiting = self.b.call(helper::CLI, &[watch]);
+        if !self.unwatched {
+            return Flow::Next;
+        }
+        self.b.br(waiting, self.rip);
+        Flow::End
+    }
+}
+
 fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     Some(match i.mnemonic() {
-        Mnemonic::Cli => {
-            l.b.call(helper::CLI, &[]);
-            Flow::Next
-        }
+        Mnemonic::Cli => l.cli(),
         Mnemonic::Sti => {
             l.b.call(helper::STI, &[]);
             l.shadow = true;
