@@ -106,7 +106,8 @@ pub fn lift_block(
 ) -> Result<Block, LiftError> {
     let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
-    let mut l = Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model, shadow: false, unwatched: false };
+    let mut l =
+        Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model, shadow: false, unwatched: false };
     let mut insn = Instruction::default();
     loop {
         let off = decoder.position();
