@@ -214,9 +214,9 @@ fn help(escape: u8) -> String {
     let lines = [
         ("h", "this help"),
         ("x", "end the emulator"),
-        ("c", "switch between console and monitor"),
         ("b", "send a break (magic SysRq)"),
         ("t", "time stamps on or off"),
+        ("c", "switch between console and monitor"),
         ("a", "send the escape character itself"),
     ];
     let mut text = String::from("\r\n");
