@@ -13,6 +13,18 @@ pub use crate::runtime::tier::TierStats;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Which compiled code is held against the interpreter as it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Check {
+    /// None.
+    #[default]
+    Off,
+    /// Blocks, each compiled alone.
+    Blocks,
+    /// Regions as they are compiled without checks, from entry to exit.
+    Regions,
+}
+
 /// How code is executed (`-accel`).
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -20,16 +32,16 @@ pub struct EngineConfig {
     pub jit: bool,
     /// Compile at once and wait for it: reproducible tests (`-accel jit,sync=on`).
     pub sync: bool,
-    /// Compare compiled code with the interpreter, block by block, as it runs; implies `sync` (`-accel jit,check=on`).
-    /// For machines with one vCPU; without `jit` there is nothing to compare.
-    pub check: bool,
+    /// Compare compiled code with the interpreter as it runs; implies `sync` (`-accel jit,check=on`). For machines with
+    /// one vCPU; without `jit` there is nothing to compare.
+    pub check: Check,
     /// Upper bound of compiled code in bytes.
     pub code_cache: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { jit: true, sync: false, check: false, code_cache: 256 << 20 }
+        Self { jit: true, sync: false, check: Check::Off, code_cache: 256 << 20 }
     }
 }
 
@@ -159,7 +171,7 @@ pub struct Engine {
     board: Arc<dyn Board>,
     compilers: Option<Arc<CompileService>>,
     sync: bool,
-    check: bool,
+    check: Check,
     vcpus: Mutex<Vec<Arc<Mailbox>>>,
 }
 
@@ -176,11 +188,11 @@ impl Engine {
         if !crate::helpers::vec::host_has_required() {
             return Err(EngineError::Host("this processor lacks SSE4.2".to_owned()));
         }
-        config.sync |= config.check;
+        config.sync |= config.check != Check::Off;
         let code_map = CodeMap::new(&ram);
         let shared = Arc::new(Shared { ram, code_map, processors: AtomicU32::new(0) });
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
-        let (sync, check) = (config.sync, config.check && config.jit);
+        let (sync, check) = (config.sync, if config.jit { config.check } else { Check::Off });
         Ok(Arc::new(Self { shared, board, compilers, sync, check, vcpus: Mutex::default() }))
     }
 
@@ -227,11 +239,11 @@ impl Vcpu {
     pub fn new(engine: &Arc<Engine>, index: u32, model: &CpuModel) -> Self {
         engine.shared.processors.fetch_add(1, Ordering::Relaxed);
         let (lockstep, board) = match engine.check {
-            true => {
-                let (lockstep, board) = Lockstep::watch(engine.board.clone());
+            Check::Off => (None, engine.board.clone()),
+            check => {
+                let (lockstep, board) = Lockstep::watch(engine.board.clone(), check == Check::Regions);
                 (Some(Box::new(lockstep)), board)
             }
-            false => (None, engine.board.clone()),
         };
         let mut cpu = Cpu::new(index, engine.shared.clone(), board, Arc::new(model.clone()));
         cpu.lockstep = lockstep;
@@ -240,6 +252,9 @@ impl Vcpu {
             // The engine started with the same settings, so a compiler can be made.
             let sync = if engine.sync { Compiler::new().ok() } else { None };
             cpu.tier.configure(service.clone(), sync);
+            if engine.check == Check::Regions {
+                cpu.tier.wait_until_hot();
+            }
         }
         cpu.reset();
         Self { cpu }

@@ -5,8 +5,8 @@ use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, unsupported, values};
 use anyhow::{Context, Result, anyhow, bail};
-use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{self, CpuModel};
+use brolga_jit::{Check, EngineConfig};
 
 /// The model without `-cpu`.
 const DEFAULT_CPU: &str = "max";
@@ -108,8 +108,14 @@ fn accelerator(name: &str, mut keys: KeyValues) -> Result<EngineConfig> {
         }
         engine.sync = sync;
     }
-    if let Some(check) = keys.take_switch("check")? {
-        if check && !engine.jit {
+    let check = keys.take_as("check", |t| match t {
+        "off" => Ok(Check::Off),
+        "on" => Ok(Check::Blocks),
+        "regions" => Ok(Check::Regions),
+        _ => Err(format!("'{t}' is none of on, off, regions")),
+    })?;
+    if let Some(check) = check {
+        if check != Check::Off && !engine.jit {
             return Err(keys.error(
                 "check",
                 "on",
@@ -271,9 +277,10 @@ mod tests {
         assert_eq!(engine(&["-accel", "interp"]), Ok((false, false)));
         assert_eq!(engine(&["-accel", "jit,sync=on"]), Ok((true, true)));
         let check = |line: &[&str]| with(line).map(|c| c.engine.check);
-        assert_eq!(check(&["-accel", "jit,check=on"]), Ok(true));
-        assert_eq!(check(&["-accel", "jit,check=off"]), Ok(false));
-        assert_eq!(check(&["-accel", "interp,check=off"]), Ok(false));
+        assert_eq!(check(&["-accel", "jit,check=on"]), Ok(Check::Blocks));
+        assert_eq!(check(&["-accel", "jit,check=regions"]), Ok(Check::Regions));
+        assert_eq!(check(&["-accel", "jit,check=off"]), Ok(Check::Off));
+        assert_eq!(check(&["-accel", "interp,check=off"]), Ok(Check::Off));
         assert_eq!(engine(&["-accel", "tcg,thread=single"]), Ok((true, false)));
         assert_eq!(engine(&["-M", "pc,accel=kvm:tcg"]), Ok((true, false)));
         assert_eq!(engine(&["-accel", "kvm", "-accel", "interp"]), Ok((false, false)));
@@ -283,7 +290,7 @@ mod tests {
         assert!(err(&["-accel", "jit,thread=many"]).contains("neither single nor multi"));
         assert!(err(&["-accel", "interp,sync=on"]).starts_with("-accel sync=on: the interpreter compiles nothing"));
         assert!(err(&["-accel", "interp,check=on"]).starts_with("-accel check=on: the interpreter is what is checked"));
-        assert!(err(&["-accel", "jit,check=maybe"]).starts_with("-accel check=maybe: "));
+        assert!(err(&["-accel", "jit,check=maybe"]).contains("'maybe' is none of on, off, regions"));
         assert!(err(&["-accel", "jit,tb-size=99999999999"]).contains("out of range"));
         assert!(err(&["-accel", "jit", "-M", "accel=jit"]).contains("give one of them"));
     }

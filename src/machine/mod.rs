@@ -23,7 +23,7 @@ use board::PcBoard;
 use brolga_devices::services::PowerEvent;
 use brolga_jit::cpuid::{CpuModel, Feature};
 use brolga_jit::mmu::ram::Ram;
-use brolga_jit::{Engine, Vcpu};
+use brolga_jit::{Check, Engine, Vcpu};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use layout::Layout;
 use pc::{Console, Pc, Surroundings};
@@ -79,7 +79,7 @@ pub fn run(config: Config) -> Result<i32> {
     let host: Arc<dyn MonitorHost> = machine.clone();
     chardevs.start(&config, &host)?;
     let status = machine.control_loop(&requests, config.start_paused);
-    if config.engine.check {
+    if config.engine.check != Check::Off {
         machine.report_checks();
     }
     machine.vcpus.iter().for_each(|vcpu| vcpu.quit());

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The engine's ways to run code, as `-accel` names them.
-const ACCELERATORS: &[&str] = &["interp", "jit", "jit,sync=on", "jit,check=on"];
+const ACCELERATORS: &[&str] = &["interp", "jit", "jit,sync=on", "jit,check=on", "jit,check=regions"];
 /// What isa-debug-exit makes of the 0x10 that a finished program writes: `(value << 1) | 1`.
 const FINISHED: i32 = 0x21;
 /// How long a program may take; they need milliseconds.

@@ -104,6 +104,11 @@ impl Tier {
         self.service = Some(service);
     }
 
+    /// Compiles as late as without `sync`: regions then have the shape that they have without checks.
+    pub fn wait_until_hot(&mut self) {
+        self.hot = HOT;
+    }
+
     fn space(service: &CompileService) -> MutexGuard<'_, CodeSpace> {
         service.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,6 +128,11 @@ impl Tier {
     fn joinable(&self, target: u32) -> Option<u64> {
         let r = self.regions.get(target as usize)?.as_ref()?;
         r.one_page.then_some(r.entry)
+    }
+
+    /// Slots of the blocks of region `index`.
+    pub fn slots(&self, index: u32) -> &[u32] {
+        self.regions.get(index as usize).and_then(Option::as_ref).map_or(&[], |r| &r.slots)
     }
 
     /// Joins the link that was left through, if any, with region `target`.
@@ -249,8 +259,8 @@ impl Cpu {
         let mut slots = vec![head];
         let mut ops = if self.blocks.within_page(head) { 0 } else { REGION_OPS };
         let mut next = 0;
-        let checked = self.lockstep.is_some();
-        let most = if checked { 1 } else { REGION_BLOCKS };
+        let alone = self.lockstep.as_ref().is_some_and(|l| l.by_block());
+        let most = if alone { 1 } else { REGION_BLOCKS };
         while next < slots.len() && slots.len() < most && ops < REGION_OPS {
             let Some(block) = self.blocks.block(slots[next]) else { break };
             ops += block.insts.len();
@@ -277,7 +287,7 @@ impl Cpu {
         slots[1..].sort_by_key(|s| self.blocks.key(*s).map_or(0, |k| k.rip));
         let blocks = slots.iter().filter_map(|s| self.blocks.block(*s).cloned()).collect();
         let slots = slots.into_iter().map(|s| (s, self.blocks.serial(s))).collect();
-        (Region { blocks, inner_jumps: !checked }, slots)
+        (Region { blocks, inner_jumps: !alone }, slots)
     }
 
     /// Enters finished code in the cache.

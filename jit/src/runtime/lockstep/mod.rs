@@ -1,18 +1,19 @@
 //! Lockstep (`-accel jit,check=on`): generated code is held against the interpreter while a guest runs.
 //!
-//! Each block is compiled alone, and its code returns to the dispatcher at the block's end: no links, no jump cache. Of
-//! each block the first [`CHECK_ALL`] executions of its code are checked, then one in [`CHECK_SAMPLE`]:
+//! Compiled code returns to the dispatcher at the end of each block: blocks are compiled alone ([`Check::Blocks`]). With
+//! `check=regions` it returns at the end of each region, compiled as without checks ([`Check::Regions`]). Links and the jump
+//! cache are not used. Of each piece of code the first [`CHECK_ALL`] executions are checked, then one in [`CHECK_SAMPLE`]:
 //!
-//! 1. the interpreter runs the block; its state and the pages it wrote are kept;
+//! 1. the interpreter runs the block, or blocks until it leaves the region; its state and the pages it wrote are kept;
 //! 2. state and memory are put back as they were, and the generated code runs. What it leaves to the interpreter (an
 //!    instruction that faults or goes where no TLB entry leads) is finished by the interpreter;
 //! 3. registers, flags, faults and all memory that either of them wrote must be the same. They are tried again if not, for
 //!    a device may have written memory in between; what differs each time is reported, and the processor stops.
 //!
-//! What cannot be repeated counts once, from the interpreter: use of the board (devices, APIC, time), changes of address
-//! translation or of translated code, stores to very many pages. [`WatchedBoard`] and [`Cpu::mappings_changed`] tell.
+//! What cannot be repeated counts once, from the interpreter: use of the board (devices, APIC, time), random numbers,
+//! changes of address translation or of translated code, stores to very many pages, very long loops. [`WatchedBoard`] and
+//! [`Cpu::mappings_changed`] tell.
 //!
-//! Not seen in this mode: flags left out because a later block of the same region replaces them, links, the jump cache.
 //! A device that writes by DMA to the very bytes that a block writes while it is checked may lose its write.
 
 mod memory;
@@ -25,7 +26,7 @@ use super::exec::Leave;
 use crate::board::Board;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
-use crate::ir::Block;
+use crate::ir::{Block, Op};
 use crate::lift;
 use memory::{MemoryDifference, Writes};
 use snapshot::Snapshot;
@@ -41,6 +42,8 @@ const CHECK_ALL: u32 = 64;
 const CHECK_SAMPLE: u32 = 1024;
 /// How often a block that differs is run again before it is reported.
 const REPEATS: u32 = 3;
+/// Most blocks of a region that are run in one check.
+const MOST_BLOCKS: u32 = 4096;
 /// Most memory differences shown in a report.
 const MOST_SHOWN: usize = 64;
 
@@ -75,6 +78,8 @@ pub struct CheckStats {
 
 /// The checker of one vCPU.
 pub struct Lockstep {
+    /// Regions are compiled as without checks, not block by block.
+    regions: bool,
     phase: Phase,
     writes: Writes,
     /// The board, as seen from this vCPU, was used.
@@ -92,24 +97,46 @@ struct Outcome {
     state: Box<Snapshot>,
     /// Board or mappings were touched.
     once: bool,
+    /// The blocks that the interpreter ran.
+    ran: Vec<usize>,
 }
 
-/// The block under check.
+/// The block or region under check.
 struct Subject {
-    slot: u32,
-    block: Arc<Block>,
+    /// Its blocks, the head first, with their slots.
+    blocks: Vec<(u32, Arc<Block>)>,
+    /// Jumps between the blocks stay inside.
+    regions: bool,
     /// Host address of its code.
     entry: u64,
     /// Before it runs.
     start: Box<Snapshot>,
 }
 
+impl Subject {
+    /// Where to go on in the subject after block `n`, if RIP is in it.
+    fn after(&self, n: usize, rip: u64) -> Option<usize> {
+        let last = self.blocks.get(n)?.1.insts.last()?;
+        let stays = self.regions && matches!(last.op, Op::Jmp | Op::Br);
+        self.blocks.iter().position(|(_, b)| stays && b.rip == rip)
+    }
+
+    /// The block and operation at which the guest instruction at `rip` starts.
+    fn instruction(&self, rip: u64) -> Option<(usize, usize)> {
+        self.blocks.iter().enumerate().find_map(|(n, (_, b))| {
+            let at = b.insts.iter().position(|i| b.wrap(b.rip.wrapping_add(i.off as u64)) == rip)?;
+            Some((n, at))
+        })
+    }
+}
+
 impl Lockstep {
-    /// A checker, and the board that its vCPU must use.
-    pub fn watch(board: Arc<dyn Board>) -> (Self, Arc<dyn Board>) {
+    /// A checker of regions or of blocks alone, and the board that its vCPU must use.
+    pub fn watch(board: Arc<dyn Board>, regions: bool) -> (Self, Arc<dyn Board>) {
         let used = Used::default();
         let board = Arc::new(WatchedBoard::new(board, used.clone()));
         let this = Self {
+            regions,
             phase: Phase::Off,
             writes: Writes::default(),
             used,
@@ -124,6 +151,11 @@ impl Lockstep {
     /// What was compared so far.
     pub fn stats(&self) -> CheckStats {
         CheckStats { blocks: self.checked.len() as u64, ..self.stats }
+    }
+
+    /// Code is compiled block by block.
+    pub fn by_block(&self) -> bool {
+        !self.regions
     }
 
     /// The difference found, once.
@@ -178,16 +210,16 @@ impl Cpu {
         if before >= CHECK_ALL && !before.is_multiple_of(CHECK_SAMPLE) {
             return self.run_code(region);
         }
-        let (Some(block), Some(entry)) = (self.blocks.block(slot).cloned(), self.tier.entry(region)) else {
-            return self.run_code(region);
-        };
+        let slots = self.tier.slots(region).iter().copied();
+        let blocks: Vec<_> = slots.filter_map(|s| Some((s, self.blocks.block(s)?.clone()))).collect();
+        let Some(entry) = self.tier.entry(region) else { return Ok(()) };
         self.tier.stats.entries += 1;
-        let serial = self.blocks.serial(slot);
+        let regions = self.lockstep.as_ref().is_some_and(|l| l.regions);
         let start = Snapshot::take(self);
-        self.check(&Subject { slot, block, entry, start }, serial)
+        self.check(&Subject { blocks, regions, entry, start })
     }
 
-    fn check(&mut self, subject: &Subject, serial: u64) -> Result<(), Fault> {
+    fn check(&mut self, subject: &Subject) -> Result<(), Fault> {
         let mut tries = 0;
         loop {
             let expected = self.run_reference(subject);
@@ -205,14 +237,7 @@ impl Cpu {
                 None => Vec::new(),
             };
             if memory.is_empty() && expected.result == found.result && expected.state == found.state && !found.once {
-                self.count(|s| {
-                    s.compared += 1;
-                    s.faults += found.result.is_err() as u64;
-                    s.repeated += (tries > 0) as u64;
-                });
-                if let Some(l) = &mut self.lockstep {
-                    l.checked.insert(serial);
-                }
+                self.same(subject, &expected, tries);
                 return found.result;
             }
             if tries == REPEATS {
@@ -223,6 +248,21 @@ impl Cpu {
             tries += 1;
             self.rewind(subject, Writes::undo_compiled);
         }
+    }
+
+    /// Counts an execution that came out the same after `tries` that did not.
+    fn same(&mut self, subject: &Subject, expected: &Outcome, tries: u32) {
+        for n in &expected.ran {
+            let serial = subject.blocks.get(*n).map_or(0, |(slot, _)| self.blocks.serial(*slot));
+            if let Some(l) = &mut self.lockstep {
+                l.checked.insert(serial);
+            }
+        }
+        self.count(|s| {
+            s.compared += 1;
+            s.faults += expected.result.is_err() as u64;
+            s.repeated += (tries > 0) as u64;
+        });
     }
 
     fn count(&mut self, f: impl FnOnce(&mut CheckStats)) {
@@ -245,8 +285,9 @@ impl Cpu {
             l.writes.begin(&mut self.state.tlb);
             l.begin(Phase::Interpreter);
         }
-        let result = self.interpret(subject, 0);
-        self.outcome(result)
+        let mut ran = Vec::new();
+        let result = self.interpret(subject, (0, 0), &mut ran);
+        self.outcome(result, ran)
     }
 
     /// The run of the generated code; `None` if it did not start because another thread wants something.
@@ -272,32 +313,44 @@ impl Cpu {
                 return None;
             }
         };
-        Some(self.outcome(result))
+        Some(self.outcome(result, Vec::new()))
     }
 
-    fn outcome(&mut self, result: Result<(), Fault>) -> Outcome {
+    fn outcome(&mut self, result: Result<(), Fault>, ran: Vec<usize>) -> Outcome {
         let once = self.lockstep.as_mut().is_some_and(|l| l.end());
-        Outcome { result, state: Snapshot::take(self), once }
+        Outcome { result, state: Snapshot::take(self), once, ran }
     }
 
-    /// Interprets what the generated code left, from RIP to the block's end. From elsewhere than the start of one of the
-    /// block's instructions nothing runs, which shows as a difference.
+    /// Interprets what the generated code left, from RIP to the end of the block or region. From elsewhere than the start of
+    /// one of its instructions nothing runs, which shows as a difference.
     fn finish(&mut self, subject: &Subject) -> Result<(), Fault> {
         self.count(|s| s.finished += 1);
-        let (block, rip) = (&subject.block, self.state.rip);
-        let starts = |off: u16| block.wrap(block.rip.wrapping_add(off as u64)) == rip;
-        match block.insts.iter().position(|i| starts(i.off)) {
-            Some(at) => self.interpret(subject, at),
+        match subject.instruction(self.state.rip) {
+            Some(from) => self.interpret(subject, from, &mut Vec::new()),
             None => Ok(()),
         }
     }
 
-    /// Interprets the block from operation `at`.
-    fn interpret(&mut self, subject: &Subject, at: usize) -> Result<(), Fault> {
-        let Some(block) = self.blocks.take(subject.slot) else { return Ok(()) };
-        let result = self.run_from(&block, at);
-        self.blocks.put_back(subject.slot, block);
-        result
+    /// Interprets from an operation of a block to the end of the subject; notes the blocks that ran.
+    fn interpret(&mut self, subject: &Subject, from: (usize, usize), ran: &mut Vec<usize>) -> Result<(), Fault> {
+        let (mut n, mut at) = from;
+        for _ in 0..MOST_BLOCKS {
+            let Some(slot) = subject.blocks.get(n).map(|(slot, _)| *slot) else { return Ok(()) };
+            let Some(block) = self.blocks.take(slot) else { return Ok(()) };
+            if ran.len() < subject.blocks.len() {
+                ran.push(n);
+            }
+            let result = self.run_from(&block, at);
+            self.blocks.put_back(slot, block);
+            result?;
+            let next = subject.after(n, self.state.rip);
+            match next.filter(|_| self.lockstep.as_ref().is_some_and(|l| !l.once)) {
+                Some(next) => (n, at) = (next, 0),
+                None => return Ok(()),
+            }
+        }
+        self.note_once();
+        Ok(())
     }
 
     /// Stops the processor for good: it is in shutdown until reset.
@@ -311,15 +364,15 @@ impl Cpu {
 
     #[cold]
     fn report(&self, subject: &Subject, expected: &Outcome, found: &Outcome, memory: &[MemoryDifference]) -> String {
-        let block = &subject.block;
-        let gpa = self.blocks.key(subject.slot).map_or(0, |k| k.gpa);
-        let mut out = format!(
-            "compiled code differs from the interpreter: {} instructions at {:#x} (guest-physical {gpa:#x}), mode {:#x}\n",
-            block.count, block.rip, block.mode
-        );
+        let mut out = String::from("compiled code differs from the interpreter\n");
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "guest code:\n{}", lift::disassemble(block, &self.shared.ram, gpa));
-        let _ = writeln!(out, "IR:\n{}", crate::ir::text::print(block));
+        for (slot, block) in &subject.blocks {
+            let gpa = self.blocks.key(*slot).map_or(0, |k| k.gpa);
+            let _ = writeln!(out, "guest code at {:#x} (guest-physical {gpa:#x}):", block.rip);
+            let _ = writeln!(out, "{}", lift::disassemble(block, &self.shared.ram, gpa));
+            let _ = writeln!(out, "{}", crate::ir::text::print(block));
+        }
+        let _ = writeln!(out, "blocks run: {:?}", expected.ran);
         let _ = writeln!(out, "before: {}", subject.start.registers());
         let _ = writeln!(out, "interpreter | compiled code:");
         if expected.result != found.result {
