@@ -44,6 +44,8 @@ const CHECK_SAMPLE: u32 = 1024;
 const REPEATS: u32 = 3;
 /// Most blocks of a region that are run in one check.
 const MOST_BLOCKS: u32 = 4096;
+/// How often generated code may leave at its start for another thread's request and be tried again.
+const MOST_REQUESTS: u32 = 8;
 /// Most memory differences shown in a report.
 const MOST_SHOWN: usize = 64;
 
@@ -220,7 +222,7 @@ impl Cpu {
     }
 
     fn check(&mut self, subject: &Subject) -> Result<(), Fault> {
-        let mut tries = 0;
+        let (mut tries, mut requests) = (0, 0);
         loop {
             let expected = self.run_reference(subject);
             if expected.once {
@@ -228,7 +230,9 @@ impl Cpu {
                 return expected.result;
             }
             self.rewind(subject, Writes::undo_interpreter);
-            let Some(found) = self.run_compiled(subject) else {
+            let found = self.run_compiled(subject, requests == MOST_REQUESTS);
+            let Some(found) = found else {
+                requests += 1;
                 self.rewind(subject, Writes::undo_compiled);
                 continue;
             };
@@ -290,12 +294,14 @@ impl Cpu {
         self.outcome(result, ran)
     }
 
-    /// The run of the generated code; `None` if it did not start because another thread wants something.
-    fn run_compiled(&mut self, subject: &Subject) -> Option<Outcome> {
+    /// The run of the generated code, finished by the interpreter where it left too early: for an instruction, or (STI asks
+    /// for that) at a jump back. `None`: it left at its start for another thread; with `finish_all` that counts too.
+    fn run_compiled(&mut self, subject: &Subject, finish_all: bool) -> Option<Outcome> {
         if let Some(l) = &mut self.lockstep {
             l.begin(Phase::Compiled);
         }
         self.state.code_stale = 0;
+        let rip = self.state.rip;
         // Generated code leaves at once while a request is pending; the run loop sees it after the block.
         let wanted = self.requests.attention.swap(0, Ordering::SeqCst);
         let leave = self.enter(subject.entry);
@@ -305,13 +311,8 @@ impl Cpu {
         let result = match leave {
             Leave::Lookup | Leave::Link => Ok(()),
             Leave::Fault => Err(self.pending_fault.take().unwrap_or(Fault::UD)),
-            Leave::Interpret => self.finish(subject),
-            Leave::Request => {
-                if let Some(l) = &mut self.lockstep {
-                    l.end();
-                }
-                return None;
-            }
+            Leave::Request if self.state.rip == rip && !finish_all => return None,
+            Leave::Interpret | Leave::Request => self.finish(subject),
         };
         Some(self.outcome(result, Vec::new()))
     }
