@@ -255,6 +255,9 @@ impl LocalApics {
     /// Interrupt acknowledge of CPU `cpu`: the local APIC's own vector if one is deliverable, else what `pic`, the
     /// acknowledge cycle of the 8259 pair, answers when its interrupts reach this CPU.
     pub fn acknowledge(&self, cpu: u32, pic: &dyn Fn() -> Option<u8>) -> Option<u8> {
+        // The CPU took its request back before it asked. A thread that is publishing may have told it before that, so
+        // what was told last counts no more: it is told again, or an interrupt that comes next would be no news.
+        self.slot(cpu)?.lock().told_pending = None;
         match self.with(cpu, |apic, _, _| apic.acknowledge())? {
             Ok(vector) => Some(vector),
             Err(true) => pic(),

@@ -108,6 +108,7 @@ fn priorities_order_delivery() {
     assert_eq!(b.read(0, PPR), 0x60);
     assert_eq!(b.signals(0), [Signal::Pending(false)], "the same class has to wait");
     assert_eq!(b.acknowledge(0), None);
+    assert_eq!(b.signals(0), [Signal::Pending(false)], "told anew after each acknowledge");
     b.write(0, EOI, 0);
     assert_eq!(b.signals(0), [Signal::Pending(true)]);
     b.apics.set_cr8(0, 6);
@@ -475,4 +476,53 @@ fn no_interrupt_is_lost_between_threads() {
         }
     });
     assert!(!cpu.0.load(Ordering::SeqCst));
+}
+
+/// A CPU that, while it is told of an interrupt, takes it, ends it, finds nothing more, and gets another one: what a
+/// processor's thread may do while the thread that tells it is held up.
+#[derive(Default)]
+struct Quick {
+    apics: OnceLock<Weak<LocalApics>>,
+    request: std::sync::atomic::AtomicBool,
+    told: AtomicUsize,
+}
+
+impl CpuSignals for Quick {
+    fn set_interrupt_pending(&self, pending: bool) {
+        self.request.store(pending, Ordering::SeqCst);
+        if !pending || self.told.fetch_add(1, Ordering::SeqCst) != 0 {
+            return;
+        }
+        let apics = self.apics.get().and_then(Weak::upgrade).expect("connected");
+        let take = || {
+            self.request.store(false, Ordering::SeqCst);
+            apics.acknowledge(0, &|| None)
+        };
+        assert_eq!(take(), Some(0x41));
+        apics.mmio_write(0, EOI, 4, 0);
+        assert_eq!(take(), None);
+        let mode = DeliveryMode::Fixed;
+        apics.deliver(Message { destination: Destination::Physical(0), mode, vector: 0x42, level_triggered: false });
+    }
+    fn nmi(&self) {}
+    fn smi(&self) {}
+    fn init(&self) {}
+    fn start_up(&self, _: u8) {}
+}
+
+#[test]
+fn an_interrupt_is_told_after_an_acknowledge_that_found_nothing() {
+    let (time, cpu) = (FakeTime::new(), Arc::new(Quick::default()));
+    let made = vec![ApicCpu { apic_id: 0, signals: cpu.clone() }];
+    let apics = LocalApics::new(ApicFeatures::default(), made, time.clone(), &*time);
+    assert!(cpu.apics.set(Arc::downgrade(&apics)).is_ok());
+    apics.mmio_write(0, SVR, 4, 0x1FF);
+    apics.deliver(Message {
+        destination: Destination::Physical(0),
+        mode: DeliveryMode::Fixed,
+        vector: 0x41,
+        level_triggered: false,
+    });
+    assert!(cpu.request.load(Ordering::SeqCst), "the second interrupt waits and nobody was told");
+    assert_eq!(apics.acknowledge(0, &|| None), Some(0x42));
 }
