@@ -292,6 +292,12 @@ impl Vcpu {
         self.cpu.get_registers()
     }
 
+    /// Leaves memory types as firmware does for a system: all of memory is write-back by default (IA32_MTRR_DEF_TYPE
+    /// with E, FE and type 6; SDM 3A 12.11.2.1). Linux uses the page attribute table only where MTRRs are on.
+    pub fn set_up_as_firmware(&mut self) {
+        self.cpu.set_up_mtrrs();
+    }
+
     /// Sets all registers and drops what depends on them.
     pub fn set_registers(&mut self, registers: &Registers) {
         self.cpu.set_registers(registers);

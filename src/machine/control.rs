@@ -164,10 +164,14 @@ impl Machine {
             self.engine.memory_written(p.range.start, p.range.end - p.range.start);
         }
         *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = placed;
+        let kernel = self.boot.has_kernel();
         for (cpu, vcpu) in (0..).zip(&self.vcpus) {
             let start = starts.remove(&cpu);
             vcpu.restart(cpu == 0 || start.is_some(), move |vcpu| {
                 vcpu.reset();
+                if kernel {
+                    vcpu.set_up_as_firmware();
+                }
                 if let Some(registers) = start {
                     vcpu.set_registers(&registers);
                 }

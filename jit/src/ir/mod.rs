@@ -140,13 +140,9 @@ impl Block {
     pub fn end_rip(&self) -> u64 {
         self.wrap(self.rip.wrapping_add(self.len as u64))
     }
-    /// Wraps an instruction pointer to the code segment's width.
+    /// Wraps an instruction pointer: to EIP outside 64-bit mode. 16-bit code, too, runs on from FFFF to 1_0000, where its
+    /// limit mostly ends it (SDM 3A 5.3); branches of 16 bits are cut where they are lifted.
     pub fn wrap(&self, rip: u64) -> u64 {
-        use crate::state::mode;
-        match self.mode & (mode::CS64 | mode::CS32) {
-            0 => rip & 0xffff,
-            mode::CS32 => rip & 0xffff_ffff,
-            _ => rip,
-        }
+        if self.mode & crate::state::mode::CS64 != 0 { rip } else { rip & 0xffff_ffff }
     }
 }

@@ -5,7 +5,7 @@ use super::{Lower, Thunk};
 use crate::ir::op::RmwOp;
 use crate::ir::{Block, Inst, Op, Ty, mem};
 use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
-use crate::state::CpuState;
+use crate::state::{CpuState, VECS};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, InstructionData, Opcode, TrapCode, Value, ValueDef};
@@ -67,6 +67,7 @@ impl Lower<'_, '_> {
         let miss = self.b.ins().icmp(IntCC::NotEqual, page, tag);
         let code = 1 + (write as u8 | (self.mmu as u8) << 1);
         self.b.ins().trapnz(miss, TrapCode::unwrap_user(code));
+        self.unseen = [None; VECS];
         let addend_offset = table + offset_of!(TlbEntry, addend) as i32;
         let addend = self.b.ins().load(I64, self.tlb_mem, entry, addend_offset);
         self.b.ins().iadd(linear, addend)

@@ -214,6 +214,8 @@ struct Lower<'a, 'f> {
     guest_mem: MemFlagsData,
     known: [Known; VALS],
     vecs: [Option<clif::Value>; VECS],
+    /// Floating-point results in registers whose stores nothing has looked at yet, see [`vector::sticky`].
+    unseen: [Option<clif::Value>; VECS],
     flags: Option<flags::Live>,
     thunks: [Option<FuncRef>; THUNKS],
     /// CLIF block of each guest block, and the guest block by RIP.
@@ -249,6 +251,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             guest_mem: MemFlagsData::new().with_notrap().with_alias_region(Some(guest)),
             known: [Known::default(); VALS],
             vecs: [None; VECS],
+            unseen: [None; VECS],
             flags: None,
             thunks: [None; THUNKS],
             blocks,
@@ -272,6 +275,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             self.current = n;
             self.known = [Known::default(); VALS];
             self.vecs = [None; VECS];
+            self.unseen = [None; VECS];
             // Values of a block dominate a block that is reached from it alone.
             self.flags = sole[n].and_then(|p| flags_after[p]);
             let out = self.flags_live_out(block, &entry_needs);
@@ -437,6 +441,7 @@ impl<'a, 'f> Lower<'a, 'f> {
     fn call(&mut self, t: Thunk, args: &[clif::Value]) -> Option<clif::Value> {
         let f = self.thunk(t);
         let call = self.b.ins().call(f, args);
+        self.unseen = [None; VECS];
         self.b.inst_results(call).first().copied()
     }
 }

@@ -48,10 +48,9 @@ impl Cpu {
             return self.run_single();
         }
         let slot = self.find_block(false)?;
-        if let Some(region) = self.blocks.code(slot) {
+        if let Some(region) = self.blocks.code(slot).or_else(|| self.count_run(slot)) {
             return if self.lockstep.is_some() { self.run_in_lockstep(slot, region) } else { self.run_code(region) };
         }
-        self.count_run(slot);
         self.run_slot(slot)
     }
 
@@ -105,38 +104,48 @@ impl Cpu {
         }
     }
 
-    /// Acts on requests and on HLT; `Some`: leave the loop.
+    /// Acts on requests and on HLT; `Some`: leave the loop. What is delivered may let the next request in at once: a
+    /// trap gate leaves IF set, and an interrupt comes before the handler's first instruction.
     #[cold]
     fn service(&mut self) -> Option<Exit> {
-        self.requests.attention.store(0, Ordering::SeqCst);
-        if let Some(report) = self.lockstep.as_mut().and_then(|l| l.take_report()) {
-            return Some(Exit::Diverged(report));
-        }
-        if let Some(reason) = &self.shutdown {
-            return Some(Exit::TripleFault(reason.clone()));
-        }
-        let pending = self.requested();
-        if pending & request::EXIT != 0 {
-            self.handle().clear(request::EXIT);
-            return Some(Exit::Requested);
-        }
-        if pending & request::ENGINE != 0 {
-            self.handle().clear(request::ENGINE);
-            self.install_finished();
-            for (gpa, len) in self.mailbox.take_written() {
-                self.invalidate_code(gpa, len);
+        loop {
+            self.requests.attention.store(0, Ordering::SeqCst);
+            if let Some(report) = self.lockstep.as_mut().and_then(|l| l.take_report()) {
+                return Some(Exit::Diverged(report));
+            }
+            if let Some(reason) = &self.shutdown {
+                return Some(Exit::TripleFault(reason.clone()));
+            }
+            let pending = self.requested();
+            if pending & request::EXIT != 0 {
+                self.handle().clear(request::EXIT);
+                return Some(Exit::Requested);
+            }
+            if pending & request::ENGINE != 0 {
+                self.handle().clear(request::ENGINE);
+                self.install_finished();
+                for (gpa, len) in self.mailbox.take_written() {
+                    self.invalidate_code(gpa, len);
+                }
+            }
+            if pending & request::INIT != 0 {
+                self.handle().clear(request::INIT);
+                self.reset();
+                return Some(Exit::WaitForStartUp);
+            }
+            if !self.deliver_next(pending) {
+                return self.state.halted.then_some(Exit::Halted);
             }
         }
-        if pending & request::INIT != 0 {
-            self.handle().clear(request::INIT);
-            self.reset();
-            return Some(Exit::WaitForStartUp);
-        }
+    }
+
+    /// Delivers the NMI or interrupt that is due, if one is.
+    fn deliver_next(&mut self, pending: u32) -> bool {
         if pending & request::NMI != 0 && self.nmi_possible() {
             self.handle().clear(request::NMI);
             self.state.halted = false;
             self.accept(|cpu| cpu.deliver_nmi());
-            return None;
+            return true;
         }
         if pending & request::INTERRUPT != 0 && self.interruptible() {
             // Cleared before the question, not after: what the controller raises meanwhile must not be lost. There may be
@@ -147,10 +156,10 @@ impl Cpu {
                 tracing::trace!(target: "int", "interrupt {:02x} at {:#x}", vector, self.state.rip);
                 self.state.halted = false;
                 self.accept(|cpu| cpu.deliver_interrupt(vector));
-                return None;
+                return true;
             }
         }
-        self.state.halted.then_some(Exit::Halted)
+        false
     }
 
     fn accept<E: ToString>(&mut self, deliver: impl FnOnce(&mut Self) -> Result<(), E>) {

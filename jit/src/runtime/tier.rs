@@ -109,6 +109,18 @@ impl Tier {
         self.hot = HOT;
     }
 
+    /// Blocks are compiled before their first run, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn compile_at_once(&mut self) {
+        self.hot = 1;
+    }
+
+    /// Compiles with `service` from now on, or not at all.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn set_enabled(&mut self, service: Option<Arc<CompileService>>) {
+        self.service = service;
+    }
+
     fn space(service: &CompileService) -> MutexGuard<'_, CodeSpace> {
         service.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,16 +224,24 @@ impl Tier {
 }
 
 impl Cpu {
-    /// Counts a run of the block in `slot`; proposes its region when it is hot.
-    pub(super) fn count_run(&mut self, slot: u32) {
+    /// Counts a run of the block in `slot`; proposes its region when it is hot. The region, where blocks are compiled
+    /// before their first run (tests).
+    #[inline]
+    pub(super) fn count_run(&mut self, slot: u32) -> Option<u32> {
         self.tier.stats.blocks += 1;
-        self.tier.open_link = None;
+        let link = self.tier.open_link.take();
         if self.tier.service.is_none() {
-            return;
+            return None;
         }
-        let Some(runs) = self.blocks.count_run(slot, self.tier.hot) else { return };
+        let runs = self.blocks.count_run(slot, self.tier.hot)?;
         self.tier.proposals.push((runs, slot, self.blocks.serial(slot)));
         self.feed_compilers();
+        if self.tier.hot > 1 {
+            return None;
+        }
+        let code = self.blocks.code(slot)?;
+        self.tier.open_link = link;
+        Some(code)
     }
 
     /// Hands the hottest proposals to the compilers, a few at a time: what waits longer is known better.
@@ -353,6 +373,19 @@ impl Cpu {
         let index = self.tier.enter(placed, vec![slot], false);
         self.blocks.set_code(slot, index);
         self.blocks.add_region(slot, index);
+    }
+
+    /// Throws away all blocks and all code.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn drop_all_code(&mut self) {
+        for n in 0..self.tier.regions.len() as u32 {
+            self.tier.kill(n);
+        }
+        self.tier.pending.clear();
+        self.tier.proposals.clear();
+        self.tier.open_link = None;
+        self.blocks = super::cache::BlockCache::new();
+        self.mappings_changed();
     }
 
     /// Throws away regions whose blocks were dropped.

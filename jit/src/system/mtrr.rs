@@ -23,7 +23,20 @@ fn fixed_index(msr: u32) -> Option<usize> {
     }
 }
 
+/// Fixed ranges of the first MiB as firmware leaves them: RAM below A_0000 and the BIOS above C_0000 are write-back, the
+/// video memory between is uncacheable. In MSR order: 64 KiB, two of 16 KiB, eight of 4 KiB.
+const FIRMWARE_FIXED: [u64; 11] = {
+    const WB: u64 = 0x0606_0606_0606_0606;
+    [WB, WB, 0, WB, WB, WB, WB, WB, WB, WB, WB]
+};
+
 impl Cpu {
+    /// The MTRRs as firmware leaves them: enabled, everything write-back but the video memory.
+    pub fn set_up_mtrrs(&mut self) {
+        self.state.msr.mtrr_def_type = 0xc06;
+        self.state.msr.mtrr_fixed = FIRMWARE_FIXED;
+    }
+
     /// Reads an MTRR; `None` if the number is none.
     pub fn read_mtrr(&self, msr: u32) -> Option<u64> {
         let m = &self.state.msr;

@@ -3,8 +3,11 @@
 use crate::board::Board;
 use crate::cpu::{Cpu, Shared};
 use crate::cpuid::CpuModel;
+use crate::lower::Compiler;
 use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{Ram, RamRegion};
+use crate::runtime::compile::CompileService;
+use crate::vcpu::EngineConfig;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -76,6 +79,16 @@ pub fn machine_with_board() -> (Box<Cpu>, Arc<FakeBoard>) {
     (cpu, board)
 }
 
+impl Cpu {
+    /// Compiles every block before its first run, in an arena of its own.
+    pub fn compile_at_once(&mut self) {
+        let config = EngineConfig { sync: true, code_cache: 1 << 20, ..EngineConfig::default() };
+        let service = CompileService::start(&config).expect("memory for generated code");
+        self.tier.configure(Arc::new(service), Compiler::new().ok());
+        self.tier.compile_at_once();
+    }
+}
+
 /// A processor after reset.
 pub fn machine() -> Box<Cpu> {
     machine_with_board().0
@@ -144,18 +157,22 @@ pub fn gate(selector: u16, offset: u32, access: u8, count: u8) -> u64 {
     o & 0xffff | (selector as u64) << 16 | (count as u64) << 32 | (access as u64) << 40 | (o >> 16) << 48
 }
 
-/// A processor set up in some mode, with code, tables and handlers in memory.
-pub struct Guest {
+/// A processor set up in some mode, with code, tables and handlers in memory. `COMPILED`: every block is compiled before
+/// its first run.
+pub struct Guest<const COMPILED: bool = false> {
     /// The processor.
     pub cpu: Box<Cpu>,
     /// Its board.
     pub board: Arc<FakeBoard>,
 }
 
-impl Guest {
+impl<const COMPILED: bool> Guest<COMPILED> {
     /// Real mode at 0:CODE, stack below 0x7000, vector table at 0 with the stubs.
     pub fn real() -> Self {
-        let (cpu, board) = machine_with_board();
+        let (mut cpu, board) = machine_with_board();
+        if COMPILED {
+            cpu.compile_at_once();
+        }
         let mut g = Self { cpu, board };
         for v in 0..256 {
             g.write32(4 * v, (STUBS + 16 * v) as u32);

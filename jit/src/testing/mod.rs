@@ -1,9 +1,8 @@
 //! One instruction at a time, for differential tests: a processor in user mode over a few mapped pages, registers set
 //! and read back whole. Behind the feature `testing`.
 
+pub mod hostile;
 mod measure;
-
-pub use measure::{Code, Program};
 
 use crate::board::Board;
 use crate::cpu::{Cpu, Shared};
@@ -18,6 +17,7 @@ use crate::runtime::compile::{CompileService, compile_one};
 use crate::runtime::exec::Leave;
 use crate::state::{Segment, attr, cr0, cr4, efer, reg};
 use crate::vcpu::EngineConfig;
+pub use measure::{Code, Program};
 use std::sync::{Arc, PoisonError};
 
 /// How the instruction is executed.

@@ -54,6 +54,11 @@ fn arithmetic(op: VecOp) -> Option<(Arith, Type, bool)> {
     })
 }
 
+/// The operation works on both operands in the same lanes.
+pub(super) fn is_arithmetic(op: VecOp) -> bool {
+    arithmetic(op).is_some()
+}
+
 fn scalar_of(ty: Type) -> Type {
     if ty == F32X4 { F32 } else { F64 }
 }

@@ -2,6 +2,7 @@
 
 mod float;
 mod packed;
+pub(super) mod sticky;
 
 use super::memory::Need;
 use super::{Lower, Thunk};
@@ -31,6 +32,7 @@ impl Lower<'_, '_> {
 
     /// Sets a vector (I8X16); written through.
     pub(super) fn set_vec(&mut self, n: u16, v: Value) {
+        self.overwrite(n);
         self.vecs[n as usize % VECS] = Some(v);
         self.b.ins().store(self.state_mem, v, self.env, vec_offset(n));
     }
@@ -78,9 +80,9 @@ impl Lower<'_, '_> {
             }
             Op::Vec => {
                 let native = VecOp::from_imm(i.imm)
-                    .and_then(|op| if op.is_fp() { self.float(op, i) } else { self.packed(op, i) });
+                    .and_then(|op| Some((op, if op.is_fp() { self.float(op, i)? } else { self.packed(op, i)? })));
                 match native {
-                    Some(v) => self.set_vec(i.d, v),
+                    Some((op, v)) => self.set_result(op, i, v),
                     None => self.vec_call(i),
                 }
             }
@@ -97,8 +99,9 @@ impl Lower<'_, '_> {
                 self.set(i.d, v);
             }
             _ => {
-                if let Some(v) = VecFromInt::from_imm(i.imm).and_then(|op| self.vec_from_int_native(op, i)) {
-                    return self.set_vec(i.d, v);
+                let op = VecFromInt::from_imm(i.imm);
+                if let Some(v) = op.and_then(|op| self.vec_from_int_native(op, i)) {
+                    return if op.is_some_and(|op| op.is_fp()) { self.set_float(i.d, v) } else { self.set_vec(i.d, v) };
                 }
                 let words = self.iconst(i.d as i64 | (i.a as i64) << 16 | (i.c as i64) << 32);
                 let (op, b) = (self.iconst(i.imm), self.int(i.b));

@@ -3,9 +3,11 @@ use crate::ir::{Inst, Op};
 use crate::lower::Compiler;
 use crate::runtime::compile::CompileService;
 use crate::state::reg;
-use crate::system::testing::{Guest, place};
+use crate::system::testing::{self, place};
 use crate::vcpu::{EngineConfig, Exit};
 use iced_x86::code_asm::{CodeAssembler, *};
+
+type Guest = testing::Guest<false>;
 
 /// A guest in 64-bit mode that checks blocks.
 fn guest() -> Guest {

@@ -2,7 +2,8 @@
 
 use crate::fault::{Fault, vector};
 use crate::state::{flag, reg};
-use crate::system::testing::{Guest, gate, place::*, sel};
+use super::Guest;
+use crate::system::testing::{gate, place::*, sel};
 use crate::vcpu::Exit;
 use iced_x86::code_asm::*;
 

@@ -2,7 +2,8 @@
 
 use crate::fault::vector;
 use crate::state::reg;
-use crate::system::testing::{Guest, descriptor, gate, place::*, sel};
+use super::Guest;
+use crate::system::testing::{descriptor, gate, place::*, sel};
 use iced_x86::code_asm::*;
 
 /// JMP or CALL through a far pointer in memory at DATA.

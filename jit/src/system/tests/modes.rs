@@ -2,7 +2,8 @@
 
 use crate::fault::vector;
 use crate::state::{cr0, cr4, efer, mode, reg};
-use crate::system::testing::{Guest, place::*, sel};
+use super::Guest;
+use crate::system::testing::{place::*, sel};
 use iced_x86::code_asm::*;
 
 #[test]

@@ -3,7 +3,8 @@
 use crate::fault::{Fault, vector};
 use crate::state::{cr4, flag, reg};
 use crate::system::msr::msr_no::*;
-use crate::system::testing::{Guest, machine_with_board, place::*, sel};
+use super::Guest;
+use crate::system::testing::{machine_with_board, place::*, sel};
 use iced_x86::code_asm::*;
 use std::sync::atomic::Ordering;
 

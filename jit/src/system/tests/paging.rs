@@ -2,7 +2,8 @@
 
 use crate::fault::vector;
 use crate::state::{cr0, cr4, efer, flag, reg};
-use crate::system::testing::{Guest, place::*};
+use super::Guest;
+use crate::system::testing::{place::*};
 use iced_x86::code_asm::*;
 
 const P: u64 = 1;

@@ -2,7 +2,8 @@
 
 use crate::fault::vector;
 use crate::state::{cr0, flag, reg};
-use crate::system::testing::{Guest, descriptor, gate, place::*, sel};
+use super::Guest;
+use crate::system::testing::{descriptor, gate, place::*, sel};
 use iced_x86::code_asm::*;
 
 /// A second task: CPL 0, its code is the stub of vector 90.

@@ -2,7 +2,8 @@
 
 use crate::fault::vector;
 use crate::state::{cr4, flag, reg, shadow};
-use crate::system::testing::{Guest, place::*, sel};
+use super::Guest;
+use crate::system::testing::{place::*, sel};
 use crate::vcpu::request;
 use iced_x86::code_asm::*;
 

@@ -2,7 +2,8 @@
 
 use crate::fault::vector;
 use crate::state::{cr4, flag, reg};
-use crate::system::testing::{Guest, place::*, sel};
+use super::Guest;
+use crate::system::testing::{place::*, sel};
 
 #[test]
 fn interrupts_leave_with_all_segments_and_iret_comes_back() {
