@@ -321,11 +321,10 @@ impl Cpu {
         }
     }
 
-    /// Enters the mapping of `linear`'s page in the TLB for generated code, if there is one without a fault. The access
-    /// may not happen (it may fault on another page): a dirty bit is not set here, and what writes to a clean page is
-    /// interpreted. Accessed bits may be set by an access that does not come (SDM 3A 4.8).
-    pub fn fill_quietly(&mut self, index: usize, linear: u64) {
-        let _ = self.place(index, linear, Access::Read, 0);
+    /// Enters the mapping of `linear`'s page in the TLB for generated code, if there is one without a fault. An access
+    /// that goes into a second page marks that one as accessed or dirty here, though the first may fault then.
+    pub fn fill_quietly(&mut self, index: usize, linear: u64, access: Access) {
+        let _ = self.place(index, linear, access, 0);
     }
 
     /// Raises what a store would raise, page by page.

@@ -6,6 +6,7 @@ use crate::helpers::{self, HelperId};
 use crate::ir::flags;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::lower::Thunk;
+use crate::mmu::walk::Access;
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS};
 use std::mem::offset_of;
 
@@ -227,7 +228,8 @@ unsafe extern "C" fn tlb_miss(cpu: *mut Cpu, page: u64, kind: u64) {
     // SAFETY: `enter` holds the only reference and waits for generated code; nothing else uses it meanwhile.
     let cpu = unsafe { &mut *cpu };
     if page & 0xfff == 0 {
-        cpu.fill_quietly((kind >> 1) as usize, page);
+        let access = if kind & 1 != 0 { Access::Write } else { Access::Read };
+        cpu.fill_quietly((kind >> 1) as usize, page, access);
     }
 }
 
