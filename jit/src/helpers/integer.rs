@@ -187,16 +187,22 @@ pub(super) fn ty_of(n: u64) -> Ty {
     }
 }
 
+/// Most attempts of LOCK NEG to swap its result in: RAM settles at once unless processors fight for it, a device's
+/// register may read as something else for ever.
+const SWAPS: u32 = 1000;
+
 fn lock_neg(cpu: &mut Cpu, addr: u64, ty: u64, _: u64) -> Result<u64, Fault> {
     let ty = ty_of(ty);
     let mut old = cpu.load_flags(ty, addr, mem::WRITE_INTENT)?;
-    loop {
+    for _ in 0..SWAPS {
         let seen = cpu.cas(ty, addr, old, old.wrapping_neg() & ty.mask())?;
         if seen == old {
             return Ok(old);
         }
         old = seen;
     }
+    cpu.store(ty, addr, old.wrapping_neg() & ty.mask())?;
+    Ok(old)
 }
 
 /// RCL or RCR: result, and CF and OF in place. A count of 0 modulo the width + 1 changes neither.
