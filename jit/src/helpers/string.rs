@@ -259,7 +259,7 @@ fn ahead(cpu: &Cpu, r: &Rep, seg: usize, at: u64) -> Option<(u64, u64)> {
     if !r.forward() || r.budget <= 1 || r.count <= 1 {
         return None;
     }
-    let len = r.run_length(at).min((r.count - 1) * size);
+    let len = r.run_length(at).min((r.count - 1).saturating_mul(size));
     let start = linear(cpu, r.ty, seg, at, len.max(1), false).ok()?;
     let room = (PAGE_SIZE - (start & (PAGE_SIZE - 1))) / size * size;
     Some((start, len.min(room)))

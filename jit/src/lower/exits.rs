@@ -169,6 +169,9 @@ impl Lower<'_, '_> {
     }
 
     pub(super) fn helper(&mut self, block: &Block, i: &Inst) {
+        if self.division(block, i) {
+            return;
+        }
         let h = helpers::helper(HelperId(i.imm as u16));
         let (a, b, c) = (self.opt(i.a), self.opt(i.b), self.opt(i.c));
         let id = self.iconst(i.imm & 0xffff);

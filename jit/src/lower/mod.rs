@@ -6,12 +6,14 @@
 //! ([`crate::runtime::patch`]). Code outside the region is reached by tail calls.
 
 mod alu;
+mod divide;
 mod exits;
 mod flags;
 mod memory;
 mod vector;
 
 use crate::ir::{Block, Inst, Op, Ty, Val};
+use crate::mmu::tlb::MMU_INDEXES;
 use crate::passes::dead_flags;
 use crate::state::{CpuState, VALS, VECS};
 use cranelift_codegen::ir::{
@@ -168,8 +170,10 @@ impl Compiler {
                 other => return Err(LowerError::Cranelift(format!("unexpected relocation {:?} {other:?}", r.kind))),
             }
         }
-        let sites =
-            code.buffer.traps().iter().map(|t| MemSite { ud2: t.offset, kind: t.code.as_raw().get() as u32 - 1 });
+        // Other traps belong to divisions that were checked before.
+        let kind = |t: &cranelift_codegen::MachTrap| t.code.as_raw().get() as u32 - 1;
+        let sites = code.buffer.traps().iter().filter(|t| kind(t) < 2 * MMU_INDEXES as u32);
+        let sites = sites.map(|t| MemSite { ud2: t.offset, kind: kind(t) });
         let starts = code.buffer.get_srclocs_sorted().iter().filter(|l| !l.loc.is_default());
         let rip_of = |l: &cranelift_codegen::MachSrcLoc<cranelift_codegen::Final>| {
             (l.start, rips.get(l.loc.bits() as usize).copied().unwrap_or(0))
