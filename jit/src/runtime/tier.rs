@@ -230,9 +230,7 @@ impl Cpu {
     pub(super) fn count_run(&mut self, slot: u32) -> Option<u32> {
         self.tier.stats.blocks += 1;
         let link = self.tier.open_link.take();
-        if self.tier.service.is_none() {
-            return None;
-        }
+        self.tier.service.as_ref()?;
         let runs = self.blocks.count_run(slot, self.tier.hot)?;
         self.tier.proposals.push((runs, slot, self.blocks.serial(slot)));
         self.feed_compilers();

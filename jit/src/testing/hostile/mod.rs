@@ -337,7 +337,7 @@ fn difference(a: &Aftermath, b: &Aftermath) -> Option<String> {
 /// Bits of page-table entries that generated code may set where the interpreter does not: accessed (SDM 3A 4.8 lets a
 /// processor set it ahead of an access) and dirty of the second page of an access that faults on the first.
 fn may_differ(at: usize, x: u8, y: u8) -> bool {
-    (x ^ y) & !0x60 == 0 && at % 4 == 0
+    (x ^ y) & !0x60 == 0 && at.is_multiple_of(4)
 }
 
 #[cfg(test)]
