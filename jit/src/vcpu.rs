@@ -58,7 +58,7 @@ pub enum EngineError {
 pub enum Exit {
     /// HLT or MWAIT with nothing pending: sleep until [`VcpuHandle::pending`] is non-zero, then run again.
     Halted,
-    /// [`VcpuHandle::request_exit`] was called.
+    /// [`request::EXIT`] was raised.
     Requested,
     /// Triple fault; the text says registers, RIP and the reason. The processor is in shutdown until reset.
     TripleFault(String),
