@@ -24,3 +24,8 @@ pub fn disassemble_bytes(bytes: &[u8], rip: u64, mode_word: u32, count: usize) -
     }
     out
 }
+
+/// Generated code, all of it; addresses count from its start.
+pub fn disassemble_host(code: &[u8]) -> String {
+    disassemble_bytes(code, 0, crate::state::mode::CS64, code.len())
+}

@@ -11,6 +11,8 @@ use crate::state::{JUMP_ENTRIES, jump_slot, mode, reg};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Sleeps of the processor after which counts of runs halve.
+const HALTS_PER_EPOCH: u32 = 8;
 /// Most bytes a block is lifted from at a time.
 const FETCH_BYTES: u64 = 512;
 const FETCH_ENTRIES: usize = 256;
@@ -73,6 +75,8 @@ struct Slot {
     serial: u64,
     /// Interpreted runs; once there is code and it is checked: runs of the code.
     runs: u32,
+    /// When it last ran, in the cache's epochs.
+    epoch: u32,
     /// Runs at which it is proposed for compilation (again).
     propose_at: u32,
     /// Its region is being compiled, or could not be.
@@ -113,6 +117,7 @@ pub struct BlockCache {
     stale: bool,
     serial: u64,
     dead_regions: Vec<u32>,
+    halts: u32,
 }
 
 impl BlockCache {
@@ -132,6 +137,7 @@ impl BlockCache {
             stale: false,
             serial: 0,
             dead_regions: Vec::new(),
+            halts: 0,
         }
     }
 
@@ -187,13 +193,27 @@ impl BlockCache {
     /// Counts a run; `Some(runs)` when the block should be proposed for compilation: at `hot` runs, and again each time
     /// they have doubled while it waits.
     pub fn count_run(&mut self, slot: u32, hot: u32) -> Option<u32> {
+        let epoch = self.halts / HALTS_PER_EPOCH;
         let s = self.slots.get_mut(slot as usize)?;
+        let age = epoch.wrapping_sub(s.epoch);
+        if age != 0 {
+            s.runs = s.runs.checked_shr(age).unwrap_or(0);
+            s.epoch = epoch;
+            s.propose_at = 0;
+        }
         s.runs += 1;
         if s.runs < s.propose_at.max(hot) || s.requested || s.node.is_none_or(|n| n.key.mode & SINGLE != 0) {
             return None;
         }
         s.propose_at = s.runs.saturating_mul(2);
         Some(s.runs)
+    }
+
+    /// The processor went to sleep. Counts of runs halve every few times: what an idle guest does again and again, but
+    /// rarely, is not worth compiling. `true` if they just did.
+    pub fn note_halt(&mut self) -> bool {
+        self.halts = self.halts.wrapping_add(1);
+        self.halts.is_multiple_of(HALTS_PER_EPOCH)
     }
 
     /// Whether the block still waits for its code to be asked for.
@@ -420,6 +440,7 @@ impl Cpu {
     fn enter_node(&mut self, key: Key, mut block: Block, second_page: Option<u64>) -> u32 {
         tracing::trace!(target: "in_asm", pc = key.rip, "{}", lift::disassemble(&block, self.shared.ram.as_ref(), key.gpa));
         debug_assert_eq!(crate::ir::verify::check(&block), Ok(()));
+        tracing::trace!(target: "op", pc = key.rip, "{}", crate::ir::text::print(&block));
         passes::run(&mut block);
         tracing::trace!(target: "op_opt", pc = key.rip, "{}", crate::ir::text::print(&block));
         let node = Node { key, len: block.len.max(1) as u64, second_page };

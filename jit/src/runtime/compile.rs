@@ -1,6 +1,7 @@
 //! The compile threads: regions in, placed code out. vCPUs never wait for them (except in `sync` mode).
 
 use super::place::{CodeSpace, Placed};
+use crate::lift;
 use crate::lower::{Compiler, Region};
 use crate::vcpu::{EngineConfig, EngineError, VcpuHandle, request};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -82,7 +83,11 @@ fn work(mut compiler: Compiler, queue: &Receiver<Job>, space: &Mutex<CodeSpace>)
 /// Compiles and places one region.
 pub fn compile_one(compiler: &mut Compiler, region: &Region, space: &Mutex<CodeSpace>) -> Option<Placed> {
     match compiler.compile(region) {
-        Ok(compiled) => space.lock().unwrap_or_else(PoisonError::into_inner).place(&compiled),
+        Ok(compiled) => {
+            let rip = region.blocks[0].rip;
+            tracing::trace!(target: "out_asm", pc = rip, "code of {:#x}\n{}", rip, lift::disassemble_host(&compiled.code));
+            space.lock().unwrap_or_else(PoisonError::into_inner).place(&compiled)
+        }
         Err(e) => {
             tracing::warn!("region at {:#x} stays interpreted: {e}", region.blocks[0].rip);
             None

@@ -72,6 +72,7 @@ impl Cpu {
 
     fn run_slot(&mut self, slot: u32) -> Result<(), Fault> {
         let Some(block) = self.blocks.take(slot) else { return Ok(()) };
+        tracing::trace!(target: "exec", pc = self.state.rip, "cpu {} interprets {:#x}", self.index, self.state.rip);
         let result = self.run_block(&block);
         self.blocks.put_back(slot, block);
         result
@@ -80,8 +81,9 @@ impl Cpu {
     /// Runs generated code.
     pub(super) fn run_code(&mut self, region: u32) -> Result<(), Fault> {
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
-        // Checked code comes back after each block: nothing leads from one to the next.
-        if self.lockstep.is_none() {
+        tracing::trace!(target: "exec", pc = self.state.rip, "cpu {} runs code of {:#x}", self.index, self.state.rip);
+        // Checked code comes back after each block: nothing leads from one to the next. So it is with `-d nochain`.
+        if self.lockstep.is_none() && !tracing::enabled!(target: "nochain", tracing::Level::TRACE) {
             self.join_open_link(region);
             let s = &mut self.state;
             if s.mode & mode::FLAT != 0 {
@@ -134,7 +136,13 @@ impl Cpu {
                 return Some(Exit::WaitForStartUp);
             }
             if !self.deliver_next(pending) {
-                return self.state.halted.then_some(Exit::Halted);
+                if self.state.halted {
+                    if self.blocks.note_halt() {
+                        self.tier.forget_proposals();
+                    }
+                    return Some(Exit::Halted);
+                }
+                return None;
             }
         }
     }

@@ -125,6 +125,11 @@ impl Tier {
         service.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Drops what waits for a compiler: a guest that sleeps is in no hurry, and what is hot will be proposed anew.
+    pub fn forget_proposals(&mut self) {
+        self.proposals.clear();
+    }
+
     /// Code was left through link `number`.
     pub fn left_through(&mut self, number: u32) {
         self.open_link = Some(number);
@@ -277,7 +282,8 @@ impl Cpu {
         let mut slots = vec![head];
         let mut ops = if self.blocks.within_page(head) { 0 } else { REGION_OPS };
         let mut next = 0;
-        let alone = self.lockstep.as_ref().is_some_and(|l| l.by_block());
+        let alone = self.lockstep.as_ref().is_some_and(|l| l.by_block())
+            || tracing::enabled!(target: "nochain", tracing::Level::TRACE);
         let most = if alone { 1 } else { REGION_BLOCKS };
         while next < slots.len() && slots.len() < most && ops < REGION_OPS {
             let Some(block) = self.blocks.block(slots[next]) else { break };

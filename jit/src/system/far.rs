@@ -15,6 +15,7 @@ fn not_present(selector: u16) -> Fault {
 impl Cpu {
     /// Far JMP to `selector:offset`; `next` is the RIP a task switch saves.
     pub fn far_jump(&mut self, selector: u16, offset: u64, next: u64) -> Result<(), Fault> {
+        tracing::trace!(target: "pcall", "far jump to {:04x}:{:#x} from cpl {} {:#x}", selector, offset, self.state.cpl(), self.state.rip);
         if self.paragraph_mode() {
             return self.far_paragraph(selector, offset);
         }
@@ -43,6 +44,7 @@ impl Cpu {
 
     /// Far CALL with operand width `ty`.
     pub fn far_call(&mut self, selector: u16, offset: u64, ty: Ty, next: u64) -> Result<(), Fault> {
+        tracing::trace!(target: "pcall", "far call to {:04x}:{:#x} from cpl {} {:#x}", selector, offset, self.state.cpl(), self.state.rip);
         let cs = self.state.segs[reg::CS].selector as u64;
         if self.paragraph_mode() {
             let mut stack = self.current_stack();
@@ -71,6 +73,7 @@ impl Cpu {
 
     /// Far RET with operand width `ty`, releasing `release` bytes of parameters.
     pub fn far_return(&mut self, ty: Ty, release: u64) -> Result<(), Fault> {
+        tracing::trace!(target: "pcall", "far return from cpl {} {:#x}", self.state.cpl(), self.state.rip);
         let mut stack = self.current_stack();
         let rip = self.pop_from(&mut stack, ty)?;
         let selector = self.pop_from(&mut stack, ty)? as u16;

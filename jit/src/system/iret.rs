@@ -9,6 +9,7 @@ use crate::state::{cr4, flag, reg};
 impl Cpu {
     /// IRET with operand width `ty`.
     pub fn interrupt_return(&mut self, ty: Ty, next: u64) -> Result<(), Fault> {
+        tracing::trace!(target: "pcall", "interrupt return from cpl {} {:#x}", self.state.cpl(), self.state.rip);
         if self.real_mode() {
             self.iret_real(ty)?;
         } else if self.vm86() {
