@@ -3,7 +3,7 @@
 use super::code_map::granules;
 use super::ram::PAGE_SIZE;
 use super::tlb::{self, SLOW, SUPERVISOR, SUPERVISOR_SMAP};
-use super::walk::{Access, PagingState};
+use super::walk::{Access, Marks, PagingState};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::op::RmwOp;
@@ -282,6 +282,18 @@ impl Cpu {
 
     /// Translates an access within one page and enters it in the TLB.
     fn place(&mut self, index: usize, linear: u64, access: Access, flags: u16) -> Result<Place, Fault> {
+        self.place_marking(index, linear, access, flags, Marks::Set)
+    }
+
+    /// The same; `marks`: what the walk does about accessed and dirty bits.
+    fn place_marking(
+        &mut self,
+        index: usize,
+        linear: u64,
+        access: Access,
+        flags: u16,
+        marks: Marks,
+    ) -> Result<Place, Fault> {
         if access == Access::Write {
             let e = self.state.tlb.entry(index, linear);
             if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
@@ -298,7 +310,7 @@ impl Cpu {
         if !self.canonical(linear) {
             return Err(if flags & mem::STACK != 0 { Fault::SS0 } else { Fault::GP0 });
         }
-        let m = self.paging().walk(&self.shared.ram, linear, access, index, true).inspect_err(|f| {
+        let m = self.paging().walk(&self.shared.ram, linear, access, index, marks).inspect_err(|f| {
             tracing::trace!(target: "mmu", "page fault: linear {:#x} {:?} index {} code {:?}", linear, access, index, f.error);
         })?;
         let offset = linear & (PAGE_SIZE - 1);
@@ -321,10 +333,11 @@ impl Cpu {
         }
     }
 
-    /// Enters the mapping of `linear`'s page in the TLB for generated code, if there is one without a fault. An access
-    /// that goes into a second page marks that one as accessed or dirty here, though the first may fault then.
+    /// Enters the mapping of `linear`'s page in the TLB for generated code, if there is one without a fault and without a
+    /// mark in the page tables. The page may be the second of an access whose first page faults, which then must not show
+    /// as accessed or dirty (SDM 3A 4.8): marks are for the interpreter to set, which does the access whole.
     pub fn fill_quietly(&mut self, index: usize, linear: u64, access: Access) {
-        let _ = self.place(index, linear, access, 0);
+        let _ = self.place_marking(index, linear, access, 0, Marks::Present);
     }
 
     /// Raises what a store would raise, page by page.
@@ -440,7 +453,7 @@ impl Cpu {
             return Err(Fault::GP0);
         }
         let index = self.state.mmu_index();
-        let m = self.paging().walk(&self.shared.ram, linear, Access::Fetch, index, true)?;
+        let m = self.paging().walk(&self.shared.ram, linear, Access::Fetch, index, Marks::Set)?;
         Ok(m.gpa | linear & (PAGE_SIZE - 1))
     }
 
@@ -449,7 +462,7 @@ impl Cpu {
         if !self.canonical(linear) {
             return None;
         }
-        let m = self.paging().walk(&self.shared.ram, linear, Access::Read, SUPERVISOR, false).ok()?;
+        let m = self.paging().walk(&self.shared.ram, linear, Access::Read, SUPERVISOR, Marks::Leave).ok()?;
         Some(m.gpa | linear & (PAGE_SIZE - 1))
     }
 }

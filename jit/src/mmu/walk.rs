@@ -19,6 +19,17 @@ pub enum Access {
     Fetch,
 }
 
+/// What a walk does about accessed and dirty bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Marks {
+    /// Sets them, as an access does.
+    Set,
+    /// Leaves them alone (debuggers, monitors).
+    Leave,
+    /// Finds no mapping where it would have to set one.
+    Present,
+}
+
 /// The registers that govern translation.
 #[derive(Clone, Copy, Debug)]
 pub struct PagingState {
@@ -32,6 +43,16 @@ pub struct PagingState {
     pub efer: u64,
     /// The four PDPTE registers of PAE paging (SDM 3A 4.4.1).
     pub pdptes: [u64; 4],
+}
+
+/// What became of an entry's accessed and dirty bits.
+enum Marked {
+    /// They are as the walk wants them.
+    Done,
+    /// They are not, and the walk may not set them.
+    Missing,
+    /// Somebody changed the entry meanwhile: look again.
+    Raced,
 }
 
 const P: u64 = 1;
@@ -65,8 +86,8 @@ impl PagingState {
         self.efer & efer::NXE != 0
     }
 
-    /// Translates `linear`. `set_bits` = false leaves accessed and dirty bits alone (debuggers, monitors).
-    pub fn walk(&self, ram: &Ram, linear: u64, access: Access, index: usize, set_bits: bool) -> Result<Mapping, Fault> {
+    /// Translates `linear`.
+    pub fn walk(&self, ram: &Ram, linear: u64, access: Access, index: usize, marks: Marks) -> Result<Mapping, Fault> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = linear & 0xffff_f000;
             return Ok(Mapping { gpa, read: true, write: true, global: false, page_mask: !0xfff });
@@ -93,9 +114,10 @@ impl PagingState {
             rights.user &= entry & US != 0;
             rights.exec &= entry & NX == 0 || entry_bytes == 4 || !self.nxe();
             if !leaf {
-                if set_bits && entry & A == 0 && !ram.cas_entry(at, entry_bytes, entry, entry | A) {
-                    // Somebody changed the entry meanwhile: look again.
-                    return self.walk(ram, linear, access, index, set_bits);
+                match self.mark(ram, marks, at, entry_bytes, entry, entry | A) {
+                    Marked::Done => {}
+                    Marked::Missing => return fault(0),
+                    Marked::Raced => return self.walk(ram, linear, access, index, marks),
                 }
                 table = entry & self.address_mask(entry_bytes);
                 level -= 1;
@@ -106,10 +128,23 @@ impl PagingState {
             }
             let dirty = if access == Access::Write { D } else { 0 };
             let want = entry | A | dirty;
-            if set_bits && want != entry && !ram.cas_entry(at, entry_bytes, entry, want) {
-                return self.walk(ram, linear, access, index, set_bits);
+            match self.mark(ram, marks, at, entry_bytes, entry, want) {
+                Marked::Done => {}
+                Marked::Missing => return fault(0),
+                Marked::Raced => return self.walk(ram, linear, access, index, marks),
             }
             return Ok(self.mapping(linear, entry, want, shift, entry_bytes, rights, index));
+        }
+    }
+
+    /// Makes the entry at `at` `want`, if `marks` asks for it.
+    fn mark(&self, ram: &Ram, marks: Marks, at: u64, entry_bytes: u64, entry: u64, want: u64) -> Marked {
+        match marks {
+            _ if want == entry => Marked::Done,
+            Marks::Leave => Marked::Done,
+            Marks::Present => Marked::Missing,
+            Marks::Set if ram.cas_entry(at, entry_bytes, entry, want) => Marked::Done,
+            Marks::Set => Marked::Raced,
         }
     }
 

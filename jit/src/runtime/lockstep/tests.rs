@@ -144,6 +144,8 @@ fn faults_are_compared() {
 /// Runs a loop, then again with code from which `spoil` changed an operation: the report.
 fn spoiled(spoil: impl Fn(&mut Inst)) -> String {
     let mut g = guest();
+    // Dirty already, else stores there are the interpreter's.
+    g.page(place::DATA + 0x2000, 0x67);
     g.code(|a| {
         let mut again = a.create_label();
         a.set_label(&mut again)?;

@@ -154,6 +154,32 @@ fn accesses_across_pages_fault_at_the_page_that_fails() {
 }
 
 #[test]
+fn an_access_that_faults_at_its_first_page_leaves_no_mark_on_the_second() {
+    let marks = |g: &Guest, page: u64| g.read64(PAGING + 0x3000 + 8 * (page >> 12)) >> 5 & 3;
+    for store in [true, false] {
+        let mut g = Guest::long();
+        g.page(DATA, 0);
+        g.code(|a| {
+            if store {
+                return a.mov(qword_ptr(DATA + 0xffc), rax);
+            }
+            a.mov(rax, qword_ptr(DATA + 0xffc))
+        });
+        g.expect(vector::PF);
+        assert_eq!(g.cpu.state.cr2, DATA + 0xffc);
+        assert_eq!(marks(&g, DATA + 0x1000), 0, "store: {store}");
+    }
+    // One that goes through marks both.
+    let mut g = Guest::long();
+    g.code(|a| {
+        a.mov(qword_ptr(DATA + 0xffc), rax)?;
+        a.hlt()
+    });
+    g.run();
+    assert_eq!([marks(&g, DATA), marks(&g, DATA + 0x1000)], [3, 3]);
+}
+
+#[test]
 fn fetches_across_pages_fault_at_the_second() {
     let mut g = Guest::long();
     g.page(DATA + 0x1000, 0);
