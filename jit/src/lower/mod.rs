@@ -330,6 +330,7 @@ impl<'a, 'f> Lower<'a, 'f> {
                 self.start_insn(block, i.off);
             }
             self.inst(block, i, visible[n]);
+            self.keep_comparison(block, visible, n);
         }
     }
 

@@ -114,6 +114,26 @@ pub fn visible(block: &Block, live_out: bool) -> Vec<bool> {
     out
 }
 
+/// Whether nobody looks at the flags that the guest instruction of operation `n` sets, given what [`visible`] says.
+pub fn in_vain(block: &Block, visible: &[bool], n: usize) -> bool {
+    let off = block.insts[n].off;
+    let mut set = false;
+    for (i, visible) in block.insts.iter().zip(visible).skip(n) {
+        if i.off != off && !set {
+            return true;
+        }
+        let (reads, sets) = flag_use(i);
+        if set && reads || sets && !set && *visible {
+            return false;
+        }
+        if set && sets {
+            return true;
+        }
+        set |= sets;
+    }
+    true
+}
+
 /// For each block of a region, whether the flags at its entry may be looked at.
 pub fn live_at_entry(blocks: &[std::sync::Arc<Block>]) -> Vec<bool> {
     blocks.iter().map(|b| needs_flags(b)).collect()

@@ -2,12 +2,14 @@
 //! operations, and with them the flags they would leave in MXCSR.
 //!
 //! A result is unseen until a fault point or a call looks at the state. One that goes into another operation lives as long
-//! as that one's result. What is overwritten unseen gets a store that Cranelift keeps; such code is rare.
+//! as that one's result. What is overwritten unseen gets a store that Cranelift keeps; such code is rare. So does a
+//! comparison whose flags nobody reads.
 
 use super::super::Lower;
 use super::float;
-use crate::ir::Inst;
-use crate::ir::vecop::VecOp;
+use crate::ir::vecop::{VecOp, VecToInt};
+use crate::ir::{Block, Inst, Op};
+use crate::passes::dead_flags;
 use crate::state::{CpuState, VECS};
 use cranelift_codegen::ir::types::{I64, I64X2};
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -43,11 +45,28 @@ impl Lower<'_, '_> {
         }
     }
 
+    /// Operation `n` was done. If it is a comparison whose result nobody looks at, it stays for the flags in MXCSR.
+    pub(in crate::lower) fn keep_comparison(&mut self, block: &Block, visible: &[bool], n: usize) {
+        let i = &block.insts[n];
+        if i.op == Op::VecToInt
+            && VecToInt::from_imm(i.imm).is_some_and(VecToInt::compares_floats)
+            && dead_flags::in_vain(block, visible, n)
+        {
+            let word = self.int(i.d);
+            self.keep_int(word);
+        }
+    }
+
     /// Makes a value needed: atomic stores are never dropped. The slot is free between a helper's return and the next
     /// call.
     fn keep(&mut self, v: Value) {
         let v = self.recast(I64X2, v);
         let low = self.b.ins().extractlane(v, 0);
+        self.keep_int(low);
+    }
+
+    /// The same of an integer.
+    fn keep_int(&mut self, low: Value) {
         let offset = self.b.ins().iconst(I64, offset_of!(CpuState, helper_result) as i64);
         let slot = self.b.ins().iadd(self.env, offset);
         self.b.ins().atomic_store(self.state_mem, low, slot);

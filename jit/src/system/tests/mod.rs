@@ -13,6 +13,7 @@ macro_rules! suite {
 
             mod delivery;
             mod far;
+            mod floats;
             mod modes;
             mod msrs;
             mod paging;
