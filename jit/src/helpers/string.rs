@@ -33,9 +33,10 @@ crate::helper_family! { 1;
 /// Elements between looks at the request word where work goes element by element.
 const BATCH: u64 = 256;
 
-/// The helpers' operand: element width, address width, segment of the source, REPNE of a comparison.
-pub fn pack(ty: Ty, address: Ty, seg: usize, until_equal: bool) -> u64 {
-    ty as u64 | (address as u64) << 2 | (seg as u64) << 4 | (until_equal as u64) << 8
+/// The helpers' operand: element width, address width, segment of the source, REPNE of a comparison, length of the
+/// instruction.
+pub fn pack(ty: Ty, address: Ty, seg: usize, until_equal: bool, len: usize) -> u64 {
+    ty as u64 | (address as u64) << 2 | (seg as u64) << 4 | (until_equal as u64) << 8 | (len as u64) << 16
 }
 
 /// Mark in the operand of the helpers that only move data.
@@ -56,6 +57,10 @@ struct Rep {
     di: u64,
     /// Elements until the next look at the request word; single-stepping stops after each.
     budget: u64,
+    /// Bytes of the instruction.
+    len: u64,
+    /// The instruction was overwritten by its last element.
+    overwritten: bool,
 }
 
 impl Rep {
@@ -75,6 +80,8 @@ impl Rep {
             si: cpu.gpr(reg::RSI) & m,
             di: cpu.gpr(reg::RDI) & m,
             budget: if cpu.state.mode & (mode::TF | mode::STEP) != 0 { 1 } else { BATCH },
+            len: how >> 16 & 15,
+            overwritten: false,
         }
     }
 
@@ -103,8 +110,23 @@ impl Rep {
         self.budget = self.budget.saturating_sub(n);
     }
 
+    /// Stores an element. One that changes the instruction itself is the last that it does as it was: the rest is up to
+    /// what is there now.
+    fn store(&mut self, cpu: &mut Cpu, linear: u64, value: u64) -> Result<(), Fault> {
+        let before = cpu.state.jump_check;
+        cpu.store(self.ty, linear, value)?;
+        // Translated code was dropped, maybe this.
+        if cpu.state.jump_check != before {
+            self.overwritten = cpu.overlaps_instruction(linear, self.ty.bytes() as u64, self.len);
+        }
+        Ok(())
+    }
+
     /// Stop here and let the vCPU look around.
     fn pause(&mut self, cpu: &Cpu) -> bool {
+        if self.overwritten {
+            return true;
+        }
         if self.budget > 0 {
             return false;
         }
@@ -202,7 +224,7 @@ fn rep_movs(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
         let s = linear(cpu, r.ty, r.seg, r.si, size, false)?;
         let v = cpu.load_flags(r.ty, s, source_flags(r.seg))?;
         let d = linear(cpu, r.ty, reg::ES, r.di, size, true)?;
-        cpu.store(r.ty, d, v)?;
+        r.store(cpu, d, v)?;
         r.advance(1, true, true);
         Ok(true)
     })
@@ -223,7 +245,7 @@ fn rep_stos(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {
             }
         }
         let d = linear(cpu, r.ty, reg::ES, r.di, size, true)?;
-        cpu.store(r.ty, d, value)?;
+        r.store(cpu, d, value)?;
         r.advance(1, false, true);
         Ok(true)
     })

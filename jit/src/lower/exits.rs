@@ -70,6 +70,9 @@ impl Lower<'_, '_> {
     /// Goes to a known RIP.
     pub(super) fn jump_to(&mut self, rip: u64) {
         if let Some(n) = self.by_rip.get(&rip).copied() {
+            if self.wrote_behind {
+                self.exit_if_stale(rip);
+            }
             if n <= self.current {
                 self.enter_checked(n);
             } else {
@@ -141,7 +144,7 @@ impl Lower<'_, '_> {
         let cond = self.truth(i.a);
         let (taken, other) = (i.imm as u64, block.end_rip());
         let forward = |this: &Self, rip: u64| {
-            this.by_rip.get(&rip).copied().filter(|n| *n > this.current).map(|n| this.blocks[n])
+            this.by_rip.get(&rip).copied().filter(|n| *n > this.current && !this.wrote_behind).map(|n| this.blocks[n])
         };
         let (to_taken, to_other) = (forward(self, taken), forward(self, other));
         let taken_block = to_taken.unwrap_or_else(|| self.b.create_block());

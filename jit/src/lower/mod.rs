@@ -229,6 +229,7 @@ struct Lower<'a, 'f> {
     by_rip: HashMap<u64, usize>,
     current: usize,
     mmu: usize,
+    /// A helper ran in this guest instruction, which may have changed translated code, this too.
     wrote_behind: bool,
     rips: Vec<u64>,
     links: Vec<LinkTarget>,
@@ -287,6 +288,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             let out = self.flags_live_out(block, &entry_needs);
             let visible = dead_flags::visible(block, out);
             self.block(block, &visible);
+            self.wrote_behind = false;
             flags_after[n] = self.flags;
         }
         self.b.seal_all_blocks();

@@ -207,3 +207,23 @@ fn rom_stays() {
     ram.read(0xe_0007, &mut byte);
     assert_eq!(byte, [0x11]);
 }
+
+#[test]
+fn a_repeated_instruction_that_overwrites_itself_goes_on_as_what_it_is_then() {
+    // The first element makes REP a NOP; the second is stored by the instruction without REP, over itself.
+    for (opcode, alias) in [(0xaa, false), (0xa4, false), (0x6c, false), (0xaa, true)] {
+        let mut g = Guest::long();
+        g.board.port.store(0x90, std::sync::atomic::Ordering::Relaxed);
+        g.bytes(DATA, &[0x90; 1000]);
+        // DATA + 4000h is the page of the code under another address.
+        g.write64(PAGING + 0x3000 + 8 * ((DATA + 0x4000) >> 12), CODE | 7);
+        let target = if alias { DATA + 0x4000 + 1 } else { CODE + 1 };
+        for (r, v) in [(reg::RCX, 1000), (reg::RAX, 0x90), (reg::RSI, DATA), (reg::RDI, target), (reg::RDX, 0x40)] {
+            g.cpu.set_gpr(r, v);
+        }
+        g.bytes(CODE, &[0x90, 0xf3, opcode, 0xf4]);
+        g.run();
+        assert_eq!([g.cpu.gpr(reg::RCX), g.cpu.gpr(reg::RDI)], [999, target + 2], "{opcode:#x}, {alias}");
+        assert_eq!(g.read32(CODE), 0xf490_9090, "{opcode:#x}, {alias}");
+    }
+}
