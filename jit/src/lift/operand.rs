@@ -223,14 +223,18 @@ impl Lifter<'_> {
 
     /// With alignment checks on, raises #AC for operands off their natural boundary (SDM 3A 6.15, table 6-7).
     pub fn check_alignment(&mut self, m: Mem, bytes: usize) {
-        let boundary = match bytes {
-            2 | 4 | 8 => bytes as i64,
-            10 => 8,
-            _ => return,
-        };
+        match bytes {
+            2 | 4 | 8 => self.check_boundary(m, bytes),
+            10 => self.check_boundary(m, 8),
+            _ => {}
+        }
+    }
+
+    /// With alignment checks on, raises #AC for an operand that does not start at a multiple of `boundary` bytes.
+    pub fn check_boundary(&mut self, m: Mem, boundary: usize) {
         if self.has(mode::ALIGN_CHECK) {
             let addr = self.flat_address(m);
-            let mask = self.b.iconst(boundary - 1);
+            let mask = self.b.iconst(boundary as i64 - 1);
             self.b.call(helper::ALIGN, &[addr, mask]);
         }
     }

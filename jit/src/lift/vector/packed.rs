@@ -5,7 +5,7 @@ use crate::helpers::vec::{MASKMOV, PCMPESTR, SHA256RNDS2};
 use crate::ir::op::Op;
 use crate::ir::vecop::{VecOp, VecToInt};
 use crate::ir::{Ty, Val};
-use crate::lift::operand::{segment_number, vreg};
+use crate::lift::operand::{Mem, segment_flags, segment_number, vreg};
 use crate::lift::{Flow, Lifter};
 use crate::state::reg;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -202,6 +202,9 @@ impl Lifter<'_> {
         let offset = self.b.temp();
         self.b.mov_to(ty, offset, Val::gpr(reg::RDI));
         let segment = segment_number(i.memory_segment());
-        self.segmented(segment, offset, bytes, true)
+        let addr = self.segmented(segment, offset, bytes, true);
+        // By quadwords, both of them (measured).
+        self.check_boundary(Mem { addr, disp: 0, flags: segment_flags(segment) }, 8);
+        addr
     }
 }

@@ -73,6 +73,8 @@ fn save_area(l: &mut Lifter, i: &Instruction, (id, form): (HelperId, Form)) -> O
     }
     let store = id == FXSAVE || id == XSAVE;
     let m = l.mem(i, 512, store);
+    // Comes before the #GP for what is not aligned to 16 or 64 bytes (measured).
+    l.check_boundary(m, 4);
     let address = l.linear(m);
     let form = l.b.iconst(form.pack());
     let features = if extended { requested_features(l) } else { Val::NONE };

@@ -75,7 +75,10 @@ fn store_word(l: &mut Lifter, i: &Instruction, v: crate::ir::Val) {
 }
 
 fn image(l: &mut Lifter, i: &Instruction, id: HelperId) {
-    let m = l.mem(i, i.memory_size().size(), id == SAVE);
+    let size = i.memory_size().size();
+    let m = l.mem(i, size, id == SAVE);
+    // The environment alone has 14 or 28 bytes, by the operand size (SDM 3A 6.15, table 6-7).
+    l.check_boundary(m, if matches!(size, 14 | 94) { 2 } else { 4 });
     let address = l.linear(m);
     let bytes = image_bytes(l, i);
     l.b.call(id, &[address, bytes]);
