@@ -21,7 +21,7 @@ crate::helper_family! { 2;
     STI = sti, FAULTS;
     /// The word PUSHF pushes (bytes).
     PUSHF = pushf, FAULTS | READS_FLAGS;
-    /// POPF (word, bytes).
+    /// POPF (word, bytes, whether to look for requests first): 1 if there are and it is to be done after them.
     POPF = popf, FAULTS | READS_FLAGS | SETS_FLAGS;
     /// IRET (bytes, next RIP).
     IRET = iret, TRANSFER;
@@ -141,7 +141,10 @@ fn pushf(c: &mut Cpu, bytes: u64, _: u64, _: u64) -> Result<u64, Fault> {
     c.pushf(width(bytes))
 }
 
-fn popf(c: &mut Cpu, v: u64, bytes: u64, _: u64) -> Result<u64, Fault> {
+fn popf(c: &mut Cpu, v: u64, bytes: u64, watch: u64) -> Result<u64, Fault> {
+    if watch != 0 && v & flag::IF == 0 && c.request_waits() {
+        return Ok(1);
+    }
     done(c.popf(v, width(bytes)))
 }
 

@@ -328,7 +328,7 @@ impl Lifter<'_> {
     }
 
     /// Moves the stack pointer by `delta` bytes (after everything that can fault).
-    pub fn move_sp(&mut self, delta: i64) {
+    pub fn move_sp(&mut self, delta: impl Into<Src>) {
         let ty = self.stack_ty();
         let rsp = Val::gpr(reg::RSP);
         if ty == Ty::I16 {

@@ -40,6 +40,27 @@ impl Lifter<'_> {
     }
 }
 
+impl Lifter<'_> {
+    /// POPF, which may close a window too.
+    fn popf(&mut self, ty: Ty) -> Flow {
+        let v = self.peek(ty, 0);
+        let bytes = self.b.iconst(ty.bytes() as i64);
+        let watch = self.b.iconst(self.unwatched.into());
+        let waiting = self.b.call(helper::POPF, &[v, bytes, watch]);
+        if !self.unwatched {
+            self.move_sp(ty.bytes() as i64);
+            return Flow::EndAfter;
+        }
+        let (nothing, here, next) = (self.b.iconst(0), self.b.iconst(self.rip as i64), self.b.iconst(self.next as i64));
+        let delta = self.b.select(Ty::I64, waiting, nothing, bytes);
+        self.move_sp(delta);
+        let rip = self.b.select(Ty::I64, waiting, here, next);
+        self.b.set_state(Ty::I64, offset_of!(CpuState, rip), rip);
+        self.b.dispatch();
+        Flow::End
+    }
+}
+
 fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     Some(match i.mnemonic() {
         Mnemonic::Cli => l.cli(),
@@ -55,14 +76,7 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             l.push(ty, v);
             Flow::Next
         }
-        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => {
-            let ty = stack_operand(i);
-            let v = l.peek(ty, 0);
-            let bytes = l.b.iconst(ty.bytes() as i64);
-            l.b.call(helper::POPF, &[v, bytes]);
-            l.move_sp(ty.bytes() as i64);
-            Flow::EndAfter
-        }
+        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => l.popf(stack_operand(i)),
         Mnemonic::Iret => l.transfer_width(helper::IRET, Ty::I16),
         Mnemonic::Iretd => l.transfer_width(helper::IRET, Ty::I32),
         Mnemonic::Iretq => l.transfer_width(helper::IRET, Ty::I64),

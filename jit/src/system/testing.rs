@@ -27,6 +27,8 @@ pub struct FakeBoard {
     pub cr8: AtomicU64,
     /// IA32_TSC_DEADLINE.
     pub deadline: AtomicU64,
+    /// Vectors that the interrupt controller gives, the last first.
+    pub vectors: Mutex<Vec<u8>>,
 }
 
 impl Board for FakeBoard {
@@ -41,7 +43,7 @@ impl Board for FakeBoard {
     }
     fn mmio_write(&self, _: u32, _: u64, _: u8, _: u64) {}
     fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
+        self.vectors.lock().unwrap().pop()
     }
     fn cr8(&self, _: u32) -> u8 {
         self.cr8.load(Ordering::Relaxed) as u8

@@ -290,7 +290,12 @@ impl Cpu {
             l.begin(Phase::Interpreter);
         }
         let mut ran = Vec::new();
+        // As in `run_compiled`: CLI and POPF look at it.
+        let wanted = self.requests.attention.swap(0, Ordering::SeqCst);
         let result = self.interpret(subject, (0, 0), &mut ran);
+        if wanted != 0 {
+            self.requests.attention.store(wanted, Ordering::SeqCst);
+        }
         self.outcome(result, ran)
     }
 
@@ -304,17 +309,16 @@ impl Cpu {
         let rip = self.state.rip;
         // Generated code leaves at once while a request is pending; the run loop sees it after the block.
         let wanted = self.requests.attention.swap(0, Ordering::SeqCst);
-        let leave = self.enter(subject.entry);
+        let result = match self.enter(subject.entry) {
+            Leave::Lookup | Leave::Link => Some(Ok(())),
+            Leave::Fault => Some(Err(self.pending_fault.take().unwrap_or(Fault::UD))),
+            Leave::Request if self.state.rip == rip && !finish_all => None,
+            Leave::Interpret | Leave::Request => Some(self.finish(subject)),
+        };
         if wanted != 0 {
             self.requests.attention.store(wanted, Ordering::SeqCst);
         }
-        let result = match leave {
-            Leave::Lookup | Leave::Link => Ok(()),
-            Leave::Fault => Err(self.pending_fault.take().unwrap_or(Fault::UD)),
-            Leave::Request if self.state.rip == rip && !finish_all => return None,
-            Leave::Interpret | Leave::Request => self.finish(subject),
-        };
-        Some(self.outcome(result, Vec::new()))
+        Some(self.outcome(result?, Vec::new()))
     }
 
     fn outcome(&mut self, result: Result<(), Fault>, ran: Vec<usize>) -> Outcome {

@@ -90,6 +90,43 @@ fn sti_and_mov_ss_shadows() {
 }
 
 #[test]
+fn a_waiting_interrupt_gets_in_before_the_window_closes() {
+    for (popf, instructions_between) in [(false, 1), (true, 1), (true, 3), (false, 0), (true, 0)] {
+        let mut g = Guest::long();
+        g.board.vectors.lock().unwrap().push(0x50);
+        g.cpu.handle().raise(request::INTERRUPT);
+        g.code(|a| {
+            a.pushfq()?;
+            a.sti()?;
+            for _ in 0..instructions_between {
+                a.nop()?;
+            }
+            if popf { a.popfq()? } else { a.cli()? }
+            a.mov(eax, 1)?;
+            a.hlt()
+        });
+        let case = format!("popf {popf}, {instructions_between} between");
+        if instructions_between == 0 {
+            g.run();
+            assert_eq!(g.cpu.gpr(reg::RAX), 1, "in the shadow of STI: {case}");
+            assert_eq!(g.cpu.rflags() & flag::IF, 0, "{case}");
+            assert_eq!(g.cpu.gpr(reg::RSP), if popf { STACK0 } else { STACK0 - 8 }, "{case}");
+            continue;
+        }
+        g.expect(0x50);
+        // SDM 2B, STI: recognised at the end of the instruction after it, or any later one while IF is set.
+        let rip = g.frame(0);
+        assert!((CODE + 3..=CODE + 2 + instructions_between).contains(&rip), "{case}: {rip:#x}");
+        assert_eq!(g.frame(3), STACK0 - 8, "{case}");
+        // It goes on there.
+        g.code(|a| a.iretq());
+        g.run();
+        assert_eq!(g.cpu.gpr(reg::RAX), 1, "{case}");
+        assert_eq!(g.cpu.rflags() & flag::IF, 0, "{case}");
+    }
+}
+
+#[test]
 fn execution_breakpoints_fault_once() {
     let mut g = Guest::long();
     g.code(|a| {
