@@ -291,6 +291,8 @@ impl CpuState {
             vecs: [crate::state::VecReg([0; 4]); _],
             tlb: Tlb::new(),
             x87: X87 { regs: [0; 8], fcw: 0x40, fsw: 0, tags: 0, fop: 0, fip: 0, fdp: 0, fcs: 0, fds: 0 },
+            x87_lent: 0,
+            x87_image: [0; 112],
             msr: Default::default(),
         }
     }

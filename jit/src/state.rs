@@ -328,6 +328,11 @@ pub struct CpuState {
     pub tlb: Tlb,
     /// x87 and MMX.
     pub x87: X87,
+    /// Not 0: the host's x87 holds the registers, and [`CpuState::x87`] only control word and pointers. So it is in
+    /// generated code alone.
+    pub x87_lent: u32,
+    /// What generated code loads the host's x87 from, as FRSTOR reads it.
+    pub x87_image: [u8; 112],
     /// MSRs.
     pub msr: Msrs,
 }

@@ -31,6 +31,8 @@ pub mod effect {
     pub const ALL_GPRS: u32 = 0xffff;
     /// Changes nothing but its result and depends on nothing but its operands.
     pub const PURE: u32 = 1 << 19;
+    /// Reads or changes the x87 registers other than the control word: they must be in the state.
+    pub const X87: u32 = 1 << 20;
 }
 
 /// Declaration of a helper.

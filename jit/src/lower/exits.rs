@@ -18,7 +18,7 @@ impl Lower<'_, '_> {
     }
 
     /// Goes on in a cold block if `cond` is not zero; emits there what `cold` does (which must leave the region).
-    fn cold_exit(&mut self, cond: Value, cold: impl FnOnce(&mut Self)) {
+    pub(super) fn cold_exit(&mut self, cond: Value, cold: impl FnOnce(&mut Self)) {
         let (out, on) = (self.b.create_block(), self.b.create_block());
         self.b.set_cold_block(out);
         self.b.ins().brif(cond, out, &[], on, &[]);
@@ -172,7 +172,7 @@ impl Lower<'_, '_> {
     }
 
     pub(super) fn helper(&mut self, block: &Block, i: &Inst) {
-        if self.division(block, i) {
+        if self.division(block, i) || self.x87(block, i) {
             return;
         }
         let h = helpers::helper(HelperId(i.imm as u16));
@@ -194,6 +194,9 @@ impl Lower<'_, '_> {
             }
         }
         self.vecs = [None; VECS];
+        if h.effects & effect::X87 != 0 {
+            self.x87_lent = false;
+        }
         if h.effects & effect::SETS_FLAGS != 0 {
             self.forget_flags();
         }

@@ -79,7 +79,7 @@ impl Lower<'_, '_> {
     }
 
     /// The constant that a value of 64 bits will be folded to, looking at most `depth` operations back.
-    fn folded(&self, v: Value, depth: u32) -> Option<i64> {
+    pub(super) fn folded(&self, v: Value, depth: u32) -> Option<i64> {
         let dfg = &self.b.func.dfg;
         let ValueDef::Result(inst, _) = dfg.value_def(v) else { return None };
         match dfg.insts[inst] {

@@ -11,6 +11,7 @@ mod exits;
 mod flags;
 mod memory;
 mod vector;
+mod x87;
 
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::mmu::tlb::MMU_INDEXES;
@@ -32,6 +33,20 @@ use std::sync::Arc;
 pub const NS_THUNK: u32 = 0;
 /// Namespace of links: index into [`Compiled::links`].
 pub const NS_LINK: u32 = 1;
+/// Low byte of the namespace of code that replaces the call, see [`inline_code`].
+const NS_INLINE: u32 = 2;
+
+/// Namespace and index of a name that stands for code.
+fn inline_name(code: [u8; 5]) -> (u32, u32) {
+    let [a, b, c, d, e] = code;
+    (NS_INLINE | (e as u32) << 8, u32::from_le_bytes([a, b, c, d]))
+}
+
+/// The code to put in place of a call with this name: it takes an operand in RDI and changes no register.
+pub fn inline_code(name: &UserExternalName) -> [u8; 5] {
+    let [a, b, c, d] = name.index.to_le_bytes();
+    [a, b, c, d, (name.namespace >> 8) as u8]
+}
 
 /// Routines at fixed places of the code arena.
 #[repr(u32)]
@@ -43,6 +58,10 @@ pub enum Thunk {
     ExitRequest,
     /// Leave: the helper's fault is pending, RIP is in the state.
     ExitFault,
+    /// Leave: the instruction at the state's RIP is to be interpreted.
+    ExitInterpret,
+    /// `fn(cpu) -> 0 | 1`: the host's x87 is to be loaded from the image in the state; 0 = it cannot serve.
+    LendX87,
     /// `fn(cpu, id, a, b, c) -> 0 | 1`: a helper; result in the state, 1 = fault.
     Helper,
     /// `fn(cpu, id, a, b, c) -> result`: a helper that cannot fault.
@@ -62,7 +81,7 @@ pub enum Thunk {
 }
 
 /// Number of thunks.
-pub const THUNKS: usize = 11;
+pub const THUNKS: usize = 13;
 
 /// What a region is compiled from: blocks of one mode, code segment and page, the head first.
 pub struct Region {
@@ -231,6 +250,8 @@ struct Lower<'a, 'f> {
     mmu: usize,
     /// A helper ran in this guest instruction, which may have changed translated code, this too.
     wrote_behind: bool,
+    /// The host's x87 is sure to hold the guest's registers.
+    x87_lent: bool,
     rips: Vec<u64>,
     links: Vec<LinkTarget>,
 }
@@ -266,6 +287,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             current: 0,
             mmu: ((mode & crate::state::mode::MMU) >> crate::state::mode::MMU_SHIFT) as usize,
             wrote_behind: false,
+            x87_lent: false,
             rips: Vec::new(),
             links: Vec::new(),
         }
@@ -283,6 +305,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             self.known = [Known::default(); VALS];
             self.vecs = [None; VECS];
             self.unseen = [None; VECS];
+            self.x87_lent = false;
             // Values of a block dominate a block that is reached from it alone.
             self.flags = sole[n].and_then(|p| flags_after[p]);
             let out = self.flags_live_out(block, &entry_needs);
@@ -420,11 +443,12 @@ impl<'a, 'f> Lower<'a, 'f> {
             return f;
         }
         let (params, returns) = match t {
-            Thunk::ExitLookup | Thunk::ExitRequest | Thunk::ExitFault => {
+            Thunk::ExitLookup | Thunk::ExitRequest | Thunk::ExitFault | Thunk::ExitInterpret => {
                 let f = self.import(NS_THUNK, t as u32, tail_signature());
                 self.thunks[t as usize] = Some(f);
                 return f;
             }
+            Thunk::LendX87 => (1, 1),
             Thunk::Helper | Thunk::PureHelper => (5, 1),
             Thunk::Condition => (4, 1),
             Thunk::AllFlags | Thunk::SegAddr => (3, 1),

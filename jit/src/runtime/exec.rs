@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::fault::Fault;
-use crate::helpers::{self, HelperId};
+use crate::helpers::{self, HelperId, effect};
 use crate::ir::flags;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::lower::Thunk;
@@ -182,7 +182,11 @@ impl Cpu {
     pub fn enter(&mut self, code: u64) -> Leave {
         // SAFETY: `code` is the entry of a region in the arena, which the tier keeps; regions access memory through
         // checked TLB entries and the state only, and return by the trampoline's frame.
-        match unsafe { brolga_enter(std::ptr::from_mut(self).cast(), code) } {
+        let left = unsafe { brolga_enter(std::ptr::from_mut(self).cast(), code) };
+        if self.state.x87_lent != 0 {
+            self.reclaim_x87();
+        }
+        match left {
             LEAVE_REQUEST => Leave::Request,
             LEAVE_FAULT => Leave::Fault,
             LEAVE_INTERPRET => Leave::Interpret,
@@ -211,6 +215,8 @@ pub fn thunk_bodies() -> [ThunkBody; crate::lower::THUNKS] {
     let mut out: [ThunkBody; crate::lower::THUNKS] = std::array::from_fn(|_| ThunkBody::Leave(LEAVE_LOOKUP));
     out[Thunk::ExitRequest as usize] = ThunkBody::Leave(LEAVE_REQUEST);
     out[Thunk::ExitFault as usize] = ThunkBody::Leave(LEAVE_FAULT);
+    out[Thunk::ExitInterpret as usize] = ThunkBody::Leave(LEAVE_INTERPRET);
+    out[Thunk::LendX87 as usize] = jump(lend_x87 as *const ());
     out[Thunk::Helper as usize] = jump(call_helper as *const ());
     out[Thunk::PureHelper as usize] = jump(call_pure as *const ());
     out[Thunk::Condition as usize] = jump(condition as *const ());
@@ -257,8 +263,19 @@ unsafe extern "C" fn call_helper(cpu: *mut Cpu, id: u64, a: u64, b: u64, c: u64)
         let error = (a & 0x100 != 0).then_some((a >> 16) as u32);
         return cpu.leave_with(Err(Fault { vector: a as u8, error, address: 0 }));
     }
-    let result = (helpers::helper(HelperId(id as u16)).call)(cpu, a, b, c);
+    let helper = helpers::helper(HelperId(id as u16));
+    if helper.effects & effect::X87 != 0 && cpu.state.x87_lent != 0 {
+        cpu.reclaim_x87();
+    }
+    let result = (helper.call)(cpu, a, b, c);
     cpu.leave_with(result)
+}
+
+/// # Safety
+/// As [`tlb_miss`]. Result: the caller must load the host's x87 from the image in the state.
+unsafe extern "C" fn lend_x87(cpu: *mut Cpu) -> u64 {
+    // SAFETY: as in `tlb_miss`.
+    unsafe { &mut *cpu }.lend_x87().into()
 }
 
 /// # Safety

@@ -2,7 +2,7 @@
 
 use super::arena::Arena;
 use super::exec::{self, LEAVE_LINK, ThunkBody};
-use crate::lower::{Compiled, NS_LINK, THUNKS};
+use crate::lower::{Compiled, NS_LINK, NS_THUNK, THUNKS, inline_code};
 use crate::state::CpuState;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
@@ -120,9 +120,13 @@ impl CodeSpace {
             set_rel32(&mut code, *offset as usize, at, stub);
             links.push(PlacedLink { rip: link.rip, site: at + site, unjoined: [0; 8], stub });
         }
-        for (offset, name) in c.relocs.iter().filter(|(_, name)| name.namespace != NS_LINK) {
-            // Thunks lie at the arena's start.
-            set_rel32(&mut code, *offset as usize, at, name.index as usize * THUNK_SIZE);
+        for (offset, name) in &c.relocs {
+            match name.namespace {
+                NS_LINK => {}
+                // Thunks lie at the arena's start.
+                NS_THUNK => set_rel32(&mut code, *offset as usize, at, name.index as usize * THUNK_SIZE),
+                _ => put_inline(&mut code, *offset as usize, inline_code(name))?,
+            }
         }
         for s in stubs {
             let stub = self.write_miss_stub(&s, at)?;
@@ -301,6 +305,17 @@ fn write_jump(arena: &mut Arena, at: usize, to: u64) {
 fn set_rel32(code: &mut [u8], offset: usize, at: usize, target: usize) {
     let rel = (target as i64 - (at + offset + 4) as i64) as i32;
     code[offset..offset + 4].copy_from_slice(&rel.to_le_bytes());
+}
+
+/// Puts code in place of the call with its displacement at `offset`.
+fn put_inline(code: &mut [u8], offset: usize, inline: [u8; 5]) -> Option<()> {
+    let call = code.get_mut(offset.checked_sub(1)?..offset + 4)?;
+    if call[0] != 0xe8 {
+        tracing::warn!("a call of inline code is not of the expected shape");
+        return None;
+    }
+    call.copy_from_slice(&inline);
+    Some(())
 }
 
 /// Appends a call or jump from a stub at `at` to `target`.

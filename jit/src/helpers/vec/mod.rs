@@ -12,7 +12,7 @@ mod xsave;
 
 use crate::cpu::Cpu;
 use crate::fault::Fault;
-use crate::helpers::effect::FAULTS;
+use crate::helpers::effect::{FAULTS, X87};
 use crate::state::{CpuState, VECS, VecReg};
 use mxcsr::{ldmxcsr, stmxcsr, vec_checked};
 use std::mem::offset_of;
@@ -48,13 +48,13 @@ crate::helper_family! { 3;
     /// Stores the bytes of stage 0 that stage 1 selects at linear address a; b: bytes 8 or 16.
     MASKMOV = maskmov, FAULTS;
     /// FXSAVE to a, [`Form`] in b.
-    FXSAVE = fxsave, FAULTS;
+    FXSAVE = fxsave, FAULTS | X87;
     /// FXRSTOR from a, [`Form`] in b. The mode word may change.
-    FXRSTOR = fxrstor, FAULTS;
+    FXRSTOR = fxrstor, FAULTS | X87;
     /// XSAVE family to a, [`Form`] in b, requested features in c.
-    XSAVE = xsave, FAULTS;
+    XSAVE = xsave, FAULTS | X87;
     /// XRSTOR family from a, [`Form`] in b, requested features in c. The mode word may change.
-    XRSTOR = xrstor, FAULTS;
+    XRSTOR = xrstor, FAULTS | X87;
 }
 
 fn sha256rnds2(cpu: &mut Cpu, _: u64, low: u64, high: u64) -> Result<u64, Fault> {

@@ -42,6 +42,18 @@ pub struct Outcome {
     pub mem: u64,
 }
 
+/// Saves the host's registers as FNSAVE does, which then are as FNINIT leaves them.
+pub fn save() -> [u8; super::native::IMAGE] {
+    let mut image = [0; super::native::IMAGE];
+    // SAFETY: writes the image's 108 bytes; the x87 stack is empty afterwards.
+    unsafe {
+        asm!("fnsave [{p}]", p = in(reg) &raw mut image,
+            out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+            out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _, options(nostack));
+    }
+    image
+}
+
 /// The control word's bits that matter to the host, with the rest as FNINIT sets them.
 fn control(cw: u16) -> u16 {
     cw & 0x0f3f | 0x40

@@ -86,7 +86,8 @@ impl Insn {
             | (self.format as i64) << 16
             | (self.access as i64) << 32
     }
-    pub(super) fn unpack(w: u64) -> Self {
+    /// From an operand.
+    pub fn unpack(w: u64) -> Self {
         Self {
             op: w as u8,
             i: (w >> 8) as usize & 7,

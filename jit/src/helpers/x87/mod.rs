@@ -10,9 +10,10 @@ mod env;
 mod host;
 mod insn;
 mod memory;
+pub mod native;
 pub mod state;
 
-use crate::helpers::effect::FAULTS;
+use crate::helpers::effect::{FAULTS, X87};
 use arith::{arithmetic, compare, unary};
 use control::{emms, fclex, finit, fldcw, fstcw, fstsw, mmx_check, wait};
 use env::{restore, save};
@@ -25,39 +26,39 @@ pub use memory::{stack_op, store_op};
 // Where a is an [`Insn`], b is the linear address of the memory operand and c its offset in the segment.
 crate::helper_family! { 4;
     /// FNINIT.
-    FINIT = finit, 0;
+    FINIT = finit, X87;
     /// FNCLEX.
-    FCLEX = fclex, 0;
+    FCLEX = fclex, X87;
     /// FLDCW of a.
-    FLDCW = fldcw, FAULTS;
+    FLDCW = fldcw, FAULTS | X87;
     /// Result: the control word.
     FSTCW = fstcw, 0;
     /// Result: the status word.
-    FSTSW = fstsw, 0;
+    FSTSW = fstsw, X87;
     /// Raises a pending exception.
-    WAIT = wait, FAULTS;
+    WAIT = wait, FAULTS | X87;
     /// Raises a pending exception, before MMX instructions.
-    MMX_CHECK = mmx_check, FAULTS;
+    MMX_CHECK = mmx_check, FAULTS | X87;
     /// EMMS.
-    EMMS = emms, 0;
+    EMMS = emms, X87;
     /// Pushes a memory operand: [`Insn`].
-    LOAD = load, FAULTS;
+    LOAD = load, FAULTS | X87;
     /// Stores ST(0): [`Insn`] with [`store_op`].
-    STORE = store, FAULTS;
+    STORE = store, FAULTS | X87;
     /// Register moves and constants: [`Insn`] with [`stack_op`].
-    STACK = stack, FAULTS;
+    STACK = stack, FAULTS | X87;
     /// [`Insn`] in a, condition in b.
-    FCMOV = conditional_move, FAULTS;
+    FCMOV = conditional_move, FAULTS | X87;
     /// Arithmetic: [`Insn`], operation by the three opcode bits.
-    ARITHMETIC = arithmetic, FAULTS;
+    ARITHMETIC = arithmetic, FAULTS | X87;
     /// Comparisons: [`Insn`] with [`compare_op`]; those to EFLAGS give the new flags.
-    COMPARE = compare, FAULTS;
+    COMPARE = compare, FAULTS | X87;
     /// Functions of the top of the stack: [`Insn`] with [`unary_op`].
-    UNARY = unary, FAULTS;
+    UNARY = unary, FAULTS | X87;
     /// FNSTENV, FNSAVE to linear address a, b bytes.
-    SAVE = save, FAULTS;
+    SAVE = save, FAULTS | X87;
     /// FLDENV, FRSTOR from linear address a, b bytes.
-    RESTORE = restore, FAULTS;
+    RESTORE = restore, FAULTS | X87;
 }
 
 #[cfg(test)]

@@ -38,14 +38,17 @@ pub mod sw {
 
 /// Control word after FINIT.
 pub const FCW_INIT: u16 = 0x37f;
-/// Bits of the control word that can be set; bit 6 always reads as 1.
-const FCW_DEFINED: u16 = 0x1f3f;
 /// The default NaN: what masked invalid operations give.
 pub const INDEFINITE: u128 = 0xffff_c000_0000_0000_0000;
 /// Value bits of a register.
 const VALUE: u128 = (1 << 80) - 1;
 
 impl X87 {
+    /// Bits of the control word that can be set.
+    pub const FCW_DEFINED: u16 = 0x1f3f;
+    /// The bit of the control word that always reads as 1.
+    pub const FCW_FIXED: u16 = 0x40;
+
     /// Number of the register on top of the stack.
     pub fn top(&self) -> usize {
         (self.fsw >> 11) as usize & 7
@@ -96,7 +99,7 @@ impl X87 {
 
     /// Sets the control word.
     pub fn set_fcw(&mut self, v: u16) {
-        self.fcw = v & FCW_DEFINED | 0x40;
+        self.fcw = v & Self::FCW_DEFINED | Self::FCW_FIXED;
         self.update_summary();
     }
 
