@@ -7,6 +7,7 @@ use super::state::{INDEFINITE, sw};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::Ty;
+use crate::mmu::ram::PAGE_SIZE;
 
 /// Operations of [`stack`].
 pub mod stack_op {
@@ -40,6 +41,19 @@ impl Cpu {
         bytes[..8].copy_from_slice(&low.to_le_bytes());
         bytes[8..].copy_from_slice(&(high as u16).to_le_bytes());
         Ok(bytes)
+    }
+}
+
+impl Cpu {
+    /// Stores 10 bytes: all of them, or a fault and none.
+    fn store80(&mut self, address: u64, bytes: [u8; 10], access: u16) -> Result<(), Fault> {
+        if address & (PAGE_SIZE - 1) > PAGE_SIZE - 10 {
+            return self.store_bytes(address, &bytes);
+        }
+        // Within a page the second part cannot fault if the first one did not.
+        let (low, high) = (extended(bytes) as u64, (extended(bytes) >> 64) as u64);
+        self.store_flags(Ty::I64, address, low, access)?;
+        self.store_flags(Ty::I16, address.wrapping_add(8), high, access)
     }
 }
 
@@ -126,7 +140,7 @@ pub(super) fn store(cpu: &mut Cpu, insn: u64, address: u64, offset: u64) -> Resu
     let refused = c.sw & !fcw & (sw::IE | sw::OE | sw::UE) != 0;
     if !refused {
         match insn.format {
-            Format::Extended | Format::Decimal => cpu.store_bytes(address, &c.value)?,
+            Format::Extended | Format::Decimal => cpu.store80(address, c.value, insn.access)?,
             format => {
                 let v = u64::from_le_bytes(std::array::from_fn(|n| c.value[n]));
                 cpu.store_flags(format.ty(), address, v & format.ty().mask(), insn.access)?;

@@ -129,3 +129,47 @@ fn comparisons_to_eflags() {
     assert_eq!(flags(&mut m, ONE, ONE), 0x40);
     assert_eq!(flags(&mut m, ONE, INDEFINITE), 0x45);
 }
+
+/// What runs on the host's x87 in generated code, and what looks at the state, in turn.
+#[test]
+fn tiers_agree_where_helpers_and_mmx_come_between() {
+    let code: &[&[u8]] = &[
+        &[0xd9, 0xe8],       // fld1
+        &[0xd9, 0xeb],       // fldpi
+        &[0xde, 0xf1],       // fdivrp st(1), st(0)
+        &[0x0f, 0xae, 0x03], // fxsave [rbx]
+        &[0xd9, 0xe8],       // fld1
+        &[0xdb, 0xf1],       // fcomi st(0), st(1)
+        &[0xdb, 0x7b, 0x40], // fstp tbyte [rbx + 64]
+        &[0x0f, 0x6f, 0x03], // movq mm0, [rbx]
+        &[0xd9, 0xc0],       // fld st(0): overflow, all registers are in use
+        &[0x0f, 0x77],       // emms
+        &[0xd9, 0x2b],       // fldcw [rbx]
+        &[0xdf, 0x6b, 0x40], // fild qword [rbx + 64]
+        &[0xd9, 0xfa],       // fsqrt
+        &[0x9b],             // fwait
+        &[0xdd, 0x7b, 0x60], // fnstsw [rbx + 96]
+        &[0xdb, 0xe2],       // fnclex
+        &[0xdb, 0xe3],       // fninit
+        &[0xd9, 0xee],       // fldz
+        &[0xdf, 0xe0],       // fnstsw ax
+    ];
+    let code = code.concat();
+    let run = |tier: Tier, fcw: u16| {
+        let mut m = machine();
+        let mut regs = Registers { fcw, rip: CODE, ..Registers::default() };
+        regs.gpr[3] = DATA;
+        m.set_registers(&regs);
+        let outcome = m.execute(&code, tier);
+        let mut memory = [0; 512];
+        m.read(DATA, &mut memory);
+        (outcome, m.registers(), memory)
+    };
+    // Rounded to nearest; upwards to single precision; with the exceptions unmasked that do not occur.
+    for fcw in [0x37f, 0x87f, 0x340] {
+        let expected = run(Tier::Lifted, fcw);
+        assert_eq!(run(Tier::Optimised, fcw), expected, "{fcw:#x}");
+        assert_eq!(run(Tier::Compiled, fcw), expected, "{fcw:#x}");
+        assert_eq!(expected.1.rip == CODE + code.len() as u64, fcw & 0x3f == 0x3f);
+    }
+}

@@ -75,6 +75,9 @@ fn store_word(l: &mut Lifter, i: &Instruction, v: crate::ir::Val) {
 }
 
 fn image(l: &mut Lifter, i: &Instruction, id: HelperId) {
+    if id == RESTORE {
+        l.wait_before_address();
+    }
     let size = i.memory_size().size();
     let m = l.mem(i, size, id == SAVE);
     // The environment alone has 14 or 28 bytes, by the operand size (SDM 3A 6.15, table 6-7).

@@ -5,9 +5,10 @@ mod control;
 use super::{Flow, Lifter};
 use crate::helpers::HelperId;
 use crate::helpers::x87::{
-    ARITHMETIC, COMPARE, FCMOV, Format, Insn, LOAD, STACK, STORE, UNARY, compare_op, stack_op, store_op, unary_op,
+    ARITHMETIC, COMPARE, FCMOV, Format, Insn, LOAD, STACK, STORE, UNARY, WAIT, compare_op, stack_op, store_op, unary_op,
 };
 use crate::ir::{Ty, Val};
+use crate::state::mode;
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
 
 /// Lifts `i` if it belongs to this family.
@@ -29,11 +30,22 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
 }
 
 fn memory_form(l: &mut Lifter, i: &Instruction, id: HelperId, insn: Insn) {
+    l.wait_before_address();
     let m = l.mem(i, i.memory_size().size(), id == STORE);
     let address = l.linear(m);
     let offset = l.effective_address(i);
     let insn = l.b.iconst(Insn { access: m.flags, ..insn }.pack());
     l.b.call(id, &[insn, address, offset]);
+}
+
+impl Lifter<'_> {
+    /// A pending exception comes before what the address of a memory operand raises (measured); the helper would look too
+    /// late.
+    fn wait_before_address(&mut self) {
+        if !self.long64() && !self.has(mode::FLAT) || self.has(mode::ALIGN_CHECK) {
+            self.b.call(WAIT, &[]);
+        }
+    }
 }
 
 fn register_form(l: &mut Lifter, i: &Instruction, id: HelperId, insn: Insn) {
