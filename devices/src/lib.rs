@@ -7,6 +7,7 @@ pub mod acpi_pm;
 pub mod bus;
 pub mod debug_ports;
 pub mod diag;
+pub mod fpu_error;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;

@@ -162,6 +162,10 @@ impl Board for StopBoard {
     fn apic_msr_write(&self, _: u32, _: u32, _: u64) -> bool {
         false
     }
+    fn set_fpu_error(&self, _: u32, _: bool) {}
+    fn fpu_error_ignored(&self, _: u32) -> bool {
+        true
+    }
     fn tsc(&self) -> u64 {
         0
     }

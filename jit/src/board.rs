@@ -26,6 +26,11 @@ pub trait Board: Send + Sync {
     fn apic_msr_read(&self, cpu: u32, msr: u32) -> Option<u64>;
     /// Writes an x2APIC MSR or IA32_TSC_DEADLINE; `false` raises #GP.
     fn apic_msr_write(&self, cpu: u32, msr: u32, value: u64) -> bool;
+    /// FERR#: an unmasked x87 exception is pending while CR0.NE is clear, or is no more.
+    fn set_fpu_error(&self, cpu: u32, asserted: bool);
+    /// IGNNE#: x87 instructions are to run in spite of a pending exception while CR0.NE is clear. If it is not asserted,
+    /// the processor waits for an interrupt.
+    fn fpu_error_ignored(&self, cpu: u32) -> bool;
     /// The time stamp counter before the guest's own adjustment. It counts at [`TSC_HZ`] in guest time.
     fn tsc(&self) -> u64;
 }

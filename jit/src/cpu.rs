@@ -54,6 +54,8 @@ pub struct Cpu {
     pub shutdown: Option<String>,
     /// Debug traps that are due after the current instruction (DR6 bits).
     pub pending_db: u64,
+    /// FERR# is asserted.
+    pub fpu_error: bool,
     /// Compares generated code with the interpreter as it runs (`check=on`).
     pub lockstep: Option<Box<Lockstep>>,
 }
@@ -80,6 +82,7 @@ impl Cpu {
             pending_fault: None,
             shutdown: None,
             pending_db: 0,
+            fpu_error: false,
             lockstep: None,
         })
     }

@@ -2,6 +2,7 @@
 
 use crate::clock::GuestClock;
 use brolga_devices::bus::Bus;
+use brolga_devices::fpu_error::FpuError;
 use brolga_devices::lapic::LocalApics;
 use brolga_devices::pic::Pic;
 use brolga_devices::services::Clock;
@@ -10,6 +11,9 @@ use std::sync::Arc;
 
 /// Bits of an address within the APIC page.
 const APIC_PAGE_MASK: u64 = 0xFFF;
+
+/// The processor whose FERR# and IGNNE# are connected: the first one.
+const FPU_ERROR_CPU: u32 = 0;
 
 /// Everything that a processor of a PC reaches without going through RAM. The A20 gate is always open: what guests
 /// rely on is only that it can be opened.
@@ -20,6 +24,8 @@ pub struct PcBoard {
     pub apics: Arc<LocalApics>,
     /// Answers the acknowledge cycle for interrupts that come by the virtual wire.
     pub pic: Arc<Pic>,
+    /// Where x87 errors go while CR0.NE is clear.
+    pub fpu_error: Arc<FpuError>,
     /// Guest time.
     pub clock: Arc<GuestClock>,
 }
@@ -80,6 +86,16 @@ impl Board for PcBoard {
 
     fn apic_msr_write(&self, cpu: u32, msr: u32, value: u64) -> bool {
         self.apics.msr_write(cpu, msr, value)
+    }
+
+    fn set_fpu_error(&self, cpu: u32, asserted: bool) {
+        if cpu == FPU_ERROR_CPU {
+            self.fpu_error.set_error(asserted);
+        }
+    }
+
+    fn fpu_error_ignored(&self, cpu: u32) -> bool {
+        cpu == FPU_ERROR_CPU && self.fpu_error.ignored()
     }
 
     fn tsc(&self) -> u64 {

@@ -113,7 +113,13 @@ impl Machine {
                 Console { backend: port.backend(), connect: Box::new(move |device| port.connect(device)) }
             },
         })?;
-        let board = PcBoard { bus: pc.bus.clone(), apics: pc.apics.clone(), pic: pc.pic.clone(), clock: clock.clone() };
+        let board = PcBoard {
+            bus: pc.bus.clone(),
+            apics: pc.apics.clone(),
+            pic: pc.pic.clone(),
+            fpu_error: pc.fpu_error.clone(),
+            clock: clock.clone(),
+        };
         let engine =
             Engine::new(config.engine.clone(), ram.clone(), Arc::new(board)).map_err(|e| anyhow!("-accel: {e}"))?;
         let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;

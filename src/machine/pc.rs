@@ -11,6 +11,7 @@ use brolga_devices::a20::A20;
 use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, SleepTypes};
 use brolga_devices::bus::Bus;
 use brolga_devices::debug_ports::{DebugConsole, DebugExit, Port92, PostPort};
+use brolga_devices::fpu_error::FpuError;
 use brolga_devices::hpet::{self, Hpet, HpetWiring};
 use brolga_devices::i8042::I8042;
 use brolga_devices::ioapic::IoApic;
@@ -60,6 +61,8 @@ const GPE_BASE: u16 = 0xAFE0;
 /// ISA interrupts of the keyboard controller.
 const KEYBOARD: u32 = 1;
 const MOUSE: u32 = 12;
+/// ISA interrupt of x87 errors.
+const FPU_ERROR: u32 = 13;
 /// ISA interrupt of ACPI events.
 const SCI: u32 = 9;
 /// Sleep type that powers off.
@@ -104,6 +107,8 @@ pub struct Pc {
     pub apics: Arc<LocalApics>,
     /// The 8259 pair.
     pub pic: Arc<Pic>,
+    /// Where x87 errors go while CR0.NE is clear.
+    pub fpu_error: Arc<FpuError>,
     /// The I/O APIC.
     pub ioapic: Arc<IoApic>,
     /// What ACPI tables say about all this.
@@ -137,9 +142,10 @@ impl Pc {
         let pm = b.power_management()?;
         let pci = b.pci(&pm)?;
         b.keyboard()?;
+        let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
         let acpi = b.acpi_config();
-        Ok(Self { bus: b.bus, apics, pic, ioapic, acpi, pm, pci })
+        Ok(Self { bus: b.bus, apics, pic, fpu_error, ioapic, acpi, pm, pci })
     }
 
     /// Sets the board up as firmware does before it starts a kernel: what the ACPI tables say becomes true.
@@ -271,6 +277,13 @@ impl Builder<'_> {
         bus.register_pio(0x64, 1, "i8042", i8042.command_port())?;
         bus.add_device("i8042", i8042);
         Ok(())
+    }
+
+    fn fpu_error(&self) -> Result<Arc<FpuError>> {
+        let fpu_error = FpuError::new(self.isa_line(FPU_ERROR));
+        self.bus.register_pio(0xF0, 1, "fpu-error", fpu_error.clone())?;
+        self.bus.add_device("fpu-error", fpu_error.clone());
+        Ok(fpu_error)
     }
 
     fn debug_ports(&self) -> Result<()> {

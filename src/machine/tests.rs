@@ -63,7 +63,13 @@ fn build(args: &[&str]) -> Result<Fixture> {
             Console { backend, connect: Box::new(move |device| *locked(&host.device) = Some(device)) }
         },
     })?;
-    let board = PcBoard { bus: pc.bus.clone(), apics: pc.apics.clone(), pic: pc.pic.clone(), clock: clock.clone() };
+    let board = PcBoard {
+        bus: pc.bus.clone(),
+        apics: pc.apics.clone(),
+        pic: pc.pic.clone(),
+        fpu_error: pc.fpu_error.clone(),
+        clock: clock.clone(),
+    };
     Ok(Fixture { board, pc, host, power, clock, io })
 }
 
@@ -152,6 +158,21 @@ fn the_timer_reaches_irq_0_and_ioapic_input_2_unless_the_hpet_replaces_it() {
     }
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(f.board.acknowledge_interrupt(0), None, "the 8254 is cut off");
+}
+
+#[test]
+fn an_x87_error_is_interrupt_13_until_port_f0_is_written() {
+    let f = build(&CONSOLE).unwrap();
+    f.init_pic();
+    f.board.set_fpu_error(1, true);
+    assert_eq!(f.board.acknowledge_interrupt(0), None, "only the first processor is connected");
+    f.board.set_fpu_error(0, true);
+    assert!(!f.board.fpu_error_ignored(0));
+    assert_eq!(f.board.acknowledge_interrupt(0), Some(0x2D));
+    f.out(0xF0, 0);
+    assert!(f.board.fpu_error_ignored(0));
+    f.board.set_fpu_error(0, false);
+    assert!(!f.board.fpu_error_ignored(0));
 }
 
 #[test]

@@ -26,9 +26,13 @@ impl Cpu {
         exit
     }
 
-    /// Delivers an exception; a triple fault leaves the reason in `shutdown`.
+    /// Delivers an exception, or waits as if halted before the instruction; a triple fault leaves the reason in `shutdown`.
     #[cold]
     fn raise(&mut self, fault: Fault) {
+        if fault == Fault::FROZEN {
+            self.state.halted = true;
+            return;
+        }
         tracing::trace!(
             target: "int",
             "v={:02x} e={:04x} cpl={} rip={:#x} cr2={:#x}",

@@ -8,7 +8,7 @@ use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{Ram, RamRegion};
 use crate::runtime::compile::CompileService;
 use crate::vcpu::EngineConfig;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Bytes of RAM at address 0.
@@ -29,6 +29,10 @@ pub struct FakeBoard {
     pub deadline: AtomicU64,
     /// Vectors that the interrupt controller gives, the last first.
     pub vectors: Mutex<Vec<u8>>,
+    /// What became of FERR#.
+    pub fpu_errors: Mutex<Vec<bool>>,
+    /// IGNNE#.
+    pub ignore_fpu_errors: AtomicBool,
 }
 
 impl Board for FakeBoard {
@@ -63,6 +67,12 @@ impl Board for FakeBoard {
     fn apic_msr_write(&self, _: u32, msr: u32, value: u64) -> bool {
         self.deadline.store(value, Ordering::Relaxed);
         msr == 0x6e0
+    }
+    fn set_fpu_error(&self, _: u32, asserted: bool) {
+        self.fpu_errors.lock().unwrap().push(asserted);
+    }
+    fn fpu_error_ignored(&self, _: u32) -> bool {
+        self.ignore_fpu_errors.load(Ordering::Relaxed)
     }
     fn tsc(&self) -> u64 {
         self.tsc.load(Ordering::Relaxed)

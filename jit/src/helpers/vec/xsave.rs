@@ -137,6 +137,7 @@ pub(super) fn fxrstor(cpu: &mut Cpu, address: u64, form: u64, _: u64) -> Result<
     cpu.load_bytes(address, &mut image)?;
     let mxcsr = mxcsr_of(&image)?;
     cpu.state.x87.load_image(&image, Form::unpack(form).wide);
+    cpu.update_fpu_error();
     if cpu.state.cr4 & cr4::OSFXSR != 0 {
         cpu.set_xmm_bytes(0, &image[XMM as usize..]);
     }
@@ -233,7 +234,12 @@ pub(super) fn xrstor(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Resul
         _ => None,
     };
     if rfbm & X87 != 0 {
-        if bv & X87 != 0 { cpu.state.x87.load_image(&image, form.wide) } else { cpu.state.x87.initialise() }
+        if bv & X87 != 0 {
+            cpu.state.x87.load_image(&image, form.wide)
+        } else {
+            cpu.state.x87.initialise()
+        }
+        cpu.update_fpu_error();
     }
     for (component, part, at) in [(SSE, 0, XMM), (AVX, 1, EXTENDED)] {
         if rfbm & component != 0 {

@@ -79,6 +79,7 @@ pub(super) fn save(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u6
         let fcw = cpu.state.x87.fcw;
         cpu.state.x87.set_fcw(fcw | 0x3f);
     }
+    cpu.update_fpu_error();
     Ok(0)
 }
 
@@ -100,5 +101,6 @@ pub(super) fn restore(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result
         }
         x.tags = tags;
     }
+    cpu.update_fpu_error();
     Ok(0)
 }

@@ -67,6 +67,12 @@ impl Board for WatchedBoard {
     fn apic_msr_write(&self, cpu: u32, msr: u32, value: u64) -> bool {
         self.note().apic_msr_write(cpu, msr, value)
     }
+    fn set_fpu_error(&self, cpu: u32, asserted: bool) {
+        self.note().set_fpu_error(cpu, asserted);
+    }
+    fn fpu_error_ignored(&self, cpu: u32) -> bool {
+        self.note().fpu_error_ignored(cpu)
+    }
     fn tsc(&self) -> u64 {
         self.note().tsc()
     }

@@ -1,9 +1,11 @@
 //! Floating point as the processor's state sees it: sticky flags, masks.
 
 use super::Guest;
-use crate::state::reg;
+use crate::state::{cr0, flag, reg};
 use crate::system::testing::place::*;
+use crate::vcpu::request;
 use iced_x86::code_asm::*;
+use std::sync::atomic::Ordering;
 
 /// MXCSR's invalid flag.
 const IE: u64 = 1;
@@ -49,4 +51,69 @@ fn comparisons_that_nobody_reads_leave_their_flags() {
             assert_eq!(g.cpu.gpr(reg::RAX) & 0x3f, want, "{value:#x}, {signals}, {after}");
         }
     }
+}
+
+/// An x87 instruction behind one that divides by zero, with #MF off, and its address.
+fn frozen(g: &mut Guest) -> u64 {
+    g.cpu.state.cr0 &= !cr0::NE;
+    g.cpu.set_rflags(flag::IF);
+    g.cpu.update_mode();
+    g.write16(DATA, 0x37b);
+    g.code(|a| {
+        a.fninit()?;
+        a.fldcw(word_ptr(DATA))?;
+        a.fld1()?;
+        a.fldz()?;
+        a.fdivp(st1, st0)?;
+        a.fnstsw(ax)?;
+        a.wait()?;
+        a.mov(ebx, 1)?;
+        a.hlt()
+    });
+    g.run();
+    let len = 2 + 7 + 2 + 2 + 2 + 2;
+    CODE + len
+}
+
+#[test]
+fn x87_errors_without_mf_wait_for_the_interrupt_that_they_raise() {
+    for clear in 0..3 {
+        let mut g = Guest::long();
+        let wait = frozen(&mut g);
+        assert_eq!(g.cpu.state.rip, wait, "waits before the instruction");
+        assert_eq!(g.cpu.gpr(reg::RAX) & 0x84, 0x84, "the one that does not wait went through");
+        assert_eq!(*g.board.fpu_errors.lock().unwrap(), [true]);
+        // Another interrupt changes nothing.
+        g.board.vectors.lock().unwrap().push(0x20);
+        g.cpu.handle().raise(request::INTERRUPT);
+        g.expect(0x20);
+        assert_eq!(g.frame(0), wait);
+        g.code(|a| a.iretq());
+        g.run();
+        assert_eq!((g.cpu.state.rip, g.cpu.gpr(reg::RBX)), (wait, 0));
+        // The right one ends the error.
+        g.board.vectors.lock().unwrap().push(0x75);
+        g.cpu.handle().raise(request::INTERRUPT);
+        g.expect(0x75);
+        g.code(|a| {
+            match clear {
+                0 => a.fnclex()?,
+                1 => a.fninit()?,
+                _ => a.fnsave(ptr(DATA + 0x100))?,
+            }
+            a.iretq()
+        });
+        g.run();
+        assert_eq!(g.cpu.gpr(reg::RBX), 1);
+        assert_eq!(*g.board.fpu_errors.lock().unwrap(), [true, false], "{clear}");
+    }
+}
+
+#[test]
+fn x87_errors_are_ignored_where_the_board_says_so() {
+    let mut g = Guest::long();
+    g.board.ignore_fpu_errors.store(true, Ordering::Relaxed);
+    frozen(&mut g);
+    assert_eq!(g.cpu.gpr(reg::RBX), 1);
+    assert_eq!(*g.board.fpu_errors.lock().unwrap(), [true]);
 }

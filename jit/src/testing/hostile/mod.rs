@@ -82,6 +82,12 @@ impl Board for HashBoard {
     fn apic_msr_write(&self, _: u32, msr: u32, value: u64) -> bool {
         self.note(8, msr.into(), value) & 1 != 0
     }
+    fn set_fpu_error(&self, _: u32, asserted: bool) {
+        self.note(9, asserted.into(), 0);
+    }
+    fn fpu_error_ignored(&self, _: u32) -> bool {
+        self.note(10, 0, 0) & 1 != 0
+    }
     fn tsc(&self) -> u64 {
         0x1234_5678_9abc
     }
