@@ -31,6 +31,7 @@ impl Cpu {
         s.xcr0 = 1;
         s.msr = Msrs { pat: PAT_RESET, misc_enable: MISC_ENABLE_RESET, tsc_aux: 0, ..Msrs::default() };
         self.shutdown = None;
+        self.update_fpu_error();
         self.update_mode();
     }
 

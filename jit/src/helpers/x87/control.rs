@@ -23,7 +23,7 @@ pub(super) fn pending(cpu: &mut Cpu) -> Result<(), Fault> {
 
 impl Cpu {
     /// The x87 status may have changed for the better: takes FERR# back if no exception is pending any more.
-    pub(in crate::helpers) fn update_fpu_error(&mut self) {
+    pub(crate) fn update_fpu_error(&mut self) {
         if self.fpu_error && self.state.x87.fsw & sw::ES_B & 0x80 == 0 {
             self.fpu_error = false;
             self.board.set_fpu_error(self.index, false);

@@ -15,7 +15,7 @@ use crate::state::{CpuState, flag};
 use crate::vcpu::{EngineConfig, Exit, VcpuHandle, request};
 use random::Random;
 use scene::Script;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,7 @@ const GUARD: u8 = 0x5a;
 struct HashBoard {
     log: AtomicU64,
     vectors: Mutex<Vec<u8>>,
+    ignore_fpu_errors: AtomicBool,
 }
 
 impl HashBoard {
@@ -86,7 +87,8 @@ impl Board for HashBoard {
         self.note(9, asserted.into(), 0);
     }
     fn fpu_error_ignored(&self, _: u32) -> bool {
-        self.note(10, 0, 0) & 1 != 0
+        // Asked as often as it takes: no part of what is compared.
+        self.ignore_fpu_errors.load(Ordering::Relaxed)
     }
     fn tsc(&self) -> u64 {
         0x1234_5678_9abc
@@ -212,6 +214,7 @@ impl Lab {
         }
         self.cpu.drop_all_code();
         self.board.log.store(seed, Ordering::Relaxed);
+        self.board.ignore_fpu_errors.store(seed & 1 != 0, Ordering::Relaxed);
         let exits = self.rounds(&script);
         self.check_guards(seed);
         let mut memory = vec![0; RAM as usize];
