@@ -33,10 +33,9 @@ crate::helper_family! { 1;
 /// Elements between looks at the request word where work goes element by element.
 const BATCH: u64 = 256;
 
-/// The helpers' operand: element width, address width, segment of the source, REPNE of a comparison, length of the
-/// instruction.
-pub fn pack(ty: Ty, address: Ty, seg: usize, until_equal: bool, len: usize) -> u64 {
-    ty as u64 | (address as u64) << 2 | (seg as u64) << 4 | (until_equal as u64) << 8 | (len as u64) << 16
+/// The helpers' operand: element width, address width, segment of the source, REPNE of a comparison.
+pub fn pack(ty: Ty, address: Ty, seg: usize, until_equal: bool) -> u64 {
+    ty as u64 | (address as u64) << 2 | (seg as u64) << 4 | (until_equal as u64) << 8
 }
 
 /// Mark in the operand of the helpers that only move data.
@@ -57,10 +56,8 @@ struct Rep {
     di: u64,
     /// Elements until the next look at the request word; single-stepping stops after each.
     budget: u64,
-    /// Bytes of the instruction.
-    len: u64,
-    /// The instruction was overwritten by its last element.
-    overwritten: bool,
+    /// Translated code was dropped.
+    dropped: bool,
 }
 
 impl Rep {
@@ -80,8 +77,7 @@ impl Rep {
             si: cpu.gpr(reg::RSI) & m,
             di: cpu.gpr(reg::RDI) & m,
             budget: if cpu.state.mode & (mode::TF | mode::STEP) != 0 { 1 } else { BATCH },
-            len: how >> 16 & 15,
-            overwritten: false,
+            dropped: false,
         }
     }
 
@@ -110,21 +106,18 @@ impl Rep {
         self.budget = self.budget.saturating_sub(n);
     }
 
-    /// Stores an element. One that changes the instruction itself is the last that it does as it was: the rest is up to
-    /// what is there now.
+    /// Stores an element. If it drops translated code, that may be the instruction itself: it is fetched anew, so that the
+    /// element which changes it is the last that it does as it was.
     fn store(&mut self, cpu: &mut Cpu, linear: u64, value: u64) -> Result<(), Fault> {
         let before = cpu.state.jump_check;
         cpu.store(self.ty, linear, value)?;
-        // Translated code was dropped, maybe this.
-        if cpu.state.jump_check != before {
-            self.overwritten = cpu.overlaps_instruction(linear, self.ty.bytes() as u64, self.len);
-        }
+        self.dropped = cpu.state.jump_check != before;
         Ok(())
     }
 
     /// Stop here and let the vCPU look around.
     fn pause(&mut self, cpu: &Cpu) -> bool {
-        if self.overwritten {
+        if self.dropped {
             return true;
         }
         if self.budget > 0 {

@@ -19,8 +19,6 @@ struct Form {
     address: Ty,
     /// Segment of the source.
     seg: usize,
-    /// Bytes of the instruction.
-    len: usize,
 }
 
 /// Lifts `i` if it belongs to this family.
@@ -60,14 +58,14 @@ fn form(i: &Instruction) -> Form {
             _ => None,
         })
         .unwrap_or(Ty::I64);
-    Form { ty: Ty::from_bytes(i.memory_size().size()), address, seg: segment_number(i.memory_segment()), len: i.len() }
+    Form { ty: Ty::from_bytes(i.memory_size().size()), address, seg: segment_number(i.memory_segment()) }
 }
 
 impl Lifter<'_> {
     /// A repeated form: while the helper says there is more, the block ends at the instruction itself.
     fn repeated(&mut self, id: crate::helpers::HelperId, f: &Form, until_equal: bool) -> Flow {
         let moves = if id == helper::REP_MOVS || id == helper::REP_STOS { helper::MOVES } else { 0 };
-        let how = self.b.iconst((helper::pack(f.ty, f.address, f.seg, until_equal, f.len) | moves) as i64);
+        let how = self.b.iconst((helper::pack(f.ty, f.address, f.seg, until_equal) | moves) as i64);
         let again = self.b.call(id, &[how]);
         self.b.br(again, self.rip);
         Flow::End

@@ -457,21 +457,6 @@ impl Cpu {
         Ok(m.gpa | linear & (PAGE_SIZE - 1))
     }
 
-    /// Whether some of the `len` bytes at `linear` are the same memory as some of the `code_len` bytes of the instruction
-    /// at RIP, by whatever addresses.
-    pub fn overlaps_instruction(&self, linear: u64, len: u64, code_len: u64) -> bool {
-        let code = self.physical_pieces(self.state.linear_rip(), code_len);
-        let data = self.physical_pieces(linear, len);
-        code.iter().flatten().any(|(c, n)| data.iter().flatten().any(|(d, m)| *c < d + m && *d < c + n))
-    }
-
-    /// Guest-physical pieces (address, length) of at most a page's bytes that may go into a second page.
-    fn physical_pieces(&self, linear: u64, len: u64) -> [Option<(u64, u64)>; 2] {
-        let first = len.min(PAGE_SIZE - (linear & (PAGE_SIZE - 1)));
-        let piece = |at: u64, n: u64| self.translate_debug(self.wrap_linear(at)).filter(|_| n > 0).map(|gpa| (gpa, n));
-        [piece(linear, first), piece(linear.wrapping_add(first), len - first)]
-    }
-
     /// Guest-physical address of `linear` for debuggers: no faults, no accessed bits.
     pub fn translate_debug(&self, linear: u64) -> Option<u64> {
         if !self.canonical(linear) {

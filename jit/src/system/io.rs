@@ -86,31 +86,23 @@ impl Cpu {
             if io.rep && self.gpr(reg::RCX) & count_mask == 0 {
                 break;
             }
-            let offset = self.gpr(reg::RDI) & io.address.mask();
             let before = self.state.jump_check;
             self.string_io_element(io, input, port)?;
             if !io.rep {
                 break;
             }
             // Translated code was dropped, maybe this: what is there now goes on.
-            let overwritten = self.state.jump_check != before && input && self.overwritten_at(io, offset, next);
+            let dropped = self.state.jump_check != before;
             self.advance(reg::RCX, u64::MAX, io.address);
             if self.gpr(reg::RCX) & count_mask == 0 {
                 break;
             }
-            if single || overwritten || self.requested() != 0 {
+            if single || dropped || self.requested() != 0 {
                 return Ok(());
             }
         }
         self.state.rip = next;
         Ok(())
-    }
-
-    /// The element that INS stored at `offset` is part of the instruction itself.
-    fn overwritten_at(&mut self, io: StringIo, offset: u64, next: u64) -> bool {
-        let (bytes, len) = (io.ty.bytes(), next.wrapping_sub(self.state.rip) & 15);
-        let linear = self.seg_check(io.segment, offset, bytes as u32, true);
-        linear.is_ok_and(|linear| self.overlaps_instruction(linear, bytes as u64, len))
     }
 
     fn string_io_element(&mut self, io: StringIo, input: bool, port: u16) -> Result<(), Fault> {

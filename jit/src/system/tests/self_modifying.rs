@@ -225,5 +225,12 @@ fn a_repeated_instruction_that_overwrites_itself_goes_on_as_what_it_is_then() {
         g.run();
         assert_eq!([g.cpu.gpr(reg::RCX), g.cpu.gpr(reg::RDI)], [999, target + 2], "{opcode:#x}, {alias}");
         assert_eq!(g.read32(CODE), 0xf490_9090, "{opcode:#x}, {alias}");
+        // It comes to itself after other instructions of its block.
+        g.cpu.state.rip = CODE;
+        g.cpu.set_gpr(reg::RDI, target - 1);
+        g.cpu.set_gpr(reg::RCX, 1000);
+        g.bytes(CODE, &[0xfc, 0xf3, opcode, 0xf4]);
+        g.run();
+        assert_eq!([g.cpu.gpr(reg::RCX), g.cpu.gpr(reg::RDI)], [998, target + 2], "{opcode:#x}, {alias}");
     }
 }
