@@ -61,6 +61,7 @@ impl Lower<'_, '_> {
         let pending = self.b.ins().atomic_load(I32, m, word);
         self.cold_exit(pending, |this| {
             this.set_rip(rip);
+            this.store_flags_aside();
             this.exit(Thunk::ExitRequest);
         });
         let target = self.blocks[n];

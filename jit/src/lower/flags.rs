@@ -22,6 +22,8 @@ pub(super) struct Live {
     difference: Option<(Value, Value)>,
     /// Operands of the floating-point comparison.
     floats: Option<(Value, Value)>,
+    /// They are in the state.
+    stored: bool,
 }
 
 impl Lower<'_, '_> {
@@ -35,7 +37,16 @@ impl Lower<'_, '_> {
                 let step = self.b.ins().ishl(carry, two);
                 let op = self.b.ins().iadd(base, step);
                 let kind = CcKind::from_u16(i.imm as u16);
-                self.flags = Some(Live { kind, ty: i.ty, res, src, op: Some(op), difference: None, floats: None });
+                self.flags = Some(Live {
+                    kind,
+                    ty: i.ty,
+                    res,
+                    src,
+                    op: Some(op),
+                    difference: None,
+                    floats: None,
+                    stored: false,
+                });
                 if visible {
                     self.store_flags();
                 }
@@ -58,7 +69,7 @@ impl Lower<'_, '_> {
             _ => None,
         };
         let floats = self.known[i.a as usize % VALS].floats.filter(|_| kind == CcKind::Raw);
-        self.flags = Some(Live { kind, ty: i.ty, res, src, op: None, difference, floats });
+        self.flags = Some(Live { kind, ty: i.ty, res, src, op: None, difference, floats, stored: false });
         if visible {
             self.store_flags();
         }
@@ -73,13 +84,30 @@ impl Lower<'_, '_> {
         let op = self.b.ins().select(cond, new_op, old_op);
         let res = self.b.ins().select(cond, res, old_res);
         let src = self.b.ins().select(cond, src, old_src);
-        self.flags = Some(Live { kind: CcKind::Raw, ty: i.ty, res, src, op: Some(op), difference: None, floats: None });
+        self.flags = Some(Live {
+            kind: CcKind::Raw,
+            ty: i.ty,
+            res,
+            src,
+            op: Some(op),
+            difference: None,
+            floats: None,
+            stored: false,
+        });
         self.store_flags();
     }
 
     /// Writes the flags in hand to the state.
     fn store_flags(&mut self) {
-        let Some(f) = self.flags else { return };
+        self.store_flags_aside();
+        if let Some(f) = &mut self.flags {
+            f.stored = true;
+        }
+    }
+
+    /// The same on a way out beside the code that goes on: an interrupt there shows flags that nobody else looks at.
+    pub(super) fn store_flags_aside(&mut self) {
+        let Some(f) = self.flags.filter(|f| !f.stored) else { return };
         let op = match f.op {
             Some(op) => self.b.ins().ireduce(I32, op),
             None => self.b.ins().iconst(I32, pack(f.kind, f.ty) as i64),

@@ -127,6 +127,26 @@ fn a_waiting_interrupt_gets_in_before_the_window_closes() {
 }
 
 #[test]
+fn an_interrupt_shows_flags_that_the_code_overwrites_unread() {
+    let mut g = Guest::long();
+    g.board.vectors.lock().unwrap().push(0x50);
+    g.cpu.handle().raise(request::INTERRUPT);
+    g.cpu.set_gpr(reg::RCX, 1);
+    g.code(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.or(edx, -1)?;
+        a.sti()?;
+        a.sub(rcx, 1)?;
+        a.jmp(top)
+    });
+    g.expect(0x50);
+    // Right behind SUB or at the jump's target.
+    assert!([CODE, CODE + 8].contains(&g.frame(0)), "{:#x}", g.frame(0));
+    assert_eq!(g.frame(2) & flag::ARITH, flag::ZF | flag::PF);
+}
+
+#[test]
 fn execution_breakpoints_fault_once() {
     let mut g = Guest::long();
     g.code(|a| {
