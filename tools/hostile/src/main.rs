@@ -60,7 +60,7 @@ fn run(o: &Options) -> u64 {
         hook(info);
     }));
     let mut lab = Lab::new(now, o.patience);
-    let (mut different, mut endless) = (0, 0);
+    let (mut different, mut endless, mut unspecified) = (0, 0, 0);
     for seed in o.seed..o.seed.saturating_add(o.cases) {
         if seed % 10_000 == 0 {
             println!("at {seed}: {different} differences");
@@ -72,6 +72,7 @@ fn run(o: &Options) -> u64 {
         match lab.compare(seed) {
             Verdict::Same => {}
             Verdict::Endless => endless += 1,
+            Verdict::Unspecified => unspecified += 1,
             Verdict::Different(text) => {
                 println!("seed {seed}:\n{text}");
                 different += 1;
@@ -81,7 +82,10 @@ fn run(o: &Options) -> u64 {
             break;
         }
     }
-    println!("{} cases from seed {}: {different} differences, {endless} endless", o.cases, o.seed);
+    println!(
+        "{} cases from seed {}: {different} differences, {endless} endless, {unspecified} left to the processor",
+        o.cases, o.seed
+    );
     different
 }
 

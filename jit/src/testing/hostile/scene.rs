@@ -9,7 +9,10 @@ const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
 const TSS: u64 = 0x3000;
 const STUBS: u64 = 0x4000;
-const TABLES: u64 = 0x8000;
+/// Where the paging structures lie.
+pub const TABLES: u64 = 0x8000;
+/// Their size.
+pub const TABLES_SIZE: u64 = 0x4000;
 const CODE: u64 = 0x1_0000;
 const STACK: u64 = 0x3_0000;
 
