@@ -1,7 +1,7 @@
 //! Reads the text form of the IR, which [`super::text`] writes: for tests and benchmarks.
 
 use super::op::{self, Field, Op};
-use super::text::{GPRS, ty_name};
+use super::text::{GPRS, state_field, ty_name};
 use super::vecop::{VecFromInt, VecOp, VecToInt};
 use super::{Block, Inst, Ty, VVal, Val};
 use crate::helpers;
@@ -45,7 +45,8 @@ fn parse_inst(line: &str) -> Result<Inst, String> {
         Some((d, r)) => (Some(d.trim()), r.trim()),
         None => (None, rest.trim()),
     };
-    let (rest, imm) = match rest.split_once('#') {
+    let (rest, imm) = match rest.split_once(['#', '@']) {
+        Some((r, place)) if rest[r.len()..].starts_with('@') => (r.trim_end_matches([' ', ',']), state_offset(place)?),
         Some((r, i)) => (r.trim(), integer(i.trim())?),
         None => (rest, 0),
     };
@@ -77,6 +78,13 @@ fn parse_inst(line: &str) -> Result<Inst, String> {
         (_, None) => return Err("result missing".into()),
     };
     Ok(inst)
+}
+
+/// `FIELD` or `FIELD+BYTES`.
+fn state_offset(place: &str) -> Result<i64, String> {
+    let (name, bytes) = place.split_once('+').unwrap_or((place, "0"));
+    let start = state_field(name.trim()).ok_or(format!("unknown field {name}"))?;
+    Ok(start + integer(bytes.trim())?)
 }
 
 fn parse_ty(t: &str) -> Result<Ty, String> {
@@ -128,6 +136,8 @@ mod tests {
         b.op2_to(Op::Add, Ty::I32, Val::gpr(0), v, 5);
         b.set_flags(CcKind::Add, Ty::I32, Val::gpr(0), 5);
         b.lea_to(Ty::I64, Val::gpr(1), None, Some(v), 3, 0x1234);
+        let field = b.get_state(Ty::I32, std::mem::offset_of!(crate::state::CpuState, rflags) + 4);
+        b.set_state(Ty::I64, std::mem::offset_of!(crate::state::CpuState, rip), field);
         b.start_insn(4);
         let w = b.vtemp();
         b.vload(w, 16, Val::gpr(2), 16, 4);

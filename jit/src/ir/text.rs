@@ -4,7 +4,9 @@ use super::op::{Field, Op};
 use super::vecop::{VecFromInt, VecOp, VecToInt};
 use super::{Block, Inst, Ty, VVal, Val};
 use crate::helpers::{self, HelperId};
+use crate::state::CpuState;
 use std::fmt::Write;
+use std::mem::offset_of;
 
 pub(super) const GPRS: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
@@ -41,7 +43,9 @@ pub fn print_inst(i: &Inst) -> String {
             sep = ", ";
         }
     }
-    if sub_name(i).is_none() && (info.imm || i.a == Val::IMM.0 || i.b == Val::IMM.0) {
+    if matches!(i.op, Op::GetState | Op::SetState | Op::VGetState | Op::VSetState) {
+        let _ = write!(out, "{sep}{}", state_place(i.imm));
+    } else if sub_name(i).is_none() && (info.imm || i.a == Val::IMM.0 || i.b == Val::IMM.0) {
         let _ = write!(out, " #{}", i.imm);
     }
     out
@@ -72,4 +76,56 @@ fn operand(field: Field, n: u16) -> String {
         _ if n < 16 => GPRS[n as usize].into(),
         _ => format!("t{}", n - Val::TEMP0),
     }
+}
+
+macro_rules! fields {
+    ($($name:ident),*) => { &[$((stringify!($name), offset_of!(CpuState, $name)),)*] };
+}
+
+/// Fields of the state by name and offset.
+const FIELDS: &[(&str, usize)] = fields![
+    vals,
+    rip,
+    cc_op,
+    mode,
+    cc_res,
+    cc_src,
+    rflags,
+    helper_result,
+    segs,
+    ldtr,
+    tr,
+    gdtr,
+    idtr,
+    cr0,
+    cr2,
+    cr3,
+    cr4,
+    efer,
+    xcr0,
+    dr,
+    mxcsr,
+    shadow,
+    halted,
+    nmi_blocked,
+    vecs,
+    x87,
+    msr
+];
+
+/// `@FIELD` or `@FIELD+BYTES`.
+fn state_place(offset: i64) -> String {
+    let at = |f: &(&str, usize)| f.1 as i64;
+    let inside = (0..size_of::<CpuState>() as i64).contains(&offset);
+    match FIELDS.iter().filter(|f| inside && at(f) <= offset).max_by_key(|f| at(f)) {
+        Some(f) if at(f) == offset => format!("@{}", f.0),
+        Some(f) => format!("@{}+{}", f.0, offset - at(f)),
+        None => format!("#{offset}"),
+    }
+}
+
+/// Offset of a field of the state by name.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn state_field(name: &str) -> Option<i64> {
+    FIELDS.iter().find(|f| f.0 == name).map(|f| f.1 as i64)
 }

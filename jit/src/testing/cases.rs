@@ -7,19 +7,19 @@
 
 use super::*;
 
-const CODE: u64 = 0x1000_0000;
-const DATA: u64 = 0x1001_0000;
+pub(super) const CODE: u64 = 0x1000_0000;
+pub(super) const DATA: u64 = 0x1001_0000;
 const DATA_PAGES: u64 = 5;
 
 /// What both sides of a line say.
 #[derive(Default)]
-struct Side {
-    memory: Vec<(u64, Vec<u8>)>,
-    fault: Option<Outcome>,
+pub(super) struct Side {
+    pub(super) memory: Vec<(u64, Vec<u8>)>,
+    pub(super) fault: Option<Outcome>,
     undefined: u64,
 }
 
-fn hex(text: &str) -> u64 {
+pub(super) fn hex(text: &str) -> u64 {
     u64::from_str_radix(text, 16).unwrap_or_else(|_| panic!("hexadecimal number: {text}"))
 }
 
@@ -27,7 +27,7 @@ fn wide(text: &str) -> u128 {
     u128::from_str_radix(text, 16).unwrap_or_else(|_| panic!("hexadecimal number: {text}"))
 }
 
-fn bytes(text: &str) -> Vec<u8> {
+pub(super) fn bytes(text: &str) -> Vec<u8> {
     (0..text.len() / 2).map(|n| hex(&text[2 * n..2 * n + 2]) as u8).collect()
 }
 
@@ -35,7 +35,7 @@ const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
 /// Applies `name=value` to registers or to the rest of the side.
-fn assign(word: &str, r: &mut Registers, side: &mut Side) {
+pub(super) fn assign(word: &str, r: &mut Registers, side: &mut Side) {
     let (name, value) = word.split_once('=').unwrap_or_else(|| panic!("name=value: {word}"));
     if let Some(n) = NAMES.iter().position(|g| *g == name) {
         r.gpr[n] = hex(value);

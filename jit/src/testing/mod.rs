@@ -456,4 +456,6 @@ fn pieces(linear: u64, len: usize) -> impl Iterator<Item = (usize, usize)> {
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod filetests;
+#[cfg(test)]
 mod random;
