@@ -1,0 +1,151 @@
+//! The way in, and the ways out: to code on the same page, through the jump cache, to the dispatcher.
+
+use super::asm::{Alu, Mem, RAX, RBP, RBX, RCX, RDI, RDX, Shift, cc};
+use super::{BIAS, Cold, Emit, Link, Target, state};
+use crate::ir::{Inst, Ty};
+use crate::mmu::ram::PAGE_SIZE;
+use crate::runtime::exec::{LEAVE_FAULT, LEAVE_HOT, LEAVE_LOOKUP, LEAVE_REQUEST};
+use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, jump_slot, mode};
+use std::mem::offset_of;
+
+pub(super) use crate::runtime::exec::{LEAVE_FAULT as FAULT, LEAVE_LOOKUP as LOOKUP};
+
+impl Emit<'_> {
+    /// Prologue (the four bytes that links skip), CPU pointer, request and heat.
+    pub(super) fn entry(&mut self, heat: usize) {
+        let rip = self.block.rip;
+        self.a.push(RBP);
+        self.a.mov_frame();
+        self.a.lea(Ty::I64, RBX, Mem::at(RDI, BIAS));
+        self.a.load(Ty::I64, RAX, state(offset_of!(CpuState, requests)));
+        self.a.alu_imm(Alu::Cmp, Ty::I32, Mem::at(RAX, 0), 0);
+        let from = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Leave { from, rip, code: LEAVE_REQUEST });
+        self.a.alu_imm(Alu::Sub, Ty::I32, state(offset_of!(CpuState, heat) + 4 * heat), 1);
+        let from = self.a.jcc(cc::S);
+        self.cold.push(Cold::Leave { from, rip, code: LEAVE_HOT });
+    }
+
+    /// Leaves before the instruction at hand if translated code was dropped meanwhile (it may be this code).
+    pub(super) fn leave_if_stale(&mut self) {
+        self.flags_clobbered();
+        self.a.alu_imm(Alu::Cmp, Ty::I32, state(offset_of!(CpuState, code_stale)), 0);
+        let from = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Leave { from, rip: self.rip, code: LEAVE_LOOKUP });
+    }
+
+    /// Leaves; RIP is in the state.
+    pub(super) fn leave_with(&mut self, code: u32) {
+        self.a.mov_imm(RAX, code as u64);
+        self.a.pop(RBP);
+        self.a.ret();
+    }
+
+    /// Goes to a known RIP.
+    pub(super) fn jump_to(&mut self, rip: u64) {
+        // On the same page the physical target is known: the mapping of the page is the one this code runs under.
+        if (self.block.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
+            self.cpu_to_rdi();
+            self.links.push(Link { site: self.a.here() as u32, rip });
+            self.a.pop(RBP);
+            // Set when the code is placed.
+            self.a.jmp();
+            return;
+        }
+        self.a.mov_imm(RAX, rip);
+        self.a.store(Ty::I64, state(offset_of!(CpuState, rip)), RAX);
+        if self.block.mode & mode::FLAT == 0 {
+            return self.leave_with(LEAVE_LOOKUP);
+        }
+        let entry = offset_of!(CpuState, jump_cache) + jump_slot(rip) * size_of::<JumpEntry>();
+        self.through_cache(|part| state(entry + part));
+    }
+
+    pub(super) fn jump_indirect(&mut self, i: &Inst) {
+        let target = self.int(i.a);
+        // Addresses of 32 bits outside 64-bit mode.
+        let ty = if self.block.mode & mode::CS64 != 0 { Ty::I64 } else { Ty::I32 };
+        self.a.zext(ty, RAX, target);
+        self.a.store(Ty::I64, state(offset_of!(CpuState, rip)), RAX);
+        if self.block.mode & mode::FLAT == 0 {
+            return self.leave_with(LEAVE_LOOKUP);
+        }
+        self.a.mov(RCX, RAX);
+        self.a.shift_imm(Shift::Shr, Ty::I64, RCX, 12);
+        self.a.alu(Alu::Xor, Ty::I32, RCX, RAX);
+        self.a.alu_imm(Alu::And, Ty::I32, RCX, JUMP_ENTRIES as i32 - 1);
+        self.a.shift_imm(Shift::Shl, Ty::I32, RCX, size_of::<JumpEntry>().trailing_zeros() as u8);
+        let base = offset_of!(CpuState, jump_cache) as i32 - BIAS;
+        self.through_cache(|part| Mem::indexed(RBX, RCX, base + part as i32));
+    }
+
+    /// Goes to the RIP in RAX and in the state through an entry of the jump cache, or leaves.
+    fn through_cache(&mut self, entry: impl Fn(usize) -> Mem) {
+        self.a.alu(Alu::Cmp, Ty::I64, RAX, entry(offset_of!(JumpEntry, rip)));
+        let other = self.a.jcc(cc::NE);
+        self.a.load(Ty::I64, RDX, state(offset_of!(CpuState, jump_check)));
+        self.a.alu(Alu::Cmp, Ty::I64, RDX, entry(offset_of!(JumpEntry, check)));
+        let old = self.a.jcc(cc::NE);
+        self.cpu_to_rdi();
+        self.a.pop(RBP);
+        self.a.jmp_mem(entry(offset_of!(JumpEntry, code)));
+        self.a.land(other);
+        self.a.land(old);
+        self.leave_with(LEAVE_LOOKUP);
+    }
+
+    /// Branches on an integer.
+    pub(super) fn branch_if_set(&mut self, i: &Inst) {
+        let c = self.int(i.a);
+        self.a.test(Ty::I64, c, c);
+        self.branch(cc::NE, i);
+    }
+
+    /// Ends the block: to `i.imm` if the host's condition holds, else on.
+    pub(super) fn branch(&mut self, cond: u8, i: &Inst) {
+        let taken = self.a.jcc(cond);
+        self.jump_to(self.block.end_rip());
+        self.a.land(taken);
+        self.jump_to(i.imm as u64);
+    }
+
+    /// What stands behind the block.
+    pub(super) fn cold(&mut self) {
+        for c in std::mem::take(&mut self.cold) {
+            match c {
+                Cold::Miss { from, again, kind, rip } => self.miss(from, again, kind, rip),
+                Cold::Fault { from } => {
+                    self.a.land(from);
+                    self.leave_with(LEAVE_FAULT);
+                }
+                Cold::Leave { from, rip, code } => {
+                    self.a.land(from);
+                    self.set_rip(rip);
+                    self.leave_with(code);
+                }
+                Cold::Helper { from, back, call, rip } => {
+                    self.a.land(from);
+                    self.slow_helper(&call, rip);
+                    let to = self.a.jmp();
+                    self.a.aim(to, back);
+                }
+            }
+        }
+        // Links are patched eight bytes at a time.
+        for _ in 0..8 {
+            self.a.byte(0xcc);
+        }
+    }
+
+    /// Fills the TLB and compares again; if there is nothing to fill, abandons the frame. The routine finds the RIP
+    /// behind the jump that follows its call.
+    fn miss(&mut self, from: usize, again: usize, kind: u8, rip: u64) {
+        self.a.land(from);
+        self.a.push_imm8(kind);
+        let at = self.a.call();
+        self.fixup(at, Target::Miss);
+        let to = self.a.jmp();
+        self.a.aim(to, again);
+        self.a.code.extend_from_slice(&rip.to_le_bytes());
+    }
+}

@@ -1,0 +1,314 @@
+//! The baseline tier: one pass from IR to host code. It makes code some fifty times faster than Cranelift does, so that a
+//! block leaves the interpreter after a few runs; what turns out to be hot is compiled again, in regions, by Cranelift.
+//!
+//! Shape of the code: RBX holds the CPU (plus [`BIAS`], so that the general registers are within reach of a byte
+//! displacement), values live in ten host registers within a block, guest registers are written through, and RAX, RCX and
+//! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions
+//! ([`crate::lower`]), so both kinds of code lead to each other.
+
+mod asm;
+mod calls;
+mod exits;
+mod flags;
+mod integer;
+mod memory;
+mod regs;
+mod sse;
+mod vector;
+
+use crate::ir::op::Field;
+use crate::ir::{Block, Inst, Op, Ty, Val};
+use crate::lower::Thunk;
+use crate::passes::dead_flags;
+use crate::state::{CpuState, VALS, mode};
+use asm::{Asm, Mem, RBX, RDI, Reg};
+use regs::Regs;
+use std::mem::offset_of;
+
+/// What RBX is ahead of the CPU's address.
+const BIAS: i32 = 120;
+
+/// What a call or jump out of the code leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// A routine that Cranelift's code uses too.
+    Thunk(Thunk),
+    /// Fills the TLB or abandons the frame.
+    Miss,
+    /// Goes to the RIP in RAX and in the state through the jump cache.
+    Lookup,
+}
+
+/// A way out to known code on the same page: `pop rbp; jmp rel32`.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Offset of the `pop`.
+    pub site: u32,
+    /// RIP it leads to.
+    pub rip: u64,
+}
+
+/// The code of one block.
+#[derive(Default)]
+pub struct Code {
+    /// Machine code.
+    pub bytes: Vec<u8>,
+    /// Displacements to set: offset, target.
+    pub fixups: Vec<(u32, Target)>,
+    /// Ways out.
+    pub links: Vec<Link>,
+}
+
+/// What is emitted behind the block's code.
+enum Cold {
+    /// A TLB miss: displacement that leads here, offset of the comparison to repeat, kind, RIP of the instruction.
+    Miss { from: usize, again: usize, kind: u8, rip: u64 },
+    /// Leaves with the pending fault.
+    Fault { from: usize },
+    /// Leaves before the instruction at `rip` with a code.
+    Leave { from: usize, rip: u64, code: u32 },
+    /// Calls a helper and goes on.
+    Helper { from: usize, back: usize, call: Inst, rip: u64 },
+}
+
+/// What the host's flags are: those of an operation that made a value.
+#[derive(Clone, Copy)]
+struct HostFlags {
+    value: u16,
+    ty: Ty,
+    kind: crate::ir::flags::CcKind,
+}
+
+/// Emits one block.
+struct Emit<'a> {
+    a: Asm,
+    block: &'a Block,
+    regs: Regs,
+    /// What the host's flags stand for now.
+    host: Option<HostFlags>,
+    /// The host's flags are the guest's.
+    fused: bool,
+    /// Kind and width of the guest's flags, if known; they are in the state or in the host's flags.
+    flags: Option<(crate::ir::flags::CcKind, Ty)>,
+    /// For each operation, whether its first operand is read for the last time.
+    dies: Vec<bool>,
+    fixups: Vec<(u32, Target)>,
+    links: Vec<Link>,
+    cold: Vec<Cold>,
+    /// RIP of the instruction at hand.
+    rip: u64,
+    mmu: usize,
+    /// A helper may have dropped this code.
+    wrote_behind: bool,
+}
+
+/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`].
+pub fn compile(block: &Block, heat: usize) -> Code {
+    let mut e = Emit {
+        a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48) },
+        block,
+        regs: Regs::new(),
+        host: None,
+        fused: false,
+        flags: None,
+        dies: last_reads(block),
+        fixups: Vec::new(),
+        links: Vec::new(),
+        cold: Vec::new(),
+        rip: block.rip,
+        mmu: ((block.mode & mode::MMU) >> mode::MMU_SHIFT) as usize,
+        wrote_behind: false,
+    };
+    e.entry(heat);
+    e.body();
+    e.cold();
+    Code { bytes: e.a.code, fixups: e.fixups, links: e.links }
+}
+
+/// For each operation, whether its operand `a` is a temporary that nothing reads after it.
+fn last_reads(block: &Block) -> Vec<bool> {
+    let mut out = vec![false; block.insts.len()];
+    let (mut read, mut off) = (0u64, None);
+    for (n, i) in block.insts.iter().enumerate().rev() {
+        if off != Some(i.off) {
+            (read, off) = (0, Some(i.off));
+        }
+        let fields = i.op.info().fields;
+        if matches!(fields[0], Field::Int | Field::IntOpt) && i.d < VALS as u16 {
+            read &= !(1 << i.d);
+        }
+        let is_temp = (Val::TEMP0..VALS as u16).contains(&i.a);
+        out[n] = is_temp && read >> i.a & 1 == 0 && i.b != i.a && i.c != i.a;
+        for (field, v) in fields[1..].iter().zip([i.a, i.b, i.c]) {
+            if matches!(field, Field::Int | Field::IntOrImm | Field::IntOpt) && v < VALS as u16 {
+                read |= 1 << v;
+            }
+        }
+    }
+    out
+}
+
+/// A field of the state.
+fn state(offset: usize) -> Mem {
+    Mem::at(RBX, offset as i32 - BIAS)
+}
+
+/// Place of an integer value in the state.
+fn val(n: usize) -> Mem {
+    state(offset_of!(CpuState, vals) + 8 * n)
+}
+
+impl Emit<'_> {
+    fn body(&mut self) {
+        let block = self.block;
+        let visible = dead_flags::visible(block, true);
+        let mut off = None;
+        let mut n = 0;
+        while let Some(i) = block.insts.get(n) {
+            if off != Some(i.off) {
+                off = Some(i.off);
+                self.start_insn(i.off);
+            }
+            self.regs.unlock();
+            n += self.inst(n, i, visible[n]);
+        }
+    }
+
+    fn start_insn(&mut self, off: u16) {
+        self.rip = self.block.wrap(self.block.rip.wrapping_add(off as u64));
+        self.regs.forget_temporaries();
+        if std::mem::take(&mut self.wrote_behind) {
+            self.leave_if_stale();
+        }
+    }
+
+    /// Emits the operation at `n`; how many were done.
+    fn inst(&mut self, n: usize, i: &Inst, visible: bool) -> usize {
+        if !flags::leaves_host_flags(i.op) {
+            self.flags_clobbered();
+        }
+        match i.op {
+            Op::Load | Op::Store | Op::Rmw | Op::Cas => self.memory_op(i),
+            Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetFlags => self.flag_op(n, i, visible),
+            Op::GetCond => return self.get_cond(n, i),
+            Op::VMov
+            | Op::VLoad
+            | Op::VStore
+            | Op::Vec
+            | Op::VecToInt
+            | Op::VecFromInt
+            | Op::VGetState
+            | Op::VSetState => return self.vector_op(n, i),
+            Op::GetState | Op::SetState => self.state_op(i),
+            Op::SegAddr => self.seg_addr(i),
+            Op::Call => self.helper(i),
+            Op::Raise => self.raise(i),
+            Op::Jmp => self.jump_to(i.imm as u64),
+            Op::JmpInd => self.jump_indirect(i),
+            Op::Br => self.branch_if_set(i),
+            Op::Dispatch => self.leave_with(exits::LOOKUP),
+            _ => self.alu_op(n, i),
+        }
+        1
+    }
+
+    /// The host's flags are no longer what they were.
+    fn flags_clobbered(&mut self) {
+        self.host = None;
+        self.fused = false;
+    }
+
+    /// A register that holds integer value `n`.
+    fn int(&mut self, n: u16) -> Reg {
+        let n = n as usize % VALS;
+        if let Some(r) = self.regs.find(n) {
+            return r;
+        }
+        let r = self.scratch();
+        self.a.load(Ty::I64, r, val(n));
+        self.regs.bind(n, r, false);
+        r
+    }
+
+    /// A register with nothing in it, for a result.
+    fn scratch(&mut self) -> Reg {
+        let (r, spill) = self.regs.take();
+        if let Some(n) = spill {
+            self.a.store(Ty::I64, val(n), r);
+        }
+        r
+    }
+
+    /// `r` is integer `n` from now on, 64 clean bits; guest registers are written through.
+    fn set(&mut self, n: u16, r: Reg) {
+        if n == Val::NONE.0 {
+            return;
+        }
+        if self.host.is_some_and(|h| h.value == n) {
+            self.host = None;
+        }
+        let n = n as usize % VALS;
+        self.regs.bind(n, r, n >= 16);
+        if n < 16 {
+            self.a.store(Ty::I64, val(n), r);
+        }
+    }
+
+    /// A register with a copy of integer `i.a` that may be changed: its own if the value is not needed any more.
+    fn copy_of_a(&mut self, n: usize, i: &Inst) -> Reg {
+        let r = self.int(i.a);
+        if self.dies[n] || i.a == i.d && i.b != i.a && i.c != i.a {
+            self.regs.forget(i.a as usize % VALS);
+            return r;
+        }
+        let copy = self.scratch();
+        self.a.mov(copy, r);
+        copy
+    }
+
+    /// Writes temporaries that are in registers only to the state, and forgets what a call overwrites.
+    fn before_call(&mut self) {
+        for (n, r) in self.regs.clean() {
+            self.a.store(Ty::I64, val(n), r);
+        }
+        self.regs.called();
+        self.flags_clobbered();
+    }
+
+    /// RDI = the CPU.
+    fn cpu_to_rdi(&mut self) {
+        self.a.lea(Ty::I64, RDI, Mem::at(RBX, -BIAS));
+    }
+
+    /// Stores a constant to the state's RIP; changes RAX at most.
+    fn set_rip(&mut self, rip: u64) {
+        self.store_const(state(offset_of!(CpuState, rip)), rip);
+    }
+
+    /// Stores 64 bits; changes RAX at most.
+    fn store_const(&mut self, m: Mem, v: u64) {
+        match i32::try_from(v as i64) {
+            Ok(v) => self.a.store_imm(Ty::I64, m, v),
+            Err(_) => {
+                self.a.mov_imm(asm::RAX, v);
+                self.a.store(Ty::I64, m, asm::RAX);
+            }
+        }
+    }
+
+    fn fixup(&mut self, at: usize, target: Target) {
+        self.fixups.push((at as u32, target));
+    }
+
+    fn state_op(&mut self, i: &Inst) {
+        let m = state(i.imm as usize);
+        if i.op == Op::GetState {
+            let r = self.scratch();
+            self.a.load(i.ty, r, m);
+            self.set(i.d, r);
+        } else {
+            let r = self.int(i.a);
+            self.a.store(i.ty, m, r);
+        }
+    }
+}
