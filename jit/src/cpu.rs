@@ -9,7 +9,7 @@ use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
 use crate::runtime::lockstep::Lockstep;
 use crate::runtime::tier::Tier;
-use crate::state::{CpuState, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
+use crate::state::{CpuState, HEAT_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
 use crate::vcpu::{Mailbox, Requests, VcpuHandle};
 use std::sync::Arc;
 
@@ -275,6 +275,7 @@ impl CpuState {
             exit_link: 0,
             jump_check: 1 << 32,
             jump_cache: [JumpEntry { rip: 0, check: 0, code: 0, unused: 0 }; _],
+            heat: [0; HEAT_ENTRIES],
             segs: Default::default(),
             ldtr: Default::default(),
             tr: Default::default(),

@@ -1,6 +1,7 @@
 //! The CPU engine: guest bytes are decoded and lifted to IR once; an interpreter runs the IR, Cranelift compiles what
 //! is hot. The engine knows nothing of devices: see [`board::Board`] for all it needs from around it.
 
+mod baseline;
 pub mod board;
 mod cpu;
 pub mod cpuid;

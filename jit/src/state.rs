@@ -252,6 +252,9 @@ pub struct JumpEntry {
     pub unused: u64,
 }
 
+/// Counters of runs of baseline code.
+pub const HEAT_ENTRIES: usize = 16384;
+
 /// Slot of a RIP in the jump cache.
 pub const fn jump_slot(rip: u64) -> usize {
     (rip ^ rip >> 12) as usize & (JUMP_ENTRIES - 1)
@@ -290,6 +293,8 @@ pub struct CpuState {
     pub jump_check: u64,
     /// Generated code by RIP.
     pub jump_cache: [JumpEntry; JUMP_ENTRIES],
+    /// Runs that baseline code has left before it asks to be compiled better; blocks share them by number.
+    pub heat: [i32; HEAT_ENTRIES],
     /// ES, CS, SS, DS, FS, GS.
     pub segs: [Segment; 6],
     /// LDTR.

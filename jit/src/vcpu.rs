@@ -252,8 +252,8 @@ impl Vcpu {
             // The engine started with the same settings, so a compiler can be made.
             let sync = if engine.sync { Compiler::new().ok() } else { None };
             cpu.tier.configure(service.clone(), sync);
-            if engine.check == Check::Regions {
-                cpu.tier.wait_until_hot();
+            if engine.check != Check::Off {
+                cpu.tier.wait_until_checked();
             }
         }
         cpu.reset();

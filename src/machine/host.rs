@@ -96,10 +96,11 @@ impl Machine {
         let mut text = String::new();
         for (cpu, vcpu) in self.vcpus.iter().enumerate() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
-            let TierStats { compiled, dropped, entries, interpreted, blocks, full } = stats;
+            let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, full } = stats;
             let rows = [
                 ("blocks cached", cached as u64),
                 ("blocks interpreted", blocks),
+                ("blocks with baseline code", baseline),
                 ("regions compiled", compiled),
                 ("regions dropped as their code changed", dropped),
                 ("entries into compiled code", entries),

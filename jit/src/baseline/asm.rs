@@ -345,12 +345,6 @@ impl Asm {
         self.typed_0f(ty, 0xaf, to.0, rm.into());
     }
 
-    /// `imul to, from, imm`.
-    pub fn imul_imm(&mut self, ty: Ty, to: Reg, from: Reg, imm: i32) {
-        self.typed(ty, 0x69, to.0, from.into());
-        self.imm32(imm);
-    }
-
     pub fn bswap(&mut self, ty: Ty, r: Reg) {
         self.rex(ty == Ty::I64, false, 0, &r.into());
         self.code.extend_from_slice(&[0x0f, 0xc8 | r.0 & 7]);
@@ -417,6 +411,16 @@ impl Asm {
     pub fn pop(&mut self, r: Reg) {
         self.rex(false, false, 0, &r.into());
         self.code.push(0x58 | r.0 & 7);
+    }
+
+    /// `push imm8`.
+    pub fn push_imm8(&mut self, v: u8) {
+        self.code.extend_from_slice(&[0x6a, v]);
+    }
+
+    /// `mov rbp, rsp`, in the encoding that compilers use.
+    pub fn mov_frame(&mut self) {
+        self.code.extend_from_slice(&[0x48, 0x89, 0xe5]);
     }
 
     pub fn ret(&mut self) {

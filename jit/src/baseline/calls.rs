@@ -1,6 +1,6 @@
 //! Helpers, segment checks, divisions, exceptions.
 
-use super::asm::{Alu, Mem, R8, RAX, RCX, RDI, RDX, RSI, Reg, Unary, cc};
+use super::asm::{Alu, Mem, R8, RAX, RCX, RDX, RSI, Reg, Unary, cc};
 use super::{Cold, Emit, Target, exits, state, val};
 use crate::helpers::integer::{DIV32, DIV64, IDIV32, IDIV64};
 use crate::helpers::{self, HelperId, effect};

@@ -26,7 +26,7 @@ use regs::Regs;
 use std::mem::offset_of;
 
 /// What RBX is ahead of the CPU's address.
-const BIAS: i32 = 120;
+pub const BIAS: i32 = 120;
 
 /// What a call or jump out of the code leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,8 +35,6 @@ pub enum Target {
     Thunk(Thunk),
     /// Fills the TLB or abandons the frame.
     Miss,
-    /// Goes to the RIP in RAX and in the state through the jump cache.
-    Lookup,
 }
 
 /// A way out to known code on the same page: `pop rbp; jmp rel32`.

@@ -340,6 +340,13 @@ impl Cpu {
         let _ = self.place_marking(index, linear, access, 0, Marks::Present);
     }
 
+    /// Enters the mapping of `linear`'s page in the TLB for an access whose first byte lies there: whether it hits now.
+    pub fn fill_for(&mut self, index: usize, linear: u64, access: Access) -> bool {
+        let _ = self.place_marking(index, linear, access, 0, Marks::Set);
+        let e = self.state.tlb.entry(index, linear);
+        linear & !(PAGE_SIZE - 1) == if access == Access::Write { e.write } else { e.read }
+    }
+
     /// Raises what a store would raise, page by page.
     fn check_write(&mut self, index: usize, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
         let mut at = 0;

@@ -83,6 +83,11 @@ pub struct Tlb {
     large: LargePages,
 }
 
+/// Offset in its table of the entry that `linear` maps to.
+pub fn entry_offset(linear: u64) -> u64 {
+    (slot(linear) * size_of::<TlbEntry>()) as u64
+}
+
 fn slot(linear: u64) -> usize {
     (linear >> 12) as usize & (TLB_ENTRIES - 1)
 }

@@ -69,6 +69,11 @@ impl Arena {
         self.rx as u64 + offset as u64
     }
 
+    /// Offset of the byte that executes at `address`.
+    pub fn offset(&self, address: u64) -> usize {
+        address.wrapping_sub(self.rx as u64) as usize
+    }
+
     /// Writes bytes.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.len, "write beyond the code arena");

@@ -11,8 +11,6 @@ use crate::state::{JUMP_ENTRIES, jump_slot, mode, reg};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Sleeps of the processor after which counts of runs halve.
-const HALTS_PER_EPOCH: u32 = 8;
 /// Most bytes a block is lifted from at a time.
 const FETCH_BYTES: u64 = 512;
 const FETCH_ENTRIES: usize = 256;
@@ -75,14 +73,14 @@ struct Slot {
     serial: u64,
     /// Interpreted runs; once there is code and it is checked: runs of the code.
     runs: u32,
-    /// When it last ran, in the cache's epochs.
-    epoch: u32,
-    /// Runs at which it is proposed for compilation (again).
-    propose_at: u32,
+    /// How often its baseline code asked to be compiled better.
+    asked: u32,
     /// Its region is being compiled, or could not be.
     requested: bool,
-    /// The region that starts with it.
+    /// The code that starts with it.
     code: Option<u32>,
+    /// Its baseline code, which `code` is while there is no better.
+    baseline: Option<u32>,
     /// All regions it is part of.
     regions: Vec<u32>,
 }
@@ -117,7 +115,6 @@ pub struct BlockCache {
     stale: bool,
     serial: u64,
     dead_regions: Vec<u32>,
-    halts: u32,
 }
 
 impl BlockCache {
@@ -137,7 +134,6 @@ impl BlockCache {
             stale: false,
             serial: 0,
             dead_regions: Vec::new(),
-            halts: 0,
         }
     }
 
@@ -190,35 +186,23 @@ impl BlockCache {
         self.slots.get(slot as usize)
     }
 
-    /// Counts a run; `Some(runs)` when the block should be proposed for compilation: at `hot` runs, and again each time
-    /// they have doubled while it waits.
-    pub fn count_run(&mut self, slot: u32, hot: u32) -> Option<u32> {
-        let epoch = self.halts / HALTS_PER_EPOCH;
+    /// Counts an interpreted run; the number, or `None` if the block is never compiled.
+    pub fn count_run(&mut self, slot: u32) -> Option<u32> {
         let s = self.slots.get_mut(slot as usize)?;
-        let age = epoch.wrapping_sub(s.epoch);
-        if age != 0 {
-            s.runs = s.runs.checked_shr(age).unwrap_or(0);
-            s.epoch = epoch;
-            s.propose_at = 0;
-        }
-        s.runs += 1;
-        if s.runs < s.propose_at.max(hot) || s.requested || s.node.is_none_or(|n| n.key.mode & SINGLE != 0) {
-            return None;
-        }
-        s.propose_at = s.runs.saturating_mul(2);
-        Some(s.runs)
+        s.runs = s.runs.saturating_add(1);
+        s.node.is_some_and(|n| n.key.mode & SINGLE == 0).then_some(s.runs)
     }
 
-    /// The processor went to sleep. Counts of runs halve every few times: what an idle guest does again and again, but
-    /// rarely, is not worth compiling. `true` if they just did.
-    pub fn note_halt(&mut self) -> bool {
-        self.halts = self.halts.wrapping_add(1);
-        self.halts.is_multiple_of(HALTS_PER_EPOCH)
+    /// The block's baseline code asks to be compiled better: how often it has, unless that is under way.
+    pub fn count_request(&mut self, slot: u32) -> Option<u32> {
+        let s = self.slots.get_mut(slot as usize)?;
+        s.asked = s.asked.saturating_add(1);
+        (!s.requested && s.node.is_some()).then_some(s.asked)
     }
 
     /// Whether the block still waits for its code to be asked for.
     pub fn waits(&self, slot: u32, serial: u64) -> bool {
-        self.slot(slot).is_some_and(|s| s.serial == serial && !s.requested && s.code.is_none())
+        self.slot(slot).is_some_and(|s| s.serial == serial && !s.requested && s.code == s.baseline)
     }
 
     /// Counts a run of the block's code: how many there were before.
@@ -271,7 +255,21 @@ impl BlockCache {
     pub fn set_code(&mut self, slot: u32, region: u32) {
         if let Some(s) = self.slots.get_mut(slot as usize) {
             s.code = Some(region);
+            s.runs = 0;
         }
+    }
+
+    /// Enters the baseline code of a block.
+    pub fn set_baseline(&mut self, slot: u32, region: u32) {
+        self.set_code(slot, region);
+        if let Some(s) = self.slots.get_mut(slot as usize) {
+            s.baseline = Some(region);
+        }
+    }
+
+    /// The baseline code of a block.
+    pub fn baseline(&self, slot: u32) -> Option<u32> {
+        self.slot(slot)?.baseline
     }
 
     /// The block is part of a region: when it goes, the region goes.
@@ -285,8 +283,11 @@ impl BlockCache {
     pub fn region_gone(&mut self, slot: u32, region: u32) {
         if let Some(s) = self.slots.get_mut(slot as usize) {
             s.regions.retain(|r| *r != region);
+            if s.baseline == Some(region) {
+                s.baseline = None;
+            }
             if s.code == Some(region) {
-                s.code = None;
+                s.code = s.baseline;
                 s.requested = false;
             }
         }
@@ -297,6 +298,7 @@ impl BlockCache {
         for s in &mut self.slots {
             s.regions.clear();
             s.code = None;
+            s.baseline = None;
             s.requested = false;
         }
     }

@@ -1,11 +1,14 @@
 //! Entering generated code, and what it calls.
 
+use crate::baseline;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::helpers::{self, HelperId, effect};
 use crate::ir::flags;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::lower::Thunk;
+use crate::mmu::ram::PAGE_SIZE;
+use crate::mmu::tlb;
 use crate::mmu::walk::Access;
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS};
 use std::mem::offset_of;
@@ -27,6 +30,8 @@ pub enum Leave {
     Interpret,
     /// Through a link not yet joined; its number is in the state.
     Link,
+    /// At its start: baseline code has run often enough to be compiled better.
+    Hot,
 }
 
 /// Codes in EAX.
@@ -39,6 +44,8 @@ pub const LEAVE_FAULT: u32 = 2;
 pub const LEAVE_INTERPRET: u32 = 3;
 /// See [`Leave::Link`].
 pub const LEAVE_LINK: u32 = 4;
+/// See [`Leave::Hot`].
+pub const LEAVE_HOT: u32 = 5;
 
 // The trampoline leaves the CPU pointer in RBP: each region's frame starts by pushing it, so that `[rbp]` in a region
 // finds the CPU without a register of its own. Regions are entered with RDI = CPU and end by tail calls, so the return
@@ -156,6 +163,45 @@ core::arch::global_asm!(
     "pop rcx",
     "pop rax",
     "ret 16",
+    // A TLB miss in baseline code: RBX is its CPU pointer, RDX the page, RCX the entry's offset. On the stack: return
+    // address, kind. Keeps the registers that values are in; no vector register holds any. The RIP stands behind the jump
+    // at the return address.
+    ".globl brolga_fill",
+    "brolga_fill:",
+    "push rax",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "sub rsp, 8",
+    "lea rdi, [rbx - {bias}]",
+    "mov rsi, rdx",
+    "mov rdx, rcx",
+    "mov rcx, [rsp + 88]",
+    "call {fill}",
+    "add rsp, 8",
+    "test eax, eax",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
+    "jz 4f",
+    "ret 8",
+    "4:",
+    "mov rax, [rsp]",
+    "mov rax, [rax + 5]",
+    "jmp brolga_abandon",
+    bias = const baseline::BIAS,
+    fill = sym tlb_fill,
     host_rsp = const offset_of!(CpuState, host_rsp),
     rip = const offset_of!(CpuState, rip),
     interpret = const LEAVE_INTERPRET,
@@ -175,6 +221,7 @@ unsafe extern "C" {
     fn brolga_abandon();
     fn brolga_miss();
     fn brolga_lookup();
+    fn brolga_fill();
 }
 
 impl Cpu {
@@ -191,14 +238,17 @@ impl Cpu {
             LEAVE_FAULT => Leave::Fault,
             LEAVE_INTERPRET => Leave::Interpret,
             LEAVE_LINK => Leave::Link,
+            LEAVE_HOT => Leave::Hot,
             _ => Leave::Lookup,
         }
     }
 }
 
-/// Addresses that stubs jump to: the miss routine, the abandon routine, the look-up in the jump cache.
-pub fn stub_targets() -> [u64; 3] {
-    [brolga_miss as *const () as u64, brolga_abandon as *const () as u64, brolga_lookup as *const () as u64]
+/// Routines that stubs jump to: for a TLB miss, to abandon a frame, to look in the jump cache; for a TLB miss in baseline
+/// code.
+pub fn stub_targets() -> [u64; 4] {
+    [brolga_miss as *const (), brolga_abandon as *const (), brolga_lookup as *const (), brolga_fill as *const ()]
+        .map(|f| f as u64)
 }
 
 /// What a thunk does: a jump to a routine, or leaving with a code.
@@ -237,6 +287,21 @@ unsafe extern "C" fn tlb_miss(cpu: *mut Cpu, page: u64, kind: u64) {
         let access = if kind & 1 != 0 { Access::Write } else { Access::Read };
         cpu.fill_quietly((kind >> 1) as usize, page, access);
     }
+}
+
+/// Fills the TLB entry at byte offset `entry` of its table with the translation of `page`: 1 if the access hits now.
+///
+/// # Safety
+/// As [`tlb_miss`].
+unsafe extern "C" fn tlb_fill(cpu: *mut Cpu, page: u64, entry: u64, kind: u64) -> u64 {
+    // SAFETY: as in `tlb_miss`.
+    let cpu = unsafe { &mut *cpu };
+    // A misaligned atomic access, or one whose last byte lies on another page than its first.
+    if page & (PAGE_SIZE - 1) != 0 || tlb::entry_offset(page) != entry {
+        return 0;
+    }
+    let (index, access) = ((kind >> 1) as usize, if kind & 1 != 0 { Access::Write } else { Access::Read });
+    cpu.fill_for(index, page, access) as u64
 }
 
 impl Cpu {

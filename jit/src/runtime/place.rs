@@ -2,6 +2,7 @@
 
 use super::arena::Arena;
 use super::exec::{self, LEAVE_LINK, ThunkBody};
+use crate::baseline::{self, Target};
 use crate::lower::{Compiled, NS_LINK, NS_THUNK, THUNKS, inline_code};
 use crate::state::CpuState;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
@@ -47,13 +48,14 @@ pub struct CodeSpace {
     miss: usize,
     abandon: usize,
     lookup: usize,
+    fill: usize,
 }
 
 impl CodeSpace {
     /// Code memory of `len` bytes with the thunks at its start.
     pub fn new(len: usize) -> std::io::Result<Self> {
         let mut arena = Arena::new(len.max(1 << 20))?;
-        let thunks = arena.alloc((THUNKS + 3) * THUNK_SIZE).expect("the arena holds more than its thunks");
+        let thunks = arena.alloc((THUNKS + 4) * THUNK_SIZE).expect("the arena holds more than its thunks");
         for (n, body) in exec::thunk_bodies().into_iter().enumerate() {
             let at = thunks + n * THUNK_SIZE;
             match body {
@@ -64,12 +66,12 @@ impl CodeSpace {
                 }
             }
         }
-        let [miss, abandon, lookup] = [0, 1, 2].map(|n| thunks + (THUNKS + n) * THUNK_SIZE);
-        for (at, to) in [miss, abandon, lookup].into_iter().zip(exec::stub_targets()) {
+        let [miss, abandon, lookup, fill] = [0, 1, 2, 3].map(|n| thunks + (THUNKS + n) * THUNK_SIZE);
+        for (at, to) in [miss, abandon, lookup, fill].into_iter().zip(exec::stub_targets()) {
             write_jump(&mut arena, at, to);
         }
         let after_thunks = arena.used();
-        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup })
+        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup, fill })
     }
 
     /// So full that a region may not fit.
@@ -137,6 +139,54 @@ impl CodeSpace {
             l.unjoined = self.arena.read(l.site);
         }
         Some(Placed { entry: self.arena.address(at), first_link, links })
+    }
+
+    /// Places the baseline code of a block. `None`: the arena is full.
+    pub fn place_block(&mut self, c: &baseline::Code) -> Option<Placed> {
+        let at = self.arena.alloc(c.bytes.len())?;
+        self.arena.write(at, &c.bytes);
+        for (offset, target) in &c.fixups {
+            let to = match target {
+                Target::Thunk(t) => *t as usize * THUNK_SIZE,
+                Target::Miss => self.fill,
+            };
+            self.aim(at + *offset as usize, to);
+        }
+        let first_link = self.next_link;
+        self.next_link = self.next_link.wrapping_add(c.links.len() as u32);
+        let mut links = Vec::with_capacity(c.links.len());
+        for (n, link) in c.links.iter().enumerate() {
+            let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip)?;
+            let site = at + link.site as usize;
+            self.aim(site + 2, stub);
+            links.push(PlacedLink { rip: link.rip, site, unjoined: self.arena.read(site), stub });
+        }
+        Some(Placed { entry: self.arena.address(at), first_link, links })
+    }
+
+    /// Sets the 32-bit displacement at `at` to lead to `target`.
+    fn aim(&mut self, at: usize, target: usize) {
+        let rel = (target as i64 - (at + 4) as i64) as i32;
+        self.arena.write(at, &rel.to_le_bytes());
+    }
+
+    /// Makes the baseline code with entry `from` lead to the region with entry `to`: a jump behind the prologue that both
+    /// have. The bytes that were there.
+    pub fn redirect(&mut self, from: u64, to: u64) -> [u8; 8] {
+        let at = self.arena.offset(from) + PROLOGUE.len();
+        let old = self.arena.read(at);
+        let rel = (to as i64).wrapping_sub(from as i64 + 5) as i32;
+        let mut bytes: [u8; 8] = old;
+        bytes[0] = 0xe9;
+        bytes[1..5].copy_from_slice(&rel.to_le_bytes());
+        self.arena.patch8(at, bytes);
+        old
+    }
+
+    /// Undoes [`CodeSpace::redirect`].
+    pub fn restore(&mut self, from: u64, bytes: [u8; 8]) {
+        let at = self.arena.offset(from) + PROLOGUE.len();
+        self.arena.patch8(at, bytes);
     }
 
     /// Points a link at the region with entry `target`: `jmp target + 4; nop` over `pop rbp; jmp stub`. The frame that

@@ -103,6 +103,11 @@ impl Cpu {
                 self.tier.left_through(self.state.exit_link);
                 Ok(())
             }
+            Leave::Hot => {
+                let slot = self.find_block(false)?;
+                self.is_hot(slot);
+                Ok(())
+            }
             Leave::Interpret => {
                 self.tier.stats.interpreted += 1;
                 self.run_single()
@@ -141,9 +146,6 @@ impl Cpu {
             }
             if !self.deliver_next(pending) {
                 if self.state.halted {
-                    if self.blocks.note_halt() {
-                        self.tier.forget_proposals();
-                    }
                     return Some(Exit::Halted);
                 }
                 return None;

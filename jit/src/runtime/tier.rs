@@ -2,25 +2,44 @@
 
 use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, replies};
-use super::place::{CodeSpace, PlacedLink};
+use super::place::{CodeSpace, Placed, PlacedLink};
+use crate::baseline;
 use crate::cpu::Cpu;
 use crate::ir::Op;
+use crate::lift;
 use crate::lower::{Compiler, Region};
 use crate::mmu::ram::PAGE_SIZE;
+use crate::state::HEAT_ENTRIES;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-/// Interpreted runs after which a block is compiled.
-const HOT: u32 = 40;
+/// Interpreted runs after which a block gets baseline code.
+const WARM: u32 = 3;
 /// The same in `sync` mode, where tests want code early.
-const HOT_SYNC: u32 = 2;
+const WARM_SYNC: u32 = 2;
+/// Runs of baseline code after which it asks for better: what the compilation of a region costs is some hundred thousand
+/// runs of a block.
+const HOT: i32 = 20_000;
+/// The same in `sync` mode.
+const HOT_SYNC: i32 = 8;
 /// Most blocks in a region (cranelift.md: more cost too much to compile).
 const REGION_BLOCKS: usize = 20;
 /// Regions at the compilers at a time.
 const IN_FLIGHT: usize = 4;
 /// Most IR operations in a region.
 const REGION_OPS: usize = 1200;
+
+/// Who runs a block the first time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum First {
+    /// The interpreter; other code comes later.
+    Interpreter,
+    /// Baseline code, and never anything better.
+    Baseline,
+    /// Cranelift's code.
+    Cranelift,
+}
 
 /// A compiled region.
 struct Compiled {
@@ -29,6 +48,8 @@ struct Compiled {
     entry: u64,
     /// All its code lies on one page.
     one_page: bool,
+    /// The baseline code that leads here, with the bytes that this took from it.
+    over: Option<(u32, [u8; 8])>,
     first_link: u32,
     links: Vec<PlacedLink>,
     /// Links of other regions that lead here.
@@ -46,13 +67,17 @@ struct Pending {
 pub struct Tier {
     service: Option<Arc<CompileService>>,
     sync: Option<Box<Compiler>>,
-    hot: u32,
+    /// Interpreted runs after which a block gets baseline code; `None`: it never does, and `hot` counts interpreted runs.
+    warm: Option<u32>,
+    hot: i32,
     next_job: u64,
     pending: HashMap<u64, Pending>,
-    /// Hot blocks that wait for a compiler: (runs, slot, serial number).
+    /// Hot blocks that wait for a compiler: (how often they asked, slot, serial number).
     proposals: BinaryHeap<(u32, u32, u64)>,
     replies: (Sender<Done>, Receiver<Done>),
     regions: Vec<Option<Compiled>>,
+    /// Numbers of regions that are free.
+    free: Vec<u32>,
     /// Region that each link number belongs to.
     link_owner: HashMap<u32, u32>,
     /// The link that code last left through, to be joined with what is found.
@@ -64,6 +89,8 @@ pub struct Tier {
 /// Counters of the compiling tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierStats {
+    /// Blocks that got baseline code.
+    pub baseline: u64,
     /// Regions compiled and entered in the cache.
     pub compiled: u64,
     /// Regions thrown away because their guest code changed.
@@ -83,12 +110,14 @@ impl Default for Tier {
         Self {
             service: None,
             sync: None,
+            warm: Some(WARM),
             hot: HOT,
             next_job: 0,
             pending: HashMap::new(),
             proposals: BinaryHeap::new(),
             replies: replies(),
             regions: Vec::new(),
+            free: Vec::new(),
             link_owner: HashMap::new(),
             open_link: None,
             stats: TierStats::default(),
@@ -99,20 +128,27 @@ impl Default for Tier {
 impl Tier {
     /// Takes over the engine's compilers. `sync`: a compiler of its own, used at once.
     pub fn configure(&mut self, service: Arc<CompileService>, sync: Option<Compiler>) {
-        self.hot = if sync.is_some() { HOT_SYNC } else { HOT };
+        if sync.is_some() {
+            (self.warm, self.hot) = (Some(WARM_SYNC), HOT_SYNC);
+        }
         self.sync = sync.map(Box::new);
         self.service = Some(service);
     }
 
-    /// Compiles as late as without `sync`: regions then have the shape that they have without checks.
-    pub fn wait_until_hot(&mut self) {
-        self.hot = HOT;
+    /// Compiles regions late enough that they have the shape that they have without `sync`. The lockstep checker decides
+    /// when baseline code has been looked at enough.
+    pub fn wait_until_checked(&mut self) {
+        self.hot = i32::MAX;
     }
 
-    /// Blocks are compiled before their first run, for tests.
+    /// Chooses who runs blocks first.
     #[cfg(any(test, feature = "testing"))]
-    pub fn compile_at_once(&mut self) {
-        self.hot = 1;
+    pub fn set_first(&mut self, first: First) {
+        (self.warm, self.hot) = match first {
+            First::Interpreter => (Some(WARM_SYNC), HOT_SYNC),
+            First::Baseline => (Some(1), i32::MAX),
+            First::Cranelift => (None, 1),
+        };
     }
 
     /// Compiles with `service` from now on, or not at all.
@@ -123,11 +159,6 @@ impl Tier {
 
     fn space(service: &CompileService) -> MutexGuard<'_, CodeSpace> {
         service.space.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Drops what waits for a compiler: a guest that sleeps is in no hurry, and what is hot will be proposed anew.
-    pub fn forget_proposals(&mut self) {
-        self.proposals.clear();
     }
 
     /// Code was left through link `number`.
@@ -191,6 +222,11 @@ impl Tier {
                     space.unjoin(&link);
                 }
             }
+            if let Some((below, bytes)) = r.over
+                && let Some(entry) = self.entry(below)
+            {
+                space.restore(entry, bytes);
+            }
         }
         for (number, target) in &r.outgoing {
             if let Some(Some(t)) = self.regions.get_mut(*target as usize) {
@@ -200,25 +236,23 @@ impl Tier {
         for n in 0..r.links.len() as u32 {
             self.link_owner.remove(&r.first_link.wrapping_add(n));
         }
+        self.free.push(index);
         r.slots
     }
 
-    fn enter(&mut self, done: super::place::Placed, slots: Vec<u32>, one_page: bool) -> u32 {
-        let index = match self.regions.iter().position(Option::is_none) {
-            Some(n) if self.regions.len() > 4096 => n,
-            _ => {
-                self.regions.push(None);
-                self.regions.len() - 1
-            }
-        } as u32;
+    fn enter(&mut self, done: Placed, slots: Vec<u32>, one_page: bool) -> u32 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.regions.push(None);
+            self.regions.len() as u32 - 1
+        });
         for n in 0..done.links.len() as u32 {
             self.link_owner.insert(done.first_link.wrapping_add(n), index);
         }
-        self.stats.compiled += 1;
         self.regions[index as usize] = Some(Compiled {
             slots,
             entry: done.entry,
             one_page,
+            over: None,
             first_link: done.first_link,
             links: done.links,
             incoming: Vec::new(),
@@ -229,22 +263,58 @@ impl Tier {
 }
 
 impl Cpu {
-    /// Counts a run of the block in `slot`; proposes its region when it is hot. The region, where blocks are compiled
-    /// before their first run (tests).
+    /// Counts a run of the block in `slot`: its code, if it is time for some.
     #[inline]
     pub(super) fn count_run(&mut self, slot: u32) -> Option<u32> {
         self.tier.stats.blocks += 1;
         let link = self.tier.open_link.take();
         self.tier.service.as_ref()?;
-        let runs = self.blocks.count_run(slot, self.tier.hot)?;
-        self.tier.proposals.push((runs, slot, self.blocks.serial(slot)));
-        self.feed_compilers();
-        if self.tier.hot > 1 {
-            return None;
-        }
-        let code = self.blocks.code(slot)?;
+        let runs = self.blocks.count_run(slot)?;
+        let code = match self.tier.warm {
+            Some(warm) if runs < warm => return None,
+            Some(_) => self.compile_baseline(slot)?,
+            None => {
+                self.propose(slot);
+                self.blocks.code(slot)?
+            }
+        };
         self.tier.open_link = link;
         Some(code)
+    }
+
+    /// Gives the block in `slot` baseline code.
+    #[cold]
+    fn compile_baseline(&mut self, slot: u32) -> Option<u32> {
+        let heat = slot as usize % HEAT_ENTRIES;
+        let code = baseline::compile(self.blocks.block(slot)?, heat);
+        let service = self.tier.service.clone()?;
+        let placed = Tier::space(&service).place_block(&code);
+        let Some(placed) = placed else {
+            self.drop_all_regions(&service);
+            return None;
+        };
+        let rip = self.state.rip;
+        tracing::trace!(target: "out_asm", pc = rip, "baseline code of {:#x}\n{}", rip, lift::disassemble_host(&code.bytes));
+        self.state.heat[heat] = self.tier.hot;
+        self.tier.stats.baseline += 1;
+        let index = self.tier.enter(placed, vec![slot], self.blocks.within_page(slot));
+        self.blocks.set_baseline(slot, index);
+        self.blocks.add_region(slot, index);
+        Some(index)
+    }
+
+    /// The baseline code of the block in `slot` has run often enough to be compiled better.
+    #[cold]
+    pub(super) fn is_hot(&mut self, slot: u32) {
+        self.state.heat[slot as usize % HEAT_ENTRIES] = self.tier.hot;
+        self.propose(slot);
+    }
+
+    /// Proposes the region of a block to the compilers.
+    pub(super) fn propose(&mut self, slot: u32) {
+        let Some(asked) = self.blocks.count_request(slot) else { return };
+        self.tier.proposals.push((asked, slot, self.blocks.serial(slot)));
+        self.feed_compilers();
     }
 
     /// Hands the hottest proposals to the compilers, a few at a time: what waits longer is known better.
@@ -340,9 +410,25 @@ impl Cpu {
         let slots: Vec<u32> = pending.slots.iter().map(|(s, _)| *s).collect();
         let head = slots[0];
         let index = self.tier.enter(placed, slots.clone(), self.blocks.within_page(head));
+        self.tier.stats.compiled += 1;
+        self.put_over_baseline(head, index);
         self.blocks.set_code(head, index);
         for s in slots {
             self.blocks.add_region(s, index);
+        }
+    }
+
+    /// Makes all that leads to the baseline code of a block lead to region `index`, which starts with it.
+    fn put_over_baseline(&mut self, head: u32, index: u32) {
+        let Some(below) = self.blocks.baseline(head) else { return };
+        let (Some(service), Some(from), Some(to)) =
+            (self.tier.service.clone(), self.tier.entry(below), self.tier.entry(index))
+        else {
+            return;
+        };
+        let bytes = Tier::space(&service).redirect(from, to);
+        if let Some(Some(r)) = self.tier.regions.get_mut(index as usize) {
+            r.over = Some((below, bytes));
         }
     }
 
@@ -354,17 +440,23 @@ impl Cpu {
             // Not a matter of room: the block stays interpreted.
             return;
         }
+        self.drop_all_regions(&service);
+        if let Some((head, _)) = pending.slots.first().filter(|_| live) {
+            self.blocks.set_requested(*head, false);
+        }
+    }
+
+    /// The arena is full.
+    fn drop_all_regions(&mut self, service: &CompileService) {
         self.tier.stats.full += 1;
         for n in 0..self.tier.regions.len() as u32 {
             self.tier.kill(n);
         }
         self.blocks.forget_code();
-        Tier::space(&service).clear();
+        Tier::space(service).clear();
         self.tier.pending.clear();
+        self.tier.proposals.clear();
         self.mappings_changed();
-        if let Some((head, _)) = pending.slots.first().filter(|_| live) {
-            self.blocks.set_requested(*head, false);
-        }
     }
 
     /// Code made from `block` in place of the code of the block in `slot`: a compiler's mistake.

@@ -7,6 +7,7 @@ use crate::lower::Compiler;
 use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{Ram, RamRegion};
 use crate::runtime::compile::CompileService;
+use crate::runtime::tier::First;
 use crate::vcpu::EngineConfig;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -92,12 +93,12 @@ pub fn machine_with_board() -> (Box<Cpu>, Arc<FakeBoard>) {
 }
 
 impl Cpu {
-    /// Compiles every block before its first run, in an arena of its own.
-    pub fn compile_at_once(&mut self) {
+    /// Lets blocks be compiled, in an arena of their own.
+    pub fn compile(&mut self, first: First) {
         let config = EngineConfig { sync: true, code_cache: 1 << 20, ..EngineConfig::default() };
         let service = CompileService::start(&config).expect("memory for generated code");
         self.tier.configure(Arc::new(service), Compiler::new().ok());
-        self.tier.compile_at_once();
+        self.tier.set_first(first);
     }
 }
 
@@ -169,21 +170,23 @@ pub fn gate(selector: u16, offset: u32, access: u8, count: u8) -> u64 {
     o & 0xffff | (selector as u64) << 16 | (count as u64) << 32 | (access as u64) << 40 | (o >> 16) << 48
 }
 
-/// A processor set up in some mode, with code, tables and handlers in memory. `COMPILED`: every block is compiled before
-/// its first run.
-pub struct Guest<const COMPILED: bool = false> {
+/// A processor set up in some mode, with code, tables and handlers in memory. `TIER`: who
+/// runs it, the interpreter (0), baseline code (1) or Cranelift's (2).
+pub struct Guest<const TIER: u8 = 0> {
     /// The processor.
     pub cpu: Box<Cpu>,
     /// Its board.
     pub board: Arc<FakeBoard>,
 }
 
-impl<const COMPILED: bool> Guest<COMPILED> {
+impl<const TIER: u8> Guest<TIER> {
     /// Real mode at 0:CODE, stack below 0x7000, vector table at 0 with the stubs.
     pub fn real() -> Self {
         let (mut cpu, board) = machine_with_board();
-        if COMPILED {
-            cpu.compile_at_once();
+        match TIER {
+            0 => {}
+            1 => cpu.compile(First::Baseline),
+            _ => cpu.compile(First::Cranelift),
         }
         let mut g = Self { cpu, board };
         for v in 0..256 {

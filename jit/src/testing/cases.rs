@@ -102,7 +102,7 @@ fn run_file(text: &str, bits: Bits) {
     let mut m = Machine::new("max", bits, &pages);
     let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
     assert!(lines.len() > 10, "the file has its cases");
-    for tier in [Tier::Lifted, Tier::Optimised, Tier::Compiled] {
+    for tier in [Tier::Lifted, Tier::Optimised, Tier::Baseline, Tier::Compiled] {
         lines.iter().for_each(|l| run_line(&mut m, l, bits, tier));
     }
     assert_eq!(m.refused(), 0, "all of them compile");

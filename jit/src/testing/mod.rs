@@ -4,6 +4,7 @@
 pub mod hostile;
 mod measure;
 
+use crate::baseline;
 use crate::board::Board;
 use crate::cpu::{Cpu, Shared};
 use crate::fault::Fault;
@@ -27,7 +28,9 @@ pub enum Tier {
     Lifted,
     /// The interpreter on the IR after the passes.
     Optimised,
-    /// Generated code.
+    /// Baseline code.
+    Baseline,
+    /// Cranelift's code.
     Compiled,
 }
 
@@ -147,7 +150,7 @@ pub struct Machine {
 struct Compiling {
     compiler: Compiler,
     service: CompileService,
-    last: Option<(Block, Option<u64>)>,
+    last: Option<(Block, Tier, Option<u64>)>,
     /// Blocks for which there was no code; the interpreter ran them, as it would in a machine.
     refused: u64,
 }
@@ -164,8 +167,8 @@ impl Compiling {
     }
 
     /// Host address of the block's code, if it can be compiled.
-    fn entry(&mut self, block: &Block) -> Option<u64> {
-        if let Some((_, entry)) = self.last.as_ref().filter(|(b, _)| b == block) {
+    fn entry(&mut self, block: &Block, tier: Tier) -> Option<u64> {
+        if let Some((_, _, entry)) = self.last.as_ref().filter(|(b, t, _)| b == block && *t == tier) {
             return *entry;
         }
         {
@@ -174,10 +177,16 @@ impl Compiling {
                 space.clear();
             }
         }
-        let region = Region { blocks: vec![Arc::new(block.clone())], inner_jumps: true };
-        let entry = compile_one(&mut self.compiler, &region, &self.service.space).map(|p| p.entry);
+        let placed = if tier == Tier::Baseline {
+            let code = baseline::compile(block, 0);
+            self.service.space.lock().unwrap_or_else(PoisonError::into_inner).place_block(&code)
+        } else {
+            let region = Region { blocks: vec![Arc::new(block.clone())], inner_jumps: true };
+            compile_one(&mut self.compiler, &region, &self.service.space)
+        };
+        let entry = placed.map(|p| p.entry);
         self.refused += entry.is_none() as u64;
-        self.last = Some((block.clone(), entry));
+        self.last = Some((block.clone(), tier, entry));
         entry
     }
 }
@@ -396,17 +405,18 @@ impl Machine {
             passes::run(&mut block);
         }
         match tier {
-            Tier::Compiled => self.enter(&block),
+            Tier::Baseline | Tier::Compiled => self.enter(&block, tier),
             _ => self.cpu.run_block(&block),
         }
     }
 
     /// Runs the block as generated code, which may leave it to the interpreter (what faults, for one).
-    fn enter(&mut self, block: &Block) -> Result<(), Fault> {
-        let Some(entry) = self.compiling.get_or_insert_with(Compiling::new).entry(block) else {
+    fn enter(&mut self, block: &Block, tier: Tier) -> Result<(), Fault> {
+        let Some(entry) = self.compiling.get_or_insert_with(Compiling::new).entry(block, tier) else {
             return self.cpu.run_block(block);
         };
         self.cpu.state.code_stale = 0;
+        self.cpu.state.heat[0] = i32::MAX;
         match self.cpu.enter(entry) {
             Leave::Interpret => self.interpret_one(block),
             Leave::Fault => Err(self.cpu.pending_fault.take().unwrap_or(Fault::UD)),

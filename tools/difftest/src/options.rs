@@ -77,8 +77,9 @@ pub fn parse() -> Result<Options> {
                 o.tier = match value.as_str() {
                     "lifted" => Some(Tier::Lifted),
                     "optimised" => Some(Tier::Optimised),
+                    "baseline" => Some(Tier::Baseline),
                     "jit" => Some(Tier::Compiled),
-                    _ => bail!("--tier {value}: use lifted, optimised or jit"),
+                    _ => bail!("--tier {value}: use lifted, optimised, baseline or jit"),
                 }
             }
             "--write" => o.write = Some(value.into()),

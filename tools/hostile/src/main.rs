@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use brolga_jit::testing::hostile::{Lab, PATIENCE, Verdict};
+use brolga_jit::testing::hostile::{First, Lab, PATIENCE, Verdict};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -66,7 +66,7 @@ fn run(o: &Options) -> u64 {
             println!("at {seed}: {different} differences");
         }
         if !o.both {
-            lab.run(seed, false);
+            lab.run(seed, First::Interpreter);
             continue;
         }
         match lab.compare(seed) {

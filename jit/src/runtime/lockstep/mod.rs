@@ -209,6 +209,9 @@ impl Cpu {
     /// Runs the block in `slot`, which has code, and checks the code if it is its turn.
     pub(super) fn run_in_lockstep(&mut self, slot: u32, region: u32) -> Result<(), Fault> {
         let before = self.blocks.count_code_run(slot);
+        if before == CHECK_ALL && self.blocks.baseline(slot) == Some(region) {
+            self.propose(slot);
+        }
         if before >= CHECK_ALL && !before.is_multiple_of(CHECK_SAMPLE) {
             return self.run_code(region);
         }
@@ -313,7 +316,7 @@ impl Cpu {
             Leave::Lookup | Leave::Link => Some(Ok(())),
             Leave::Fault => Some(Err(self.pending_fault.take().unwrap_or(Fault::UD))),
             Leave::Request if self.state.rip == rip && !finish_all => None,
-            Leave::Interpret | Leave::Request => Some(self.finish(subject)),
+            Leave::Interpret | Leave::Request | Leave::Hot => Some(self.finish(subject)),
         };
         if wanted != 0 {
             self.requests.attention.store(wanted, Ordering::SeqCst);

@@ -7,7 +7,7 @@ use crate::system::testing::{self, place};
 use crate::vcpu::{EngineConfig, Exit};
 use iced_x86::code_asm::{CodeAssembler, *};
 
-type Guest = testing::Guest<false>;
+type Guest = testing::Guest<0>;
 
 /// A guest in 64-bit mode that checks blocks.
 fn guest() -> Guest {

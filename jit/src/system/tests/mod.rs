@@ -1,15 +1,15 @@
-//! Small bare-metal programs, run to a HLT: what user-mode tests cannot reach. All of them run twice, in the interpreter
-//! and in generated code.
+//! Small bare-metal programs, run to a HLT: what user-mode tests cannot reach. All of them run three times: in the
+//! interpreter, in baseline code and in Cranelift's.
 
 macro_rules! suite {
-    ($name:ident, $compiled:literal) => {
+    ($name:ident, $tier:literal) => {
         #[allow(clippy::duplicate_mod, reason = "the same tests for each tier")]
         #[path = "."]
         mod $name {
-            /// Whether every block is compiled before its first run.
-            pub const COMPILED: bool = $compiled;
+            /// Who runs the code.
+            pub const TIER: u8 = $tier;
             /// A guest in this tier.
-            pub type Guest = crate::system::testing::Guest<$compiled>;
+            pub type Guest = crate::system::testing::Guest<$tier>;
 
             mod alignment;
             mod delivery;
@@ -28,5 +28,6 @@ macro_rules! suite {
     };
 }
 
-suite!(interpreted, false);
-suite!(compiled, true);
+suite!(interpreted, 0);
+suite!(baseline, 1);
+suite!(compiled, 2);

@@ -11,6 +11,7 @@ use crate::lower::Compiler;
 use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{PAGE_SIZE, Ram, RamRegion};
 use crate::runtime::compile::CompileService;
+pub use crate::runtime::tier::First;
 use crate::state::{CpuState, cr0, flag};
 use crate::vcpu::{EngineConfig, Exit, VcpuHandle, request};
 use random::Random;
@@ -194,7 +195,6 @@ impl Lab {
         let service = Arc::new(CompileService::start(&config).expect("memory for generated code"));
         let compiler = Compiler::new().expect("a host that Cranelift knows");
         cpu.tier.configure(service.clone(), Some(compiler));
-        cpu.tier.compile_at_once();
         let mut r = Random::new(0x6272_6f6c_6761);
         let noise = (0..RAM / 8).flat_map(|_| r.bits().to_le_bytes()).collect();
         let watchdog = Watchdog::new(cpu.handle(), seed_now.clone(), patience);
@@ -207,14 +207,15 @@ impl Lab {
     ///
     /// # Panics
     /// If the engine wrote outside the guest's memory or to ROM.
-    pub fn run(&mut self, seed: u64, compiled: bool) -> Aftermath {
+    pub fn run(&mut self, seed: u64, first: First) -> Aftermath {
         self.seed.store(seed, Ordering::Relaxed);
         self.cpu.handle().clear(!0);
         self.cpu.pending_fault = None;
         let script = scene::build(self, seed);
         let tables = self.tables();
         // Whatever the last case left of translations is dropped.
-        self.cpu.tier.set_enabled(if compiled { Some(self.service.clone()) } else { None });
+        self.cpu.tier.set_enabled((first != First::Interpreter).then(|| self.service.clone()));
+        self.cpu.tier.set_first(first);
         for gpa in [0, ROM] {
             self.cpu.invalidate_code(gpa, RAM);
         }
@@ -266,21 +267,24 @@ impl Lab {
         self.cpu.handle().raise(script.raise[round & 3] & !closed);
     }
 
-    /// Runs a case in both tiers and compares.
+    /// Runs a case in all tiers and compares.
     pub fn compare(&mut self, seed: u64) -> Verdict {
-        let interpreted = self.run(seed, false);
+        let interpreted = self.run(seed, First::Interpreter);
         if interpreted.exits.last() == Some(&Exit::Requested) {
             return Verdict::Endless;
         }
-        let compiled = self.run(seed, true);
-        if compiled.exits.last() == Some(&Exit::Requested) {
-            return Verdict::Endless;
+        for first in [First::Baseline, First::Cranelift] {
+            let compiled = self.run(seed, first);
+            if compiled.exits.last() == Some(&Exit::Requested) {
+                return Verdict::Endless;
+            }
+            let Some(text) = difference(&interpreted, &compiled) else { continue };
+            if interpreted.tables_changed && compiled.tables_changed {
+                return Verdict::Unspecified;
+            }
+            return Verdict::Different(format!("{first:?}: {text}"));
         }
-        match difference(&interpreted, &compiled) {
-            None => Verdict::Same,
-            Some(_) if interpreted.tables_changed && compiled.tables_changed => Verdict::Unspecified,
-            Some(text) => Verdict::Different(text),
-        }
+        Verdict::Same
     }
 
     /// Noise in all of RAM and ROM.
