@@ -1,5 +1,5 @@
-//! The CPU engine: guest bytes are decoded and lifted to IR once; an interpreter runs the IR, Cranelift compiles what
-//! is hot. The engine knows nothing of devices: see [`board::Board`] for all it needs from around it.
+//! The CPU engine: guest bytes are decoded and lifted to IR once. An interpreter runs the IR of what is cold, a one-pass
+//! emitter makes baseline code of what runs again, and Cranelift compiles what is hot. The engine knows nothing of devices: see [`board::Board`] for all it needs from around it.
 
 mod baseline;
 pub mod board;

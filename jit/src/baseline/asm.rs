@@ -499,12 +499,8 @@ mod tests {
 
     #[test]
     fn registers_of_all_widths() {
-        let want = [
-            (Ty::I8, "add sil,r13b"),
-            (Ty::I16, "add si,r13w"),
-            (Ty::I32, "add esi,r13d"),
-            (Ty::I64, "add rsi,r13"),
-        ];
+        let want =
+            [(Ty::I8, "add sil,r13b"), (Ty::I16, "add si,r13w"), (Ty::I32, "add esi,r13d"), (Ty::I64, "add rsi,r13")];
         for (ty, s) in want {
             assert_eq!(text(|a| a.alu(Alu::Add, ty, RSI, Reg(13))), s);
         }
@@ -529,7 +525,10 @@ mod tests {
                 let mut a = Asm::default();
                 a.load(Ty::I64, RAX, m);
                 let i = Decoder::with_ip(64, &a.code, 0, DecoderOptions::NONE).decode();
-                assert_eq!((i.memory_base().number(), i.memory_displacement64()), (base.0 as usize, disp as i64 as u64));
+                assert_eq!(
+                    (i.memory_base().number(), i.memory_displacement64()),
+                    (base.0 as usize, disp as i64 as u64)
+                );
             }
         }
         assert_eq!(text(|a| a.load(Ty::I8, RSI, Mem::indexed(Reg(13), RCX, 0))), "movzx esi,byte ptr [r13+rcx]");

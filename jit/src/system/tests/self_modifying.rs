@@ -196,6 +196,24 @@ fn by_devices() {
 }
 
 #[test]
+fn hot_code_is_compiled_twice_and_goes_with_its_bytes() {
+    let (engine, ram, mut vcpu) = vcpu();
+    for n in 1..6 {
+        // MOV CX, 200; MOV AL, 0; again: ADD AL, n; LOOP again; HLT. The loop is a region of its own.
+        ram.write(0x1_0000, &[0xb9, 200, 0, 0xb0, 0, 0x04, n, 0xe2, 0xfc, 0xf4], false);
+        engine.memory_written(0x1_0000, 10);
+        for _ in 0..3 {
+            assert_eq!(run(&mut vcpu, 0x1000), 200u8.wrapping_mul(n));
+        }
+        // Only the block of HLT goes: what the loop leads to is found anew.
+        engine.memory_written(0x1_0009, 1);
+        assert_eq!(run(&mut vcpu, 0x1000), 200u8.wrapping_mul(n));
+    }
+    let stats = vcpu.statistics().0;
+    assert_eq!((stats.baseline >= 10, stats.compiled >= 5, stats.dropped >= 10), (TIER != 0, TIER != 0, TIER != 0));
+}
+
+#[test]
 fn rom_stays() {
     let (_engine, ram, mut vcpu) = vcpu();
     // MOV BYTE CS:[7], 55h; NOP; MOV AL, 11h; HLT
