@@ -31,6 +31,7 @@ const IN_FLIGHT: usize = 4;
 const REGION_OPS: usize = 1200;
 
 /// Who runs a block the first time.
+#[cfg(any(test, feature = "testing"))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum First {
     /// The interpreter; other code comes later.
