@@ -272,6 +272,7 @@ impl CpuState {
             requests: std::ptr::null(),
             code_stale: 0,
             zero: 0,
+            branch_rip: 0,
             exit_link: 0,
             jump_check: 1 << 32,
             jump_cache: [JumpEntry { rip: 0, check: 0, code: 0, unused: 0 }; _],

@@ -92,6 +92,7 @@ const FIELDS: &[(&str, usize)] = fields![
     cc_src,
     rflags,
     helper_result,
+    branch_rip,
     segs,
     ldtr,
     tr,

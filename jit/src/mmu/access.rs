@@ -457,6 +457,9 @@ impl Cpu {
     /// Guest-physical address of an instruction fetch.
     pub fn translate_fetch(&mut self, linear: u64) -> Result<u64, Fault> {
         if !self.canonical(linear) {
+            if linear == self.state.rip {
+                self.take_branch_back();
+            }
             return Err(Fault::GP0);
         }
         let index = self.state.mmu_index();

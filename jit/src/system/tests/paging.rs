@@ -202,10 +202,47 @@ fn non_canonical_addresses() {
     g.code(|a| a.mov(ebx, dword_ptr(rbp)));
     g.expect(vector::SS);
     assert_eq!(g.frame(0), 0);
+}
+
+#[test]
+fn branches_to_addresses_that_are_not_canonical_fault_themselves() {
+    const TARGET: u64 = 1 << 47 | 0x123;
+    for branch in 0..6 {
+        let mut g = Guest::long();
+        g.cpu.set_gpr(reg::RAX, TARGET);
+        g.write64(DATA, TARGET);
+        g.write64(STACK0 - 0x100, TARGET);
+        g.cpu.set_gpr(reg::RSP, STACK0 - 0x100);
+        g.code(|a| {
+            a.nop()?;
+            match branch {
+                0 => a.jmp(rax),
+                1 => a.jmp(qword_ptr(DATA)),
+                2 => a.call(rax),
+                3 => a.call(qword_ptr(DATA)),
+                4 => a.ret(),
+                _ => a.ret_1(0x20),
+            }
+        });
+        g.expect_gp(0);
+        assert_eq!([g.frame(1), g.frame(4)], [CODE + 1, STACK0 - 0x100], "branch {branch}");
+    }
+    // RSP itself as the target, and a branch that is not at fault: the fetch is.
     let mut g = Guest::long();
-    g.cpu.set_gpr(reg::RAX, 1 << 47);
-    g.code(|a| a.jmp(rax));
+    g.cpu.set_gpr(reg::RSP, TARGET);
+    g.write64(TSS + 0x24, IST1);
+    g.write8(IDT + 16 * u64::from(vector::GP) + 4, 1);
+    g.code(|a| a.jmp(rsp));
     g.expect_gp(0);
+    assert_eq!([g.frame(1), g.frame(4)], [CODE, TARGET]);
+    let mut g = Guest::long();
+    g.cpu.set_gpr(reg::RAX, CODE + 0x40);
+    g.code(|a| a.jmp(rax));
+    g.bytes(CODE + 0x40, &[0xf4]);
+    g.run();
+    g.cpu.state.rip = TARGET;
+    g.expect_gp(0);
+    assert_eq!(g.frame(1), TARGET);
 }
 
 #[test]
