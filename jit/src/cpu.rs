@@ -7,6 +7,7 @@ use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::Ram;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
+use crate::runtime::contexts::Contexts;
 use crate::runtime::lockstep::Lockstep;
 use crate::runtime::tier::Tier;
 use crate::state::{CpuState, HEAT_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
@@ -42,6 +43,8 @@ pub struct Cpu {
     pub pdptes: [u64; 4],
     /// Translated blocks.
     pub blocks: BlockCache,
+    /// Which translations of code addresses hold.
+    pub contexts: Contexts,
     /// What other threads left.
     pub mailbox: Arc<Mailbox>,
     /// Promotion of hot blocks to compiled code.
@@ -76,6 +79,7 @@ impl Cpu {
             requests,
             pdptes: [0; 4],
             blocks: BlockCache::new(),
+            contexts: Contexts::default(),
             mailbox,
             tier: Tier::default(),
             monitor: None,
@@ -177,7 +181,12 @@ impl Cpu {
             | bit(s.dr[7] & 0xff != 0, mode::STEP)
             | bit(s.xcr0 & 4 != 0, mode::AVX)
             | (mmu as u32) << mode::MMU_SHIFT;
-        s.jump_check = s.jump_check & !0xffff_ffff | s.mode as u64;
+        self.update_jump_check();
+    }
+
+    fn update_jump_check(&mut self) {
+        let word = self.state.mode;
+        self.state.jump_check = (self.contexts.generation(word) as u64) << 32 | word as u64;
     }
 
     /// Drops all translations of addresses, global ones too (CR0/CR4 changes, INVPCID type 2).
@@ -186,28 +195,45 @@ impl Cpu {
         self.mappings_changed();
     }
 
-    /// Drops translations that are not global (CR3 write).
+    /// Drops the current address space's translations that are not global (CR3 write).
     pub fn flush_tlb_non_global(&mut self) {
         self.state.tlb.flush_non_global();
-        self.mappings_changed();
+        let counted_on = self.contexts.forget_local();
+        self.code_addresses_changed(counted_on);
+    }
+
+    /// CR3 was written: from PCID `old` to `new`, whose translations stay if `keep`.
+    pub fn switch_address_space(&mut self, old: u16, new: u16, keep: bool) {
+        self.state.tlb.flush_non_global();
+        let counted_on = self.contexts.switch(old, new, keep);
+        self.code_addresses_changed(counted_on);
     }
 
     /// Drops the translation of one page (INVLPG).
     pub fn flush_tlb_page(&mut self, linear: u64) {
         self.state.tlb.flush_page(linear);
-        self.mappings_changed();
+        if self.contexts.fetched_from(linear) {
+            self.mappings_changed();
+        } else {
+            self.note_once();
+        }
     }
 
     /// Linear addresses may mean other memory now: what was found by them is stale.
     pub fn mappings_changed(&mut self) {
+        let counted_on = self.contexts.forget_all();
+        self.code_addresses_changed(counted_on);
+    }
+
+    /// What is found by linear address is not what it was. `counted_on`: generations went on; else they started anew, and
+    /// nothing may be left that carries an old one.
+    fn code_addresses_changed(&mut self, counted_on: bool) {
         self.note_once();
-        self.blocks.mappings_changed();
-        let generation = (self.state.jump_check >> 32) as u32;
-        if generation == u32::MAX {
+        if !counted_on {
             self.state.jump_cache.fill(JumpEntry { rip: 0, check: 0, code: 0, unused: 0 });
+            self.blocks.forget_addresses();
         }
-        let next = generation.wrapping_add(1).max(1) as u64;
-        self.state.jump_check = next << 32 | self.state.mode as u64;
+        self.update_jump_check();
     }
 
     /// Loads the PDPTE registers from memory at CR3 (PAE paging without long mode, SDM 3A 4.4.1). `false`: a reserved

@@ -401,6 +401,13 @@ pub mod mode {
 }
 
 impl CpuState {
+    /// Nothing is known of generated code for `rip` any more.
+    pub fn forget_jump(&mut self, rip: u64) {
+        let e = &mut self.jump_cache[jump_slot(rip)];
+        if e.rip == rip {
+            *e = JumpEntry { rip: 0, check: 0, code: 0, unused: 0 };
+        }
+    }
     /// Current privilege level.
     pub fn cpl(&self) -> u8 {
         ((self.mode & mode::CPL) >> mode::CPL_SHIFT) as u8

@@ -109,9 +109,9 @@ impl Rep {
     /// Stores an element. If it drops translated code, that may be the instruction itself: it is fetched anew, so that the
     /// element which changes it is the last that it does as it was.
     fn store(&mut self, cpu: &mut Cpu, linear: u64, value: u64) -> Result<(), Fault> {
-        let before = cpu.state.jump_check;
+        let before = cpu.blocks.invalidations();
         cpu.store(self.ty, linear, value)?;
-        self.dropped = cpu.state.jump_check != before;
+        self.dropped = cpu.blocks.invalidations() != before;
         Ok(())
     }
 

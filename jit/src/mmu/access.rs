@@ -454,8 +454,8 @@ impl Cpu {
         Ok(if self.state.tlb.fill_bytes(index, dst, n as usize, value, unit as usize) { n } else { 0 })
     }
 
-    /// Guest-physical address of an instruction fetch.
-    pub fn translate_fetch(&mut self, linear: u64) -> Result<u64, Fault> {
+    /// The mapping of an instruction fetch.
+    pub fn translate_fetch(&mut self, linear: u64) -> Result<tlb::Mapping, Fault> {
         if !self.canonical(linear) {
             if linear == self.state.rip {
                 self.take_branch_back();
@@ -464,7 +464,8 @@ impl Cpu {
         }
         let index = self.state.mmu_index();
         let m = self.paging().walk(&self.shared.ram, linear, Access::Fetch, index, Marks::Set)?;
-        Ok(m.gpa | linear & (PAGE_SIZE - 1))
+        self.contexts.note_fetch(linear, &m, index != tlb::USER);
+        Ok(m)
     }
 
     /// Guest-physical address of `linear` for debuggers: no faults, no accessed bits.

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 /// Most bytes a block is lifted from at a time.
 const FETCH_BYTES: u64 = 512;
-const FETCH_ENTRIES: usize = 256;
+/// Entries of the cache of pages fetched from.
+const FETCH_ENTRIES: usize = 1024;
 
 /// What identifies a translation: everything lift depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -89,17 +90,26 @@ struct Slot {
 struct FoundBlock {
     rip: u64,
     cs_base: u64,
-    generation: u64,
-    mode: u32,
+    /// Generation and mode word.
+    check: u64,
     slot: u32,
 }
+
+const NOT_FOUND: FoundBlock = FoundBlock { rip: 0, cs_base: 0, check: 0, slot: 0 };
 
 #[derive(Clone, Copy)]
 struct FetchEntry {
     page: u64,
-    generation: u64,
-    mmu: u32,
     gpa: u64,
+    /// Generation and MMU index.
+    check: u64,
+}
+
+const NOT_FETCHED: FetchEntry = FetchEntry { page: 0, gpa: 0, check: 0 };
+
+/// Index in the jump table of a block.
+fn found_index(rip: u64, word: u32) -> usize {
+    jump_slot(rip) ^ (word & SINGLE != 0) as usize
 }
 
 /// The blocks.
@@ -110,36 +120,44 @@ pub struct BlockCache {
     by_page: HashMap<u64, Vec<u32>>,
     jump: Box<[FoundBlock]>,
     fetch: Box<[FetchEntry]>,
-    generation: u64,
     running: Option<u32>,
     stale: bool,
     serial: u64,
     dead_regions: Vec<u32>,
+    /// RIPs of blocks just dropped.
+    dead_rips: Vec<u64>,
+    /// Times that translated code was dropped.
+    invalidations: u64,
 }
 
 impl BlockCache {
     /// An empty cache.
     pub fn new() -> Self {
-        let jump = FoundBlock { rip: 0, cs_base: 0, generation: 0, mode: 0, slot: 0 };
-        let fetch = FetchEntry { page: 0, generation: 0, mmu: 0, gpa: 0 };
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
             by_page: HashMap::new(),
-            jump: vec![jump; JUMP_ENTRIES].into_boxed_slice(),
-            fetch: vec![fetch; FETCH_ENTRIES].into_boxed_slice(),
-            generation: 1,
+            jump: vec![NOT_FOUND; JUMP_ENTRIES].into_boxed_slice(),
+            fetch: vec![NOT_FETCHED; FETCH_ENTRIES].into_boxed_slice(),
             running: None,
             stale: false,
             serial: 0,
             dead_regions: Vec::new(),
+            dead_rips: Vec::new(),
+            invalidations: 0,
         }
     }
 
-    /// Translations of addresses changed: what is keyed by linear address is stale.
-    pub fn mappings_changed(&mut self) {
-        self.generation += 1;
+    /// Forgets what was found by linear address.
+    pub fn forget_addresses(&mut self) {
+        self.jump.fill(NOT_FOUND);
+        self.fetch.fill(NOT_FETCHED);
+    }
+
+    /// How often translated code was dropped because its bytes were written.
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations
     }
 
     /// The block being interpreted was overwritten.
@@ -335,6 +353,11 @@ impl BlockCache {
     /// Drops a block whose entry in the list of `page` is gone already.
     fn drop_node(&mut self, slot: u32, node: &Node, page: u64) {
         self.by_key.remove(&node.key);
+        let found = &mut self.jump[found_index(node.key.rip, node.key.mode)];
+        if found.slot == slot {
+            *found = NOT_FOUND;
+        }
+        self.dead_rips.push(node.key.rip);
         for other in node.pages().filter(|p| *p != page) {
             if let Some(l) = self.by_page.get_mut(&other) {
                 l.retain(|i| *i != slot);
@@ -357,8 +380,9 @@ impl Cpu {
         let s = &self.state;
         let cs_base = if s.long64() { 0 } else { s.segs[reg::CS].base };
         let word = s.mode | if single { SINGLE } else { 0 };
-        let e = &self.blocks.jump[jump_slot(s.rip)];
-        if e.rip == s.rip && e.mode == word && e.cs_base == cs_base && e.generation == self.blocks.generation {
+        let check = s.jump_check | (word & SINGLE) as u64;
+        let e = &self.blocks.jump[found_index(s.rip, word)];
+        if e.rip == s.rip && e.check == check && e.cs_base == cs_base {
             return Ok(e.slot);
         }
         self.find_block_slow(word, cs_base)
@@ -372,12 +396,16 @@ impl Cpu {
         let linear = self.state.linear_rip();
         let gpa = self.fetch_address(linear)?;
         let key = Key { gpa, rip, cs_base, mode: word };
-        let slot = match self.blocks.by_key.get(&key).copied() {
+        let at = found_index(rip, word);
+        // What was found under other translations is often what these lead to as well.
+        let e = self.blocks.jump[at];
+        let known = e.rip == rip && self.blocks.key(e.slot) == Some(key);
+        let slot = match if known { Some(e.slot) } else { self.blocks.slot_of(&key) } {
             Some(slot) => self.revalidate(slot, key, linear)?,
             None => self.lift_node(key, linear)?,
         };
-        let generation = self.blocks.generation;
-        self.blocks.jump[jump_slot(rip)] = FoundBlock { rip, cs_base, generation, mode: word, slot };
+        let check = self.state.jump_check | (word & SINGLE) as u64;
+        self.blocks.jump[at] = FoundBlock { rip, cs_base, check, slot };
         Ok(slot)
     }
 
@@ -396,16 +424,15 @@ impl Cpu {
     /// Guest-physical address of a fetch, through a small cache.
     fn fetch_address(&mut self, linear: u64) -> Result<u64, Fault> {
         let page = linear & !(PAGE_SIZE - 1);
-        let mmu = self.state.mode & (mode::MMU | mode::CPL);
+        let check = self.state.jump_check & (!0xffff_ffff | mode::MMU as u64);
         let slot = (linear >> 12) as usize & (FETCH_ENTRIES - 1);
         let e = &self.blocks.fetch[slot];
-        if e.page == page && e.generation == self.blocks.generation && e.mmu == mmu {
+        if e.page == page && e.check == check {
             return Ok(e.gpa | linear & (PAGE_SIZE - 1));
         }
-        let gpa = self.translate_fetch(linear)?;
-        let generation = self.blocks.generation;
-        self.blocks.fetch[slot] = FetchEntry { page, generation, mmu, gpa: gpa & !(PAGE_SIZE - 1) };
-        Ok(gpa)
+        let gpa = self.translate_fetch(linear)?.gpa;
+        self.blocks.fetch[slot] = FetchEntry { page, gpa, check };
+        Ok(gpa | linear & (PAGE_SIZE - 1))
     }
 
     fn lift_node(&mut self, key: Key, linear: u64) -> Result<u32, Fault> {
@@ -463,9 +490,13 @@ impl Cpu {
             let left = self.blocks.drop_overlapping(page, gpa, len);
             self.shared.code_map.set(&self.shared.ram, page, left);
         }
+        self.blocks.invalidations += 1;
         let dead = std::mem::take(&mut self.blocks.dead_regions);
         self.drop_regions(dead);
-        self.mappings_changed();
+        while let Some(rip) = self.blocks.dead_rips.pop() {
+            self.state.forget_jump(rip);
+        }
+        self.note_once();
         self.state.code_stale = 1;
     }
 }

@@ -3,6 +3,7 @@
 mod arena;
 pub mod cache;
 pub mod compile;
+pub mod contexts;
 pub mod exec;
 pub mod lockstep;
 mod place;

@@ -490,6 +490,9 @@ impl Cpu {
         for index in regions {
             for slot in self.tier.kill(index) {
                 self.blocks.region_gone(slot, index);
+                if let Some(key) = self.blocks.key(slot) {
+                    self.state.forget_jump(key.rip);
+                }
             }
         }
     }

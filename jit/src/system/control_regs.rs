@@ -70,6 +70,8 @@ impl Cpu {
         let pcide = self.state.cr4 & cr4::PCIDE != 0;
         let long = self.long_active();
         let mut new = value;
+        // SDM 3A 4.10.4.1: with bit 63 the translations of the new PCID stay.
+        let keep = long && pcide && value >> 63 != 0;
         if long {
             if pcide {
                 new &= !(1 << 63);
@@ -86,7 +88,9 @@ impl Cpu {
             self.state.cr3 = old;
             return Err(Fault::GP0);
         }
-        if paging {
+        if paging && long && pcide {
+            self.switch_address_space(old as u16 & 0xfff, new as u16 & 0xfff, keep);
+        } else if paging {
             self.flush_tlb_non_global();
         }
         Ok(())
@@ -175,7 +179,13 @@ impl Cpu {
         })
     }
 
-    /// INVPCID with its 16-byte descriptor (SDM 2A). Translations are not tagged: each type drops at least what it names.
+    /// The current PCID; 0 without PCIDs (SDM 3A 4.10.1).
+    fn pcid(&self) -> u64 {
+        if self.state.cr4 & cr4::PCIDE != 0 { self.state.cr3 & 0xfff } else { 0 }
+    }
+
+    /// INVPCID with its 16-byte descriptor (SDM 2A). The TLB holds the current PCID's translations only; of others there are
+    /// code addresses.
     pub fn invalidate_pcid(&mut self, kind: u64, descriptor: u128) -> Result<(), Fault> {
         let pcid = descriptor as u64;
         let address = (descriptor >> 64) as u64;
@@ -185,9 +195,14 @@ impl Cpu {
         }
         match kind {
             0 if !self.canonical(address) => return Err(Fault::GP0),
+            0 | 1 if pcid != self.pcid() => self.contexts.forget_pcid(pcid as u16),
             0 => self.flush_tlb_page(address),
+            1 => self.flush_tlb_non_global(),
             2 => self.flush_tlb_all(),
-            _ => self.flush_tlb_non_global(),
+            _ => {
+                self.contexts.forget_others();
+                self.flush_tlb_non_global();
+            }
         }
         Ok(())
     }

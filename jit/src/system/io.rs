@@ -86,13 +86,13 @@ impl Cpu {
             if io.rep && self.gpr(reg::RCX) & count_mask == 0 {
                 break;
             }
-            let before = self.state.jump_check;
+            let before = self.blocks.invalidations();
             self.string_io_element(io, input, port)?;
             if !io.rep {
                 break;
             }
             // Translated code was dropped, maybe this: what is there now goes on.
-            let dropped = self.state.jump_check != before;
+            let dropped = self.blocks.invalidations() != before;
             self.advance(reg::RCX, u64::MAX, io.address);
             if self.gpr(reg::RCX) & count_mask == 0 {
                 break;

@@ -11,6 +11,7 @@ macro_rules! suite {
             /// A guest in this tier.
             pub type Guest = crate::system::testing::Guest<$tier>;
 
+            mod address_spaces;
             mod alignment;
             mod delivery;
             mod far;
