@@ -32,66 +32,93 @@ macro_rules! sub_ops {
     };
 }
 
-sub_ops! {
-    /// `d = f(a, b, imm8)` on 128-bit vectors; named after the SSE instruction whose result it is. Instructions with one
-    /// source take it as `b`; what they keep of their destination comes from `a`.
-    VecOp;
-    integer {
-        Pxor "pxor", Paddb "paddb", Paddw "paddw", Paddd "paddd", Paddq "paddq",
-        Psubb "psubb", Psubw "psubw", Psubd "psubd", Psubq "psubq",
-        Paddsb "paddsb", Paddsw "paddsw", Paddusb "paddusb", Paddusw "paddusw",
-        Psubsb "psubsb", Psubsw "psubsw", Psubusb "psubusb", Psubusw "psubusw",
-        Pmullw "pmullw", Pmulhw "pmulhw", Pmulhuw "pmulhuw", Pmuludq "pmuludq", Pmaddwd "pmaddwd",
-        Pavgb "pavgb", Pavgw "pavgw", Psadbw "psadbw",
-        Pminub "pminub", Pmaxub "pmaxub", Pminsw "pminsw", Pmaxsw "pmaxsw",
-        Pminsb "pminsb", Pmaxsb "pmaxsb", Pminuw "pminuw", Pmaxuw "pmaxuw",
-        Pminsd "pminsd", Pmaxsd "pmaxsd", Pminud "pminud", Pmaxud "pmaxud",
-        Pand "pand", Pandn "pandn", Por "por",
-        Pcmpeqb "pcmpeqb", Pcmpeqw "pcmpeqw", Pcmpeqd "pcmpeqd", Pcmpeqq "pcmpeqq",
-        Pcmpgtb "pcmpgtb", Pcmpgtw "pcmpgtw", Pcmpgtd "pcmpgtd", Pcmpgtq "pcmpgtq",
-        Packsswb "packsswb", Packssdw "packssdw", Packuswb "packuswb", Packusdw "packusdw",
-        Punpcklbw "punpcklbw", Punpcklwd "punpcklwd", Punpckldq "punpckldq", Punpcklqdq "punpcklqdq",
-        Punpckhbw "punpckhbw", Punpckhwd "punpckhwd", Punpckhdq "punpckhdq", Punpckhqdq "punpckhqdq",
-        // Shifts by the low 64 bits of b.
-        Psllw "psllw", Pslld "pslld", Psllq "psllq", Psrlw "psrlw", Psrld "psrld", Psrlq "psrlq",
-        Psraw "psraw", Psrad "psrad",
-        // Shifts of a by imm8: bits, then whole bytes.
-        PsllwI "psllwi", PslldI "pslldi", PsllqI "psllqi", PsrlwI "psrlwi", PsrldI "psrldi", PsrlqI "psrlqi",
-        PsrawI "psrawi", PsradI "psradi", PslldqI "pslldqi", PsrldqI "psrldqi",
-        Pabsb "pabsb", Pabsw "pabsw", Pabsd "pabsd", Psignb "psignb", Psignw "psignw", Psignd "psignd",
-        Phaddw "phaddw", Phaddd "phaddd", Phaddsw "phaddsw", Phsubw "phsubw", Phsubd "phsubd", Phsubsw "phsubsw",
-        Pmaddubsw "pmaddubsw", Pmulhrsw "pmulhrsw", Pmuldq "pmuldq", Pmulld "pmulld", Phminposuw "phminposuw",
-        Pshufb "pshufb", Pshufd "pshufd", Pshuflw "pshuflw", Pshufhw "pshufhw", Shufps "shufps", Shufpd "shufpd",
-        Palignr "palignr", Pblendw "pblendw", Blendps "blendps", Blendpd "blendpd", Insertps "insertps",
-        Mpsadbw "mpsadbw",
-        Pmovsxbw "pmovsxbw", Pmovsxbd "pmovsxbd", Pmovsxbq "pmovsxbq", Pmovsxwd "pmovsxwd", Pmovsxwq "pmovsxwq",
-        Pmovsxdq "pmovsxdq", Pmovzxbw "pmovzxbw", Pmovzxbd "pmovzxbd", Pmovzxbq "pmovzxbq", Pmovzxwd "pmovzxwd",
-        Pmovzxwq "pmovzxwq", Pmovzxdq "pmovzxdq",
-        // 64-bit forms (MMX) that are not the low half of the 128-bit ones.
-        Pshufb64 "pshufb64", Palignr64 "palignr64",
-        // a with its low 32 or 64 bits from b; the low 64 bits of b alone.
-        Movss "movss", Movsd "movsd", Movq "movq",
-        Aesenc "aesenc", Aesenclast "aesenclast", Aesdec "aesdec", Aesdeclast "aesdeclast", Aesimc "aesimc",
-        Aeskeygenassist "aeskeygenassist", Pclmulqdq "pclmulqdq",
-        Sha1msg1 "sha1msg1", Sha1msg2 "sha1msg2", Sha1nexte "sha1nexte", Sha1rnds4 "sha1rnds4",
-        Sha256msg1 "sha256msg1", Sha256msg2 "sha256msg2",
-        Pcmpistrm "pcmpistrm",
-        // No rounding, no flags: approximations.
-        Rcpps "rcpps", Rcpss "rcpss", Rsqrtps "rsqrtps", Rsqrtss "rsqrtss",
-    }
-    float {
-        Addps "addps", Addpd "addpd", Addss "addss", Addsd "addsd",
-        Subps "subps", Subpd "subpd", Subss "subss", Subsd "subsd",
-        Mulps "mulps", Mulpd "mulpd", Mulss "mulss", Mulsd "mulsd",
-        Divps "divps", Divpd "divpd", Divss "divss", Divsd "divsd",
-        Minps "minps", Minpd "minpd", Minss "minss", Minsd "minsd",
-        Maxps "maxps", Maxpd "maxpd", Maxss "maxss", Maxsd "maxsd",
-        Sqrtps "sqrtps", Sqrtpd "sqrtpd", Sqrtss "sqrtss", Sqrtsd "sqrtsd",
-        Addsubps "addsubps", Addsubpd "addsubpd", Haddps "haddps", Haddpd "haddpd", Hsubps "hsubps", Hsubpd "hsubpd",
-        Cmpps "cmpps", Cmppd "cmppd", Cmpss "cmpss", Cmpsd "cmpsd",
-        Roundps "roundps", Roundpd "roundpd", Roundss "roundss", Roundsd "roundsd", Dpps "dpps", Dppd "dppd",
-        Cvtdq2ps "cvtdq2ps", Cvtps2dq "cvtps2dq", Cvttps2dq "cvttps2dq", Cvtdq2pd "cvtdq2pd", Cvtpd2dq "cvtpd2dq",
-        Cvttpd2dq "cvttpd2dq", Cvtps2pd "cvtps2pd", Cvtpd2ps "cvtpd2ps", Cvtss2sd "cvtss2sd", Cvtsd2ss "cvtsd2ss",
+/// Hands the operations that are one host instruction `mnemonic xmm, xmm` under that name to the macro `$then`, before
+/// what it is given itself: `plain` ones, and those of MXCSR.
+macro_rules! host_instructions {
+    ($then:ident $given:tt) => {
+        $then! {
+            plain {
+                Pxor "pxor", Paddb "paddb", Paddw "paddw", Paddd "paddd", Paddq "paddq",
+                Psubb "psubb", Psubw "psubw", Psubd "psubd", Psubq "psubq",
+                Paddsb "paddsb", Paddsw "paddsw", Paddusb "paddusb", Paddusw "paddusw",
+                Psubsb "psubsb", Psubsw "psubsw", Psubusb "psubusb", Psubusw "psubusw",
+                Pmullw "pmullw", Pmulhw "pmulhw", Pmulhuw "pmulhuw", Pmuludq "pmuludq", Pmaddwd "pmaddwd",
+                Pavgb "pavgb", Pavgw "pavgw", Psadbw "psadbw",
+                Pminub "pminub", Pmaxub "pmaxub", Pminsw "pminsw", Pmaxsw "pmaxsw",
+                Pminsb "pminsb", Pmaxsb "pmaxsb", Pminuw "pminuw", Pmaxuw "pmaxuw",
+                Pminsd "pminsd", Pmaxsd "pmaxsd", Pminud "pminud", Pmaxud "pmaxud",
+                Pand "pand", Pandn "pandn", Por "por",
+                Pcmpeqb "pcmpeqb", Pcmpeqw "pcmpeqw", Pcmpeqd "pcmpeqd", Pcmpeqq "pcmpeqq",
+                Pcmpgtb "pcmpgtb", Pcmpgtw "pcmpgtw", Pcmpgtd "pcmpgtd", Pcmpgtq "pcmpgtq",
+                Packsswb "packsswb", Packssdw "packssdw", Packuswb "packuswb", Packusdw "packusdw",
+                Punpcklbw "punpcklbw", Punpcklwd "punpcklwd", Punpckldq "punpckldq", Punpcklqdq "punpcklqdq",
+                Punpckhbw "punpckhbw", Punpckhwd "punpckhwd", Punpckhdq "punpckhdq", Punpckhqdq "punpckhqdq",
+                // Shifts by the low 64 bits of b.
+                Psllw "psllw", Pslld "pslld", Psllq "psllq", Psrlw "psrlw", Psrld "psrld", Psrlq "psrlq",
+                Psraw "psraw", Psrad "psrad",
+                Pabsb "pabsb", Pabsw "pabsw", Pabsd "pabsd", Psignb "psignb", Psignw "psignw", Psignd "psignd",
+                Phaddw "phaddw", Phaddd "phaddd", Phaddsw "phaddsw", Phsubw "phsubw", Phsubd "phsubd", Phsubsw "phsubsw",
+                Pmaddubsw "pmaddubsw", Pmulhrsw "pmulhrsw", Pmuldq "pmuldq", Pmulld "pmulld", Phminposuw "phminposuw",
+                Pshufb "pshufb",
+                Pmovsxbw "pmovsxbw", Pmovsxbd "pmovsxbd", Pmovsxbq "pmovsxbq", Pmovsxwd "pmovsxwd", Pmovsxwq "pmovsxwq",
+                Pmovsxdq "pmovsxdq", Pmovzxbw "pmovzxbw", Pmovzxbd "pmovzxbd", Pmovzxbq "pmovzxbq", Pmovzxwd "pmovzxwd",
+                Pmovzxwq "pmovzxwq", Pmovzxdq "pmovzxdq",
+                // No rounding, no flags: approximations.
+                Rcpps "rcpps", Rcpss "rcpss", Rsqrtps "rsqrtps", Rsqrtss "rsqrtss",
+            }
+            float {
+                Addps "addps", Addpd "addpd", Addss "addss", Addsd "addsd",
+                Subps "subps", Subpd "subpd", Subss "subss", Subsd "subsd",
+                Mulps "mulps", Mulpd "mulpd", Mulss "mulss", Mulsd "mulsd",
+                Divps "divps", Divpd "divpd", Divss "divss", Divsd "divsd",
+                Minps "minps", Minpd "minpd", Minss "minss", Minsd "minsd",
+                Maxps "maxps", Maxpd "maxpd", Maxss "maxss", Maxsd "maxsd",
+                Sqrtps "sqrtps", Sqrtpd "sqrtpd", Sqrtss "sqrtss", Sqrtsd "sqrtsd",
+                Addsubps "addsubps", Addsubpd "addsubpd", Haddps "haddps", Haddpd "haddpd", Hsubps "hsubps", Hsubpd "hsubpd",
+                Cvtdq2ps "cvtdq2ps", Cvtps2dq "cvtps2dq", Cvttps2dq "cvttps2dq", Cvtdq2pd "cvtdq2pd", Cvtpd2dq "cvtpd2dq",
+                Cvttpd2dq "cvttpd2dq", Cvtps2pd "cvtps2pd", Cvtpd2ps "cvtpd2ps", Cvtss2sd "cvtss2sd", Cvtsd2ss "cvtsd2ss",
+            }
+            $given
+        }
+    };
+}
+pub(crate) use host_instructions;
+
+macro_rules! vec_ops {
+    (plain { $($plain:tt)* } float { $($float:tt)* } { integer { $($integer:tt)* } float { $($other:tt)* } }) => {
+        sub_ops! {
+            /// `d = f(a, b, imm8)` on 128-bit vectors; named after the SSE instruction whose result it is. Instructions
+            /// with one source take it as `b`; what they keep of their destination comes from `a`.
+            VecOp;
+            integer { $($plain)* $($integer)* }
+            float { $($float)* $($other)* }
+        }
+    };
+}
+
+host_instructions! {
+    vec_ops {
+        integer {
+            // Shifts of a by imm8: bits, then whole bytes.
+            PsllwI "psllwi", PslldI "pslldi", PsllqI "psllqi", PsrlwI "psrlwi", PsrldI "psrldi", PsrlqI "psrlqi",
+            PsrawI "psrawi", PsradI "psradi", PslldqI "pslldqi", PsrldqI "psrldqi",
+            Pshufd "pshufd", Pshuflw "pshuflw", Pshufhw "pshufhw", Shufps "shufps", Shufpd "shufpd",
+            Palignr "palignr", Pblendw "pblendw", Blendps "blendps", Blendpd "blendpd", Insertps "insertps",
+            Mpsadbw "mpsadbw",
+            // 64-bit forms (MMX) that are not the low half of the 128-bit ones.
+            Pshufb64 "pshufb64", Palignr64 "palignr64",
+            // a with its low 32 or 64 bits from b; the low 64 bits of b alone.
+            Movss "movss", Movsd "movsd", Movq "movq",
+            Aesenc "aesenc", Aesenclast "aesenclast", Aesdec "aesdec", Aesdeclast "aesdeclast", Aesimc "aesimc",
+            Aeskeygenassist "aeskeygenassist", Pclmulqdq "pclmulqdq",
+            Sha1msg1 "sha1msg1", Sha1msg2 "sha1msg2", Sha1nexte "sha1nexte", Sha1rnds4 "sha1rnds4",
+            Sha256msg1 "sha256msg1", Sha256msg2 "sha256msg2",
+            Pcmpistrm "pcmpistrm",
+        }
+        float {
+            Cmpps "cmpps", Cmppd "cmppd", Cmpss "cmpss", Cmpsd "cmpsd",
+            Roundps "roundps", Roundpd "roundpd", Roundss "roundss", Roundsd "roundsd", Dpps "dpps", Dppd "dppd",
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! - `test verifier`: a case is a block of IR; expected is what the verifier says.
 //! - `test passes`: a case is a block; expected are its operations after the passes.
 //! - `test run`: a case is a block and `; run BEFORE => AFTER` lines, registers and memory as in the one-line cases
-//!   ([`super::cases`]); it is run by the interpreter, as written and after the passes, and as generated code.
+//!   ([`super::cases`]); it is run by the interpreter, as written and after the passes, and as code of both compilers.
 //!
 //! Lines that start with `;>` after a case are what is expected; `BROLGA_BLESS=1` writes them anew. Other lines that start
 //! with `;` are for the reader.
@@ -129,10 +129,13 @@ fn optimised(given: &str) -> String {
 impl Machine {
     /// Runs a block of IR that stands for no guest code.
     fn run_ir(&mut self, block: &Block, tier: Tier) -> Result<(), Fault> {
-        let Tier::Compiled = tier else { return self.cpu.run_block(block) };
+        if matches!(tier, Tier::Lifted | Tier::Optimised) {
+            return self.cpu.run_block(block);
+        }
         let compiling = self.compiling.get_or_insert_with(Compiling::new);
-        let entry = compiling.entry(block).expect("code for the block");
+        let entry = compiling.entry(block, tier).expect("code for the block");
         self.cpu.state.code_stale = 0;
+        self.cpu.state.heat[0] = i32::MAX;
         match self.cpu.enter(entry) {
             Leave::Interpret => {
                 let off = self.cpu.state.rip.wrapping_sub(block.rip);
@@ -204,7 +207,7 @@ fn test(name: &str) -> Vec<Op> {
         ["verifier"] => file.check(|c| verify::check(&parsed(c)).err().unwrap_or_else(|| "correct".into())),
         ["run"] => {
             let mut m = machine(Bits::B64);
-            for tier in [Tier::Lifted, Tier::Optimised, Tier::Compiled] {
+            for tier in [Tier::Lifted, Tier::Optimised, Tier::Baseline, Tier::Compiled] {
                 file.cases.iter().for_each(|c| run_case(&mut m, c, tier));
             }
             assert_eq!(m.refused(), 0);

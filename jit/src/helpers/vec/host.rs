@@ -2,7 +2,7 @@
 //! `vecfromint`. Floating-point operations run under whatever MXCSR is loaded, see [`super::mxcsr`].
 
 use super::{crypto, lanes, strings};
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::ir::vecop::{VecFromInt, VecOp, VecToInt, host_instructions};
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
@@ -90,8 +90,9 @@ macro_rules! shift_imm {
 }
 
 macro_rules! table {
-    (plain { $($p:ident $pt:literal,)* } float { $($q:ident $qt:literal,)* } shift { $($s:ident $st:literal,)* }
-     detected { $($feature:tt { $($d:ident $df:expr, $soft:expr;)* })* } other { $($o:ident $of:expr,)* }) => {
+    (plain { $($p:ident $pt:literal,)* } float { $($q:ident $qt:literal,)* }
+     { shift { $($s:ident $st:literal,)* } detected { $($feature:tt { $($d:ident $df:expr, $soft:expr;)* })* }
+       other { $($o:ident $of:expr,)* } }) => {
         /// The function of an operation: the host's instruction, or plain Rust where the host may lack it.
         pub fn vec_fn(op: VecOp) -> VecFn {
             match op {
@@ -105,76 +106,39 @@ macro_rules! table {
     };
 }
 
-table! {
-    plain {
-        Pxor "pxor", Paddb "paddb", Paddw "paddw", Paddd "paddd", Paddq "paddq",
-        Psubb "psubb", Psubw "psubw", Psubd "psubd", Psubq "psubq",
-        Paddsb "paddsb", Paddsw "paddsw", Paddusb "paddusb", Paddusw "paddusw",
-        Psubsb "psubsb", Psubsw "psubsw", Psubusb "psubusb", Psubusw "psubusw",
-        Pmullw "pmullw", Pmulhw "pmulhw", Pmulhuw "pmulhuw", Pmuludq "pmuludq", Pmaddwd "pmaddwd",
-        Pavgb "pavgb", Pavgw "pavgw", Psadbw "psadbw",
-        Pminub "pminub", Pmaxub "pmaxub", Pminsw "pminsw", Pmaxsw "pmaxsw",
-        Pminsb "pminsb", Pmaxsb "pmaxsb", Pminuw "pminuw", Pmaxuw "pmaxuw",
-        Pminsd "pminsd", Pmaxsd "pmaxsd", Pminud "pminud", Pmaxud "pmaxud",
-        Pand "pand", Pandn "pandn", Por "por",
-        Pcmpeqb "pcmpeqb", Pcmpeqw "pcmpeqw", Pcmpeqd "pcmpeqd", Pcmpeqq "pcmpeqq",
-        Pcmpgtb "pcmpgtb", Pcmpgtw "pcmpgtw", Pcmpgtd "pcmpgtd", Pcmpgtq "pcmpgtq",
-        Packsswb "packsswb", Packssdw "packssdw", Packuswb "packuswb", Packusdw "packusdw",
-        Punpcklbw "punpcklbw", Punpcklwd "punpcklwd", Punpckldq "punpckldq", Punpcklqdq "punpcklqdq",
-        Punpckhbw "punpckhbw", Punpckhwd "punpckhwd", Punpckhdq "punpckhdq", Punpckhqdq "punpckhqdq",
-        Psllw "psllw", Pslld "pslld", Psllq "psllq", Psrlw "psrlw", Psrld "psrld", Psrlq "psrlq",
-        Psraw "psraw", Psrad "psrad",
-        Pabsb "pabsb", Pabsw "pabsw", Pabsd "pabsd", Psignb "psignb", Psignw "psignw", Psignd "psignd",
-        Phaddw "phaddw", Phaddd "phaddd", Phaddsw "phaddsw", Phsubw "phsubw", Phsubd "phsubd", Phsubsw "phsubsw",
-        Pmaddubsw "pmaddubsw", Pmulhrsw "pmulhrsw", Pmuldq "pmuldq", Pmulld "pmulld", Phminposuw "phminposuw",
-        Pshufb "pshufb",
-        Pmovsxbw "pmovsxbw", Pmovsxbd "pmovsxbd", Pmovsxbq "pmovsxbq", Pmovsxwd "pmovsxwd", Pmovsxwq "pmovsxwq",
-        Pmovsxdq "pmovsxdq", Pmovzxbw "pmovzxbw", Pmovzxbd "pmovzxbd", Pmovzxbq "pmovzxbq", Pmovzxwd "pmovzxwd",
-        Pmovzxwq "pmovzxwq", Pmovzxdq "pmovzxdq",
-        Rcpps "rcpps", Rcpss "rcpss", Rsqrtps "rsqrtps", Rsqrtss "rsqrtss",
-    }
-    float {
-        Addps "addps", Addpd "addpd", Addss "addss", Addsd "addsd",
-        Subps "subps", Subpd "subpd", Subss "subss", Subsd "subsd",
-        Mulps "mulps", Mulpd "mulpd", Mulss "mulss", Mulsd "mulsd",
-        Divps "divps", Divpd "divpd", Divss "divss", Divsd "divsd",
-        Minps "minps", Minpd "minpd", Minss "minss", Minsd "minsd",
-        Maxps "maxps", Maxpd "maxpd", Maxss "maxss", Maxsd "maxsd",
-        Sqrtps "sqrtps", Sqrtpd "sqrtpd", Sqrtss "sqrtss", Sqrtsd "sqrtsd",
-        Addsubps "addsubps", Addsubpd "addsubpd", Haddps "haddps", Haddpd "haddpd", Hsubps "hsubps", Hsubpd "hsubpd",
-        Cvtdq2ps "cvtdq2ps", Cvtps2dq "cvtps2dq", Cvttps2dq "cvttps2dq", Cvtdq2pd "cvtdq2pd", Cvtpd2dq "cvtpd2dq",
-        Cvttpd2dq "cvttpd2dq", Cvtps2pd "cvtps2pd", Cvtpd2ps "cvtpd2ps", Cvtss2sd "cvtss2sd", Cvtsd2ss "cvtsd2ss",
-    }
-    shift {
-        PsllwI "psllw", PslldI "pslld", PsllqI "psllq", PsrlwI "psrlw", PsrldI "psrld", PsrlqI "psrlq",
-        PsrawI "psraw", PsradI "psrad",
-    }
-    detected {
-        "aes" { Aesenc plain!("aesenc"), crypto::aesenc; Aesenclast plain!("aesenclast"), crypto::aesenclast;
-            Aesdec plain!("aesdec"), crypto::aesdec; Aesdeclast plain!("aesdeclast"), crypto::aesdeclast;
-            Aesimc plain!("aesimc"), crypto::aesimc; Aeskeygenassist aeskeygenassist, crypto::aeskeygenassist; }
-        "pclmulqdq" { Pclmulqdq by_imm!("pclmulqdq", |i| i & 0x11, [0 1 16 17]), crypto::pclmulqdq; }
-        "sha" { Sha1msg1 plain!("sha1msg1"), crypto::sha1msg1; Sha1msg2 plain!("sha1msg2"), crypto::sha1msg2;
-            Sha1nexte plain!("sha1nexte"), crypto::sha1nexte;
-            Sha1rnds4 by_imm!("sha1rnds4", |i| i & 3, [0 1 2 3]), crypto::sha1rnds4;
-            Sha256msg1 plain!("sha256msg1"), crypto::sha256msg1; Sha256msg2 plain!("sha256msg2"), crypto::sha256msg2; }
-    }
-    other {
-        PslldqI lanes::pslldq, PsrldqI lanes::psrldq, Pshufd lanes::pshufd, Pshuflw lanes::pshuflw,
-        Pshufhw lanes::pshufhw, Shufps lanes::shufps, Shufpd lanes::shufpd, Palignr lanes::palignr,
-        Pblendw lanes::pblendw, Blendps lanes::blendps, Blendpd lanes::blendpd, Insertps lanes::insertps,
-        Pshufb64 lanes::pshufb64, Palignr64 lanes::palignr64, Movss lanes::movss, Movsd lanes::movsd,
-        Movq lanes::movq, Pcmpistrm strings::pcmpistrm, Dpps dpps, Dppd dppd,
-        Mpsadbw by_imm!("mpsadbw", |i| i & 7, [0 1 2 3 4 5 6 7]),
-        // Predicates beyond 7 exist in the VEX forms only (SDM 2A CMPPS).
-        Cmpps by_imm!("cmpps", |i| i & 7, [0 1 2 3 4 5 6 7]),
-        Cmppd by_imm!("cmppd", |i| i & 7, [0 1 2 3 4 5 6 7]),
-        Cmpss by_imm!("cmpss", |i| i & 7, [0 1 2 3 4 5 6 7]),
-        Cmpsd by_imm!("cmpsd", |i| i & 7, [0 1 2 3 4 5 6 7]),
-        Roundps by_imm!("roundps", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
-        Roundpd by_imm!("roundpd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
-        Roundss by_imm!("roundss", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
-        Roundsd by_imm!("roundsd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+host_instructions! {
+    table {
+        shift {
+            PsllwI "psllw", PslldI "pslld", PsllqI "psllq", PsrlwI "psrlw", PsrldI "psrld", PsrlqI "psrlq",
+            PsrawI "psraw", PsradI "psrad",
+        }
+        detected {
+            "aes" { Aesenc plain!("aesenc"), crypto::aesenc; Aesenclast plain!("aesenclast"), crypto::aesenclast;
+                Aesdec plain!("aesdec"), crypto::aesdec; Aesdeclast plain!("aesdeclast"), crypto::aesdeclast;
+                Aesimc plain!("aesimc"), crypto::aesimc; Aeskeygenassist aeskeygenassist, crypto::aeskeygenassist; }
+            "pclmulqdq" { Pclmulqdq by_imm!("pclmulqdq", |i| i & 0x11, [0 1 16 17]), crypto::pclmulqdq; }
+            "sha" { Sha1msg1 plain!("sha1msg1"), crypto::sha1msg1; Sha1msg2 plain!("sha1msg2"), crypto::sha1msg2;
+                Sha1nexte plain!("sha1nexte"), crypto::sha1nexte;
+                Sha1rnds4 by_imm!("sha1rnds4", |i| i & 3, [0 1 2 3]), crypto::sha1rnds4;
+                Sha256msg1 plain!("sha256msg1"), crypto::sha256msg1; Sha256msg2 plain!("sha256msg2"), crypto::sha256msg2; }
+        }
+        other {
+            PslldqI lanes::pslldq, PsrldqI lanes::psrldq, Pshufd lanes::pshufd, Pshuflw lanes::pshuflw,
+            Pshufhw lanes::pshufhw, Shufps lanes::shufps, Shufpd lanes::shufpd, Palignr lanes::palignr,
+            Pblendw lanes::pblendw, Blendps lanes::blendps, Blendpd lanes::blendpd, Insertps lanes::insertps,
+            Pshufb64 lanes::pshufb64, Palignr64 lanes::palignr64, Movss lanes::movss, Movsd lanes::movsd,
+            Movq lanes::movq, Pcmpistrm strings::pcmpistrm, Dpps dpps, Dppd dppd,
+            Mpsadbw by_imm!("mpsadbw", |i| i & 7, [0 1 2 3 4 5 6 7]),
+            // Predicates beyond 7 exist in the VEX forms only (SDM 2A CMPPS).
+            Cmpps by_imm!("cmpps", |i| i & 7, [0 1 2 3 4 5 6 7]),
+            Cmppd by_imm!("cmppd", |i| i & 7, [0 1 2 3 4 5 6 7]),
+            Cmpss by_imm!("cmpss", |i| i & 7, [0 1 2 3 4 5 6 7]),
+            Cmpsd by_imm!("cmpsd", |i| i & 7, [0 1 2 3 4 5 6 7]),
+            Roundps by_imm!("roundps", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+            Roundpd by_imm!("roundpd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+            Roundss by_imm!("roundss", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+            Roundsd by_imm!("roundsd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+        }
     }
 }
 

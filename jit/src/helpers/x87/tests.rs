@@ -168,8 +168,9 @@ fn tiers_agree_where_helpers_and_mmx_come_between() {
     // Rounded to nearest; upwards to single precision; with the exceptions unmasked that do not occur.
     for fcw in [0x37f, 0x87f, 0x340] {
         let expected = run(Tier::Lifted, fcw);
-        assert_eq!(run(Tier::Optimised, fcw), expected, "{fcw:#x}");
-        assert_eq!(run(Tier::Compiled, fcw), expected, "{fcw:#x}");
+        for tier in [Tier::Optimised, Tier::Baseline, Tier::Compiled] {
+            assert_eq!(run(tier, fcw), expected, "{tier:?} {fcw:#x}");
+        }
         assert_eq!(expected.1.rip == CODE + code.len() as u64, fcw & 0x3f == 0x3f);
     }
 }
