@@ -82,12 +82,12 @@ impl Lifter<'_> {
         self.move_sp(-8 * bytes);
     }
 
+    /// Silicon loads register by register: what comes before a fault stays loaded (measured). rSP moves last.
     fn popa(&mut self, ty: Ty) {
         let bytes = ty.bytes() as i64;
-        let loaded: Vec<(usize, Val)> =
-            (0..8).filter(|n| *n != 3).map(|n| (7 - n as usize, self.peek(ty, bytes * n))).collect();
-        for (n, v) in loaded {
-            self.write_gpr(Gpr { n, ty, high: false }, v);
+        for n in (0..8).filter(|n| *n != 3) {
+            let v = self.peek(ty, bytes * n);
+            self.write_gpr(Gpr { n: 7 - n as usize, ty, high: false }, v);
         }
         self.move_sp(8 * bytes);
     }
