@@ -33,7 +33,7 @@ impl Cpu {
             match self.step(block, inst) {
                 Ok(Step::Next) => at += 1,
                 Ok(Step::End) => return Ok(()),
-                Ok(Step::Stale) => return self.finish_stale(block, at + 1, inst.off),
+                Ok(Step::Stale) => return self.finish_stale(block, at),
                 Err(fault) => {
                     self.state.rip = block.wrap(block.rip.wrapping_add(inst.off as u64));
                     return Err(fault);
@@ -44,12 +44,14 @@ impl Cpu {
         Ok(())
     }
 
-    /// Ends the guest instruction at `off` and stops there: what follows in the block is stale.
+    /// Ends the guest instruction of operation `at`, which was done, and stops there: what follows in the block is stale.
     #[cold]
-    fn finish_stale(&mut self, block: &Block, mut at: usize, off: u16) -> Result<(), Fault> {
+    fn finish_stale(&mut self, block: &Block, mut at: usize) -> Result<(), Fault> {
+        let off = block.insts[at].off;
+        at += 1;
         while let Some(inst) = block.insts.get(at) {
             if inst.off != off {
-                self.state.rip = block.wrap(block.rip.wrapping_add(inst.off as u64));
+                self.state.rip = block.rip_after(at - 1);
                 return Ok(());
             }
             match self.step(block, inst) {

@@ -26,12 +26,12 @@ impl Emit<'_> {
         self.cold.push(Cold::Leave { from, rip, code: LEAVE_HOT });
     }
 
-    /// Leaves before the instruction at hand if translated code was dropped meanwhile (it may be this code).
-    pub(super) fn leave_if_stale(&mut self) {
+    /// Leaves with `rip`, that of the next instruction, if translated code was dropped meanwhile (it may be this code).
+    pub(super) fn leave_if_stale(&mut self, rip: u64) {
         self.flags_clobbered();
         self.a.alu_imm(Alu::Cmp, Ty::I32, state(offset_of!(CpuState, code_stale)), 0);
         let from = self.a.jcc(cc::NE);
-        self.cold.push(Cold::Leave { from, rip: self.rip, code: LEAVE_LOOKUP });
+        self.cold.push(Cold::Leave { from, rip, code: LEAVE_LOOKUP });
     }
 
     /// Leaves; RIP is in the state.

@@ -165,18 +165,20 @@ impl Emit<'_> {
         while let Some(i) = block.insts.get(n) {
             if off != Some(i.off) {
                 off = Some(i.off);
-                self.start_insn(i.off);
+                self.start_insn(n);
             }
             self.regs.unlock();
             n += self.inst(n, i, visible[n]);
         }
     }
 
-    fn start_insn(&mut self, off: u16) {
+    /// Starts the guest instruction of operation `n`.
+    fn start_insn(&mut self, n: usize) {
+        let off = self.block.insts[n].off;
         self.rip = self.block.wrap(self.block.rip.wrapping_add(off as u64));
         self.regs.forget_temporaries();
         if std::mem::take(&mut self.wrote_behind) {
-            self.leave_if_stale();
+            self.leave_if_stale(n.checked_sub(1).map_or(self.rip, |before| self.block.rip_after(before)));
         }
     }
 

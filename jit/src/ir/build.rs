@@ -33,6 +33,7 @@ impl From<i64> for Src {
 pub struct Builder {
     insts: Vec<Inst>,
     off: u16,
+    len: u8,
     next: u16,
     vnext: u16,
     overflow: bool,
@@ -42,8 +43,14 @@ impl Builder {
     /// Starts the guest instruction at byte `off` of the block: temporaries start anew.
     pub fn start_insn(&mut self, off: u16) {
         self.off = off;
+        self.len = 0;
         self.next = Val::TEMP0;
         self.vnext = VVal::TEMP0;
+    }
+
+    /// Length of the instruction that was started.
+    pub fn insn_len(&mut self, len: u8) {
+        self.len = len;
     }
 
     /// All operations.
@@ -70,7 +77,7 @@ impl Builder {
 
     fn push(&mut self, op: Op, ty: Ty, fields: [u16; 4], imm: i64) {
         let [d, a, b, c] = fields;
-        self.insts.push(Inst { op, ty, d, a, b, c, off: self.off, imm });
+        self.insts.push(Inst { op, ty, d, a, b, c, off: self.off, len: self.len, imm });
     }
 
     /// `d = op.ty a, b`, into a given destination.

@@ -116,6 +116,8 @@ pub struct Inst {
     pub c: u16,
     /// Offset of the guest instruction in the block, in bytes.
     pub off: u16,
+    /// Length of the guest instruction; 0: not known. The one behind it may have no operations.
+    pub len: u8,
     /// Constant.
     pub imm: i64,
 }
@@ -139,6 +141,15 @@ impl Block {
     /// RIP that follows the block's last instruction.
     pub fn end_rip(&self) -> u64 {
         self.wrap(self.rip.wrapping_add(self.len as u64))
+    }
+    /// RIP of the guest instruction behind that of operation `n`.
+    pub fn rip_after(&self, n: usize) -> u64 {
+        let off = match (self.insts.get(n), self.insts.get(n + 1)) {
+            (Some(i), _) if i.len != 0 => i.off.wrapping_add(i.len.into()),
+            (_, Some(next)) => next.off,
+            _ => self.len,
+        };
+        self.wrap(self.rip.wrapping_add(off.into()))
     }
     /// Wraps an instruction pointer: to EIP outside 64-bit mode. 16-bit code, too, runs on from FFFF to 1_0000, where its
     /// limit mostly ends it (SDM 3A 5.3); branches of 16 bits are cut where they are lifted.

@@ -56,7 +56,7 @@ fn parse_inst(line: &str) -> Result<Inst, String> {
         None => (mnemonic, Ty::I64),
     };
     let op = op::ALL.iter().copied().find(|o| o.info().name == name).ok_or(format!("unknown operation {name}"))?;
-    let mut inst = Inst { op, ty, d: 0, a: 0, b: 0, c: 0, off, imm };
+    let mut inst = Inst { op, ty, d: 0, a: 0, b: 0, c: 0, off, len: 0, imm };
     if matches!(op, Op::Vec | Op::VecToInt | Op::VecFromInt | Op::Call) {
         let (sub, rest) = args.trim().split_once(' ').unwrap_or((args.trim(), ""));
         inst.imm = sub_number(op, sub).ok_or(format!("unknown sub-operation {sub}"))?;

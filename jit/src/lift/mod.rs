@@ -126,6 +126,7 @@ pub fn lift_block(
         l.rip = block.wrap(rip.wrapping_add(off as u64));
         l.next = block.wrap(rip.wrapping_add(end as u64));
         l.b.start_insn(off as u16);
+        l.b.insn_len((end - off) as u8);
         l.unwatched = !l.shadow && max_insns > 1;
         let flow = if insn.is_invalid() && bytes.len() - off > 15 && end - off >= 15 {
             // SDM 2A 2.3.11: longer than 15 bytes is #GP. The decoder stops at the limit and calls it invalid.

@@ -352,17 +352,18 @@ impl<'a, 'f> Lower<'a, 'f> {
         for (n, i) in block.insts.iter().enumerate() {
             if off != Some(i.off) {
                 off = Some(i.off);
-                self.start_insn(block, i.off);
+                self.start_insn(block, n);
             }
             self.inst(block, i, visible[n]);
             self.keep_comparison(block, visible, n);
         }
     }
 
-    fn start_insn(&mut self, block: &Block, off: u16) {
-        let rip = block.wrap(block.rip.wrapping_add(off as u64));
+    /// Starts the guest instruction of operation `n`.
+    fn start_insn(&mut self, block: &Block, n: usize) {
+        let rip = self.rip_of(block, &block.insts[n]);
         if std::mem::take(&mut self.wrote_behind) {
-            self.exit_if_stale(rip);
+            self.exit_if_stale(n.checked_sub(1).map_or(rip, |before| block.rip_after(before)));
         }
         self.rips.push(rip);
         self.b.set_srcloc(SourceLoc::new(self.rips.len() as u32 - 1));

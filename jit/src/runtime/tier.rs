@@ -219,7 +219,10 @@ impl Tier {
             let mut space = Self::space(&service);
             for number in &r.incoming {
                 let owner = self.link_owner.get(number).copied();
-                if let Some(link) = owner.and_then(|o| self.link(o, *number)) {
+                // The region may be running now: its ways back to itself are to lead out, too.
+                let own = r.links.get(number.wrapping_sub(r.first_link) as usize).copied();
+                let link = if owner == Some(index) { own } else { owner.and_then(|o| self.link(o, *number)) };
+                if let Some(link) = link {
                     space.unjoin(&link);
                 }
             }

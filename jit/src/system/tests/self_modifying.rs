@@ -28,6 +28,25 @@ fn the_next_instruction() {
 }
 
 #[test]
+fn the_next_instruction_even_if_there_was_nothing_to_do_for_it() {
+    // NOP; and TEST ESP, EBP, whose flags the instruction behind it overwrites unread.
+    for next in [&[0x66, 0x90][..], &[0x85, 0xe5]] {
+        // MOV and FNSTCW, which takes a helper's call: [RIP + 0]; MOV AL, 55h; HLT.
+        for store in [&[0x66, 0xc7, 0x05, 0, 0, 0, 0, 0xb0, 0x55][..], &[0xd9, 0x3d, 0, 0, 0, 0]] {
+            let mut g = Guest::long();
+            g.cpu.state.x87.fcw = 0x55b0;
+            g.bytes(CODE, store);
+            let at = CODE + store.len() as u64;
+            g.bytes(at, next);
+            // SUB RBX, 1; HLT.
+            g.bytes(at + 2, &[0x48, 0x83, 0xeb, 0x01, 0xf4]);
+            g.run();
+            assert_eq!(al(&g), 0x55, "{next:x?} behind {store:x?}");
+        }
+    }
+}
+
+#[test]
 fn an_instruction_of_the_same_block_each_time_round() {
     let mut g = Guest::long();
     g.cpu.set_gpr(reg::RCX, 10);
