@@ -10,6 +10,9 @@ use crate::ir::op::RmwOp;
 use crate::ir::{Ty, mem};
 use crate::state::{cr4, efer, mode};
 
+/// Largest operand that is one access, in bytes.
+const OPERAND: u64 = 16;
+
 /// Where an access goes after translation.
 enum Place {
     /// RAM: the TLB has it now.
@@ -307,9 +310,7 @@ impl Cpu {
                 return Ok(Place::Watched(gpa | linear & (PAGE_SIZE - 1)));
             }
         }
-        if !self.canonical(linear) {
-            return Err(if flags & mem::STACK != 0 { Fault::SS0 } else { Fault::GP0 });
-        }
+        self.check_canonical(linear, flags)?;
         let m = self.paging().walk(&self.shared.ram, linear, access, index, marks).inspect_err(|f| {
             tracing::trace!(target: "mmu", "page fault: linear {:#x} {:?} index {} code {:?}", linear, access, index, f.error);
         })?;
@@ -333,6 +334,21 @@ impl Cpu {
         }
     }
 
+    /// #GP(0), or #SS(0) for the stack, unless the address is canonical.
+    fn check_canonical(&self, linear: u64, flags: u16) -> Result<(), Fault> {
+        match self.canonical(linear) {
+            true => Ok(()),
+            false if flags & mem::STACK != 0 => Err(Fault::SS0),
+            false => Err(Fault::GP0),
+        }
+    }
+
+    /// The same for both ends of one operand, which is looked at before the first page is (measured).
+    fn check_ends(&self, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
+        self.check_canonical(linear, flags)?;
+        if len > OPERAND { Ok(()) } else { self.check_canonical(linear.wrapping_add(len.saturating_sub(1)), flags) }
+    }
+
     /// Enters the mapping of `linear`'s page in the TLB for generated code, if there is one without a fault and without a
     /// mark in the page tables. The page may be the second of an access whose first page faults, which then must not show
     /// as accessed or dirty (SDM 3A 4.8): marks are for the interpreter to set, which does the access whole.
@@ -349,6 +365,7 @@ impl Cpu {
 
     /// Raises what a store would raise, page by page.
     fn check_write(&mut self, index: usize, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
+        self.check_ends(linear, len, flags)?;
         let mut at = 0;
         while at < len {
             let here = self.wrap_linear(linear.wrapping_add(at));
@@ -364,6 +381,7 @@ impl Cpu {
     }
 
     fn read_pieces(&mut self, index: usize, linear: u64, buf: &mut [u8], flags: u16) -> Result<(), Fault> {
+        self.check_ends(linear, buf.len() as u64, flags)?;
         let mut at = 0;
         while at < buf.len() {
             let here = self.wrap_linear(linear.wrapping_add(at as u64));

@@ -205,6 +205,23 @@ fn non_canonical_addresses() {
 }
 
 #[test]
+fn an_operand_that_ends_outside_the_canonical_range_faults_before_its_page_does() {
+    const LAST: u64 = (1 << 47) - 2;
+    for instruction in 0..4 {
+        let mut g = Guest::long();
+        g.cpu.set_gpr(reg::RBX, LAST);
+        g.cpu.set_gpr(reg::RBP, LAST);
+        g.code(|a| match instruction {
+            0 => a.mov(eax, dword_ptr(rbx)),
+            1 => a.mov(qword_ptr(rbx), rax),
+            2 => a.movups(xmm0, xmmword_ptr(rbx)),
+            _ => a.add(dword_ptr(rbp), eax),
+        });
+        g.expect(if instruction == 3 { vector::SS } else { vector::GP });
+    }
+}
+
+#[test]
 fn branches_to_addresses_that_are_not_canonical_fault_themselves() {
     const TARGET: u64 = 1 << 47 | 0x123;
     for branch in 0..6 {
