@@ -2,14 +2,13 @@
 //!
 //! Times are per item where a throughput is given: `elem/s` are guest instructions, IR operations, loads or jumps.
 
-use brolga_jit::board::Board;
 use brolga_jit::mmu::ram::{Ram, RamRegion};
-use brolga_jit::testing::{Bits, Machine, Page, Program};
-use brolga_jit::{Engine, EngineConfig, Exit, Registers, SegmentRegister, Vcpu, VcpuHandle, cpuid, request};
+use brolga_jit::testing::{Bits, Machine, Page, Program, QuietBoard, STOP};
+use brolga_jit::{Engine, EngineConfig, Exit, Registers, SegmentRegister, Vcpu, cpuid};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::code_asm::*;
 use std::hint::black_box;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 const CODE: u64 = 0x1000_0000;
 const DATA: u64 = 0x2000_0000;
@@ -119,57 +118,8 @@ fn tlb(c: &mut Criterion) {
     });
 }
 
-/// Port of the fake board whose writes end `Vcpu::run`.
-const STOP: u16 = 0xf4;
-/// Port of the fake board that swallows writes.
+/// A port that nothing is behind.
 const SINK: u16 = 0x80;
-
-/// A board with a port that stops the processor and nothing else.
-#[derive(Default)]
-struct StopBoard {
-    cpu: OnceLock<VcpuHandle>,
-}
-
-impl Board for StopBoard {
-    fn pio_read(&self, _: u32, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn pio_write(&self, _: u32, port: u16, _: u8, _: u32) {
-        if let Some(cpu) = self.cpu.get().filter(|_| port == STOP) {
-            cpu.raise(request::EXIT);
-        }
-    }
-    fn mmio_read(&self, _: u32, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: u32, _: u64, _: u8, _: u64) {}
-    fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
-    }
-    fn cr8(&self, _: u32) -> u8 {
-        0
-    }
-    fn set_cr8(&self, _: u32, _: u8) {}
-    fn apic_base(&self, _: u32) -> u64 {
-        0xfee0_0900
-    }
-    fn set_apic_base(&self, _: u32, _: u64) -> bool {
-        false
-    }
-    fn apic_msr_read(&self, _: u32, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: u32, _: u32, _: u64) -> bool {
-        false
-    }
-    fn set_fpu_error(&self, _: u32, _: bool) {}
-    fn fpu_error_ignored(&self, _: u32) -> bool {
-        true
-    }
-    fn tsc(&self) -> u64 {
-        0
-    }
-}
 
 const GUEST_CODE: u64 = 0x1_0000;
 
@@ -179,11 +129,11 @@ fn processor(code: &[u8]) -> Vcpu {
     let region = RamRegion { gpa: 0, size: SIZE, offset: 0, rom: false };
     let ram = Arc::new(Ram::new(SIZE, vec![region]).expect("a few megabytes"));
     assert!(ram.write(GUEST_CODE, code, false));
-    let board = Arc::new(StopBoard::default());
+    let board = Arc::new(QuietBoard::default());
     let config = EngineConfig { sync: true, code_cache: 16 << 20, ..EngineConfig::default() };
     let engine = Engine::new(config, ram, board.clone()).expect("an engine");
     let mut cpu = Vcpu::new(&engine, 0, &cpuid::parse("max").expect("a processor model"));
-    assert!(board.cpu.set(cpu.handle()).is_ok());
+    assert!(board.stops.set(cpu.handle()).is_ok());
     let flat = SegmentRegister { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
     let mut r = Registers { rip: GUEST_CODE, rflags: 2, cr0: 0x11, segments: [flat; 6], ..cpu.registers() };
     r.segments[1] = SegmentRegister { selector: 8, attributes: 0xc09b, ..flat };

@@ -3,6 +3,7 @@
 
 pub mod hostile;
 mod measure;
+mod random;
 
 use crate::baseline;
 use crate::board::Board;
@@ -17,9 +18,10 @@ use crate::passes;
 use crate::runtime::compile::{CompileService, compile_one};
 use crate::runtime::exec::Leave;
 use crate::state::{Segment, attr, cr0, cr4, efer, reg};
-use crate::vcpu::EngineConfig;
+use crate::vcpu::{EngineConfig, VcpuHandle, request};
 pub use measure::{Code, Program};
-use std::sync::{Arc, PoisonError};
+pub use random::Random;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 /// How the instruction is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,22 +65,27 @@ pub struct Registers {
     pub st: [u128; 8],
 }
 
+impl Registers {
+    /// All zero but for what is set after FNINIT and in a new MXCSR.
+    pub const CLEAR: Self = Self {
+        gpr: [0; 16],
+        rip: 0,
+        rflags: 2,
+        xmm: [0; 16],
+        mxcsr: 0x1f80,
+        fcw: 0x37f,
+        fsw: 0,
+        tags: 0,
+        fop: 0,
+        fip: 0,
+        fdp: 0,
+        st: [0; 8],
+    };
+}
+
 impl Default for Registers {
     fn default() -> Self {
-        Self {
-            gpr: [0; 16],
-            rip: 0,
-            rflags: 2,
-            xmm: [0; 16],
-            mxcsr: 0x1f80,
-            fcw: 0x37f,
-            fsw: 0,
-            tags: 0,
-            fop: 0,
-            fip: 0,
-            fdp: 0,
-            st: [0; 8],
-        }
+        Self::CLEAR
     }
 }
 
@@ -194,14 +201,25 @@ impl Compiling {
 const TABLES: u64 = 0x1000;
 const DATA: u64 = 0x10_0000;
 
-/// Nothing behind any port or address.
-struct NoBoard;
+/// A board with nothing behind any port or address, but that a write to the port [`STOP`] ends a processor's run.
+#[derive(Default)]
+pub struct QuietBoard {
+    /// The processor that is stopped.
+    pub stops: OnceLock<VcpuHandle>,
+}
 
-impl Board for NoBoard {
+/// Port of [`QuietBoard`] whose writes end a run.
+pub const STOP: u16 = 0xf4;
+
+impl Board for QuietBoard {
     fn pio_read(&self, _: u32, _: u16, _: u8) -> u32 {
         u32::MAX
     }
-    fn pio_write(&self, _: u32, _: u16, _: u8, _: u32) {}
+    fn pio_write(&self, _: u32, port: u16, _: u8, _: u32) {
+        if let Some(cpu) = self.stops.get().filter(|_| port == STOP) {
+            cpu.raise(request::EXIT);
+        }
+    }
     fn mmio_read(&self, _: u32, _: u64, _: u8) -> u64 {
         u64::MAX
     }
@@ -245,8 +263,11 @@ impl Machine {
         let ram = Arc::new(Ram::new(size, vec![region]).expect("memory for the test machine"));
         let shared = Arc::new(Shared { code_map: CodeMap::new(&ram), ram, processors: 1.into() });
         let model = Arc::new(crate::cpuid::parse(model).expect("a processor model"));
-        let mut machine =
-            Self { cpu: Cpu::new(0, shared, Arc::new(NoBoard), model), pages: pages.to_vec(), compiling: None };
+        let mut machine = Self {
+            cpu: Cpu::new(0, shared, Arc::new(QuietBoard::default()), model),
+            pages: pages.to_vec(),
+            compiling: None,
+        };
         machine.map_pages();
         machine.set_mode(bits);
         machine
@@ -464,8 +485,8 @@ fn pieces(linear: u64, len: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 #[cfg(test)]
+mod any_bytes;
+#[cfg(test)]
 mod cases;
 #[cfg(test)]
 mod filetests;
-#[cfg(test)]
-mod random;

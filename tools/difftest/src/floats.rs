@@ -1,8 +1,7 @@
 //! Floating-point and vector register contents.
 
-use crate::random::Random;
 use crate::select::Family;
-use brolga_jit::testing::Registers;
+use brolga_jit::testing::{Random, Registers};
 use iced_x86::Instruction;
 
 /// Single-precision edge values: zeros, infinities, NaNs (quiet and signalling), denormals, extremes.

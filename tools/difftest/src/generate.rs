@@ -1,9 +1,8 @@
 //! Random instructions from iced's opcode table, with registers that make their memory operands meet the test's pages.
 
 use crate::host::{CODE, CODE_SIZE, DATA, DATA_SIZE, READ_ONLY};
-use crate::random::Random;
 use crate::select::Family;
-use brolga_jit::testing::{Bits, Registers, SEGMENTS_16};
+use brolga_jit::testing::{Bits, Random, Registers, SEGMENTS_16};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
 
 /// Where instructions are placed: the middle of the code page, so that short branches stay on it.

@@ -59,20 +59,7 @@ static SHARED: Cell = Cell(UnsafeCell::new(Shared {
     bits: Bits::B64,
     saved: [0; 23],
     saved_fp: FxSave([0; 512]),
-    regs: Registers {
-        gpr: [0; 16],
-        rip: 0,
-        rflags: 2,
-        xmm: [0; 16],
-        mxcsr: 0x1f80,
-        fcw: 0x37f,
-        fsw: 0,
-        tags: 0,
-        fop: 0,
-        fip: 0,
-        fdp: 0,
-        st: [0; 8],
-    },
+    regs: Registers::CLEAR,
     outcome: Outcome::Done,
 }));
 

@@ -14,11 +14,10 @@ mod generate;
 mod golden;
 mod host;
 mod options;
-mod random;
 mod select;
 
 use anyhow::{Context, Result, bail};
-use brolga_jit::testing::{Bits, Machine, Outcome, Page, Registers, Tier};
+use brolga_jit::testing::{Bits, Machine, Outcome, Page, Random, Registers, Tier};
 use generate::{Case, ENTRY, Generator};
 use host::{CODE, CODE_SIZE, DATA, DATA_SIZE, Host, READ_ONLY};
 use iced_x86::Code;
@@ -340,14 +339,14 @@ fn main() -> Result<()> {
     if let Some(path) = &o.write {
         return write(&o, &codes, path);
     }
-    let mut r = random::Random::new(7);
+    let mut r = Random::new(7);
     let contents = (0..AREA / 8).flat_map(|_| r.value().to_le_bytes()).collect();
     let mut bench = Bench::new(o.bits, contents)?;
     let mut tally = Tally::default();
     for n in 0..o.cases.div_ceil(VARIANTS) {
         let seed = if o.exact { o.seed } else { o.seed.wrapping_mul(0x1_0000_0000).wrapping_add(n) };
         let few = codes.len() <= 64;
-        let code = if few { codes[n as usize % codes.len()] } else { random::Random::new(!seed).pick(&codes) };
+        let code = if few { codes[n as usize % codes.len()] } else { Random::new(!seed).pick(&codes) };
         test(&mut bench, &o, &codes, code, seed, &mut tally);
     }
     for (code, (count, seed)) in &tally.failures {

@@ -8,27 +8,27 @@ use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::state::flag;
 
-/// Operations of [`unary`].
+/// Operations of [`unary`]: the opcode's second byte, after D9.
 pub mod unary_op {
     #![allow(missing_docs)]
-    pub const FCHS: u8 = 0;
-    pub const FABS: u8 = 1;
-    pub const FSQRT: u8 = 2;
-    pub const FRNDINT: u8 = 3;
-    pub const F2XM1: u8 = 4;
-    pub const FSIN: u8 = 5;
-    pub const FCOS: u8 = 6;
-    pub const FSCALE: u8 = 7;
-    pub const FPREM: u8 = 8;
-    pub const FPREM1: u8 = 9;
-    pub const FSINCOS: u8 = 10;
-    pub const FPTAN: u8 = 11;
-    pub const FXTRACT: u8 = 12;
-    pub const FPATAN: u8 = 13;
-    pub const FYL2X: u8 = 14;
-    pub const FYL2XP1: u8 = 15;
-    pub const FTST: u8 = 16;
-    pub const FXAM: u8 = 17;
+    pub const FCHS: u8 = 0xe0;
+    pub const FABS: u8 = 0xe1;
+    pub const FTST: u8 = 0xe4;
+    pub const FXAM: u8 = 0xe5;
+    pub const F2XM1: u8 = 0xf0;
+    pub const FYL2X: u8 = 0xf1;
+    pub const FPTAN: u8 = 0xf2;
+    pub const FPATAN: u8 = 0xf3;
+    pub const FXTRACT: u8 = 0xf4;
+    pub const FPREM1: u8 = 0xf5;
+    pub const FPREM: u8 = 0xf8;
+    pub const FYL2XP1: u8 = 0xf9;
+    pub const FSQRT: u8 = 0xfa;
+    pub const FSINCOS: u8 = 0xfb;
+    pub const FRNDINT: u8 = 0xfc;
+    pub const FSCALE: u8 = 0xfd;
+    pub const FSIN: u8 = 0xfe;
+    pub const FCOS: u8 = 0xff;
 }
 
 /// Operations of [`compare`].

@@ -4,7 +4,7 @@
 //! them. FIP is stored by the code. FOP and FDP follow unmasked exceptions only.
 
 use super::insn::{Format, Insn};
-use super::{ARITHMETIC, COMPARE, FCMOV, LOAD, STACK, STORE, UNARY, compare_op, host, stack_op, store_op, unary_op};
+use super::{ARITHMETIC, COMPARE, FCMOV, LOAD, STACK, STORE, UNARY, compare_op, host, stack_op, store_op};
 use crate::cpu::Cpu;
 use crate::helpers::HelperId;
 use crate::state::X87;
@@ -71,29 +71,6 @@ fn memory_form(id: HelperId, insn: Insn) -> Option<(u8, u8)> {
     })
 }
 
-fn unary(op: u8) -> u8 {
-    match op {
-        unary_op::FCHS => 0xe0,
-        unary_op::FABS => 0xe1,
-        unary_op::FTST => 0xe4,
-        unary_op::FXAM => 0xe5,
-        unary_op::F2XM1 => 0xf0,
-        unary_op::FYL2X => 0xf1,
-        unary_op::FPTAN => 0xf2,
-        unary_op::FPATAN => 0xf3,
-        unary_op::FXTRACT => 0xf4,
-        unary_op::FPREM1 => 0xf5,
-        unary_op::FPREM => 0xf8,
-        unary_op::FYL2XP1 => 0xf9,
-        unary_op::FSQRT => 0xfa,
-        unary_op::FSINCOS => 0xfb,
-        unary_op::FRNDINT => 0xfc,
-        unary_op::FSCALE => 0xfd,
-        unary_op::FSIN => 0xfe,
-        _ => 0xff,
-    }
-}
-
 /// Both bytes of an instruction on registers, ST(i) being ST(0) in the second one.
 fn register_form(id: HelperId, insn: Insn) -> Option<(u8, u8)> {
     let popped = insn.pops != 0;
@@ -114,7 +91,7 @@ fn register_form(id: HelperId, insn: Insn) -> Option<(u8, u8)> {
                 (false, false, pops) => (0xdd, 0xe0 | pops << 3),
             }
         }
-        UNARY => (0xd9, unary(insn.op)),
+        UNARY => (0xd9, insn.op),
         STACK => match insn.op {
             stack_op::FLD => (0xd9, 0xc0),
             stack_op::FST => (0xdd, 0xd0 | (popped as u8) << 3),

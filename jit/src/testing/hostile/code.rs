@@ -1,6 +1,6 @@
 //! Random machine code: instructions that decode more often than chance has it, and sheer noise.
 
-use super::random::Random;
+use crate::testing::Random;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
 
 /// Instructions that what a guest may do wrong is about, in places where all modes have them.

@@ -1,9 +1,9 @@
 //! A random machine: mode, registers, tables and code, all from one seed.
 
-use super::random::Random;
 use super::{Lab, RAM, ROM, code};
 use crate::cpu::Cpu;
 use crate::state::{Segment, TableRegister, attr, cr0, cr4, efer, flag, reg};
+use crate::testing::Random;
 
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -248,7 +248,7 @@ fn paging(lab: &mut Lab, r: &mut Random, mode: Mode) {
 
 fn registers(cpu: &mut Cpu, r: &mut Random) {
     for n in 0..16 {
-        let v = r.value();
+        let v = r.register();
         cpu.set_gpr(n, v);
     }
     // Counts of repeated instructions.
