@@ -15,12 +15,12 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Interpreted runs after which a block gets baseline code.
-const WARM: u32 = 3;
+const WARM: u32 = 6;
 /// The same in `sync` mode, where tests want code early.
 const WARM_SYNC: u32 = 2;
 /// Runs of baseline code after which it asks for better: what the compilation of a region costs is some hundred thousand
 /// runs of a block.
-const HOT: i32 = 20_000;
+const HOT: i32 = 200_000;
 /// The same in `sync` mode.
 const HOT_SYNC: i32 = 8;
 /// Most blocks in a region (cranelift.md: more cost too much to compile).
