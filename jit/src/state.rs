@@ -236,7 +236,7 @@ pub struct Msrs {
 }
 
 /// Entries of the jump cache.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 16384;
 
 /// Where generated code for a RIP starts; read by generated code.
 #[repr(C)]
