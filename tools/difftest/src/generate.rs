@@ -96,7 +96,9 @@ impl Generator {
             let Some((insn, encoded)) = self.encode(insn, self.entry() + bytes.len() as u64) else { continue };
             let indirect =
                 insn.is_jmp_near_indirect() || insn.is_call_near_indirect() || insn.mnemonic() == Mnemonic::Ret;
-            if indirect || crate::select::leaves_undefined(&insn) {
+            // What the XSAVE family works on depends on EDX:EAX, which the host has more in than we do.
+            let extended = length > 1 && crate::select::extended_save_area(insn.mnemonic());
+            if indirect || extended || crate::select::leaves_undefined(&insn) {
                 continue;
             }
             insns.push(insn);

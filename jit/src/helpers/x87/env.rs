@@ -61,9 +61,34 @@ impl Layout {
     }
 }
 
+/// The segment of an image, for a helper's operand: to be joined with the offset in the segment, of 32 bits.
+pub fn segmented_place(seg: usize) -> i64 {
+    (seg as i64 + 1) << 32
+}
+
+/// Checks the limit for each piece of an image at `place` ([`segmented_place`], or 0), the first one excepted. Silicon goes
+/// piece by piece: page faults before the piece that is beyond the limit come first (measured).
+fn check_pieces(cpu: &mut Cpu, layout: Layout, linear: u64, bytes: u64, place: u64, write: bool) -> Result<(), Fault> {
+    let Some(seg) = (place >> 32).checked_sub(1) else { return Ok(()) };
+    let (offset, field) = (place & 0xffff_ffff, if layout.wide { 4 } else { 2 });
+    let fields = (0..layout.len() as u64).step_by(field as usize).map(|at| (at, field));
+    let registers = (layout.len() as u64..bytes).step_by(10).map(|at| (at, 10));
+    for (at, len) in fields.chain(registers).skip(1) {
+        let Err(fault) = cpu.seg_check(seg as usize, offset + at, len, write) else { continue };
+        if write {
+            cpu.probe_write(linear, at)?;
+        } else {
+            cpu.load_bytes(linear, &mut [0; 108][..at as usize])?;
+        }
+        return Err(fault);
+    }
+    Ok(())
+}
+
 /// FNSTENV (14 or 28 bytes) or FNSAVE (94 or 108) to a linear address.
-pub(super) fn save(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u64, Fault> {
+pub(super) fn save(cpu: &mut Cpu, address: u64, bytes: u64, place: u64) -> Result<u64, Fault> {
     let layout = Layout::new(cpu, bytes);
+    check_pieces(cpu, layout, address, bytes, place, true)?;
     let whole = bytes > 28;
     let mut image = layout.bytes(&cpu.state.x87);
     if whole {
@@ -84,9 +109,10 @@ pub(super) fn save(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u6
 }
 
 /// FLDENV or FRSTOR from a linear address.
-pub(super) fn restore(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u64, Fault> {
+pub(super) fn restore(cpu: &mut Cpu, address: u64, bytes: u64, place: u64) -> Result<u64, Fault> {
     pending(cpu)?;
     let layout = Layout::new(cpu, bytes);
+    check_pieces(cpu, layout, address, bytes, place, false)?;
     let mut image = [0; 108];
     let len = (bytes as usize).min(108);
     cpu.load_bytes(address, &mut image[..len])?;

@@ -16,6 +16,7 @@ pub mod state;
 use crate::helpers::effect::{FAULTS, X87};
 use arith::{arithmetic, compare, unary};
 use control::{emms, fclex, finit, fldcw, fstcw, fstsw, mmx_check, wait};
+pub use env::segmented_place;
 use env::{restore, save};
 use memory::{conditional_move, load, stack, store};
 
@@ -55,9 +56,9 @@ crate::helper_family! { 4;
     COMPARE = compare, FAULTS | X87;
     /// Functions of the top of the stack: [`Insn`] with [`unary_op`].
     UNARY = unary, FAULTS | X87;
-    /// FNSTENV, FNSAVE to linear address a, b bytes.
+    /// FNSTENV, FNSAVE to linear address a, b bytes; c: [`segmented_place`] with the offset, where limits matter.
     SAVE = save, FAULTS | X87;
-    /// FLDENV, FRSTOR from linear address a, b bytes.
+    /// FLDENV, FRSTOR from linear address a, b bytes; c as for FNSTENV.
     RESTORE = restore, FAULTS | X87;
 }
 

@@ -6,14 +6,15 @@ mod moves;
 mod packed;
 mod save;
 
-use super::operand::{Mem, vreg};
+use super::operand::{Mem, seg_base_offset, segment_number, vreg};
 use super::{Flow, Lifter};
 use crate::fault::vector as vec_no;
+use crate::helpers::integer::ALIGN16;
 use crate::helpers::vec::{self, CHECKED, Checked, STAGE0, STAGE1};
 use crate::ir::op::Op;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::{Ty, VVal, Val, mem};
-use crate::state::mode;
+use crate::state::{mode, reg};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// Lifts `i` if it belongs to this family.
@@ -113,10 +114,19 @@ impl Lifter<'_> {
 
     /// Memory operand of 4, 8 or 16 bytes.
     pub(super) fn vec_mem(&mut self, i: &Instruction, bytes: usize, write: bool, align: Align) -> Mem {
-        let mut m = self.mem(i, bytes, write);
-        if bytes == 16 && align == Align::Checked {
-            m.flags |= mem::ALIGNED;
+        if bytes < 16 || align == Align::Any {
+            return self.mem(i, bytes, write);
         }
+        let seg = segment_number(i.memory_segment());
+        if seg == reg::SS && !self.has(mode::CS64) && !self.has(mode::FLAT) {
+            // #GP for the alignment comes before #SS for the limit (measured).
+            let offset = self.effective_address(i);
+            let base = self.b.get_state(Ty::I64, seg_base_offset(seg));
+            let linear = self.b.op2(Op::Add, Ty::I32, base, offset);
+            self.b.call(ALIGN16, &[linear]);
+        }
+        let mut m = self.mem(i, bytes, write);
+        m.flags |= mem::ALIGNED;
         m
     }
 

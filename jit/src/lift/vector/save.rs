@@ -72,7 +72,8 @@ fn save_area(l: &mut Lifter, i: &Instruction, (id, form): (HelperId, Form)) -> O
         return Some(flow);
     }
     let store = id == FXSAVE || id == XSAVE;
-    let m = l.mem(i, 512, store);
+    // The header belongs to the area of XSAVE and XRSTOR.
+    let m = l.mem(i, if extended { 576 } else { 512 }, store);
     // Comes before the #GP for what is not aligned to 16 or 64 bytes (measured).
     l.check_boundary(m, 4);
     let address = l.linear(m);

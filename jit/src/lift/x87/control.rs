@@ -3,10 +3,12 @@
 use super::image_bytes;
 use crate::fault::vector as vec_no;
 use crate::helpers::HelperId;
-use crate::helpers::x87::{FCLEX, FINIT, FLDCW, FSTCW, FSTSW, RESTORE, SAVE, WAIT};
+use crate::helpers::x87::{FCLEX, FINIT, FLDCW, FSTCW, FSTSW, RESTORE, SAVE, WAIT, segmented_place};
 use crate::ir::Ty;
+use crate::ir::op::Op;
+use crate::lift::operand::segment_number;
 use crate::lift::{Flow, Lifter};
-use crate::state::mode;
+use crate::state::{mode, reg};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 impl Lifter<'_> {
@@ -78,11 +80,18 @@ fn image(l: &mut Lifter, i: &Instruction, id: HelperId) {
     if id == RESTORE {
         l.wait_before_address();
     }
-    let size = i.memory_size().size();
-    let m = l.mem(i, size, id == SAVE);
-    // The environment alone has 14 or 28 bytes, by the operand size (SDM 3A 6.15, table 6-7).
-    l.check_boundary(m, if matches!(size, 14 | 94) { 2 } else { 4 });
+    // The fields of the environment have the operand size: so it is aligned (SDM 3A 6.15, table 6-7), and so limits are
+    // checked, of the first one here.
+    let field = if matches!(i.memory_size().size(), 14 | 94) { 2 } else { 4 };
+    let m = l.mem(i, field, id == SAVE);
     let address = l.linear(m);
     let bytes = image_bytes(l, i);
-    l.b.call(id, &[address, bytes]);
+    let seg = segment_number(i.memory_segment());
+    if l.long64() || l.has(mode::FLAT) && matches!(seg, reg::ES | reg::SS | reg::DS) {
+        l.b.call(id, &[address, bytes]);
+        return;
+    }
+    let offset = l.effective_address(i);
+    let place = l.b.op2(Op::Or, Ty::I64, offset, segmented_place(seg));
+    l.b.call(id, &[address, bytes, place]);
 }
