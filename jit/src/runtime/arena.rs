@@ -3,12 +3,17 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+/// Bytes of code after which the writable mapping is trimmed.
+const TRIM: usize = 4 << 20;
+
 /// The code memory. Offsets count from its start; generated code runs at `address(offset)`.
 pub struct Arena {
     rw: *mut u8,
     rx: *mut u8,
     len: usize,
     used: usize,
+    /// Up to here the writable mapping holds no pages.
+    trimmed: usize,
 }
 
 // SAFETY: the mappings belong to this structure alone and live as long as it; access is through `&mut self` for writes.
@@ -35,7 +40,7 @@ impl Arena {
         };
         let rw = map(libc::PROT_READ | libc::PROT_WRITE)?;
         let rx = map(libc::PROT_READ | libc::PROT_EXEC)?;
-        Ok(Self { rw, rx, len, used: 0 })
+        Ok(Self { rw, rx, len, used: 0, trimmed: 0 })
     }
 
     /// Bytes in use.
@@ -56,12 +61,25 @@ impl Arena {
             return None;
         }
         self.used = end;
+        if at / TRIM > self.trimmed / TRIM {
+            self.trim(at / TRIM * TRIM);
+        }
         Some(at)
+    }
+
+    /// Takes what lies before `end` out of the writable mapping, which only patches touch from now on: else code would
+    /// count twice in the memory that the process holds.
+    fn trim(&mut self, end: usize) {
+        // SAFETY: a shared mapping of our own file: its pages stay, only this mapping's hold on them goes. Nobody holds
+        // a reference into it.
+        unsafe { libc::madvise(self.rw.cast(), end, libc::MADV_DONTNEED) };
+        self.trimmed = end;
     }
 
     /// Gives everything from `mark` on back. Nothing there may be run any more.
     pub fn rewind(&mut self, mark: usize) {
         self.used = mark.min(self.used);
+        self.trimmed = self.trimmed.min(self.used / TRIM * TRIM);
     }
 
     /// Address that the byte at `offset` executes at.

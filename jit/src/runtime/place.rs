@@ -22,12 +22,18 @@ const STUB_RIP_SET: usize = 17;
 pub struct PlacedLink {
     /// RIP it leads to.
     pub rip: u64,
+    /// Region that it is joined with.
+    pub joined: Option<u32>,
     /// Offset in the arena of its `pop rbp; jmp rel32`.
-    pub site: usize,
-    /// The eight bytes there while it is not joined.
-    pub unjoined: [u8; 8],
-    /// Offset of the stub that it leads to then.
-    stub: usize,
+    site: u32,
+    /// Offset of the stub that it leads to while it is not joined.
+    stub: u32,
+}
+
+impl PlacedLink {
+    fn new(rip: u64, site: usize, stub: usize) -> Self {
+        Self { rip, joined: None, site: site as u32, stub: stub as u32 }
+    }
 }
 
 /// A region that can be run.
@@ -37,7 +43,7 @@ pub struct Placed {
     /// Number of the first link; the others follow.
     pub first_link: u32,
     /// Its links.
-    pub links: Vec<PlacedLink>,
+    pub links: Box<[PlacedLink]>,
 }
 
 /// The arena with its thunks.
@@ -111,7 +117,7 @@ impl CodeSpace {
             let reloc = c.relocs.iter().find(|(_, name)| name.namespace == NS_LINK && name.index == n as u32);
             let Some((offset, _)) = reloc else {
                 // A branch that is never taken: its way out is gone. The number stays, nobody leaves by it.
-                links.push(PlacedLink { rip: link.rip, site: at, unjoined: [0; 8], stub });
+                links.push(PlacedLink::new(link.rip, at, stub));
                 continue;
             };
             let site = (*offset as usize).checked_sub(2)?;
@@ -120,7 +126,7 @@ impl CodeSpace {
                 return None;
             }
             set_rel32(&mut code, *offset as usize, at, stub);
-            links.push(PlacedLink { rip: link.rip, site: at + site, unjoined: [0; 8], stub });
+            links.push(PlacedLink::new(link.rip, at + site, stub));
         }
         for (offset, name) in &c.relocs {
             match name.namespace {
@@ -135,10 +141,7 @@ impl CodeSpace {
             set_rel32(&mut code, s.displacement, at, stub);
         }
         self.arena.write(at, &code);
-        for l in &mut links {
-            l.unjoined = self.arena.read(l.site);
-        }
-        Some(Placed { entry: self.arena.address(at), first_link, links })
+        Some(Placed { entry: self.arena.address(at), first_link, links: links.into() })
     }
 
     /// Places the baseline code of a block. `None`: the arena is full.
@@ -159,9 +162,9 @@ impl CodeSpace {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip)?;
             let site = at + link.site as usize;
             self.aim(site + 2, stub);
-            links.push(PlacedLink { rip: link.rip, site, unjoined: self.arena.read(site), stub });
+            links.push(PlacedLink::new(link.rip, site, stub));
         }
-        Some(Placed { entry: self.arena.address(at), first_link, links })
+        Some(Placed { entry: self.arena.address(at), first_link, links: links.into() })
     }
 
     /// Sets the 32-bit displacement at `at` to lead to `target`.
@@ -192,26 +195,33 @@ impl CodeSpace {
     /// Points a link at the region with entry `target`: `jmp target + 4; nop` over `pop rbp; jmp stub`. The frame that
     /// the target's prologue would set up is the one that `pop rbp` would have taken down.
     pub fn join(&mut self, link: &PlacedLink, target: u64) {
-        let from = self.arena.address(link.site) + 5;
+        let from = self.arena.address(link.site as usize) + 5;
         let Ok(rel) = i32::try_from((target + PROLOGUE.len() as u64).wrapping_sub(from) as i64) else { return };
         let r = rel.to_le_bytes();
-        let mut bytes = link.unjoined;
+        let site = link.site as usize;
+        let mut bytes: [u8; 8] = self.arena.read(site);
         bytes[..6].copy_from_slice(&[0xe9, r[0], r[1], r[2], r[3], 0x90]);
-        self.arena.patch8(link.site, bytes);
+        self.arena.patch8(site, bytes);
     }
 
     /// Makes a link that is not joined look for its target in the jump cache before it leaves.
     pub fn route_through_cache(&mut self, link: &PlacedLink) {
+        let set = link.stub as usize + STUB_RIP_SET;
         let mut jump = Vec::with_capacity(8);
-        call_or_jump(&mut jump, 0xe9, link.stub + STUB_RIP_SET, self.lookup);
-        let mut bytes: [u8; 8] = self.arena.read(link.stub + STUB_RIP_SET);
+        call_or_jump(&mut jump, 0xe9, set, self.lookup);
+        let mut bytes: [u8; 8] = self.arena.read(set);
         bytes[..jump.len()].copy_from_slice(&jump);
-        self.arena.patch8(link.stub + STUB_RIP_SET, bytes);
+        self.arena.patch8(set, bytes);
     }
 
     /// Undoes [`CodeSpace::join`].
     pub fn unjoin(&mut self, link: &PlacedLink) {
-        self.arena.patch8(link.site, link.unjoined);
+        let site = link.site as usize;
+        let mut bytes: [u8; 8] = self.arena.read(site);
+        let rel = (link.stub as i64 - (link.site as i64 + 6)) as i32;
+        bytes[..2].copy_from_slice(&[0x5d, 0xe9]);
+        bytes[2..6].copy_from_slice(&rel.to_le_bytes());
+        self.arena.patch8(site, bytes);
     }
 
     /// Code behind a way out that is not joined: leaves with the link's number and RIP. RDI is the CPU.

@@ -45,18 +45,16 @@ pub enum First {
 /// A compiled region.
 struct Compiled {
     /// Slots of the blocks it was made from.
-    slots: Vec<u32>,
+    slots: Box<[u32]>,
     entry: u64,
     /// All its code lies on one page.
     one_page: bool,
     /// The baseline code that leads here, with the bytes that this took from it.
     over: Option<(u32, [u8; 8])>,
     first_link: u32,
-    links: Vec<PlacedLink>,
-    /// Links of other regions that lead here.
+    links: Box<[PlacedLink]>,
+    /// Links that lead here.
     incoming: Vec<u32>,
-    /// Links of ours that are joined, with the region they lead to.
-    outgoing: Vec<(u32, u32)>,
 }
 
 /// A region being compiled: its blocks with their serial numbers.
@@ -201,8 +199,10 @@ impl Tier {
         if let Some(Some(r)) = self.regions.get_mut(target as usize) {
             r.incoming.push(number);
         }
-        if let Some(Some(r)) = self.regions.get_mut(owner as usize) {
-            r.outgoing.push((number, target));
+        if let Some(Some(r)) = self.regions.get_mut(owner as usize)
+            && let Some(link) = r.links.get_mut(number.wrapping_sub(r.first_link) as usize)
+        {
+            link.joined = Some(target);
         }
     }
 
@@ -212,8 +212,8 @@ impl Tier {
     }
 
     /// Throws a region away: nothing leads to it any more. Returns the slots it had.
-    fn kill(&mut self, index: u32) -> Vec<u32> {
-        let Some(r) = self.regions.get_mut(index as usize).and_then(Option::take) else { return Vec::new() };
+    fn kill(&mut self, index: u32) -> Box<[u32]> {
+        let Some(r) = self.regions.get_mut(index as usize).and_then(Option::take) else { return Box::default() };
         self.stats.dropped += 1;
         if let Some(service) = self.service.clone() {
             let mut space = Self::space(&service);
@@ -232,19 +232,18 @@ impl Tier {
                 space.restore(entry, bytes);
             }
         }
-        for (number, target) in &r.outgoing {
-            if let Some(Some(t)) = self.regions.get_mut(*target as usize) {
-                t.incoming.retain(|n| n != number);
+        for (n, link) in r.links.iter().enumerate() {
+            let number = r.first_link.wrapping_add(n as u32);
+            self.link_owner.remove(&number);
+            if let Some(Some(t)) = link.joined.and_then(|t| self.regions.get_mut(t as usize)) {
+                t.incoming.retain(|i| *i != number);
             }
-        }
-        for n in 0..r.links.len() as u32 {
-            self.link_owner.remove(&r.first_link.wrapping_add(n));
         }
         self.free.push(index);
         r.slots
     }
 
-    fn enter(&mut self, done: Placed, slots: Vec<u32>, one_page: bool) -> u32 {
+    fn enter(&mut self, done: Placed, slots: &[u32], one_page: bool) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.regions.push(None);
             self.regions.len() as u32 - 1
@@ -253,14 +252,13 @@ impl Tier {
             self.link_owner.insert(done.first_link.wrapping_add(n), index);
         }
         self.regions[index as usize] = Some(Compiled {
-            slots,
+            slots: slots.into(),
             entry: done.entry,
             one_page,
             over: None,
             first_link: done.first_link,
             links: done.links,
             incoming: Vec::new(),
-            outgoing: Vec::new(),
         });
         index
     }
@@ -301,7 +299,7 @@ impl Cpu {
         tracing::trace!(target: "out_asm", pc = rip, "baseline code of {:#x}\n{}", rip, lift::disassemble_host(&code.bytes));
         self.state.heat[heat] = self.tier.hot;
         self.tier.stats.baseline += 1;
-        let index = self.tier.enter(placed, vec![slot], self.blocks.within_page(slot));
+        let index = self.tier.enter(placed, &[slot], self.blocks.within_page(slot));
         self.blocks.set_baseline(slot, index);
         self.blocks.add_region(slot, index);
         Some(index)
@@ -413,7 +411,7 @@ impl Cpu {
         }
         let slots: Vec<u32> = pending.slots.iter().map(|(s, _)| *s).collect();
         let head = slots[0];
-        let index = self.tier.enter(placed, slots.clone(), self.blocks.within_page(head));
+        let index = self.tier.enter(placed, &slots, self.blocks.within_page(head));
         self.tier.stats.compiled += 1;
         self.put_over_baseline(head, index);
         self.blocks.set_code(head, index);
@@ -470,7 +468,7 @@ impl Cpu {
         let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
         let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false };
         let placed = compile_one(compiler, &region, &service.space).expect("code for the block");
-        let index = self.tier.enter(placed, vec![slot], false);
+        let index = self.tier.enter(placed, &[slot], false);
         self.blocks.set_code(slot, index);
         self.blocks.add_region(slot, index);
     }
