@@ -219,7 +219,8 @@ impl Cpu {
         let blocks: Vec<_> = slots.filter_map(|s| Some((s, self.blocks.block(s)?.clone()))).collect();
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
         self.tier.stats.entries += 1;
-        let regions = self.lockstep.as_ref().is_some_and(|l| l.regions);
+        // Baseline code leaves even for its own start.
+        let regions = self.blocks.baseline(slot) != Some(region) && self.lockstep.as_ref().is_some_and(|l| l.regions);
         let start = Snapshot::take(self);
         self.check(&Subject { blocks, regions, entry, start })
     }

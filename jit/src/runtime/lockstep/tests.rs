@@ -31,7 +31,7 @@ fn stats(g: &Guest) -> CheckStats {
 
 /// Stores, stack, flags that live over the block's end, strings, atomics, vectors.
 fn program(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
-    let (mut again, mut sub) = (a.create_label(), a.create_label());
+    let (mut again, mut sub, mut tight) = (a.create_label(), a.create_label(), a.create_label());
     a.mov(rbx, place::DATA)?;
     a.mov(rcx, 20u64)?;
     a.xor(eax, eax)?;
@@ -48,6 +48,11 @@ fn program(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
     a.mov(qword_ptr(rbx + 0xffd), rcx)?;
     a.dec(rcx)?;
     a.jnz(again)?;
+    a.mov(ecx, 100)?;
+    a.set_label(&mut tight)?;
+    a.add(rax, rcx)?;
+    a.dec(ecx)?;
+    a.jnz(tight)?;
     a.hlt()?;
     a.set_label(&mut sub)?;
     a.lock().xadd(dword_ptr(rbx + 4), eax)?;
