@@ -40,6 +40,8 @@ pub enum First {
     Baseline,
     /// Cranelift's code.
     Cranelift,
+    /// The interpreter, the second time baseline code, and from the fourth on Cranelift's, of whole regions.
+    EachInTurn,
 }
 
 /// A compiled region.
@@ -147,6 +149,7 @@ impl Tier {
             First::Interpreter => (Some(WARM_SYNC), HOT_SYNC),
             First::Baseline => (Some(1), i32::MAX),
             First::Cranelift => (None, 1),
+            First::EachInTurn => (Some(2), 2),
         };
     }
 

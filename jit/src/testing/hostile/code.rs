@@ -45,6 +45,9 @@ const SYSTEM: &[&[u8]] = &[
     &[0xc8, 0x08, 0x00, 0x03],       // ENTER
     &[0xc9],                         // LEAVE
     &[0xe2, 0xfc],                   // LOOP, backwards
+    &[0xe2, 0xd0],                   // LOOP, further backwards
+    &[0x83, 0xe9, 0x01, 0x75, 0xe0], // SUB ECX, 1; JNE, backwards
+    &[0x83, 0xe9, 0x03, 0x73, 0xc0], // SUB ECX, 3; JAE, backwards
     &[0xeb, 0x02],                   // JMP, forwards
     &[0x74, 0xf4],                   // JE, backwards
     &[0xc6, 0x05, 0, 0, 0, 0, 0x90], // a store near the code, in 64-bit mode

@@ -273,7 +273,7 @@ impl Lab {
         if interpreted.exits.last() == Some(&Exit::Requested) {
             return Verdict::Endless;
         }
-        for first in [First::Baseline, First::Cranelift] {
+        for first in [First::Baseline, First::Cranelift, First::EachInTurn] {
             let compiled = self.run(seed, first);
             if compiled.exits.last() == Some(&Exit::Requested) {
                 return Verdict::Endless;
