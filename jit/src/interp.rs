@@ -8,7 +8,7 @@ use crate::ir::flags::{self, CcKind};
 use crate::ir::op::RmwOp;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::{Block, Inst, Op, Ty};
-use crate::state::{VALS, VECS};
+use crate::state::{VALS, VECS, mode};
 
 /// What one operation leads to.
 enum Step {
@@ -151,6 +151,9 @@ impl Cpu {
                 return Ok(Step::End);
             }
             Op::JmpInd => {
+                if block.mode & mode::CS64 != 0 {
+                    self.state.branch_rip = block.rip.wrapping_add(i.off as u64);
+                }
                 self.state.rip = block.wrap(self.val(i.a));
                 return Ok(Step::End);
             }

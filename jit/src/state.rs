@@ -287,7 +287,7 @@ pub struct CpuState {
     pub code_stale: u32,
     /// Always 0: what generated code adds to a constant to hide it from the optimiser.
     pub zero: u64,
-    /// RIP of the last indirect near branch of 64-bit code; 0: of none.
+    /// RIP of the last indirect branch of 64-bit code that came to the dispatcher; 0: of none.
     pub branch_rip: u64,
     /// Number of the link that generated code left through.
     pub exit_link: u32,

@@ -58,7 +58,7 @@ impl Emit<'_> {
             return self.leave_with(LEAVE_LOOKUP);
         }
         let entry = offset_of!(CpuState, jump_cache) + jump_slot(rip) * size_of::<JumpEntry>();
-        self.through_cache(|part| state(entry + part));
+        self.through_cache(|part| state(entry + part), None);
     }
 
     pub(super) fn jump_indirect(&mut self, i: &Inst) {
@@ -76,11 +76,13 @@ impl Emit<'_> {
         self.a.alu_imm(Alu::And, Ty::I32, RCX, JUMP_ENTRIES as i32 - 1);
         self.a.shift_imm(Shift::Shl, Ty::I32, RCX, size_of::<JumpEntry>().trailing_zeros() as u8);
         let base = offset_of!(CpuState, jump_cache) as i32 - BIAS;
-        self.through_cache(|part| Mem::indexed(RBX, RCX, base + part as i32));
+        let from = (self.block.mode & mode::CS64 != 0).then_some(self.rip);
+        self.through_cache(|part| Mem::indexed(RBX, RCX, base + part as i32), from);
     }
 
-    /// Goes to the RIP in RAX and in the state through an entry of the jump cache, or leaves.
-    fn through_cache(&mut self, entry: impl Fn(usize) -> Mem) {
+    /// Goes to the RIP in RAX and in the state through an entry of the jump cache, or leaves and tells that the branch is
+    /// `from`.
+    fn through_cache(&mut self, entry: impl Fn(usize) -> Mem, from: Option<u64>) {
         self.a.alu(Alu::Cmp, Ty::I64, RAX, entry(offset_of!(JumpEntry, rip)));
         let other = self.a.jcc(cc::NE);
         self.a.load(Ty::I64, RDX, state(offset_of!(CpuState, jump_check)));
@@ -91,6 +93,10 @@ impl Emit<'_> {
         self.a.jmp_mem(entry(offset_of!(JumpEntry, code)));
         self.a.land(other);
         self.a.land(old);
+        if let Some(from) = from {
+            self.a.mov_imm(RAX, from);
+            self.a.store(Ty::I64, state(offset_of!(CpuState, branch_rip)), RAX);
+        }
         self.leave_with(LEAVE_LOOKUP);
     }
 

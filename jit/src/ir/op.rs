@@ -202,7 +202,8 @@ ops! {
     Raise "raise" false (No No No No) true FAULT.or(END);
     /// RIP = imm.
     Jmp "jmp" false (No No No No) true END;
-    /// RIP = a.
+    /// RIP = a. If a fetch is to follow, not code known already, `CpuState::branch_rip` = RIP of the instruction (64-bit
+    /// mode).
     JmpInd "jmpind" false (No Int No No) false END;
     /// RIP = imm if a is not zero, else the end of the block.
     Br "br" false (No Int No No) true END;

@@ -5,9 +5,8 @@ use super::stack::stack_operand;
 use super::{Flow, Lifter};
 use crate::ir::op::Op;
 use crate::ir::{Ty, Val, mem};
-use crate::state::{CpuState, reg};
+use crate::state::reg;
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use std::mem::offset_of;
 
 /// Lifts `i` if it belongs to this family.
 pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
@@ -20,7 +19,7 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Mnemonic::Jmp if i.is_jmp_short_or_near() => l.b.jmp(i.near_branch_target()),
         Mnemonic::Jmp if i.is_jmp_near_indirect() => {
             let target = l.indirect_target(i);
-            l.jump_indirect(target);
+            l.b.jmp_ind(target);
         }
         Mnemonic::Call if i.is_call_near() => {
             l.push_return(i);
@@ -31,7 +30,7 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             // The target may be rSP itself or memory based on it: taken before the push.
             let target = if target.is_gpr() { l.b.op1(Op::Mov, Ty::I64, target) } else { target };
             l.push_return(i);
-            l.jump_indirect(target);
+            l.b.jmp_ind(target);
         }
         Mnemonic::Ret => l.ret(i),
         Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => l.loop_insn(i),
@@ -55,16 +54,7 @@ fn counter_ty(i: &Instruction) -> Ty {
 }
 
 impl Lifter<'_> {
-    /// Ends the block. Whether the target is canonical shows at the fetch, which then asks for the branch.
-    fn jump_indirect(&mut self, target: Val) {
-        if self.long64() {
-            let here = self.b.iconst(self.rip as i64);
-            self.b.set_state(Ty::I64, offset_of!(CpuState, branch_rip), here);
-        }
-        self.b.jmp_ind(target);
-    }
-
-    /// Target of an indirect near branch, cut to the operand size.
+    /// Target of an indirect near branch, cut to the operand size. Whether it is canonical shows at the fetch.
     fn indirect_target(&mut self, i: &Instruction) -> Val {
         let ty = self.op_ty(i, 0);
         let v = self.read_op(i, 0);
@@ -88,7 +78,7 @@ impl Lifter<'_> {
         let m = self.stack_at(0, ty.bytes() as usize, false);
         let target = self.b.load(ty, m.addr, m.disp, m.flags | mem::STACK);
         self.move_sp(ty.bytes() as i64 + extra);
-        self.jump_indirect(target);
+        self.b.jmp_ind(target);
     }
 
     fn loop_insn(&mut self, i: &Instruction) {

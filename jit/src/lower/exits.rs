@@ -93,7 +93,7 @@ impl Lower<'_, '_> {
         }
         let v = self.iconst(rip as i64);
         let entry = self.iconst((jump_slot(rip) * size_of::<JumpEntry>()) as i64);
-        self.jump_through_cache(v, entry);
+        self.jump_through_cache(v, entry, None);
     }
 
     pub(super) fn jump_indirect(&mut self, block: &Block, i: &Inst) {
@@ -110,11 +110,13 @@ impl Lower<'_, '_> {
         let slot = self.b.ins().band(mixed, m);
         let shift = self.iconst(size_of::<JumpEntry>().trailing_zeros() as i64);
         let entry = self.b.ins().ishl(slot, shift);
-        self.jump_through_cache(rip, entry);
+        let from = (block.mode & mode::CS64 != 0).then(|| self.rip_of(block, i));
+        self.jump_through_cache(rip, entry, from);
     }
 
-    /// Goes to `rip` through the entry of the jump cache at byte offset `entry`, or to the dispatcher.
-    fn jump_through_cache(&mut self, rip: Value, entry: Value) {
+    /// Goes to `rip` through the entry of the jump cache at byte offset `entry`, or to the dispatcher, which is told that
+    /// the branch is `from`.
+    fn jump_through_cache(&mut self, rip: Value, entry: Value, from: Option<u64>) {
         let m = self.state_mem;
         self.b.ins().store(m, rip, self.env, offset_of!(CpuState, rip) as i32);
         // Only flat code segments are entered in the cache: others are told apart by their base, which it lacks.
@@ -138,6 +140,10 @@ impl Lower<'_, '_> {
         let signature = self.b.import_signature(tail_signature());
         self.b.ins().return_call_indirect(signature, code, &[self.env]);
         self.b.switch_to_block(out);
+        if let Some(from) = from {
+            let from = self.iconst(from as i64);
+            self.b.ins().store(m, from, self.env, offset_of!(CpuState, branch_rip) as i32);
+        }
         self.exit(Thunk::ExitLookup);
     }
 

@@ -1,7 +1,8 @@
 //! Near branches to addresses that are not canonical: the branch faults, not the fetch behind it (SDM 2, JMP, CALL, RET).
 //!
-//! Indirect branches of 64-bit code leave their own RIP in the state instead of looking at their target. Only when a
-//! fetch finds that RIP is not canonical is the branch taken back. What CALL pushed stays below the stack pointer.
+//! Indirect branches of 64-bit code do not look at their target. On the way to the dispatcher they leave their own RIP in
+//! the state, and only when a fetch finds that RIP is not canonical is the branch taken back. What CALL pushed stays below
+//! the stack pointer.
 
 use crate::cpu::Cpu;
 use crate::ir::Ty;
