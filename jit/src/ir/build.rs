@@ -40,6 +40,12 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// A builder that puts the operations into `room`, in place of what is there.
+    pub fn with_room(mut room: Vec<Inst>) -> Self {
+        room.clear();
+        Self { insts: room, ..Self::default() }
+    }
+
     /// Starts the guest instruction at byte `off` of the block: temporaries start anew.
     pub fn start_insn(&mut self, off: u16) {
         self.off = off;

@@ -27,7 +27,7 @@ pub use disasm::{disassemble, disassemble_host};
 
 use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;
-use crate::ir::{Block, Builder, Ty};
+use crate::ir::{Block, Builder, Inst, Ty};
 use crate::state::{CpuState, mode};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 
@@ -104,10 +104,22 @@ pub fn lift_block(
     model: &CpuModel,
     max_insns: u16,
 ) -> Result<Block, LiftError> {
+    lift_into(Vec::new(), bytes, rip, mode_word, model, max_insns)
+}
+
+/// As [`lift_block`], with the operations in `room`, in place of what is there.
+pub fn lift_into(
+    room: Vec<Inst>,
+    bytes: &[u8],
+    rip: u64,
+    mode_word: u32,
+    model: &CpuModel,
+    max_insns: u16,
+) -> Result<Block, LiftError> {
     let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
     let mut l =
-        Lifter { b: Builder::default(), mode: mode_word, rip, next: rip, model, shadow: false, unwatched: false };
+        Lifter { b: Builder::with_room(room), mode: mode_word, rip, next: rip, model, shadow: false, unwatched: false };
     let mut insn = Instruction::default();
     loop {
         let off = decoder.position();

@@ -9,24 +9,27 @@ use crate::ir::{Block, Inst, Op, VVal, Val};
 pub fn run(block: &mut Block) {
     let mut live = true;
     let mut stores_in: Option<u16> = None;
-    let mut keep = vec![true; block.insts.len()];
     let mut temps = Temps::default();
-    for (n, i) in block.insts.iter().enumerate().rev() {
+    // What stays gathers at the end, from here on.
+    let mut kept = block.insts.len();
+    let mut next_off = None;
+    for n in (0..block.insts.len()).rev() {
+        let i = &block.insts[n];
+        let ends = next_off != Some(i.off);
+        next_off = Some(i.off);
         temps.enter(i);
         if temps.unread(i) {
-            keep[n] = false;
             continue;
         }
         // An instruction that stores may turn out to overwrite this block: execution then stops after it, with the
         // flags it leaves.
         let traits = i.op.info().traits;
-        if stores_in != Some(i.off) && stores(block, n) {
+        if ends && stores_in != Some(i.off) && stores(&block.insts[..=n]) {
             live = true;
             stores_in = Some(i.off);
         }
         let (reads, sets) = flag_use(i);
         if sets && !live && !traits.has(Traits::FAULT) {
-            keep[n] = false;
             continue;
         }
         temps.read_by(i);
@@ -36,12 +39,10 @@ pub fn run(block: &mut Block) {
         if reads || traits.has(Traits::FAULT) && faults(i) {
             live = true;
         }
+        kept -= 1;
+        block.insts[kept] = block.insts[n];
     }
-    let mut n = 0;
-    block.insts.retain(|_| {
-        n += 1;
-        keep[n - 1]
-    });
+    block.insts.drain(..kept);
 }
 
 /// Temporaries of the guest instruction at hand that a later operation reads, one bit each.
@@ -99,7 +100,8 @@ pub fn visible(block: &Block, live_out: bool) -> Vec<bool> {
     let mut out = vec![false; block.insts.len()];
     for (n, i) in block.insts.iter().enumerate().rev() {
         let traits = i.op.info().traits;
-        if stores(block, n) {
+        let ends = block.insts.get(n + 1).is_none_or(|next| next.off != i.off);
+        if ends && stores(&block.insts[..=n]) {
             live = true;
         }
         let (reads, sets) = flag_use(i);
@@ -153,14 +155,13 @@ fn needs_flags(block: &Block) -> bool {
     true
 }
 
-/// The guest instruction that ends at operation `n` (its last one) changes memory.
-fn stores(block: &Block, n: usize) -> bool {
-    let off = block.insts[n].off;
-    let last = block.insts.get(n + 1).is_none_or(|next| next.off != off);
-    last && block.insts[..=n]
+/// The guest instruction that the operations end with changes memory.
+fn stores(insts: &[Inst]) -> bool {
+    let off = insts.last().map(|i| i.off);
+    insts
         .iter()
         .rev()
-        .take_while(|i| i.off == off)
+        .take_while(|i| Some(i.off) == off)
         .any(|i| matches!(i.op, Op::Store | Op::VStore | Op::Rmw | Op::Cas | Op::Call))
 }
 

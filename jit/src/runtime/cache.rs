@@ -1,90 +1,30 @@
 //! Translated blocks of one vCPU: found by linear address (jump cache), by physical address (map), dropped by page.
 
+pub use super::slots::{Key, SINGLE};
+use super::slots::{Number, Slot, Slots};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
-use crate::ir::Block;
+use crate::ir::{Block, Inst};
 use crate::lift::{self, LiftError};
 use crate::mmu::code_map::granules;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::passes;
 use crate::state::{JUMP_ENTRIES, jump_slot, mode, reg};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Most bytes a block is lifted from at a time.
+/// Most bytes a block is lifted from.
 const FETCH_BYTES: u64 = 512;
+/// Bytes that are tried first, which most blocks fit in; for a single instruction.
+const FETCH_FIRST: usize = 96;
+const FETCH_ONE: usize = 16;
+/// Most bytes of an instruction.
+const LONGEST: usize = 15;
+/// Blocks that keep their IR: what runs once or twice is in no hurry to be lifted again, and the rest has code.
+const IR_KEPT: usize = 1 << 15;
 /// Entries of the cache of pages fetched from.
 const FETCH_ENTRIES: usize = 1024;
-
-/// What identifies a translation: everything lift depends on.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Key {
-    /// Guest-physical address of the first byte.
-    pub gpa: u64,
-    /// RIP of the first instruction.
-    pub rip: u64,
-    /// CS base (0 in 64-bit mode).
-    pub cs_base: u64,
-    /// Mode word; bit 31 marks a one-instruction block.
-    pub mode: u32,
-}
-
-/// Mark in [`Key::mode`] of blocks of one instruction.
-pub const SINGLE: u32 = 1 << 31;
-
-/// Where a translated block comes from.
-#[derive(Clone, Copy, Debug)]
-pub struct Node {
-    /// Its key.
-    pub key: Key,
-    /// Bytes of guest code.
-    len: u64,
-    /// Guest-physical address of the second page's start, for an instruction that crosses.
-    second_page: Option<u64>,
-}
-
-impl Node {
-    /// Guest-physical pieces (address, length) it was lifted from.
-    fn pieces(&self) -> [(u64, u64); 2] {
-        let first = self.len.min(PAGE_SIZE - (self.key.gpa & (PAGE_SIZE - 1)));
-        match self.second_page {
-            Some(page) => [(self.key.gpa, first), (page, (self.len - first).max(1))],
-            None => [(self.key.gpa, first); 2],
-        }
-    }
-
-    fn overlaps(&self, gpa: u64, len: u64) -> bool {
-        self.pieces().iter().any(|(start, n)| *start < gpa.saturating_add(len) && gpa < start + n)
-    }
-
-    /// The one or two pages it lies on.
-    fn pages(&self) -> impl Iterator<Item = u64> {
-        std::iter::once(self.key.gpa & !(PAGE_SIZE - 1)).chain(self.second_page)
-    }
-}
-
-/// A place for a block.
-#[derive(Default)]
-struct Slot {
-    /// `None`: free.
-    node: Option<Node>,
-    /// The IR; out while the interpreter runs it.
-    block: Option<Arc<Block>>,
-    /// Tells this block from others that had the slot; 0: free.
-    serial: u64,
-    /// Interpreted runs; once there is code and it is checked: runs of the code.
-    runs: u32,
-    /// How often its baseline code asked to be compiled better.
-    asked: u32,
-    /// Its region is being compiled, or could not be.
-    requested: bool,
-    /// The code that starts with it.
-    code: Option<u32>,
-    /// Its baseline code, which `code` is while there is no better.
-    baseline: Option<u32>,
-    /// All regions it is part of.
-    regions: Vec<u32>,
-}
 
 #[derive(Clone, Copy)]
 struct FoundBlock {
@@ -114,15 +54,16 @@ fn found_index(rip: u64, word: u32) -> usize {
 
 /// The blocks.
 pub struct BlockCache {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    by_key: HashMap<Key, u32>,
-    by_page: HashMap<u64, Vec<u32>>,
+    slots: Slots,
+    by_page: FxHashMap<u64, Vec<u32>>,
+    /// Blocks with IR, with their serial numbers, in the order in which they got it.
+    with_ir: VecDeque<(u32, u64)>,
+    /// Room for IR in the making.
+    scratch: Vec<Inst>,
     jump: Box<[FoundBlock]>,
     fetch: Box<[FetchEntry]>,
     running: Option<u32>,
     stale: bool,
-    serial: u64,
     dead_regions: Vec<u32>,
     /// RIPs of blocks just dropped.
     dead_rips: Vec<u64>,
@@ -134,15 +75,14 @@ impl BlockCache {
     /// An empty cache.
     pub fn new() -> Self {
         Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            by_key: HashMap::new(),
-            by_page: HashMap::new(),
+            slots: Slots::default(),
+            by_page: FxHashMap::default(),
+            with_ir: VecDeque::new(),
+            scratch: Vec::new(),
             jump: vec![NOT_FOUND; JUMP_ENTRIES].into_boxed_slice(),
             fetch: vec![NOT_FETCHED; FETCH_ENTRIES].into_boxed_slice(),
             running: None,
             stale: false,
-            serial: 0,
             dead_regions: Vec::new(),
             dead_rips: Vec::new(),
             invalidations: 0,
@@ -167,8 +107,8 @@ impl BlockCache {
     }
 
     /// Takes a block out to run it; [`BlockCache::put_back`] returns it.
-    pub fn take(&mut self, slot: u32) -> Option<Arc<Block>> {
-        let block = self.slots.get_mut(slot as usize)?.block.take();
+    fn take(&mut self, slot: u32) -> Option<Arc<Block>> {
+        let block = self.slots.get_mut(slot)?.block.take();
         self.running = Some(slot);
         self.stale = false;
         block
@@ -177,55 +117,68 @@ impl BlockCache {
     /// Returns a block that was taken, unless it was dropped meanwhile.
     pub fn put_back(&mut self, slot: u32, block: Arc<Block>) {
         if self.stale {
-            self.free.push(slot);
-        } else if let Some(s) = self.slots.get_mut(slot as usize) {
+            self.slots.release(slot);
+        } else if let Some(s) = self.slots.get_mut(slot) {
             s.block = Some(block);
         }
         self.running = None;
         self.stale = false;
     }
 
-    fn insert(&mut self, node: Node, block: Block) -> u32 {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            self.slots.len() as u32 - 1
-        });
-        self.by_key.insert(node.key, slot);
-        for page in node.pages() {
+    fn insert(&mut self, key: Key, len: u16, second_page: Option<u64>, block: Arc<Block>) -> u32 {
+        let slot = self.slots.insert(Slot::new(key, len, second_page, block));
+        for page in self.slots[slot].pages() {
             self.by_page.entry(page).or_default().push(slot);
         }
-        self.serial += 1;
-        let serial = self.serial;
-        self.slots[slot as usize] = Slot { node: Some(node), block: Some(Arc::new(block)), serial, ..Slot::default() };
+        self.note_ir(slot);
         slot
     }
 
-    fn slot(&self, slot: u32) -> Option<&Slot> {
-        self.slots.get(slot as usize)
+    /// A block got its IR. There is room for that of so many; the one that got it first loses it.
+    fn note_ir(&mut self, slot: u32) {
+        if self.with_ir.len() >= IR_KEPT
+            && let Some((old, serial)) = self.with_ir.pop_front()
+        {
+            self.drop_ir(old, serial);
+        }
+        self.with_ir.push_back((slot, self.serial(slot)));
+    }
+
+    fn drop_ir(&mut self, slot: u32, serial: u64) {
+        if let Some(s) = self.slots.get_mut(slot).filter(|s| s.serial == serial) {
+            s.block = None;
+        }
+    }
+
+    /// The block has code: its IR is made again when it is needed.
+    pub fn forget_ir(&mut self, slot: u32) {
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.block = None;
+        }
     }
 
     /// Counts an interpreted run; the number, or `None` if the block is never compiled.
     pub fn count_run(&mut self, slot: u32) -> Option<u32> {
-        let s = self.slots.get_mut(slot as usize)?;
+        let s = self.slots.get_mut(slot)?;
         s.runs = s.runs.saturating_add(1);
-        s.node.is_some_and(|n| n.key.mode & SINGLE == 0).then_some(s.runs)
+        (s.serial != 0 && s.key.mode & SINGLE == 0).then_some(s.runs)
     }
 
     /// The block's baseline code asks to be compiled better: how often it has, unless that is under way.
     pub fn count_request(&mut self, slot: u32) -> Option<u32> {
-        let s = self.slots.get_mut(slot as usize)?;
+        let s = self.slots.get_mut(slot)?;
         s.asked = s.asked.saturating_add(1);
-        (!s.requested && s.node.is_some()).then_some(s.asked)
+        (!s.requested && s.serial != 0).then_some(s.asked)
     }
 
     /// Whether the block still waits for its code to be asked for.
     pub fn waits(&self, slot: u32, serial: u64) -> bool {
-        self.slot(slot).is_some_and(|s| s.serial == serial && !s.requested && s.code == s.baseline)
+        self.slots.get(slot).is_some_and(|s| s.serial == serial && !s.requested && s.code == s.baseline)
     }
 
     /// Counts a run of the block's code: how many there were before.
     pub fn count_code_run(&mut self, slot: u32) -> u32 {
-        let Some(s) = self.slots.get_mut(slot as usize) else { return 0 };
+        let Some(s) = self.slots.get_mut(slot) else { return 0 };
         let before = s.runs;
         s.runs = before.wrapping_add(1);
         before
@@ -233,143 +186,133 @@ impl BlockCache {
 
     /// Notes whether the block's region was asked for.
     pub fn set_requested(&mut self, slot: u32, requested: bool) {
-        if let Some(s) = self.slots.get_mut(slot as usize) {
+        if let Some(s) = self.slots.get_mut(slot) {
             s.requested = requested;
         }
     }
 
     /// Key of the block in a slot.
     pub fn key(&self, slot: u32) -> Option<Key> {
-        self.slot(slot)?.node.map(|n| n.key)
+        self.slots.get(slot).filter(|s| s.serial != 0).map(|s| s.key)
     }
 
     /// Serial number of the block in a slot; 0 if there is none.
     pub fn serial(&self, slot: u32) -> u64 {
-        self.slot(slot).map_or(0, |s| s.serial)
-    }
-
-    /// The block in a slot.
-    pub fn block(&self, slot: u32) -> Option<&Arc<Block>> {
-        self.slot(slot)?.block.as_ref()
+        self.slots.get(slot).map_or(0, |s| s.serial)
     }
 
     /// Slot of the block with this key.
     pub fn slot_of(&self, key: &Key) -> Option<u32> {
-        self.by_key.get(key).copied()
+        self.slots.find(key)
     }
 
     /// The block does not cross into a second page.
     pub fn within_page(&self, slot: u32) -> bool {
-        self.slot(slot).and_then(|s| s.node).is_some_and(|n| n.second_page.is_none())
+        self.slots.get(slot).is_some_and(|s| s.serial != 0 && s.second_page().is_none())
     }
 
     /// The region that starts with the block in a slot.
     #[inline]
     pub fn code(&self, slot: u32) -> Option<u32> {
-        self.slot(slot)?.code
+        self.slots.get(slot)?.code.get()
     }
 
     /// Enters the region that starts with a block.
     pub fn set_code(&mut self, slot: u32, region: u32) {
-        if let Some(s) = self.slots.get_mut(slot as usize) {
-            s.code = Some(region);
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.code = Number::of(region);
             s.runs = 0;
         }
     }
 
-    /// Enters the baseline code of a block.
+    /// Enters the baseline code of a block. It goes when the block goes.
     pub fn set_baseline(&mut self, slot: u32, region: u32) {
         self.set_code(slot, region);
-        if let Some(s) = self.slots.get_mut(slot as usize) {
-            s.baseline = Some(region);
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.baseline = Number::of(region);
         }
     }
 
     /// The baseline code of a block.
     pub fn baseline(&self, slot: u32) -> Option<u32> {
-        self.slot(slot)?.baseline
+        self.slots.get(slot)?.baseline.get()
     }
 
     /// The block is part of a region: when it goes, the region goes.
     pub fn add_region(&mut self, slot: u32, region: u32) {
-        if let Some(s) = self.slots.get_mut(slot as usize) {
+        if let Some(s) = self.slots.get_mut(slot) {
             s.regions.push(region);
         }
     }
 
     /// A region was thrown away.
     pub fn region_gone(&mut self, slot: u32, region: u32) {
-        if let Some(s) = self.slots.get_mut(slot as usize) {
-            s.regions.retain(|r| *r != region);
-            if s.baseline == Some(region) {
-                s.baseline = None;
-            }
-            if s.code == Some(region) {
-                s.code = s.baseline;
-                s.requested = false;
-            }
+        let Some(s) = self.slots.get_mut(slot) else { return };
+        s.regions.retain(|r| *r != region);
+        if s.baseline.get() == Some(region) {
+            s.baseline = Number::NONE;
+        }
+        if s.code.get() == Some(region) {
+            s.code = s.baseline;
+            s.requested = false;
         }
     }
 
     /// All regions were thrown away.
     pub fn forget_code(&mut self) {
-        for s in &mut self.slots {
-            s.regions.clear();
-            s.code = None;
-            s.baseline = None;
+        for s in self.slots.all_mut() {
+            s.regions = Vec::new();
+            s.code = Number::NONE;
+            s.baseline = Number::NONE;
             s.requested = false;
         }
     }
 
     /// Number of blocks held.
     pub fn len(&self) -> usize {
-        self.by_key.len()
+        self.slots.len()
     }
 
     /// Drops blocks of `page` that overlap the range; returns the granules of those that stay.
     fn drop_overlapping(&mut self, page: u64, gpa: u64, len: u64) -> u64 {
-        let Some(list) = self.by_page.remove(&page) else { return 0 };
+        let Some(mut list) = self.by_page.remove(&page) else { return 0 };
         let mut left = 0;
-        let mut keep = Vec::with_capacity(list.len());
-        for slot in list {
-            let Some(node) = self.slots[slot as usize].node else { continue };
-            if node.overlaps(gpa, len) {
-                self.drop_node(slot, &node, page);
-                continue;
+        list.retain(|slot| {
+            let s = &self.slots[*slot];
+            if s.overlaps(gpa, len) {
+                self.drop_block(*slot, page);
+                return false;
             }
-            for (start, n) in node.pieces() {
+            for (start, n) in s.pieces() {
                 if start & !(PAGE_SIZE - 1) == page {
                     left |= granules(start, n);
                 }
             }
-            keep.push(slot);
-        }
-        if !keep.is_empty() {
-            self.by_page.insert(page, keep);
+            true
+        });
+        if !list.is_empty() {
+            self.by_page.insert(page, list);
         }
         left
     }
 
     /// Drops a block whose entry in the list of `page` is gone already.
-    fn drop_node(&mut self, slot: u32, node: &Node, page: u64) {
-        self.by_key.remove(&node.key);
-        let found = &mut self.jump[found_index(node.key.rip, node.key.mode)];
+    fn drop_block(&mut self, slot: u32, page: u64) {
+        let running = self.running == Some(slot);
+        let was = self.slots.remove(slot, !running);
+        self.stale |= running;
+        let found = &mut self.jump[found_index(was.key.rip, was.key.mode)];
         if found.slot == slot {
             *found = NOT_FOUND;
         }
-        self.dead_rips.push(node.key.rip);
-        for other in node.pages().filter(|p| *p != page) {
+        self.dead_rips.push(was.key.rip);
+        for other in was.pages().filter(|p| *p != page) {
             if let Some(l) = self.by_page.get_mut(&other) {
                 l.retain(|i| *i != slot);
             }
         }
-        let slot_was = std::mem::take(&mut self.slots[slot as usize]);
-        self.dead_regions.extend(slot_was.regions);
-        if self.running == Some(slot) {
-            self.stale = true;
-        } else {
-            self.free.push(slot);
-        }
+        self.dead_regions.extend(was.baseline.get());
+        self.dead_regions.extend(was.regions);
     }
 }
 
@@ -411,7 +354,7 @@ impl Cpu {
 
     /// A block with an instruction that crosses into a second page is valid while that page is the same.
     fn revalidate(&mut self, slot: u32, key: Key, linear: u64) -> Result<u32, Fault> {
-        let Some(second) = self.blocks.slots[slot as usize].node.and_then(|n| n.second_page) else {
+        let Some(second) = self.blocks.slots[slot].second_page() else {
             return Ok(slot);
         };
         if self.fetch_address(next_page(linear))? == second {
@@ -436,50 +379,100 @@ impl Cpu {
     }
 
     fn lift_node(&mut self, key: Key, linear: u64) -> Result<u32, Fault> {
-        let in_page = PAGE_SIZE - (key.gpa & (PAGE_SIZE - 1));
-        // SDM 3A 5.3: a fetch beyond the limit of CS is #GP; the block ends at the limit.
-        let limit_left = if self.state.long64() {
-            u64::MAX
-        } else {
-            (self.state.segs[reg::CS].limit as u64 - key.rip).saturating_add(1)
-        };
-        let max = if key.mode & (SINGLE | mode::TF | mode::STEP) != 0 { 1 } else { lift::MAX_INSNS };
-        let mut buf = [0; FETCH_BYTES as usize + 16];
-        let take = in_page.min(FETCH_BYTES).min(limit_left) as usize;
-        self.shared.ram.read(key.gpa, &mut buf[..take]);
-        let model = self.model.clone();
-        let word = key.mode & !SINGLE;
-        let mut second_page = None;
-        let block = match lift::lift_block(&buf[..take], key.rip, word, &model, max) {
-            Ok(block) => block,
-            Err(LiftError::NeedMoreBytes) => {
-                let more = (16.min(limit_left - take as u64)) as usize;
-                if more == 0 {
-                    return Err(Fault::GP0);
-                }
-                let next = self.fetch_address(next_page(linear))?;
-                second_page = Some(next);
-                self.shared.ram.read(next, &mut buf[take..take + more]);
-                lift::lift_block(&buf[..take + more], key.rip, word, &model, 1).map_err(|_| Fault::GP0)?
-            }
-        };
-        Ok(self.enter_node(key, block, second_page))
-    }
-
-    fn enter_node(&mut self, key: Key, mut block: Block, second_page: Option<u64>) -> u32 {
+        let (block, second_page) = self.lift(&key, |cpu| cpu.fetch_address(next_page(linear)))?;
         tracing::trace!(target: "in_asm", pc = key.rip, "{}", lift::disassemble(&block, self.shared.ram.as_ref(), key.gpa));
-        debug_assert_eq!(crate::ir::verify::check(&block), Ok(()));
-        tracing::trace!(target: "op", pc = key.rip, "{}", crate::ir::text::print(&block));
-        passes::run(&mut block);
-        tracing::trace!(target: "op_opt", pc = key.rip, "{}", crate::ir::text::print(&block));
-        let node = Node { key, len: block.len.max(1) as u64, second_page };
-        for (gpa, len) in node.pieces() {
+        let slot = self.blocks.insert(key, block.len.max(1), second_page, Arc::new(block));
+        for (gpa, len) in self.blocks.slots[slot].pieces() {
             let before = self.shared.code_map.mark(&self.shared.ram, gpa, granules(gpa, len));
             if before == 0 {
                 self.state.tlb.protect_code_page(gpa & !(PAGE_SIZE - 1));
             }
         }
-        self.blocks.insert(node, block)
+        Ok(slot)
+    }
+
+    /// Lifts the block with `key`: its IR, and the page that `second` gives if its instruction goes on there.
+    fn lift(
+        &mut self,
+        key: &Key,
+        second: impl FnOnce(&mut Self) -> Result<u64, Fault>,
+    ) -> Result<(Block, Option<u64>), Fault> {
+        let in_page = PAGE_SIZE - (key.gpa & (PAGE_SIZE - 1));
+        // SDM 3A 5.3: a fetch beyond the limit of CS is #GP; the block ends at the limit.
+        let limit_left = if key.mode & mode::CS64 != 0 {
+            u64::MAX
+        } else {
+            (self.state.segs[reg::CS].limit as u64).saturating_sub(key.rip) + 1
+        };
+        let max = if key.mode & (SINGLE | mode::TF | mode::STEP) != 0 { 1 } else { lift::MAX_INSNS };
+        let word = key.mode & !SINGLE;
+        let most = in_page.min(FETCH_BYTES).min(limit_left) as usize;
+        let first = if max == 1 { FETCH_ONE } else { FETCH_FIRST };
+        let mut buf = [0; FETCH_BYTES as usize + 16];
+        let mut taken = 0;
+        for take in [most.min(first), most] {
+            self.shared.ram.read(key.gpa + taken as u64, &mut buf[taken..take]);
+            taken = take;
+            let scratch = std::mem::take(&mut self.blocks.scratch);
+            match lift::lift_into(scratch, &buf[..take], key.rip, word, &self.model, max) {
+                // It ended where the bytes ended, and there are more.
+                Ok(block) if take < most && block.len as usize + LONGEST > take && block.count < max => {
+                    self.blocks.scratch = block.insts;
+                }
+                Ok(block) => return Ok((self.finish_lift(block), None)),
+                Err(LiftError::NeedMoreBytes) => break,
+            }
+        }
+        let more = (16.min(limit_left - taken as u64)) as usize;
+        if more == 0 {
+            return Err(Fault::GP0);
+        }
+        let next = second(self)?;
+        self.shared.ram.read(next, &mut buf[taken..taken + more]);
+        let block = lift::lift_block(&buf[..taken + more], key.rip, word, &self.model, 1).map_err(|_| Fault::GP0)?;
+        Ok((self.finish_lift(block), Some(next)))
+    }
+
+    /// Runs the passes over a block just lifted and gives its IR the room it needs and no more.
+    fn finish_lift(&mut self, mut block: Block) -> Block {
+        debug_assert_eq!(crate::ir::verify::check(&block), Ok(()));
+        tracing::trace!(target: "op", pc = block.rip, "{}", crate::ir::text::print(&block));
+        passes::run(&mut block);
+        tracing::trace!(target: "op_opt", pc = block.rip, "{}", crate::ir::text::print(&block));
+        let exact = block.insts.as_slice().into();
+        self.blocks.scratch = std::mem::replace(&mut block.insts, exact);
+        block
+    }
+
+    /// Takes a block out to run it; [`BlockCache::put_back`] returns it. `None`: look again what is at RIP.
+    pub fn take_block(&mut self, slot: u32) -> Option<Arc<Block>> {
+        if self.blocks.slots.get(slot)?.block.is_none() {
+            self.ir(slot)?;
+        }
+        self.blocks.take(slot)
+    }
+
+    /// The IR of the block in a slot, lifted again if it was let go. `None`: there is no block, or its bytes are others by
+    /// now; then it is dropped.
+    pub fn ir(&mut self, slot: u32) -> Option<Arc<Block>> {
+        let s = self.blocks.slots.get(slot).filter(|s| s.serial != 0)?;
+        if let Some(block) = &s.block {
+            return Some(block.clone());
+        }
+        let (key, len, page) = (s.key, s.len, s.second_page());
+        let lifted = self.lift(&key, |_| page.ok_or(Fault::GP0));
+        match lifted {
+            Ok((block, second)) if block.len.max(1) == len && second == page => {
+                let block = Arc::new(block);
+                self.blocks.slots[slot].block = Some(block.clone());
+                self.blocks.note_ir(slot);
+                Some(block)
+            }
+            _ => {
+                self.invalidate_code(key.gpa, len as u64);
+                None
+            }
+        }
     }
 
     /// Drops translated code that overlaps `len` bytes at guest-physical `gpa`.

@@ -8,4 +8,5 @@ pub mod exec;
 pub mod lockstep;
 mod place;
 mod run;
+mod slots;
 pub mod tier;

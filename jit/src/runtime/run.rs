@@ -75,7 +75,7 @@ impl Cpu {
     }
 
     fn run_slot(&mut self, slot: u32) -> Result<(), Fault> {
-        let Some(block) = self.blocks.take(slot) else { return Ok(()) };
+        let Some(block) = self.take_block(slot) else { return Ok(()) };
         tracing::trace!(target: "exec", pc = self.state.rip, "cpu {} interprets {:#x}", self.index, self.state.rip);
         let result = self.run_block(&block);
         self.blocks.put_back(slot, block);

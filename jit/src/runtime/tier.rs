@@ -291,7 +291,8 @@ impl Cpu {
     #[cold]
     fn compile_baseline(&mut self, slot: u32) -> Option<u32> {
         let heat = slot as usize % HEAT_ENTRIES;
-        let code = baseline::compile(self.blocks.block(slot)?, heat);
+        let block = self.ir(slot)?;
+        let code = baseline::compile(&block, heat);
         let service = self.tier.service.clone()?;
         let placed = Tier::space(&service).place_block(&code);
         let Some(placed) = placed else {
@@ -304,7 +305,9 @@ impl Cpu {
         self.tier.stats.baseline += 1;
         let index = self.tier.enter(placed, &[slot], self.blocks.within_page(slot));
         self.blocks.set_baseline(slot, index);
-        self.blocks.add_region(slot, index);
+        if self.lockstep.is_none() {
+            self.blocks.forget_ir(slot);
+        }
         Some(index)
     }
 
@@ -334,7 +337,7 @@ impl Cpu {
 
     fn submit(&mut self, slot: u32) {
         let Some(key) = self.blocks.key(slot) else { return };
-        let (region, slots) = self.form_region(slot, key);
+        let Some((region, slots)) = self.form_region(slot, key) else { return };
         let id = self.tier.next_job;
         self.tier.next_job += 1;
         self.blocks.set_requested(slot, true);
@@ -352,8 +355,8 @@ impl Cpu {
         }
     }
 
-    /// The region at `head`: what is reachable by direct jumps on the same page and has been run.
-    fn form_region(&self, head: u32, key: Key) -> (Region, Vec<(u32, u64)>) {
+    /// The region at `head`: what is reachable by direct jumps on the same page and has been run. `None`: the head is gone.
+    fn form_region(&mut self, head: u32, key: Key) -> Option<(Region, Vec<(u32, u64)>)> {
         let mut slots = vec![head];
         let mut ops = if self.blocks.within_page(head) { 0 } else { REGION_OPS };
         let mut next = 0;
@@ -361,7 +364,7 @@ impl Cpu {
             || tracing::enabled!(target: "nochain", tracing::Level::TRACE);
         let most = if alone { 1 } else { REGION_BLOCKS };
         while next < slots.len() && slots.len() < most && ops < REGION_OPS {
-            let Some(block) = self.blocks.block(slots[next]) else { break };
+            let Some(block) = self.ir(slots[next]) else { break };
             ops += block.insts.len();
             let targets: [Option<u64>; 2] = match block.insts.last() {
                 Some(i) if i.op == Op::Jmp => [Some(i.imm as u64), None],
@@ -384,9 +387,14 @@ impl Cpu {
             next += 1;
         }
         slots[1..].sort_by_key(|s| self.blocks.key(*s).map_or(0, |k| k.rip));
-        let blocks = slots.iter().filter_map(|s| self.blocks.block(*s).cloned()).collect();
-        let slots = slots.into_iter().map(|s| (s, self.blocks.serial(s))).collect();
-        (Region { blocks, inner_jumps: !alone }, slots)
+        let (mut blocks, mut live) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
+        for s in slots {
+            if let Some(block) = self.ir(s) {
+                blocks.push(block);
+                live.push((s, self.blocks.serial(s)));
+            }
+        }
+        (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone }, live))
     }
 
     /// Enters finished code in the cache.

@@ -215,8 +215,8 @@ impl Cpu {
         if before >= CHECK_ALL && !before.is_multiple_of(CHECK_SAMPLE) {
             return self.run_code(region);
         }
-        let slots = self.tier.slots(region).iter().copied();
-        let blocks: Vec<_> = slots.filter_map(|s| Some((s, self.blocks.block(s)?.clone()))).collect();
+        let slots = self.tier.slots(region).to_vec();
+        let blocks: Vec<_> = slots.into_iter().filter_map(|s| Some((s, self.ir(s)?))).collect();
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
         self.tier.stats.entries += 1;
         // Baseline code leaves even for its own start.
@@ -345,7 +345,7 @@ impl Cpu {
         let (mut n, mut at) = from;
         for _ in 0..MOST_BLOCKS {
             let Some(slot) = subject.blocks.get(n).map(|(slot, _)| *slot) else { return Ok(()) };
-            let Some(block) = self.blocks.take(slot) else { return Ok(()) };
+            let Some(block) = self.take_block(slot) else { return Ok(()) };
             if ran.len() < subject.blocks.len() {
                 ran.push(n);
             }

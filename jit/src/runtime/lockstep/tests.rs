@@ -168,7 +168,7 @@ fn spoiled(spoil: impl Fn(&mut Inst)) -> String {
     g.cpu.state.rip = place::CODE;
     g.cpu.set_gpr(reg::RCX, 6);
     let slot = g.cpu.find_block(false).expect("the loop");
-    let mut block = (**g.cpu.blocks.block(slot).expect("its IR")).clone();
+    let mut block = (*g.cpu.ir(slot).expect("its IR")).clone();
     block.insts.iter_mut().for_each(spoil);
     g.cpu.replace_code(slot, block);
     match g.cpu.run_loop() {
