@@ -129,6 +129,10 @@ impl Asm {
         self.code.push(b);
     }
 
+    pub fn bytes(&mut self, b: &[u8]) {
+        self.code.extend_from_slice(b);
+    }
+
     pub fn imm32(&mut self, v: i32) {
         self.code.extend_from_slice(&v.to_le_bytes());
     }

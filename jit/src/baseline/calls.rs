@@ -83,6 +83,9 @@ impl Emit<'_> {
     }
 
     pub(super) fn helper(&mut self, i: &Inst) {
+        if self.x87(i) {
+            return;
+        }
         self.before_call();
         if self.division(i) {
             return;
@@ -99,6 +102,9 @@ impl Emit<'_> {
         }
         for n in (0..16).filter(|n| h.effects >> n & 1 != 0) {
             self.regs.forget(n);
+        }
+        if h.effects & effect::X87 != 0 {
+            self.x87_lent = false;
         }
         if h.effects & effect::SETS_FLAGS != 0 {
             self.flags = None;

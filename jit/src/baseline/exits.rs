@@ -135,6 +135,12 @@ impl Emit<'_> {
                     let to = self.a.jmp();
                     self.a.aim(to, back);
                 }
+                Cold::LendX87 { from, back, rip } => {
+                    self.a.land(from);
+                    self.load_x87(rip);
+                    let to = self.a.jmp();
+                    self.a.aim(to, back);
+                }
             }
         }
         // Links are patched eight bytes at a time.

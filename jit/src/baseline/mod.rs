@@ -15,6 +15,7 @@ mod memory;
 mod regs;
 mod sse;
 mod vector;
+mod x87;
 
 use crate::ir::op::Field;
 use crate::ir::{Block, Inst, Op, Ty, Val};
@@ -67,6 +68,8 @@ enum Cold {
     Leave { from: usize, rip: u64, code: u32 },
     /// Calls a helper and goes on.
     Helper { from: usize, back: usize, call: Inst, rip: u64 },
+    /// Loads the host's x87 and goes on.
+    LendX87 { from: usize, back: usize, rip: u64 },
 }
 
 /// What the host's flags are: those of an operation that made a value.
@@ -98,6 +101,8 @@ struct Emit<'a> {
     mmu: usize,
     /// A helper may have dropped this code.
     wrote_behind: bool,
+    /// The host's x87 is sure to hold the guest's registers.
+    x87_lent: bool,
 }
 
 /// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`].
@@ -116,6 +121,7 @@ pub fn compile(block: &Block, heat: usize) -> Code {
         rip: block.rip,
         mmu: ((block.mode & mode::MMU) >> mode::MMU_SHIFT) as usize,
         wrote_behind: false,
+        x87_lent: false,
     };
     e.entry(heat);
     e.body();
