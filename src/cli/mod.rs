@@ -1,6 +1,6 @@
 //! The command line: QEMU's grammar in, a checked [`config::Config`] out.
 //!
-//! [`options`] holds the table of options and splits the line, [`keyval`] and [`values`] read values, the other modules
+//! [`options`] holds the table of options and splits the line, [`keyval`] and [`values`] (of the library) read values, the other modules
 //! turn the options of one subject into their part of the configuration. Every error is one line that names the
 //! option, the cause and the remedy.
 
@@ -9,21 +9,20 @@ mod chars;
 pub mod config;
 mod devices;
 mod help;
-mod keyval;
 mod logging;
 mod machine;
 mod memory;
 mod options;
 mod smbios;
-pub mod suggest;
 mod unsupported;
-pub mod values;
 
 pub use boot::os_reason;
+pub use brolga::words::{suggest, values};
 pub use help::{VERSION, version};
 pub use logging::parse_items as parse_log_items;
 
 use anyhow::{Result, bail};
+use brolga::words::keyval;
 use config::{Config, Identity};
 use options::Arguments;
 use std::path::Path;

@@ -1,0 +1,4 @@
+//! What the programs `brolga` and `brolga-img` share: words of the command line and disk images.
+#![forbid(unsafe_code)]
+
+pub mod words;
