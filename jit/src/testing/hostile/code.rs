@@ -50,6 +50,37 @@ const SYSTEM: &[&[u8]] = &[
     &[0x83, 0xe9, 0x03, 0x73, 0xc0], // SUB ECX, 3; JAE, backwards
     &[0xeb, 0x02],                   // JMP, forwards
     &[0x74, 0xf4],                   // JE, backwards
+    &[0x48, 0xcf],                   // IRETQ (DEC EAX; IRET)
+    &[0xf1],                         // INT1
+    &[0xce],                         // INTO
+    &[0x17],                         // POP SS
+    &[0x0f, 0xa1],                   // POP FS
+    &[0xff, 0x2b],                   // JMP m16:16/32
+    &[0xff, 0x1b],                   // CALL m16:16/32
+    &[0xff, 0xe0],                   // JMP EAX
+    &[0xff, 0xd3],                   // CALL EBX
+    &[0xc3],                         // RET
+    &[0xc2, 0x08, 0x00],             // RET 8
+    &[0x61],                         // POPA
+    &[0x0f, 0x06],                   // CLTS
+    &[0x0f, 0x01, 0xf0],             // LMSW AX
+    &[0x0f, 0x01, 0xcb],             // STAC
+    &[0x0f, 0x01, 0xca],             // CLAC
+    &[0x66, 0x0f, 0x38, 0x82, 0x03], // INVPCID
+    &[0xd9, 0x23],                   // FLDENV
+    &[0xd9, 0x33],                   // FNSTENV
+    &[0xd9, 0x2b],                   // FLDCW
+    &[0xdd, 0x23],                   // FRSTOR
+    &[0xdd, 0x33],                   // FNSAVE
+    &[0x9b],                         // WAIT
+    &[0xdb, 0xe2],                   // FNCLEX
+    &[0x66, 0x0f, 0x2e, 0xc1],       // UCOMISD
+    &[0x66, 0x0f, 0xf7, 0xc1],       // MASKMOVDQU
+    &[0x0f, 0xae, 0x23],             // XSAVE
+    &[0xf3, 0xa6],                   // REPE CMPSB
+    &[0xf2, 0xae],                   // REPNE SCASB
+    &[0x48, 0x0f, 0xc7, 0x0b],       // CMPXCHG16B
+    &[0x0f, 0xb4, 0x23],             // LFS
     &[0xc6, 0x05, 0, 0, 0, 0, 0x90], // a store near the code, in 64-bit mode
 ];
 
