@@ -1,0 +1,131 @@
+//! Which format a file has, and opening it with its backing chain.
+
+use super::{BlockBackend, BlockError, Format, HostFile, Raw, Result, Storage};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How to open an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// The format; recognised by its first bytes if none.
+    pub format: Option<Format>,
+    /// Refuse writes. Backing files are always opened so.
+    pub read_only: bool,
+    /// Open the backing chain. Without it unallocated bytes read as zeroes, and `map` says hole:
+    /// for tools that look at one file only.
+    pub backing: bool,
+    /// Open an image marked corrupt or dirty for writing without repairing it: for `check`.
+    pub for_check: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions { format: None, read_only: false, backing: true, for_check: false }
+    }
+}
+
+/// An open image.
+#[derive(Clone)]
+pub enum Image {
+    /// A raw image.
+    Raw(Arc<Raw>),
+}
+
+impl Image {
+    /// The disk, for devices.
+    pub fn backend(&self) -> Arc<dyn BlockBackend> {
+        match self {
+            Image::Raw(raw) => raw.clone(),
+        }
+    }
+
+    /// The format it has.
+    pub fn format(&self) -> Format {
+        match self {
+            Image::Raw(_) => Format::Raw,
+        }
+    }
+}
+
+/// Magic numbers at fixed places, and the format they mean.
+const MAGIC: &[(usize, &[u8], Format)] = &[
+    (0, b"QFI\xfb\0\0\0\x02", Format::Qcow2),
+    (0, b"QFI\xfb\0\0\0\x03", Format::Qcow2),
+    (0, b"QFI\xfb\0\0\0\x01", Format::Foreign("qcow")),
+    (0, b"QED\0", Format::Foreign("qed")),
+    (0, b"KDMV", Format::Foreign("vmdk")),
+    (0, b"COWD", Format::Foreign("vmdk")),
+    (0, b"# Disk DescriptorFile", Format::Foreign("vmdk")),
+    (0, b"vhdxfile", Format::Foreign("vhdx")),
+    (0, b"conectix", Format::Foreign("vpc")),
+    (0, b"LUKS\xba\xbe", Format::Foreign("luks")),
+    (0, b"WithoutFreeSpace", Format::Foreign("parallels")),
+    (0, b"WithouFreSpacExt", Format::Foreign("parallels")),
+    (0, b"Bochs Virtual HD Image", Format::Foreign("bochs")),
+    (0x40, b"\x7f\x10\xda\xbe", Format::Foreign("vdi")),
+];
+
+/// The format that the first bytes of a file show; raw if none.
+pub fn probe(file: &dyn Storage) -> Result<Format> {
+    let mut head = [0; 512];
+    file.read(0, &mut head)?;
+    let found = MAGIC.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|h| h.starts_with(magic)));
+    match found {
+        Some((_, _, format)) => Ok(*format),
+        None if head.starts_with(b"QFI\xfb") => Ok(Format::Qcow2),
+        None => Ok(Format::Raw),
+    }
+}
+
+/// Opens the image at `path`.
+pub fn open(path: &Path, options: &OpenOptions) -> Result<Image> {
+    open_storage(Arc::new(HostFile::open(path, !options.read_only)?), options)
+}
+
+/// Opens an image in a file of any kind.
+pub fn open_storage(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Image> {
+    let format = match options.format {
+        Some(format) => format,
+        None => probe(&*file)?,
+    };
+    match format {
+        Format::Raw => Ok(Image::Raw(Arc::new(Raw::new(file, options.read_only)))),
+        Format::Qcow2 => Err(BlockError::Unsupported {
+            name: file.name().to_string(),
+            what: "qcow2 images cannot be opened yet; convert it: qemu-img convert -O raw".to_string(),
+        }),
+        Format::Foreign(format) => {
+            let name = file.name().to_string();
+            let what = format!(
+                "{format} images are not supported; convert it: qemu-img convert -f {format} -O qcow2 '{name}' disk.qcow2"
+            );
+            Err(BlockError::Unsupported { name, what })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::scratch::Scratch;
+
+    #[test]
+    fn formats_are_recognised() {
+        let dir = Scratch::new();
+        for (bytes, format) in [
+            (&b"QFI\xfb\0\0\0\x03"[..], Format::Qcow2),
+            (b"QFI\xfb\0\0\0\x09", Format::Qcow2),
+            (b"KDMV", Format::Foreign("vmdk")),
+            (b"", Format::Raw),
+            (b"QFI", Format::Raw),
+        ] {
+            let path = dir.path("probe");
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(probe(&HostFile::open(&path, false).unwrap()).unwrap(), format);
+        }
+        let path = dir.path("disk.vmdk");
+        std::fs::write(&path, b"KDMV").unwrap();
+        let error = open(&path, &OpenOptions::default()).err().expect("no vmdk").to_string();
+        assert!(error.contains("qemu-img convert -f vmdk"), "{error}");
+    }
+}
