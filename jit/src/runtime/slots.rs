@@ -2,6 +2,7 @@
 
 use crate::ir::Block;
 use crate::mmu::ram::PAGE_SIZE;
+use crate::state::mode;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
@@ -16,6 +17,13 @@ pub struct Key {
     pub cs_base: u64,
     /// Mode word; bit 31 marks a one-instruction block.
     pub mode: u32,
+}
+
+impl Key {
+    /// Linear address of the first byte.
+    pub fn linear(&self) -> u64 {
+        if self.mode & mode::CS64 != 0 { self.rip } else { self.cs_base.wrapping_add(self.rip) & 0xffff_ffff }
+    }
 }
 
 /// Mark in [`Key::mode`] of blocks of one instruction.

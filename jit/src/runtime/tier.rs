@@ -11,7 +11,8 @@ use crate::lower::{Compiler, Region};
 use crate::mmu::ram::PAGE_SIZE;
 use crate::state::HEAT_ENTRIES;
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::{BinaryHeap, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::BinaryHeap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Interpreted runs after which a block gets baseline code.
@@ -49,6 +50,8 @@ struct Compiled {
     /// Slots of the blocks it was made from.
     slots: Box<[u32]>,
     entry: u64,
+    /// Linear page of its head.
+    page: u64,
     /// All its code lies on one page.
     one_page: bool,
     /// The baseline code that leads here, with the bytes that this took from it.
@@ -72,7 +75,7 @@ pub struct Tier {
     warm: Option<u32>,
     hot: i32,
     next_job: u64,
-    pending: HashMap<u64, Pending>,
+    pending: FxHashMap<u64, Pending>,
     /// Hot blocks that wait for a compiler: (how often they asked, slot, serial number).
     proposals: BinaryHeap<(u32, u32, u64)>,
     replies: (Sender<Done>, Receiver<Done>),
@@ -80,7 +83,7 @@ pub struct Tier {
     /// Numbers of regions that are free.
     free: Vec<u32>,
     /// Region that each link number belongs to.
-    link_owner: HashMap<u32, u32>,
+    link_owner: FxHashMap<u32, u32>,
     /// The link that code last left through, to be joined with what is found.
     open_link: Option<u32>,
     /// Counters for `info jit`.
@@ -114,12 +117,12 @@ impl Default for Tier {
             warm: Some(WARM),
             hot: HOT,
             next_job: 0,
-            pending: HashMap::new(),
+            pending: FxHashMap::default(),
             proposals: BinaryHeap::new(),
             replies: replies(),
             regions: Vec::new(),
             free: Vec::new(),
-            link_owner: HashMap::new(),
+            link_owner: FxHashMap::default(),
             open_link: None,
             stats: TierStats::default(),
         }
@@ -173,11 +176,13 @@ impl Tier {
         self.regions.get(index as usize)?.as_ref().map(|r| r.entry)
     }
 
-    /// Entry of a region that links may lead to. A region that goes into a second page is entered through the jump
-    /// cache only, whose entries hold for one state of the mappings.
-    fn joinable(&self, target: u32) -> Option<u64> {
+    /// Entry of a region that a link of region `owner` may lead to. One on another page, which it may be with the RIP's page
+    /// the same where the code segment's base is no multiple of a page, or that goes into a second page, is entered through
+    /// the jump cache or the dispatcher only: both hold for one state of the mappings.
+    fn joinable(&self, owner: u32, target: u32) -> Option<u64> {
+        let from = self.regions.get(owner as usize)?.as_ref()?;
         let r = self.regions.get(target as usize)?.as_ref()?;
-        r.one_page.then_some(r.entry)
+        (r.one_page && r.page == from.page).then_some(r.entry)
     }
 
     /// Slots of the blocks of region `index`.
@@ -195,7 +200,7 @@ impl Tier {
         if link.rip != rip {
             return;
         }
-        let Some(entry) = self.joinable(target) else {
+        let Some(entry) = self.joinable(owner, target) else {
             return Self::space(&service).route_through_cache(&link);
         };
         Self::space(&service).join(&link, entry);
@@ -246,7 +251,8 @@ impl Tier {
         r.slots
     }
 
-    fn enter(&mut self, done: Placed, slots: &[u32], one_page: bool) -> u32 {
+    /// Enters placed code of the blocks in `slots`: the linear page of the first, and whether it stays there.
+    fn enter(&mut self, done: Placed, slots: &[u32], (page, one_page): (u64, bool)) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.regions.push(None);
             self.regions.len() as u32 - 1
@@ -257,6 +263,7 @@ impl Tier {
         self.regions[index as usize] = Some(Compiled {
             slots: slots.into(),
             entry: done.entry,
+            page,
             one_page,
             over: None,
             first_link: done.first_link,
@@ -303,7 +310,7 @@ impl Cpu {
         tracing::trace!(target: "out_asm", pc = rip, "baseline code of {:#x}\n{}", rip, lift::disassemble_host(&code.bytes));
         self.state.heat[heat] = self.tier.hot;
         self.tier.stats.baseline += 1;
-        let index = self.tier.enter(placed, &[slot], self.blocks.within_page(slot));
+        let index = self.tier.enter(placed, &[slot], self.place_of(slot));
         self.blocks.set_baseline(slot, index);
         if self.lockstep.is_none() {
             self.blocks.forget_ir(slot);
@@ -372,7 +379,7 @@ impl Cpu {
                 _ => [None, None],
             };
             for rip in targets.into_iter().flatten() {
-                if (rip ^ key.rip) & !(PAGE_SIZE - 1) != 0 {
+                if (Key { rip, ..key }.linear() ^ key.linear()) & !(PAGE_SIZE - 1) != 0 {
                     continue;
                 }
                 let gpa =
@@ -395,6 +402,12 @@ impl Cpu {
             }
         }
         (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone }, live))
+    }
+
+    /// Linear page of the block in `slot`, and whether all of it lies there.
+    fn place_of(&self, slot: u32) -> (u64, bool) {
+        let page = self.blocks.key(slot).map_or(0, |k| k.linear() & !(PAGE_SIZE - 1));
+        (page, self.blocks.within_page(slot))
     }
 
     /// Enters finished code in the cache.
@@ -422,7 +435,7 @@ impl Cpu {
         }
         let slots: Vec<u32> = pending.slots.iter().map(|(s, _)| *s).collect();
         let head = slots[0];
-        let index = self.tier.enter(placed, &slots, self.blocks.within_page(head));
+        let index = self.tier.enter(placed, &slots, self.place_of(head));
         self.tier.stats.compiled += 1;
         self.put_over_baseline(head, index);
         self.blocks.set_code(head, index);
@@ -479,7 +492,7 @@ impl Cpu {
         let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
         let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false };
         let placed = compile_one(compiler, &region, &service.space).expect("code for the block");
-        let index = self.tier.enter(placed, &[slot], false);
+        let index = self.tier.enter(placed, &[slot], (0, false));
         self.blocks.set_code(slot, index);
         self.blocks.add_region(slot, index);
     }

@@ -173,6 +173,29 @@ fn the_second_page_is_mapped_elsewhere() {
     assert_eq!(g.cpu.gpr(reg::RAX), 0x201);
 }
 
+#[test]
+fn a_jump_into_a_page_that_is_mapped_elsewhere_behind_a_segment_that_starts_within_one() {
+    let mut g = Guest::paged();
+    // Offsets 0 and 900h are on one page by themselves, but with this base on two.
+    let base = CODE + 0x800;
+    g.cpu.state.segs[reg::CS].base = base;
+    g.cpu.update_mode();
+    // JMP 900h, where EAX is set and the program ends.
+    g.bytes(base, &[0xe9, 0xfb, 0x08, 0, 0]);
+    g.bytes(base + 0x900, &[0xb8, 1, 0, 0, 0, 0xf4]);
+    g.bytes(DATA + 0x100, &[0xb8, 2, 0, 0, 0, 0xf4]);
+    for _ in 0..4 {
+        g.cpu.state.rip = 0;
+        g.run();
+        assert_eq!(g.cpu.gpr(reg::RAX), 1);
+    }
+    g.write32(PAGING + 0x1000 + 4 * ((CODE >> 12) + 1), DATA as u32 | 7);
+    g.cpu.flush_tlb_page(CODE + 0x1000);
+    g.cpu.state.rip = 0;
+    g.run();
+    assert_eq!(g.cpu.gpr(reg::RAX), 2);
+}
+
 /// A processor in real mode over RAM and a page of ROM at E000:0.
 fn vcpu() -> (Arc<Engine>, Arc<Ram>, Vcpu) {
     let regions = vec![
