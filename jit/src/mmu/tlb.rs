@@ -20,6 +20,8 @@ pub const SUPERVISOR_SMAP: usize = 2;
 
 /// Entries per MMU index.
 pub const TLB_ENTRIES: usize = 4096;
+/// Entries are marked as used in groups of 64.
+const GROUPS: usize = TLB_ENTRIES / 64;
 /// Bytes that string comparisons look at at a time: a multiple of all element sizes.
 const SCAN_CHUNK: usize = 256;
 /// Tag that matches nothing.
@@ -79,13 +81,24 @@ impl LargePages {
 pub struct Tlb {
     tables: [[TlbEntry; TLB_ENTRIES]; MMU_INDEXES],
     /// Which entries may be filled, so that a flush touches no others.
-    used: [[u64; TLB_ENTRIES / 64]; MMU_INDEXES],
+    used: [[u64; GROUPS]; MMU_INDEXES],
+    /// Those among them that do not hold a global page.
+    local: [[u64; GROUPS]; MMU_INDEXES],
     large: LargePages,
 }
 
 /// Offset in its table of the entry that `linear` maps to.
 pub fn entry_offset(linear: u64) -> u64 {
     (slot(linear) * size_of::<TlbEntry>()) as u64
+}
+
+/// Numbers of the bits that are set, ascending.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let n = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (n < 64).then_some(n as usize)
+    })
 }
 
 fn slot(linear: u64) -> usize {
@@ -101,7 +114,12 @@ impl Default for Tlb {
 impl Tlb {
     /// Empty tables.
     pub fn new() -> Self {
-        Self { tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES], used: [[0; _]; _], large: LargePages::NONE }
+        Self {
+            tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES],
+            used: [[0; _]; _],
+            local: [[0; _]; _],
+            large: LargePages::NONE,
+        }
     }
 
     /// Byte offset in this structure of the table of an MMU index.
@@ -119,6 +137,8 @@ impl Tlb {
         let page = linear & !(PAGE_SIZE - 1);
         let n = slot(linear);
         self.used[index % MMU_INDEXES][n / 64] |= 1 << (n % 64);
+        let local = &mut self.local[index % MMU_INDEXES][n / 64];
+        *local = *local & !(1 << (n % 64)) | (!m.global as u64) << (n % 64);
         let e = &mut self.tables[index % MMU_INDEXES][n];
         e.read = if m.read { page } else { INVALID };
         e.write = match (m.write, slow) {
@@ -147,31 +167,34 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        self.retain(|_| false);
+        for index in 0..MMU_INDEXES {
+            for group in 0..GROUPS {
+                self.drop_group(index, group, self.used[index][group]);
+            }
+        }
         self.large = LargePages::NONE;
     }
 
     /// Drops everything but global pages.
     pub fn flush_non_global(&mut self) {
-        self.retain(|e| e.meta & META_GLOBAL != 0);
-    }
-
-    /// Drops the entries that `keep` does not hold for.
-    fn retain(&mut self, keep: impl Fn(&TlbEntry) -> bool) {
-        for (table, used) in self.tables.iter_mut().zip(&mut self.used) {
-            for (group, bits) in used.iter_mut().enumerate() {
-                let mut left = *bits;
-                while left != 0 {
-                    let n = left.trailing_zeros();
-                    left &= left - 1;
-                    let e = &mut table[group * 64 + n as usize];
-                    if !keep(e) {
-                        *e = EMPTY;
-                        *bits &= !(1 << n);
-                    }
-                }
+        for index in 0..MMU_INDEXES {
+            for group in 0..GROUPS {
+                self.drop_group(index, group, self.local[index][group]);
             }
         }
+    }
+
+    /// Drops the entries of a group of 64 that have their bit in `which`.
+    #[inline]
+    fn drop_group(&mut self, index: usize, group: usize, which: u64) {
+        if which == 0 {
+            return;
+        }
+        for n in bits(which) {
+            self.tables[index][group * 64 + n] = EMPTY;
+        }
+        self.used[index][group] &= !which;
+        self.local[index][group] &= !which;
     }
 
     /// Drops the translation of one page; all of them if a large page may cover it.
@@ -187,9 +210,14 @@ impl Tlb {
 
     /// Sends stores to guest-physical page `gpa` to the slow path from now on.
     pub fn protect_code_page(&mut self, gpa: u64) {
-        for e in self.tables.iter_mut().flat_map(|t| t.iter_mut()) {
-            if e.meta & !(PAGE_SIZE - 1) == gpa && e.write & 0xfff == 0 {
-                e.write |= SLOW;
+        for (table, used) in self.tables.iter_mut().zip(&self.used) {
+            for (entries, used) in table.chunks_exact_mut(64).zip(used) {
+                for n in bits(*used) {
+                    let e = &mut entries[n];
+                    if e.meta & !(PAGE_SIZE - 1) == gpa && e.write & 0xfff == 0 {
+                        e.write |= SLOW;
+                    }
+                }
             }
         }
     }
@@ -605,6 +633,27 @@ mod tests {
         assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_some());
         tlb.flush_page(0x20_5000);
         assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_none());
+    }
+
+    #[test]
+    fn local_pages_go_alone_and_all_pages_together() {
+        let (ram, mut tlb) = setup();
+        let host = ram.host(0).unwrap().0;
+        let (local, global) = (mapping(0), Mapping { global: true, ..mapping(0) });
+        for n in 0..2 * TLB_ENTRIES as u64 {
+            tlb.fill(USER, n << 12, if n % 3 == 0 { &global } else { &local }, host, false);
+        }
+        // Each entry was filled twice; the second filling counts.
+        tlb.flush_non_global();
+        let there = |tlb: &Tlb, n: u64| tlb.load(USER, n << 12, Ty::I8).is_some();
+        for n in TLB_ENTRIES as u64..2 * TLB_ENTRIES as u64 {
+            assert_eq!(there(&tlb, n), n % 3 == 0);
+        }
+        tlb.fill(USER, 0x7000, &mapping(0), host, false);
+        tlb.protect_code_page(0);
+        assert!(!tlb.store(USER, 0x7000, Ty::I8, 1));
+        tlb.flush_all();
+        assert!((0..2 * TLB_ENTRIES as u64).all(|n| !there(&tlb, n)));
     }
 
     #[test]

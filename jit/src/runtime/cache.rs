@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// Most bytes a block is lifted from.
 const FETCH_BYTES: u64 = 512;
+/// Most blocks held; then all go, and what still runs comes back.
+const BLOCKS_KEPT: usize = 1 << 20;
 /// Bytes that are tried first, which most blocks fit in; for a single instruction.
 const FETCH_FIRST: usize = 96;
 const FETCH_ONE: usize = 16;
@@ -69,6 +71,8 @@ pub struct BlockCache {
     dead_rips: Vec<u64>,
     /// Times that translated code was dropped.
     invalidations: u64,
+    /// Most blocks held.
+    most: usize,
 }
 
 impl BlockCache {
@@ -86,6 +90,7 @@ impl BlockCache {
             dead_regions: Vec::new(),
             dead_rips: Vec::new(),
             invalidations: 0,
+            most: BLOCKS_KEPT,
         }
     }
 
@@ -93,6 +98,21 @@ impl BlockCache {
     pub fn forget_addresses(&mut self) {
         self.jump.fill(NOT_FOUND);
         self.fetch.fill(NOT_FETCHED);
+    }
+
+    /// Holds at most so many blocks.
+    #[cfg(test)]
+    pub fn hold(&mut self, most: usize) {
+        self.most = most;
+    }
+
+    /// Drops all blocks; the pages that they lay on.
+    fn clear(&mut self) -> Vec<u64> {
+        debug_assert_eq!(self.running, None, "a block is out");
+        self.slots.clear();
+        self.with_ir.clear();
+        self.forget_addresses();
+        std::mem::take(&mut self.by_page).into_keys().collect()
     }
 
     /// How often translated code was dropped because its bytes were written.
@@ -345,7 +365,12 @@ impl Cpu {
         let known = e.rip == rip && self.blocks.key(e.slot) == Some(key);
         let slot = match if known { Some(e.slot) } else { self.blocks.slot_of(&key) } {
             Some(slot) => self.revalidate(slot, key, linear)?,
-            None => self.lift_node(key, linear)?,
+            None => {
+                if self.blocks.len() >= self.blocks.most {
+                    self.drop_all_blocks();
+                }
+                self.lift_node(key, linear)?
+            }
         };
         let check = self.state.jump_check | (word & SINGLE) as u64;
         self.blocks.jump[at] = FoundBlock { rip, cs_base, check, slot };
@@ -472,6 +497,14 @@ impl Cpu {
                 self.invalidate_code(key.gpa, len as u64);
                 None
             }
+        }
+    }
+
+    /// Throws away all blocks with their code. None may be running.
+    fn drop_all_blocks(&mut self) {
+        self.drop_all_regions();
+        for page in self.blocks.clear() {
+            self.shared.code_map.set(&self.shared.ram, page, 0);
         }
     }
 

@@ -136,6 +136,11 @@ impl Slots {
         self.len
     }
 
+    /// Removes all blocks. Serial numbers go on.
+    pub fn clear(&mut self) {
+        *self = Self { serial: self.serial, ..Self::default() };
+    }
+
     /// A slot, free or not.
     #[inline]
     pub fn get(&self, slot: u32) -> Option<&Slot> {
@@ -286,6 +291,10 @@ mod tests {
             assert!(!serials.contains(&s[slot].serial));
         }
         assert_eq!(s.len(), 5000);
+        s.clear();
+        assert_eq!((s.len(), s.find(&key(1))), (0, None));
+        let slot = s.insert(Slot::new(key(1), 8, None, block()));
+        assert_eq!(s[slot].serial, 7501);
     }
 
     #[test]

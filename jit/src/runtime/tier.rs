@@ -105,7 +105,7 @@ pub struct TierStats {
     pub interpreted: u64,
     /// Blocks the interpreter ran.
     pub blocks: u64,
-    /// Times all code was thrown away because the arena was full.
+    /// Times all code was thrown away because there was no room for more.
     pub full: u64,
 }
 
@@ -303,7 +303,7 @@ impl Cpu {
         let service = self.tier.service.clone()?;
         let placed = Tier::space(&service).place_block(&code);
         let Some(placed) = placed else {
-            self.drop_all_regions(&service);
+            self.drop_all_regions();
             return None;
         };
         let rip = self.state.rip;
@@ -466,20 +466,21 @@ impl Cpu {
             // Not a matter of room: the block stays interpreted.
             return;
         }
-        self.drop_all_regions(&service);
+        self.drop_all_regions();
         if let Some((head, _)) = pending.slots.first().filter(|_| live) {
             self.blocks.set_requested(*head, false);
         }
     }
 
-    /// The arena is full.
-    fn drop_all_regions(&mut self, service: &CompileService) {
+    /// All code goes: there is no room for more.
+    pub(super) fn drop_all_regions(&mut self) {
+        let Some(service) = self.tier.service.clone() else { return };
         self.tier.stats.full += 1;
         for n in 0..self.tier.regions.len() as u32 {
             self.tier.kill(n);
         }
         self.blocks.forget_code();
-        Tier::space(service).clear();
+        Tier::space(&service).clear();
         self.tier.pending.clear();
         self.tier.proposals.clear();
         self.mappings_changed();

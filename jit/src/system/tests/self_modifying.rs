@@ -196,6 +196,38 @@ fn a_jump_into_a_page_that_is_mapped_elsewhere_behind_a_segment_that_starts_with
     assert_eq!(g.cpu.gpr(reg::RAX), 2);
 }
 
+#[test]
+fn more_blocks_than_are_held() {
+    let mut g = Guest::long();
+    g.cpu.blocks.hold(48);
+    g.cpu.set_gpr(reg::RAX, 0);
+    g.cpu.set_gpr(reg::RCX, 6);
+    // A hundred blocks in a ring, six times round.
+    g.code(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        for _ in 0..100 {
+            let mut next = a.create_label();
+            a.inc(rax)?;
+            a.jmp(next)?;
+            a.int3()?;
+            a.set_label(&mut next)?;
+        }
+        a.dec(rcx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    g.run();
+    assert_eq!(g.cpu.gpr(reg::RAX), 600);
+    assert!(g.cpu.blocks.len() <= 48, "{} blocks", g.cpu.blocks.len());
+    // What was thrown away is no longer watched, and what is there is.
+    g.bytes(CODE, &answer(9));
+    g.cpu.invalidate_code(CODE, 3);
+    g.cpu.state.rip = CODE;
+    g.run();
+    assert_eq!(al(&g), 9);
+}
+
 /// A processor in real mode over RAM and a page of ROM at E000:0.
 fn vcpu() -> (Arc<Engine>, Arc<Ram>, Vcpu) {
     let regions = vec![
