@@ -190,8 +190,7 @@ impl Cpu {
                 Ok(self.stale_after_store())
             }
             Op::SegAddr => {
-                let (seg, write, bytes) = ((i.imm & 7) as usize, i.imm & 16 != 0, (i.imm >> 8) as u32);
-                let linear = self.seg_check(seg, self.val(i.a), bytes, write)?;
+                let linear = self.seg_addr(i.imm as u64, self.val(i.a))?;
                 self.state.vals[i.d as usize & (VALS - 1)] = linear;
                 Ok(Step::Next)
             }

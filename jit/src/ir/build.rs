@@ -3,7 +3,7 @@
 use super::flags::CcKind;
 use super::op::{Op, RmwOp};
 use super::vecop::{VecFromInt, VecOp, VecToInt};
-use super::{Inst, Ty, VVal, Val};
+use super::{Inst, Ty, VVal, Val, seg_addr};
 use crate::helpers::HelperId;
 use crate::state::{VALS, VECS};
 
@@ -197,10 +197,12 @@ impl Builder {
         d
     }
 
-    /// Linear address of offset `a` in segment `seg`, checked for an access of `bytes` bytes.
-    pub fn seg_addr(&mut self, seg: usize, a: Val, bytes: usize, write: bool) -> Val {
+    /// Linear address of offset `a` in segment `seg`, checked for an access of `bytes` bytes; `later`: it
+    /// is the access that raises what is wrong.
+    pub fn seg_addr(&mut self, seg: usize, a: Val, bytes: usize, write: bool, later: bool) -> Val {
         let d = self.temp();
-        let imm = seg as i64 | (write as i64) << 4 | (bytes as i64) << 8;
+        let how = write as u64 * seg_addr::WRITE | later as u64 * seg_addr::LATER;
+        let imm = seg as i64 | how as i64 | (bytes as i64) << 8;
         self.push(Op::SegAddr, Ty::I64, [d.0, a.0, Val::NONE.0, Val::NONE.0], imm);
         d
     }

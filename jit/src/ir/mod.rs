@@ -99,6 +99,14 @@ pub mod mem {
     pub const ALIGNED: u16 = 4;
 }
 
+/// Bits in the constant of the operation `segaddr`, beside segment (2:0) and bytes (from bit 8 on).
+pub mod seg_addr {
+    /// What the segment forbids is raised by the access, if it comes to that.
+    pub const LATER: u64 = 8;
+    /// The access writes.
+    pub const WRITE: u64 = 16;
+}
+
 /// One IR operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Inst {

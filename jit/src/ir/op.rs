@@ -162,7 +162,8 @@ ops! {
     Rmw "rmw" true (Int Int Int No) true FAULT.or(EFFECT);
     /// Atomic compare-and-swap at a: d = old value; stores c if the old value equals b.
     Cas "cas" true (Int Int Int Int) false FAULT.or(EFFECT);
-    /// d = linear address of offset a in segment imm & 7, checked for an access of imm >> 8 bytes; bit 4 of imm: write.
+    /// d = linear address of offset a in segment imm & 7, checked for an access of imm >> 8 bytes; bits 3
+    /// and 4 of imm: `ir::seg_addr`.
     SegAddr "segaddr" false (Int Int No No) true FAULT;
 
     // Lazy flags.

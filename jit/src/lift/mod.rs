@@ -62,6 +62,8 @@ pub struct Lifter<'a> {
     /// Requests may have come up since they were last looked for: the instruction is neither in the shadow of STI nor
     /// stepped alone.
     pub unwatched: bool,
+    /// What segments forbid is raised by the access, not where the address is made.
+    pub limits_later: bool,
 }
 
 impl Lifter<'_> {
@@ -118,8 +120,16 @@ pub fn lift_into(
 ) -> Result<Block, LiftError> {
     let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
-    let mut l =
-        Lifter { b: Builder::with_room(room), mode: mode_word, rip, next: rip, model, shadow: false, unwatched: false };
+    let mut l = Lifter {
+        b: Builder::with_room(room),
+        mode: mode_word,
+        rip,
+        next: rip,
+        model,
+        shadow: false,
+        unwatched: false,
+        limits_later: false,
+    };
     let mut insn = Instruction::default();
     loop {
         let off = decoder.position();

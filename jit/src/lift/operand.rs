@@ -299,7 +299,7 @@ impl Lifter<'_> {
             let base = self.b.get_state(Ty::I64, seg_base_offset(seg));
             return self.b.op2(Op::Add, Ty::I32, base, ea);
         }
-        self.b.seg_addr(seg, ea, bytes, write)
+        self.b.seg_addr(seg, ea, bytes, write, self.limits_later)
     }
 
     /// Width of the stack pointer.

@@ -10,6 +10,8 @@ use crate::ir::op::RmwOp;
 use crate::ir::{Ty, mem};
 use crate::state::{cr4, efer, mode};
 
+/// A linear address, and its page, that no access gets through to, in any mode: what a segment forbade.
+pub const NOWHERE: u64 = 1 << 63;
 /// Largest operand that is one access, in bytes.
 const OPERAND: u64 = 16;
 
@@ -334,9 +336,9 @@ impl Cpu {
         }
     }
 
-    /// #GP(0), or #SS(0) for the stack, unless the address is canonical.
+    /// #GP(0), or #SS(0) for the stack, unless the address is canonical and not [`NOWHERE`].
     fn check_canonical(&self, linear: u64, flags: u16) -> Result<(), Fault> {
-        match self.canonical(linear) {
+        match linear & !(PAGE_SIZE - 1) != NOWHERE && self.canonical(linear) {
             true => Ok(()),
             false if flags & mem::STACK != 0 => Err(Fault::SS0),
             false => Err(Fault::GP0),
@@ -346,7 +348,8 @@ impl Cpu {
     /// The same for both ends of one operand, which is looked at before the first page is (measured).
     fn check_ends(&self, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
         self.check_canonical(linear, flags)?;
-        if len > OPERAND { Ok(()) } else { self.check_canonical(linear.wrapping_add(len.saturating_sub(1)), flags) }
+        let last = self.wrap_linear(linear.wrapping_add(len.saturating_sub(1)));
+        if len > OPERAND { Ok(()) } else { self.check_canonical(last, flags) }
     }
 
     /// Enters the mapping of `linear`'s page in the TLB for generated code, if there is one without a fault and without a

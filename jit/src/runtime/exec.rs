@@ -364,7 +364,7 @@ extern "C" fn all_flags(cc_op: u64, res: u64, src: u64) -> u64 {
 unsafe extern "C" fn seg_addr(cpu: *mut Cpu, imm: u64, offset: u64) -> u64 {
     // SAFETY: as in `tlb_miss`.
     let cpu = unsafe { &mut *cpu };
-    let result = cpu.seg_check((imm & 7) as usize, offset, (imm >> 8) as u32, imm & 16 != 0);
+    let result = cpu.seg_addr(imm, offset);
     cpu.leave_with(result)
 }
 

@@ -3,6 +3,8 @@
 use super::descriptor::{Descriptor, is_null, system_type};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, vector};
+use crate::ir::seg_addr;
+use crate::mmu::access::NOWHERE;
 use crate::state::{Segment, attr, efer, mode, reg, shadow};
 
 /// What a load of a segment register from real or virtual-8086 mode sets.
@@ -44,6 +46,12 @@ impl Cpu {
         } else {
             Err(fault)
         }
+    }
+
+    /// What the operation `segaddr` gives for its constant and an offset.
+    pub fn seg_addr(&self, imm: u64, offset: u64) -> Result<u64, Fault> {
+        let checked = self.seg_check((imm & 7) as usize, offset, (imm >> 8) as u32, imm & seg_addr::WRITE != 0);
+        if imm & seg_addr::LATER != 0 { checked.or(Ok(NOWHERE)) } else { checked }
     }
 
     /// Limit and rights of a segment admit the access. Not for 64-bit mode.

@@ -31,7 +31,10 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
 
 fn memory_form(l: &mut Lifter, i: &Instruction, id: HelperId, insn: Insn) {
     l.wait_before_address();
+    // A store that an unmasked exception stops never comes to look at the segment (measured).
+    l.limits_later = id == STORE;
     let m = l.mem(i, i.memory_size().size(), id == STORE);
+    l.limits_later = false;
     let address = l.linear(m);
     let offset = l.effective_address(i);
     let insn = l.b.iconst(Insn { access: m.flags, ..insn }.pack());

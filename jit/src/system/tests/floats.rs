@@ -1,6 +1,7 @@
 //! Floating point as the processor's state sees it: sticky flags, masks.
 
 use super::Guest;
+use crate::fault::vector;
 use crate::state::{cr0, flag, reg};
 use crate::system::testing::place::*;
 use crate::vcpu::request;
@@ -116,4 +117,33 @@ fn x87_errors_are_ignored_where_the_board_says_so() {
     frozen(&mut g);
     assert_eq!(g.cpu.gpr(reg::RBX), 1);
     assert_eq!(*g.board.fpu_errors.lock().unwrap(), [true]);
+}
+
+#[test]
+fn a_store_that_an_exception_stops_does_not_look_at_its_segment() {
+    for (control, segment, want) in [
+        (0x37e, reg::DS, vector::MF),
+        (0x37f, reg::DS, vector::GP),
+        (0x37f, reg::SS, vector::SS),
+        (0x37e, reg::SS, vector::MF),
+    ] {
+        for wide in [false, true] {
+            let mut g = Guest::protected();
+            g.cpu.state.segs[reg::DS].limit = 0xfff;
+            g.cpu.state.segs[reg::SS].limit = STACK0 as u32;
+            g.cpu.update_mode();
+            g.cpu.state.x87.fcw = control;
+            let base = if segment == reg::SS { ebp } else { ebx };
+            g.cpu.set_gpr(reg::RBX, 0x1000);
+            g.cpu.set_gpr(reg::RBP, STACK0 + 0x100);
+            // The stack is empty: the store is invalid.
+            g.cpu.state.x87.tags = 0;
+            g.code(|a| {
+                if wide { a.fstp(tword_ptr(base))? } else { a.fistp(dword_ptr(base))? }
+                a.fld1()?;
+                a.hlt()
+            });
+            g.expect(want);
+        }
+    }
 }
