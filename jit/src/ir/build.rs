@@ -201,7 +201,7 @@ impl Builder {
     /// is the access that raises what is wrong.
     pub fn seg_addr(&mut self, seg: usize, a: Val, bytes: usize, write: bool, later: bool) -> Val {
         let d = self.temp();
-        let how = write as u64 * seg_addr::WRITE | later as u64 * seg_addr::LATER;
+        let how = (write as u64 * seg_addr::WRITE) | (later as u64 * seg_addr::LATER);
         let imm = seg as i64 | how as i64 | (bytes as i64) << 8;
         self.push(Op::SegAddr, Ty::I64, [d.0, a.0, Val::NONE.0, Val::NONE.0], imm);
         d

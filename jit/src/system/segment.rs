@@ -3,7 +3,7 @@
 use super::descriptor::{Descriptor, is_null, system_type};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, vector};
-use crate::ir::seg_addr;
+use crate::ir::{Ty, seg_addr};
 use crate::mmu::access::NOWHERE;
 use crate::state::{Segment, attr, efer, mode, reg, shadow};
 
@@ -49,9 +49,22 @@ impl Cpu {
     }
 
     /// What the operation `segaddr` gives for its constant and an offset.
-    pub fn seg_addr(&self, imm: u64, offset: u64) -> Result<u64, Fault> {
-        let checked = self.seg_check((imm & 7) as usize, offset, (imm >> 8) as u32, imm & seg_addr::WRITE != 0);
-        if imm & seg_addr::LATER != 0 { checked.or(Ok(NOWHERE)) } else { checked }
+    pub fn seg_addr(&mut self, imm: u64, offset: u64) -> Result<u64, Fault> {
+        let (seg, bytes) = ((imm & 7) as usize, (imm >> 8) as u32);
+        let (write, later) = (imm & seg_addr::WRITE != 0, imm & seg_addr::LATER != 0);
+        let checked = self.seg_check(seg, offset, bytes, write);
+        if checked.is_err() && bytes == 10 {
+            // Silicon does eight bytes, then two: a page fault of the first piece comes before the limit of the second.
+            let first = self.seg_check(seg, offset, 8, write);
+            let page =
+                first.and_then(|at| if write { self.probe_write(at, 8) } else { self.load(Ty::I64, at).map(drop) });
+            match (first, page) {
+                (Ok(at), Err(_)) if later => return Ok(at),
+                (Ok(_), Err(fault)) => return Err(fault),
+                _ => {}
+            }
+        }
+        if later { checked.or(Ok(NOWHERE)) } else { checked }
     }
 
     /// Limit and rights of a segment admit the access. Not for 64-bit mode.
