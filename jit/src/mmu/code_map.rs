@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A 64-bit granule map per RAM page.
 pub struct CodeMap {
     /// Indexed by page number of the memory file.
-    pages: Vec<AtomicU64>,
+    pages: Box<[AtomicU64]>,
 }
 
 /// Bits of the granules that `len` bytes at `offset` in a page touch (clipped to the page).
@@ -19,9 +19,10 @@ pub fn granules(offset: u64, len: u64) -> u64 {
 impl CodeMap {
     /// An empty map for all of `ram`.
     pub fn new(ram: &Ram) -> Self {
-        let mut pages = Vec::new();
-        pages.resize_with((ram.size() / PAGE_SIZE) as usize, AtomicU64::default);
-        Self { pages }
+        // Zeroed by the host as it is touched: a large guest costs nothing until it runs code all over.
+        let pages = Box::<[AtomicU64]>::new_zeroed_slice((ram.size() / PAGE_SIZE) as usize);
+        // SAFETY: all zero bits are a valid `AtomicU64`.
+        Self { pages: unsafe { pages.assume_init() } }
     }
 
     fn page(&self, ram: &Ram, gpa: u64) -> Option<&AtomicU64> {
