@@ -46,7 +46,7 @@ pub fn number_in(text: &str, low: u64, high: u64) -> Result<u64, Refusal> {
     }
 }
 
-/// A size in bytes: a number, possibly with a fraction, with a suffix (b, k, M, G, T, P) or in units of `unit` bytes.
+/// A size in bytes: a number, possibly with a fraction, with a suffix (b, k, M, G, T, P, E) or in units of `unit` bytes.
 pub fn size(text: &str, unit: u64) -> Result<u64, Refusal> {
     let bad = || format!("'{text}' is not a size: write a number with k, M, G or T, like 512M or 2G");
     let (digits, scale) = match text.chars().last() {
@@ -58,6 +58,7 @@ pub fn size(text: &str, unit: u64) -> Result<u64, Refusal> {
                 'g' => 3,
                 't' => 4,
                 'p' => 5,
+                'e' => 6,
                 _ => return Err(bad()),
             };
             (&text[..text.len() - 1], 1u64 << (10 * power))
@@ -156,6 +157,7 @@ mod tests {
         assert_eq!(size("2g", 1), Ok(2 << 30));
         assert_eq!(size("1.5G", 1), Ok(3 << 29));
         assert_eq!(size("512k", 1), Ok(512 << 10));
+        assert_eq!(size("1E", 1), Ok(1 << 60));
         assert_eq!(size("4096b", 1 << 20), Ok(4096));
         assert_eq!(size("0x100", 1 << 20), Ok(256 << 20));
         for bad in ["", "G", "1.G", ".5G", "1.5", "4 G", "-1", "1Q", "1GG", "0xG", "é"] {

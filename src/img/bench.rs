@@ -1,0 +1,172 @@
+//! `bench`: how long many equal requests take.
+
+use super::arguments::{Arguments, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, Opt, QUIET};
+use super::images::{self, Named};
+use super::Command;
+use crate::block::BlockBackend;
+use crate::words::values;
+use anyhow::{Result, anyhow, bail};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::Instant;
+
+pub(super) const COMMAND: Command = Command {
+    name: "bench",
+    summary: "Measures how fast requests to an image are",
+    operands: "FILENAME",
+    options: &[
+        QUIET,
+        FORMAT,
+        IMAGE_OPTS,
+        Opt::value(Some('t'), "cache", "writeback|unsafe", "unsafe: do not flush"),
+        Opt::value(Some('c'), "count", "COUNT", "number of requests (75000)"),
+        Opt::value(Some('d'), "depth", "DEPTH", "requests at a time, each on a thread (64)"),
+        Opt::value(Some('o'), "offset", "OFFSET", "where the first one goes (0)"),
+        Opt::value(Some('s'), "buffer-size", "SIZE", "bytes of each (4k)"),
+        Opt::value(Some('S'), "step-size", "SIZE", "bytes from one to the next (the buffer's)"),
+        Opt::value(Some('i'), "aio", "threads", "how requests run"),
+        Opt::refused(Some('n'), "native", None, "requests run on threads; leave it out"),
+        Opt::switch(Some('w'), "write", "write instead of reading"),
+        Opt::value(None, "pattern", "BYTE", "what is written (0)"),
+        Opt::value(None, "flush-interval", "COUNT", "flush after that many requests"),
+        Opt::switch(None, "no-drain", "do not wait for requests under way before a flush"),
+        FORCE_SHARE,
+        OBJECT,
+    ],
+    error_status: 1,
+    run,
+};
+
+/// What is measured.
+struct Plan {
+    write: bool,
+    count: u64,
+    depth: u64,
+    offset: u64,
+    size: u64,
+    step: u64,
+    pattern: u8,
+    flush_interval: u64,
+    drain: bool,
+    /// Whether flushes reach the host.
+    durable: bool,
+}
+
+impl Plan {
+    fn read(arguments: &Arguments) -> Result<Plan> {
+        let size = |v: &str| values::size(v, 1);
+        let at_most = |high| move |v: &str| values::number_in(v, 1, high);
+        let buffer = arguments.parsed("buffer-size", size)?.unwrap_or(4096);
+        if !(1..=1 << 30).contains(&buffer) {
+            bail!("-s: {buffer} is out of range: 1 to 1G");
+        }
+        let pattern = arguments.parsed("pattern", |v| values::number_in(v, 0, 255))?;
+        let flush = arguments.parsed("flush-interval", at_most(u64::from(u32::MAX)))?;
+        let plan = Plan {
+            write: arguments.has("write"),
+            count: arguments.parsed("count", at_most(i32::MAX as u64))?.unwrap_or(75000),
+            depth: arguments.parsed("depth", at_most(1024))?.unwrap_or(64),
+            offset: arguments.parsed("offset", size)?.unwrap_or(0),
+            size: buffer,
+            step: arguments.parsed("step-size", size)?.unwrap_or(0),
+            pattern: pattern.unwrap_or(0) as u8,
+            flush_interval: flush.unwrap_or(0),
+            drain: !arguments.has("no-drain"),
+            durable: arguments.parsed("cache", images::cache)? != Some(images::Cache::Unsafe),
+        };
+        if let Some(option) = arguments.among(&["pattern", "flush-interval"]).next().filter(|_| !plan.write) {
+            bail!("--{option}: only for writes; add -w");
+        }
+        if flush.is_some_and(|f| f < plan.depth) {
+            bail!("--flush-interval: not below the depth, {}; make it larger or set -d", plan.depth);
+        }
+        if !plan.drain && flush.is_none() {
+            bail!("--no-drain: nothing is flushed; add --flush-interval");
+        }
+        arguments.parsed("aio", |v| match v {
+            "threads" => Ok(()),
+            _ => Err(format!("{v} is not supported; there is threads")),
+        })?;
+        Ok(Plan { step: if plan.step == 0 { plan.size } else { plan.step }, ..plan })
+    }
+
+    /// Where request `index` goes on a disk of `len` bytes: around again at the end.
+    fn place(&self, index: u64, len: u64) -> u64 {
+        let room = len - self.size + 1;
+        ((u128::from(self.offset) + u128::from(index) * u128::from(self.step)) % u128::from(room)) as u64
+    }
+}
+
+fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
+    let plan = Plan::read(arguments)?;
+    let [name] = arguments.exactly(["FILENAME"])?;
+    let opened = Named::from(arguments, name, "format")?.open(!plan.write)?;
+    let len = opened.disk.len();
+    if plan.size > len || plan.offset > len - plan.size {
+        bail!("-o: {} bytes at {} lie beyond the end of the disk at {len}; make the image larger", plan.size, plan.offset);
+    }
+    if !arguments.has("quiet") {
+        let (kind, Plan { count, size, depth, offset, step, .. }) = (if plan.write { "write" } else { "read" }, &plan);
+        writeln!(
+            out,
+            "Sending {count} {kind} requests, {size} bytes each, {depth} in parallel (starting at offset {offset}, step \
+             size {step})"
+        )?;
+        if plan.flush_interval > 0 {
+            writeln!(out, "Sending flush every {} requests", plan.flush_interval)?;
+        }
+        out.flush()?;
+    }
+    let start = Instant::now();
+    measure(&plan, &*opened.disk)?;
+    if !arguments.has("quiet") {
+        writeln!(out, "Run completed in {:.3} seconds.", start.elapsed().as_secs_f64())?;
+    }
+    Ok(0)
+}
+
+/// All requests, on as many threads as run at a time.
+fn measure(plan: &Plan, disk: &dyn BlockBackend) -> Result<()> {
+    let next = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    let error = Mutex::new(None);
+    // Requests hold it to read, a flush that waits for them holds it to write.
+    let under_way = RwLock::new(());
+    let work = || -> crate::block::Result<()> {
+        let mut buffer = vec![plan.pattern; plan.size as usize];
+        while !failed.load(Ordering::Relaxed) {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= plan.count {
+                break;
+            }
+            let at = plan.place(index, disk.len());
+            {
+                let _guard = under_way.read().unwrap_or_else(|e| e.into_inner());
+                match plan.write {
+                    true => disk.write(at, &buffer)?,
+                    false => disk.read(at, &mut buffer)?,
+                }
+            }
+            if plan.flush_interval > 0 && (index + 1) % plan.flush_interval == 0 && plan.durable {
+                let _guard = plan.drain.then(|| under_way.write().unwrap_or_else(|e| e.into_inner()));
+                disk.flush()?;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..plan.depth.min(plan.count) {
+            scope.spawn(|| {
+                if let Err(e) = work() {
+                    failed.store(true, Ordering::Relaxed);
+                    error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
+                }
+            });
+        }
+    });
+    match error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        Some(e) => Err(anyhow!(e)),
+        None => Ok(()),
+    }
+}

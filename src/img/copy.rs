@@ -1,0 +1,219 @@
+//! Copies disks into one: pieces of data are read on several threads and written in order.
+
+use super::progress::Progress;
+use crate::block::{BlockBackend, Content};
+use anyhow::{Result, anyhow};
+use crossbeam_channel::{Receiver, Sender};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+/// Bytes read at once.
+pub const PIECE: u64 = 2 << 20;
+
+/// A part of a disk that is copied.
+pub struct Source {
+    /// The disk.
+    pub disk: Arc<dyn BlockBackend>,
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A copy to be made.
+pub struct Copy<'a> {
+    /// What is copied, one after the other.
+    pub sources: &'a [Source],
+    /// Where to.
+    pub target: &'a dyn BlockBackend,
+    /// Runs of zeroes of that many bytes are not written; 0: everything is.
+    pub sparse: u64,
+    /// The target reads as zeroes all over.
+    pub target_is_zero: bool,
+    /// The target lies on what the sources lie on: what a source does not store itself is there.
+    pub over_backing: bool,
+    /// Threads.
+    pub threads: usize,
+    /// Write in the order of the disk.
+    pub ordered: bool,
+}
+
+/// One piece of work.
+struct Piece {
+    /// Place in the order.
+    number: u64,
+    source: usize,
+    /// Where it is read.
+    from: u64,
+    /// Where it is written.
+    to: u64,
+    len: u64,
+    /// It reads as zeroes, so there is nothing to read.
+    zero: bool,
+}
+
+/// Whose turn to write it is.
+#[derive(Default)]
+struct Turn {
+    next: Mutex<u64>,
+    moved: Condvar,
+}
+
+impl Turn {
+    /// Waits until all pieces before `number` are written; false if that will not be.
+    fn wait(&self, number: u64, failed: &AtomicBool) -> bool {
+        let mut next = self.next.lock().unwrap_or_else(|e| e.into_inner());
+        while *next != number {
+            if failed.load(Ordering::Acquire) {
+                return false;
+            }
+            next = self.moved.wait(next).unwrap_or_else(|e| e.into_inner());
+        }
+        true
+    }
+
+    fn pass(&self) {
+        *self.next.lock().unwrap_or_else(|e| e.into_inner()) += 1;
+        self.moved.notify_all();
+    }
+
+    /// Wakes all who wait after a failure.
+    fn release(&self) {
+        let _next = self.next.lock().unwrap_or_else(|e| e.into_inner());
+        self.moved.notify_all();
+    }
+}
+
+impl Copy<'_> {
+    /// Copies, telling `progress` every byte.
+    pub fn run(&self, progress: &Progress) -> Result<()> {
+        let threads = self.threads.max(1);
+        let (give, take) = crossbeam_channel::bounded(threads);
+        let (turn, failed) = (Turn::default(), AtomicBool::new(false));
+        let error = Mutex::new(None);
+        let fail = |e: anyhow::Error| {
+            error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
+            failed.store(true, Ordering::Release);
+            turn.release();
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                let take = take.clone();
+                scope.spawn(|| self.work(take, &turn, &failed, progress).unwrap_or_else(&fail));
+            }
+            // The last receiver must go with the threads, or a failed copy would wait here for ever.
+            drop(take);
+            self.plan(&give, progress).unwrap_or_else(&fail);
+            drop(give);
+        });
+        match error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands out the pieces that have to be written.
+    fn plan(&self, give: &Sender<Piece>, progress: &Progress) -> Result<()> {
+        let (mut number, mut base) = (0, 0);
+        for (source, part) in self.sources.iter().enumerate() {
+            let mut done = 0;
+            while done < part.len {
+                let extent = part.disk.map(part.start + done, part.len - done)?;
+                let zero = extent.content != Content::Data;
+                let skip = match self.over_backing {
+                    true => extent.depth > 0,
+                    false => zero && self.target_is_zero && self.sparse > 0,
+                };
+                let end = done + extent.len;
+                if skip {
+                    progress.add(extent.len);
+                    done = end;
+                }
+                // Zeroes that are told and not written need no buffer, but short pieces show progress.
+                let step = if zero && self.sparse > 0 { 64 * PIECE } else { PIECE };
+                while done < end {
+                    let len = step.min(end - done);
+                    let piece = Piece { number, source, from: part.start + done, to: base + done, len, zero };
+                    if give.send(piece).is_err() {
+                        // All threads failed and told why.
+                        return Ok(());
+                    }
+                    (number, done) = (number + 1, done + len);
+                }
+            }
+            base += part.len;
+        }
+        Ok(())
+    }
+
+    /// One thread.
+    fn work(&self, take: Receiver<Piece>, turn: &Turn, failed: &AtomicBool, progress: &Progress) -> Result<()> {
+        let mut buffer = Vec::new();
+        for piece in take {
+            if failed.load(Ordering::Acquire) {
+                break;
+            }
+            let whole_zero = piece.zero && self.sparse > 0;
+            if !whole_zero {
+                buffer.clear();
+                buffer.resize(piece.len as usize, 0);
+                if !piece.zero {
+                    let source = self.sources.get(piece.source).ok_or_else(|| anyhow!("no such source"))?;
+                    source.disk.read(piece.from, &mut buffer)?;
+                }
+            }
+            let runs = if whole_zero { vec![(piece.len, true)] } else { self.runs(piece.to, &buffer) };
+            if self.ordered && !turn.wait(piece.number, failed) {
+                break;
+            }
+            self.write(&piece, &runs, &buffer)?;
+            turn.pass();
+            progress.add(piece.len);
+        }
+        Ok(())
+    }
+
+    /// Lengths of runs that are zero and that are not, as far as zeroes are looked for.
+    fn runs(&self, at: u64, bytes: &[u8]) -> Vec<(u64, bool)> {
+        if self.sparse == 0 {
+            return vec![(bytes.len() as u64, false)];
+        }
+        let mut runs: Vec<(u64, bool)> = Vec::new();
+        let mut rest = bytes;
+        let mut place = at;
+        while !rest.is_empty() {
+            // Blocks lie at multiples of their size on the target.
+            let len = (self.sparse - place % self.sparse).min(rest.len() as u64);
+            let (block, tail) = rest.split_at(len as usize);
+            let zero = is_zero(block);
+            match runs.last_mut() {
+                Some(run) if run.1 == zero => run.0 += len,
+                _ => runs.push((len, zero)),
+            }
+            (rest, place) = (tail, place + len);
+        }
+        runs
+    }
+
+    fn write(&self, piece: &Piece, runs: &[(u64, bool)], buffer: &[u8]) -> Result<()> {
+        let mut done = 0;
+        for &(len, zero) in runs {
+            let to = piece.to + done;
+            if !zero {
+                let bytes = buffer.get(done as usize..(done + len) as usize).unwrap_or_default();
+                self.target.write(to, bytes)?;
+            } else if !self.target_is_zero || self.over_backing {
+                self.target.write_zeroes(to, len, true)?;
+            }
+            done += len;
+        }
+        Ok(())
+    }
+}
+
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Compared by `memcmp`, which is many times faster than a loop over bytes.
+    const ZEROES: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROES.len()).all(|chunk| Some(chunk) == ZEROES.get(..chunk.len()))
+}
