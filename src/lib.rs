@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod img;
 pub mod words;

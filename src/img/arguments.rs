@@ -31,7 +31,12 @@ impl Opt {
     }
 
     /// One that is not there: `help` says why and what to do instead.
-    pub const fn refused(short: Option<char>, long: &'static str, value: Option<&'static str>, help: &'static str) -> Opt {
+    pub const fn refused(
+        short: Option<char>,
+        long: &'static str,
+        value: Option<&'static str>,
+        help: &'static str,
+    ) -> Opt {
         Opt { short, long, value, help, refused: true }
     }
 
@@ -88,12 +93,7 @@ impl Arguments {
         Ok(this)
     }
 
-    fn long(
-        &mut self,
-        options: &'static [Opt],
-        word: &str,
-        rest: &mut std::slice::Iter<'_, String>,
-    ) -> Result<()> {
+    fn long(&mut self, options: &'static [Opt], word: &str, rest: &mut std::slice::Iter<'_, String>) -> Result<()> {
         let (name, value) = word.split_once('=').map_or((word, None), |(n, v)| (n, Some(v.to_owned())));
         if name == "help" {
             self.help = true;

@@ -1,8 +1,8 @@
 //! `bench`: how long many equal requests take.
 
+use super::Command;
 use super::arguments::{Arguments, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, Opt, QUIET};
 use super::images::{self, Named};
-use super::Command;
 use crate::block::BlockBackend;
 use crate::words::values;
 use anyhow::{Result, anyhow, bail};
@@ -104,7 +104,11 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let opened = Named::from(arguments, name, "format")?.open(!plan.write)?;
     let len = opened.disk.len();
     if plan.size > len || plan.offset > len - plan.size {
-        bail!("-o: {} bytes at {} lie beyond the end of the disk at {len}; make the image larger", plan.size, plan.offset);
+        bail!(
+            "-o: {} bytes at {} lie beyond the end of the disk at {len}; make the image larger",
+            plan.size,
+            plan.offset
+        );
     }
     if !arguments.has("quiet") {
         let (kind, Plan { count, size, depth, offset, step, .. }) = (if plan.write { "write" } else { "read" }, &plan);

@@ -68,7 +68,10 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         return Ok(0);
     }
     let Some((target, sources)) = arguments.operands.split_last().filter(|(_, s)| !s.is_empty()) else {
-        bail!("{} is missing; write sources, then the target", if arguments.operands.is_empty() { "SOURCE" } else { "TARGET" });
+        bail!(
+            "{} is missing; write sources, then the target",
+            if arguments.operands.is_empty() { "SOURCE" } else { "TARGET" }
+        );
     };
     let sparse = arguments.parsed("sparse-size", sparse_size)?.unwrap_or(4096);
     let threads = arguments.parsed("parallel", |v| values::number_in(v, 1, 16))?.unwrap_or(8);
@@ -88,7 +91,11 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     };
     let target = target.open(false)?;
     if target.disk.len() < total {
-        bail!("{}: {} bytes, but {total} are to be copied; make it larger: resize", target.named.shown, target.disk.len());
+        bail!(
+            "{}: {} bytes, but {total} are to be copied; make it larger: resize",
+            target.named.shown,
+            target.disk.len()
+        );
     }
     let progress = Progress::new(arguments.has("progress") && !arguments.has("quiet"), total);
     let copy = Copy {

@@ -41,10 +41,7 @@ const REFUSED: [(&str, &str); 5] = [
 
 /// The text of `-o help`.
 pub fn help(format: Format) -> String {
-    let raw = [
-        ("preallocation=<str>", "what to reserve: off, falloc, full"),
-        ("size=<size>", "size of the disk"),
-    ];
+    let raw = [("preallocation=<str>", "what to reserve: off, falloc, full"), ("size=<size>", "size of the disk")];
     let qcow2 = [
         ("backing_file=<str>", "image below"),
         ("backing_fmt=<str>", "its format"),
@@ -73,9 +70,7 @@ pub fn read<'a>(format: Format, texts: impl Iterator<Item = &'a str>) -> Result<
         list.add(text, None)?;
     }
     let size = list.take_as("size", |v| values::size(v, 1))?;
-    let mode = |v: &str| {
-        Preallocation::from_name(v).map_err(|_| "there are off, metadata, falloc and full".to_owned())
-    };
+    let mode = |v: &str| Preallocation::from_name(v).map_err(|_| "there are off, metadata, falloc and full".to_owned());
     let preallocation = list.take_as("preallocation", mode)?;
     let new = match format {
         Format::Raw => {
@@ -223,7 +218,8 @@ impl NewImage {
                 format!("Formatting '{name}', fmt=raw size={asked}{tail}")
             }
             NewImage::Qcow2 { options: o, compat, preallocated, .. } => {
-                let mut text = format!("Formatting '{name}', fmt=qcow2 cluster_size={} extended_l2=off", o.cluster_size);
+                let mut text =
+                    format!("Formatting '{name}', fmt=qcow2 cluster_size={} extended_l2=off", o.cluster_size);
                 if *preallocated {
                     text += &format!(" preallocation={}", reserved(o.preallocation));
                 }
@@ -278,7 +274,11 @@ mod tests {
                 "-o preallocation=metadata: raw images have no metadata; there are off, falloc and full",
             ),
             (Format::Qcow2, "cluster_size=5k", "-o cluster_size=5k: a power of two from 512 to 2M is needed"),
-            (Format::Qcow2, "compat=0.10,refcount_bits=8", "-o refcount_bits other than 16: not in version 2; use compat=1.1"),
+            (
+                Format::Qcow2,
+                "compat=0.10,refcount_bits=8",
+                "-o refcount_bits other than 16: not in version 2; use compat=1.1",
+            ),
             (Format::Qcow2, "data_file=x", "-o data_file=x: external data files are not made yet"),
         ] {
             assert_eq!(read(format, [text].into_iter()).unwrap_err().to_string(), error);

@@ -1,7 +1,7 @@
 //! What `--help` and `--version` print.
 
-use super::{COMMANDS, Command};
 use super::images::FORMATS;
+use super::{COMMANDS, Command};
 use std::fmt::Write;
 
 /// The version of qemu-img whose command line is followed; clients parse it.
@@ -34,8 +34,10 @@ pub fn all(program: &str) -> String {
 
 /// One command.
 pub fn one(program: &str, command: &Command) -> String {
-    let mut text =
-        format!("{}.\n\nusage: {program} {} [options] {}\n\nOptions:\n", command.summary, command.name, command.operands);
+    let mut text = format!(
+        "{}.\n\nusage: {program} {} [options] {}\n\nOptions:\n",
+        command.summary, command.name, command.operands
+    );
     let mut line = |left: String, help: &str| {
         let _ = writeln!(text, "  {left:<36} {help}");
     };

@@ -13,8 +13,10 @@ use std::sync::Arc;
 pub const FORMATS: [&str; 2] = ["qcow2", "raw"];
 
 /// What stands before a `:` in names that are no files, for the error.
-const PROTOCOLS: [&str; 14] =
-    ["nbd", "http", "https", "ftp", "ftps", "ssh", "iscsi", "rbd", "gluster", "nfs", "fat", "blkdebug", "null-co", "json"];
+const PROTOCOLS: [&str; 14] = [
+    "nbd", "http", "https", "ftp", "ftps", "ssh", "iscsi", "rbd", "gluster", "nfs", "fat", "blkdebug", "null-co",
+    "json",
+];
 
 /// How written data is treated by the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +152,10 @@ mod tests {
         for (list, error) in [
             ("driver=raw", "--image-opts driver=raw: no file; add file.filename=FILE"),
             ("driver=qcow3,filename=a", "--image-opts driver: no image format 'qcow3'; did you mean qcow2?"),
-            ("file.driver=nbd,filename=a", "--image-opts file.driver=nbd: not supported; there are file and host_device"),
+            (
+                "file.driver=nbd,filename=a",
+                "--image-opts file.driver=nbd: not supported; there are file and host_device",
+            ),
         ] {
             assert_eq!(Named::listed(list).unwrap_err().to_string(), error);
         }

@@ -1,8 +1,8 @@
 //! `map`: which parts of a disk are stored, and where.
 
+use super::Command;
 use super::arguments::{Arguments, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Opt};
 use super::images::{Named, Opened};
-use super::Command;
 use crate::block::{Content, Extent};
 use crate::words::values;
 use anyhow::{Result, bail};
@@ -91,7 +91,10 @@ fn as_table(opened: &Opened, all: &[Extent], out: &mut dyn Write) -> Result<()> 
     let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
     for extent in all.iter().filter(|e| e.content == Content::Data) {
         let Some(host) = extent.host_offset.filter(|_| !extent.compressed) else {
-            bail!("{}: has compressed clusters, which stand nowhere as they are; use --output=json", opened.named.shown);
+            bail!(
+                "{}: has compressed clusters, which stand nowhere as they are; use --output=json",
+                opened.named.shown
+            );
         };
         let file = opened.file_at(extent.depth);
         writeln!(out, "{:<16}{:<16}{:<16}{file}", hex(extent.offset), hex(extent.len), hex(host))?;

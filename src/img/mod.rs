@@ -108,7 +108,9 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// A reader that goes early (`| head`) needs no message.
 fn closed_early(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+    error
+        .chain()
+        .any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
 }
 
 /// One line on standard error, whatever the message quotes.
@@ -145,18 +147,19 @@ fn dispatch(program: &str, words: &[String], out: &mut dyn Write) -> Ending {
     let Some(command) = COMMANDS.iter().find(|c| c.name == first) else {
         return Err(fail(unknown(first)));
     };
-    let run = || {
-        let arguments = Arguments::read(command.options, command.prepared(rest).as_slice())?;
-        if arguments.help {
-            out.write_all(help::one(program, command).as_bytes())?;
-            return Ok(0);
-        }
-        (command.run)(&arguments, out)
-    };
-    run().map_err(|e| {
+    call(program, command, rest, out).map_err(|e| {
         let status = e.downcast_ref::<StatusError>().map_or(command.error_status, |s| s.status);
         (status, e.context(command.name))
     })
+}
+
+fn call(program: &str, command: &Command, words: &[String], out: &mut dyn Write) -> Result<u8> {
+    let arguments = Arguments::read(command.options, &command.prepared(words))?;
+    if arguments.help {
+        out.write_all(help::one(program, command).as_bytes())?;
+        return Ok(0);
+    }
+    (command.run)(&arguments, out)
 }
 
 impl Command {

@@ -34,12 +34,15 @@ fn target(text: &str, old: u64) -> Result<u64> {
     } else {
         Some(read(text)?)
     };
-    new.filter(|&n| n <= i64::MAX as u64).ok_or_else(|| anyhow!("SIZE {text}: the disk has {old} bytes; the new size must lie above 0 and below 8E"))
+    new.filter(|&n| n <= i64::MAX as u64)
+        .ok_or_else(|| anyhow!("SIZE {text}: the disk has {old} bytes; the new size must lie above 0 and below 8E"))
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let [name, size] = arguments.exactly(["FILENAME", "SIZE"])?;
-    let preallocation = |v: &str| Preallocation::from_name(v).map_err(|_| format!("no mode '{v}'; there are off, metadata, falloc and full"));
+    let preallocation = |v: &str| {
+        Preallocation::from_name(v).map_err(|_| format!("no mode '{v}'; there are off, metadata, falloc and full"))
+    };
     let preallocation = arguments.parsed("preallocation", preallocation)?.unwrap_or_default();
     // A wrong size is told before the image is touched.
     target(size, i64::MAX as u64 / 2)?;
@@ -51,7 +54,9 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let old = opened.disk.len();
     let new = target(size, old)?.next_multiple_of(512);
     if new < old && !arguments.has("shrink") {
-        bail!("SIZE {size}: smaller than the {old} bytes there are: what lies beyond would be lost; add --shrink to do it");
+        bail!(
+            "SIZE {size}: smaller than the {old} bytes there are: what lies beyond would be lost; add --shrink to do it"
+        );
     }
     if new < old && preallocation != Preallocation::Off {
         bail!("--preallocation: nothing is added when an image gets smaller; leave it out");
