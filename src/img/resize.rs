@@ -58,6 +58,9 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
             "SIZE {size}: smaller than the {old} bytes there are: what lies beyond would be lost; add --shrink to do it"
         );
     }
+    if preallocation == Preallocation::Metadata && opened.image.format() == Format::Raw {
+        bail!("--preallocation=metadata: raw images have no metadata; there are off, falloc and full");
+    }
     if new < old && preallocation != Preallocation::Off {
         bail!("--preallocation: nothing is added when an image gets smaller; leave it out");
     }
