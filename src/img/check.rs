@@ -3,7 +3,7 @@
 use super::arguments::{Arguments, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Opt, QUIET};
 use super::images::{self, Named};
 use super::{Command, StatusError};
-use crate::block::Image;
+use crate::block::Format;
 use crate::block::qcow2::Repair;
 use anyhow::{Result, bail};
 use std::io::Write;
@@ -42,10 +42,9 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
     }
     let [name] = arguments.exactly(["FILENAME"])?;
     let opened = Named::from(arguments, name, "format")?.open(repair.is_none())?;
-    match opened.image {
-        Image::Raw(_) => {
-            let message = format!("{name}: raw images hold nothing that could be checked");
-            Err(StatusError { status: NOTHING_TO_CHECK, message }.into())
-        }
+    if opened.image.format() != Format::Raw {
+        bail!("{name}: {} images cannot be checked yet", opened.image.format().name());
     }
+    let message = format!("{name}: raw images hold nothing that could be checked");
+    Err(StatusError { status: NOTHING_TO_CHECK, message }.into())
 }
