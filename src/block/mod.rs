@@ -13,7 +13,7 @@ mod storage;
 mod vectors;
 
 pub use error::{BlockError, Result};
-pub use probe::{Image, OpenOptions, open, open_storage, probe};
+pub use probe::{Image, MAX_CHAIN, OpenOptions, open, open_storage, probe};
 pub use raw::{Raw, create as create_raw};
 pub use storage::{HostFile, Storage};
 pub use vectors::{slice_mut, slices, total, total_mut};

@@ -1,5 +1,6 @@
 //! Which format a file has, and opening it with its backing chain.
 
+use super::qcow2::Qcow2;
 use super::{BlockBackend, BlockError, Format, HostFile, Raw, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,11 +25,16 @@ impl Default for OpenOptions {
     }
 }
 
+/// The longest chain of backing files that is followed.
+pub const MAX_CHAIN: u32 = 200;
+
 /// An open image.
 #[derive(Clone)]
 pub enum Image {
     /// A raw image.
     Raw(Arc<Raw>),
+    /// A qcow2 image.
+    Qcow2(Arc<Qcow2>),
 }
 
 impl Image {
@@ -36,6 +42,7 @@ impl Image {
     pub fn backend(&self) -> Arc<dyn BlockBackend> {
         match self {
             Image::Raw(raw) => raw.clone(),
+            Image::Qcow2(qcow2) => qcow2.clone(),
         }
     }
 
@@ -43,6 +50,18 @@ impl Image {
     pub fn format(&self) -> Format {
         match self {
             Image::Raw(_) => Format::Raw,
+            Image::Qcow2(_) => Format::Qcow2,
+        }
+    }
+
+    /// The driver with everything that only qcow2 has, or an error that says so.
+    pub fn qcow2(&self) -> Result<&Arc<Qcow2>> {
+        match self {
+            Image::Qcow2(qcow2) => Ok(qcow2),
+            Image::Raw(raw) => Err(BlockError::Unsupported {
+                name: raw.file().name().to_string(),
+                what: "raw images cannot do that; convert it to qcow2 first".to_string(),
+            }),
         }
     }
 }
@@ -79,21 +98,27 @@ pub fn probe(file: &dyn Storage) -> Result<Format> {
 
 /// Opens the image at `path`.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Image> {
-    open_storage(Arc::new(HostFile::open(path, !options.read_only)?), options)
+    open_at_depth(path, options, 0)
 }
 
-/// Opens an image in a file of any kind.
-pub fn open_storage(file: Arc<dyn Storage>, options: &OpenOptions) -> Result<Image> {
+pub(super) fn open_at_depth(path: &Path, options: &OpenOptions, depth: u32) -> Result<Image> {
+    let file = HostFile::open(path, !options.read_only)?;
+    open_with(Arc::new(file), path, options, depth)
+}
+
+/// Opens an image in a file of any kind; `path` is where relative backing files are looked for.
+pub fn open_storage(file: Arc<dyn Storage>, path: &Path, options: &OpenOptions) -> Result<Image> {
+    open_with(file, path, options, 0)
+}
+
+fn open_with(file: Arc<dyn Storage>, path: &Path, options: &OpenOptions, depth: u32) -> Result<Image> {
     let format = match options.format {
         Some(format) => format,
         None => probe(&*file)?,
     };
     match format {
         Format::Raw => Ok(Image::Raw(Arc::new(Raw::new(file, options.read_only)))),
-        Format::Qcow2 => Err(BlockError::Unsupported {
-            name: file.name().to_string(),
-            what: "qcow2 images cannot be opened yet; convert it: qemu-img convert -O raw".to_string(),
-        }),
+        Format::Qcow2 => Ok(Image::Qcow2(Arc::new(Qcow2::open(file, path, options, depth)?))),
         Format::Foreign(format) => {
             let name = file.name().to_string();
             let what = format!(

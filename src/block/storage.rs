@@ -11,6 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// A growing array of bytes that survives: a host file, or what tests put in its place.
 pub trait Storage: Send + Sync {
@@ -60,6 +61,8 @@ pub struct HostFile {
     len: AtomicU64,
     /// Whether something was written since the last flush.
     dirty: AtomicBool,
+    /// Held while flushing: a second flush must not return before the first one that covers it.
+    flushing: Mutex<()>,
 }
 
 /// Parts of one `preadv`: the limit of Linux (IOV_MAX).
@@ -91,7 +94,15 @@ impl HostFile {
         }
         // st_size is 0 for block devices; seeking tells their size.
         let len = file.seek(SeekFrom::End(0)).map_err(|e| failed(&name, "cannot find the end", e))?;
-        Ok(HostFile { file, name, path: path.into(), device, len: len.into(), dirty: false.into() })
+        Ok(HostFile {
+            file,
+            name,
+            path: path.into(),
+            device,
+            len: len.into(),
+            dirty: false.into(),
+            flushing: Mutex::new(()),
+        })
     }
 
     /// The path it was opened by.
@@ -185,6 +196,7 @@ impl Storage for HostFile {
     }
 
     fn flush(&self) -> Result<()> {
+        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }

@@ -70,6 +70,7 @@ pub(crate) fn scatter(bufs: &mut [IoSliceMut<'_>], mut from: &[u8]) {
 }
 
 /// All bytes of `bufs` in one.
+#[cfg(test)]
 pub(crate) fn gather(bufs: &[IoSlice<'_>]) -> Vec<u8> {
     let mut all = Vec::with_capacity(total(bufs) as usize);
     for buf in bufs {

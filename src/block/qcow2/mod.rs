@@ -1,5 +1,239 @@
 //! QEMU's copy-on-write format, versions 2 and 3 (QEMU: docs/interop/qcow2.rst).
+//!
+//! Locks, in the order they are taken: `quiet`, then `meta`. Requests hold `quiet` for reading
+//! over their data I/O, so that no cluster they found is given out anew meanwhile; what frees
+//! clusters holds it for writing. `meta` is held for lookups and table changes only.
 
+mod cache;
+mod chain;
+mod check;
+mod compress;
+mod create;
+mod header;
+mod layout;
+mod meta;
 mod options;
+mod read;
+mod refcount;
+mod resize;
+mod snapshot;
+mod table;
+#[cfg(test)]
+mod tests;
+mod write;
+mod zero;
 
+pub use create::{create, create_in};
 pub use options::{CheckReport, Compression, CreateOptions, Info, Repair, SnapshotInfo};
+
+use super::{
+    BlockBackend, BlockError, Extent, Format, Image, OpenOptions, Preallocation, Result, Storage, check_range,
+};
+use header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
+use layout::Layout;
+use meta::{InFlight, Meta};
+use std::io::{IoSlice, IoSliceMut};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// An open qcow2 image.
+pub struct Qcow2 {
+    file: Arc<dyn Storage>,
+    layout: Layout,
+    compression: Compression,
+    read_only: bool,
+    backing: Option<Image>,
+    size: AtomicU64,
+    quiet: Quiet,
+    meta: Mutex<Meta>,
+    /// Some allocation has ended.
+    landed: Condvar,
+}
+
+/// See the module: a lock whose poisoning says nothing, since it guards no data.
+struct Quiet(RwLock<()>);
+
+impl Quiet {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, ()> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, ()> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Qcow2 {
+    /// Opens an image in `file`; `path` is where relative backing files are looked for, `depth`
+    /// how many images stand above this one.
+    pub(super) fn open(file: Arc<dyn Storage>, path: &Path, options: &OpenOptions, depth: u32) -> Result<Qcow2> {
+        let header = Header::read(&*file)?;
+        let name = file.name().to_string();
+        if header.incompatible & CORRUPT != 0 && !options.read_only && !options.for_check {
+            let what = "marked corrupt; repair it with brolga-img check -r all, or open it read-only".to_string();
+            return Err(BlockError::Corrupt { name, what });
+        }
+        let mut meta = Meta::load(file.clone(), header)?;
+        if !options.read_only && !options.for_check {
+            prepare_for_writing(&mut meta)?;
+        }
+        let header = &meta.header;
+        let backing = match &header.backing_file {
+            Some(named) if options.backing => {
+                Some(chain::open_backing(path, named, header.backing_format().as_deref(), depth)?)
+            }
+            _ => None,
+        };
+        Ok(Qcow2 {
+            layout: meta.layout,
+            compression: header.compression,
+            read_only: options.read_only,
+            backing,
+            size: header.size.into(),
+            quiet: Quiet(RwLock::new(())),
+            meta: Mutex::new(meta),
+            landed: Condvar::new(),
+            file,
+        })
+    }
+
+    fn meta(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writable(&self) -> Result<()> {
+        match self.read_only {
+            true => Err(BlockError::ReadOnly { name: self.file.name().to_string() }),
+            false => Ok(()),
+        }
+    }
+
+    /// What the header says.
+    pub fn info(&self) -> Info {
+        let meta = self.meta();
+        let header = &meta.header;
+        Info {
+            version: header.version,
+            cluster_size: self.layout.cluster(),
+            refcount_bits: 1 << header.refcount_order,
+            lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
+            dirty: header.incompatible & DIRTY != 0,
+            corrupt: header.incompatible & CORRUPT != 0,
+            compression: header.compression,
+            backing_file: header.backing_file.clone(),
+            backing_format: header.backing_format(),
+        }
+    }
+
+    /// The backing image, if there is one and it was opened.
+    pub fn backing(&self) -> Option<&Image> {
+        self.backing.as_ref()
+    }
+
+    /// The host file.
+    pub fn file(&self) -> &Arc<dyn Storage> {
+        &self.file
+    }
+
+    /// Names another backing file in the header, or none. Content is not touched, and this open
+    /// image goes on with the file it has: `rebase -u`.
+    pub fn set_backing(&self, backing: Option<(&str, Option<Format>)>) -> Result<()> {
+        self.writable()?;
+        let mut meta = self.meta();
+        let before = meta.header.clone();
+        meta.header.set_backing(backing.map(|(file, format)| (file, format.map(Format::name))));
+        if let Err(e) = meta.write_header() {
+            meta.header = before;
+            return Err(e);
+        }
+        self.file.flush()
+    }
+
+    /// Makes everything durable. Dropping does it too but cannot tell of errors.
+    pub fn close(&self) -> Result<()> {
+        if self.read_only { Ok(()) } else { self.flush() }
+    }
+}
+
+/// What a first write relies on: right counts, and no feature kept that we would make wrong.
+fn prepare_for_writing(meta: &mut Meta) -> Result<()> {
+    if meta.header.incompatible & DIRTY != 0 {
+        let report = meta.check(Repair::All)?;
+        meta.commit()?;
+        meta.file.flush()?;
+        if report.corruptions > report.corruptions_fixed {
+            return meta.corrupt("reference counts could not be repaired; run brolga-img check".to_string());
+        }
+        meta.mark(DIRTY, false)?;
+    }
+    // Autoclear features (bitmaps) would no longer fit to the content (qcow2.rst, bytes 88-95).
+    if meta.header.autoclear != 0 {
+        meta.header.autoclear = 0;
+        meta.write_header()?;
+        meta.file.flush()?;
+    }
+    Ok(())
+}
+
+impl BlockBackend for Qcow2 {
+    fn len(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        check_range(offset, super::total_mut(bufs), self.len())?;
+        let _quiet = self.quiet.read();
+        self.read_quiet(offset, bufs)
+    }
+
+    fn writev(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        self.writable()?;
+        let len = super::total(bufs);
+        check_range(offset, len, self.len())?;
+        let _quiet = self.quiet.read();
+        self.write_quiet(offset, bufs, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.meta().commit()?;
+        self.file.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.writable()?;
+        check_range(offset, len, self.len())?;
+        self.discard_range(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        self.writable()?;
+        check_range(offset, len, self.len())?;
+        self.zero_range(offset, len, unmap)
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Result<Extent> {
+        check_range(offset, len, self.len())?;
+        self.map_quiet(offset, len.max(1))
+    }
+
+    fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()> {
+        self.writable()?;
+        self.resize_to(len, preallocation)
+    }
+}
+
+impl Drop for Qcow2 {
+    fn drop(&mut self) {
+        if let Err(e) = self.close() {
+            tracing::error!("{e}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The tables in memory, and the order in which they reach the file.
+//!
+//! At every moment the file holds at most leaks. That rests on one order, kept by
+//! [`Meta::commit`]: refcount blocks, then the refcount table, then L2 tables, then the L1 table,
+//! with a flush between; only after that are the clusters counted down that these tables no
+//! longer name ([`Meta::release`]), and only then can they be given out again.
+
+use super::cache::Cache;
+use super::header::{Header, be64, corrupt};
+use super::layout::{Layout, OFFSET};
+use super::snapshot::{self, Snapshot};
+use crate::block::{Result, Storage};
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Clusters that wait for their release; more force a commit.
+const MAX_WAITING: usize = 1 << 16;
+/// Table entries written at once.
+const SECTOR_ENTRIES: usize = 64;
+
+/// A table that is in memory whole: L1 or refcount table.
+pub(super) struct FlatTable {
+    pub(super) entries: Vec<u64>,
+    /// Changed entries that the file has not.
+    dirty: Option<Range<usize>>,
+}
+
+impl FlatTable {
+    pub(super) fn new(entries: Vec<u64>) -> FlatTable {
+        FlatTable { entries, dirty: None }
+    }
+
+    pub(super) fn read(file: &dyn Storage, offset: u64, entries: usize) -> Result<FlatTable> {
+        let mut bytes = vec![0; entries * 8];
+        file.read(offset, &mut bytes)?;
+        Ok(FlatTable::new((0..entries).map(|i| be64(&bytes, i * 8)).collect()))
+    }
+
+    pub(super) fn get(&self, index: usize) -> u64 {
+        self.entries.get(index).copied().unwrap_or(0)
+    }
+
+    pub(super) fn set(&mut self, index: usize, value: u64) {
+        if let Some(entry) = self.entries.get_mut(index) {
+            *entry = value;
+            let old = self.dirty.take().unwrap_or(index..index);
+            self.dirty = Some(old.start.min(index)..old.end.max(index + 1));
+        }
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.is_some()
+    }
+
+    pub(super) fn bytes(&self, range: Range<usize>) -> Vec<u8> {
+        self.entries.get(range).unwrap_or_default().iter().flat_map(|e| e.to_be_bytes()).collect()
+    }
+
+    /// Writes the changed sectors of a table that starts at `offset`.
+    fn write(&mut self, file: &dyn Storage, offset: u64) -> Result<()> {
+        if let Some(range) = self.dirty.clone() {
+            let start = range.start / SECTOR_ENTRIES * SECTOR_ENTRIES;
+            let end = range.end.next_multiple_of(SECTOR_ENTRIES).min(self.entries.len());
+            file.write(offset + start as u64 * 8, &self.bytes(start..end))?;
+            self.dirty = None;
+        }
+        Ok(())
+    }
+}
+
+/// A guest range whose clusters are being allocated by some request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InFlight {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// All metadata of one image.
+pub(super) struct Meta {
+    pub(super) file: Arc<dyn Storage>,
+    pub(super) layout: Layout,
+    pub(super) header: Header,
+    pub(super) l1: FlatTable,
+    pub(super) reftable: FlatTable,
+    pub(super) l2: Cache,
+    pub(super) blocks: Cache,
+    pub(super) snapshots: Vec<Snapshot>,
+    /// Bytes of the snapshot table in the file.
+    pub(super) snapshot_bytes: u64,
+    /// No cluster below this index is free.
+    pub(super) first_free: u64,
+    /// Where the next compressed cluster may start; 0 if a new host cluster is needed.
+    pub(super) packing: u64,
+    /// Host clusters to be counted down once, by index, when no table in the file names them.
+    pub(super) waiting: Vec<u64>,
+    pub(super) in_flight: Vec<InFlight>,
+    /// Host offsets of the active L2 tables and the refcount blocks: never data.
+    pub(super) tables: HashSet<u64>,
+}
+
+impl Meta {
+    /// Reads all tables that stay in memory.
+    pub(super) fn load(file: Arc<dyn Storage>, header: Header) -> Result<Meta> {
+        let layout = Layout::of(&header);
+        let l1 = FlatTable::read(&*file, header.l1_offset, header.l1_size as usize)?;
+        let entries = u64::from(header.reftable_clusters) * layout.cluster() / 8;
+        let reftable = FlatTable::read(&*file, header.reftable_offset, entries as usize)?;
+        let (snapshots, snapshot_bytes) = snapshot::read_table(&*file, &header)?;
+        let mut meta = Meta {
+            file,
+            layout,
+            header,
+            l1,
+            reftable,
+            l2: Cache::new(layout.cluster()),
+            blocks: Cache::new(layout.cluster()),
+            snapshots,
+            snapshot_bytes,
+            first_free: 0,
+            packing: 0,
+            waiting: Vec::new(),
+            in_flight: Vec::new(),
+            tables: HashSet::new(),
+        };
+        meta.index_tables();
+        Ok(meta)
+    }
+
+    /// Builds the set of clusters that hold tables.
+    pub(super) fn index_tables(&mut self) {
+        let entries = self.l1.entries.iter().chain(&self.reftable.entries);
+        self.tables = entries.map(|e| e & OFFSET).filter(|&o| o != 0).collect();
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.file.name()
+    }
+
+    /// Damage found in the file.
+    pub(super) fn corrupt<T>(&self, what: String) -> Result<T> {
+        Err(corrupt(self.file.name(), what))
+    }
+
+    /// Writes the header with its present values.
+    pub(super) fn write_header(&self) -> Result<()> {
+        self.file.write(0, &self.header.to_bytes(self.name())?)
+    }
+
+    /// Sets or clears incompatible feature bits, durably. Version 2 has none.
+    pub(super) fn mark(&mut self, bits: u64, on: bool) -> Result<()> {
+        let old = self.header.incompatible;
+        let new = if on { old | bits } else { old & !bits };
+        if self.header.version < 3 || new == old {
+            return Ok(());
+        }
+        self.file.flush()?;
+        self.header.incompatible = new;
+        self.write_header()?;
+        self.file.flush()
+    }
+
+    /// Brings all tables to the file in the safe order. Data and tables that were written before
+    /// are durable afterwards, the last tables only with the next flush of the file.
+    pub(super) fn commit(&mut self) -> Result<()> {
+        self.write_blocks()?;
+        if self.l2.any_dirty() {
+            self.file.flush()?;
+            for offset in self.l2.dirty() {
+                self.write_table(offset)?;
+            }
+        }
+        if self.l1.is_dirty() {
+            self.file.flush()?;
+            self.l1.write(&*self.file, self.header.l1_offset)?;
+        }
+        if !self.waiting.is_empty() {
+            self.file.flush()?;
+            self.count_down()?;
+        }
+        Ok(())
+    }
+
+    fn write_table(&mut self, offset: u64) -> Result<()> {
+        if let Some(bytes) = self.l2.get(offset) {
+            self.file.write(offset, bytes)?;
+        }
+        self.l2.cleaned(offset);
+        Ok(())
+    }
+
+    /// The first half of a commit: counts are in the file before anything that relies on them.
+    pub(super) fn write_blocks(&mut self) -> Result<()> {
+        for offset in self.blocks.dirty() {
+            if let Some(bytes) = self.blocks.get(offset) {
+                self.file.write(offset, bytes)?;
+            }
+            self.blocks.cleaned(offset);
+        }
+        if self.reftable.is_dirty() {
+            self.file.flush()?;
+            self.reftable.write(&*self.file, self.header.reftable_offset)?;
+        }
+        Ok(())
+    }
+
+    /// Commits if very many clusters wait for their release.
+    pub(super) fn relieve(&mut self) -> Result<()> {
+        if self.waiting.len() > MAX_WAITING { self.commit() } else { Ok(()) }
+    }
+
+    /// Makes room in the cache of L2 tables.
+    pub(super) fn room_for_l2(&mut self) -> Result<()> {
+        if self.l2.full() {
+            self.commit()?;
+            self.l2.evict();
+        }
+        Ok(())
+    }
+
+    /// Makes room in the cache of refcount blocks. Counts may always be written early: up means a
+    /// leak at worst, and down happens only when nothing in the file refers to the cluster.
+    pub(super) fn room_for_block(&mut self) -> Result<()> {
+        if self.blocks.full() {
+            self.write_blocks()?;
+            self.blocks.evict();
+        }
+        Ok(())
+    }
+
+    /// The metadata that `host..host + len` would overwrite, if any.
+    pub(super) fn overlap(&self, host: u64, len: u64) -> Option<&'static str> {
+        let end = host.saturating_add(len);
+        let meets = |offset: u64, size: u64| size > 0 && host < offset.saturating_add(size) && offset < end;
+        let cluster = self.layout.cluster();
+        let reftable = u64::from(self.header.reftable_clusters) * cluster;
+        if meets(0, cluster) {
+            return Some("the header");
+        }
+        if meets(self.header.reftable_offset, reftable) {
+            return Some("the refcount table");
+        }
+        if meets(self.header.l1_offset, self.l1.entries.len() as u64 * 8) {
+            return Some("the L1 table");
+        }
+        if meets(self.header.snapshots_offset, self.snapshot_bytes) {
+            return Some("the snapshot table");
+        }
+        if self.snapshots.iter().any(|s| meets(s.l1_offset, u64::from(s.l1_size) * 8)) {
+            return Some("the L1 table of a snapshot");
+        }
+        let mut at = self.layout.floor(host);
+        while at < end {
+            if self.tables.contains(&at) {
+                return Some("an L2 table or refcount block");
+            }
+            at += cluster;
+        }
+        None
+    }
+
+    /// Fails, and marks the image corrupt, if a write to this place would destroy metadata.
+    pub(super) fn guard(&mut self, host: u64, len: u64) -> Result<()> {
+        let Some(what) = self.overlap(host, len) else { return Ok(()) };
+        self.mark(super::header::CORRUPT, true)?;
+        self.corrupt(format!("a write to {host:#x} would overwrite {what}; repair it with brolga-img check -r all"))
+    }
+}

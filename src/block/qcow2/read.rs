@@ -1,0 +1,99 @@
+//! Reading, and telling what is where.
+
+use super::layout::Mapping;
+use super::{Qcow2, compress};
+use crate::block::vectors::{fill_zero, scatter};
+use crate::block::{Content, Extent, Result, slice_mut, total_mut};
+use std::io::IoSliceMut;
+
+impl Qcow2 {
+    /// Reads, with the caller holding `quiet`: no cluster that is found here can be given away.
+    pub(super) fn read_quiet(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let len = total_mut(bufs);
+        let mut done = 0;
+        while done < len {
+            let at = offset + done;
+            let run = self.meta().run(at, len - done)?;
+            let within = at & (self.layout.cluster() - 1);
+            let mut step = run.len;
+            match run.mapping {
+                Mapping::Zero { .. } => fill_zero(&mut slice_mut(bufs, done, step)),
+                Mapping::Unallocated => self.read_below(at, &mut slice_mut(bufs, done, step))?,
+                Mapping::Data { host, .. } => self.file.readv(host + within, &mut slice_mut(bufs, done, step))?,
+                Mapping::Compressed { host, len } => {
+                    step = step.min(self.layout.cluster() - within);
+                    let cluster = self.unpacked(host, len)?;
+                    let part = cluster.get(within as usize..(within + step) as usize).unwrap_or_default();
+                    scatter(&mut slice_mut(bufs, done, step), part);
+                }
+            }
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Reads from the backing file, zeroes where it ends.
+    fn read_below(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let Some(backing) = &self.backing else {
+            fill_zero(bufs);
+            return Ok(());
+        };
+        let (below, len) = (backing.backend(), total_mut(bufs));
+        let there = below.len().saturating_sub(offset).min(len);
+        if there > 0 {
+            below.readv(offset, &mut slice_mut(bufs, 0, there))?;
+        }
+        fill_zero(&mut slice_mut(bufs, there, len - there));
+        Ok(())
+    }
+
+    /// The content of a compressed cluster.
+    fn unpacked(&self, host: u64, len: u64) -> Result<Vec<u8>> {
+        let mut packed = vec![0; len as usize];
+        self.file.read(host, &mut packed)?;
+        let size = self.layout.cluster() as usize;
+        compress::unpack(&packed, size, self.compression).map_err(|what| {
+            super::header::corrupt(self.file.name(), format!("compressed cluster at {host:#x}: {what}"))
+        })
+    }
+
+    /// [`BlockBackend::map`] with the range checked.
+    pub(super) fn map_quiet(&self, offset: u64, len: u64) -> Result<Extent> {
+        let run = self.meta().run(offset, len)?;
+        let within = offset & (self.layout.cluster() - 1);
+        let mut extent =
+            Extent { offset, len: run.len, content: Content::Data, depth: 0, host_offset: None, compressed: false };
+        match run.mapping {
+            Mapping::Data { host, .. } => extent.host_offset = Some(host + within),
+            Mapping::Zero { host, .. } => {
+                extent.content = Content::Zero;
+                extent.host_offset = host.map(|h| h + within);
+            }
+            Mapping::Compressed { .. } => extent.compressed = true,
+            Mapping::Unallocated => {
+                let below = self.backing.as_ref().map(|b| b.backend());
+                match below.filter(|b| offset < b.len()) {
+                    Some(below) => {
+                        extent = below.map(offset, run.len.min(below.len() - offset))?;
+                        extent.depth += 1;
+                    }
+                    None => extent.content = Content::Hole,
+                }
+            }
+        }
+        Ok(extent)
+    }
+
+    /// Whether `offset..offset + len` surely reads as zeroes without looking at data.
+    pub(super) fn known_zero(&self, offset: u64, len: u64) -> Result<bool> {
+        let mut at = offset;
+        while at < offset + len {
+            let extent = self.map_quiet(at, offset + len - at)?;
+            if extent.content == Content::Data {
+                return Ok(false);
+            }
+            at += extent.len;
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,343 @@
+//! Internal snapshots (qcow2.rst, "Snapshots").
+
+use super::Qcow2;
+use super::compress::referred;
+use super::header::{DIRTY, Header, MAX_L1_BYTES, be32, be64, corrupt};
+use super::layout::{COMPRESSED, COPIED, Mapping, OFFSET};
+use super::meta::{FlatTable, Meta};
+use super::options::SnapshotInfo;
+use crate::block::{BlockError, Result, Storage};
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A larger snapshot table is refused.
+const MAX_TABLE_BYTES: u64 = 64 << 20;
+/// Extra data of one entry beyond this is refused.
+const MAX_EXTRA: u32 = 1024;
+
+/// One entry of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    pub(super) info: SnapshotInfo,
+    pub(super) l1_offset: u64,
+    pub(super) l1_size: u32,
+    /// Extra data behind the fields that we know, kept as it is.
+    unknown: Vec<u8>,
+}
+
+/// Reads the snapshot table: entries, and its length in bytes.
+pub(super) fn read_table(file: &dyn Storage, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
+    let mut snapshots = Vec::new();
+    let mut at = header.snapshots_offset;
+    for number in 0..header.snapshots {
+        let bad = |what: &str| corrupt(file.name(), format!("snapshot {number} at {at:#x}: {what}"));
+        if at - header.snapshots_offset > MAX_TABLE_BYTES {
+            return Err(bad("the table is too long"));
+        }
+        let mut fixed = [0; 40];
+        file.read(at, &mut fixed)?;
+        let extra = be32(&fixed, 36);
+        if extra > MAX_EXTRA {
+            return Err(bad("too much extra data"));
+        }
+        let id_len = usize::from(u16::from_be_bytes([fixed[12], fixed[13]]));
+        let name_len = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
+        let mut rest = vec![0; extra as usize + id_len + name_len + 8];
+        file.read(at + 40, &mut rest)?;
+        let (extra_data, texts) = rest.split_at(extra as usize);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        // What the extra data does not reach to has its default (qcow2.rst, "Snapshot table entry").
+        let field = |at: usize| (at + 8 <= extra_data.len()).then(|| be64(extra_data, at));
+        let snapshot = Snapshot {
+            info: SnapshotInfo {
+                id: text(&texts[..id_len]),
+                name: text(&texts[id_len..id_len + name_len]),
+                vm_state_size: field(0).unwrap_or(u64::from(be32(&fixed, 32))),
+                date_sec: be32(&fixed, 16),
+                date_nsec: be32(&fixed, 20),
+                vm_clock_nsec: be64(&fixed, 24),
+                icount: field(16).filter(|&n| n != u64::MAX),
+                disk_size: field(8).unwrap_or(header.size),
+            },
+            l1_offset: be64(&fixed, 0),
+            l1_size: be32(&fixed, 8),
+            unknown: extra_data.get(24..).unwrap_or_default().to_vec(),
+        };
+        if u64::from(snapshot.l1_size) * 8 > MAX_L1_BYTES || snapshot.l1_offset & ((1 << header.cluster_bits) - 1) != 0
+        {
+            return Err(bad("impossible L1 table"));
+        }
+        snapshots.push(snapshot);
+        at += (40 + extra as u64 + (id_len + name_len) as u64).next_multiple_of(8);
+    }
+    Ok((snapshots, at - header.snapshots_offset))
+}
+
+fn table_bytes(snapshots: &[Snapshot]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for Snapshot { info, l1_offset, l1_size, unknown } in snapshots {
+        bytes.extend_from_slice(&l1_offset.to_be_bytes());
+        bytes.extend_from_slice(&l1_size.to_be_bytes());
+        bytes.extend_from_slice(&(info.id.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(&(info.name.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(&info.date_sec.to_be_bytes());
+        bytes.extend_from_slice(&info.date_nsec.to_be_bytes());
+        bytes.extend_from_slice(&info.vm_clock_nsec.to_be_bytes());
+        bytes.extend_from_slice(&u32::try_from(info.vm_state_size).unwrap_or(0).to_be_bytes());
+        bytes.extend_from_slice(&(24 + unknown.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(&info.vm_state_size.to_be_bytes());
+        bytes.extend_from_slice(&info.disk_size.to_be_bytes());
+        bytes.extend_from_slice(&info.icount.unwrap_or(u64::MAX).to_be_bytes());
+        bytes.extend_from_slice(unknown);
+        bytes.extend_from_slice(info.id.as_bytes());
+        bytes.extend_from_slice(info.name.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    bytes
+}
+
+impl Meta {
+    /// Puts another snapshot table in the file and names it in the header.
+    fn switch_snapshots(&mut self, snapshots: Vec<Snapshot>) -> Result<()> {
+        let bytes = table_bytes(&snapshots);
+        let host = match self.layout.clusters(bytes.len() as u64) {
+            0 => 0,
+            clusters => self.allocate_exactly(clusters)?,
+        };
+        self.write_blocks()?;
+        self.file.write(host, &bytes)?;
+        self.file.flush()?;
+        let (old, old_bytes) = (self.header.snapshots_offset, self.snapshot_bytes);
+        let before = self.header.clone();
+        (self.header.snapshots_offset, self.header.snapshots) = (host, snapshots.len() as u32);
+        if let Err(e) = self.write_header() {
+            self.header = before;
+            return Err(e);
+        }
+        (self.snapshots, self.snapshot_bytes) = (snapshots, bytes.len() as u64);
+        self.file.flush()?;
+        if old_bytes > 0 {
+            self.release(old, old_bytes);
+        }
+        Ok(())
+    }
+
+    /// Counts one reference more to all that an L1 table leads to.
+    fn count_tree_up(&mut self, l1: &[u64]) -> Result<()> {
+        let mut counted = Vec::new();
+        let result = self.count_tree_up_into(l1, &mut counted);
+        if result.is_err() {
+            for cluster in counted {
+                let count = self.refcount(cluster)?;
+                self.set_refcount(cluster, count.saturating_sub(1))?;
+            }
+        }
+        result
+    }
+
+    fn count_tree_up_into(&mut self, l1: &[u64], counted: &mut Vec<u64>) -> Result<()> {
+        let bits = self.layout.cluster_bits;
+        for table in l1.iter().map(|e| e & OFFSET).filter(|&t| t != 0) {
+            let mut clusters = vec![table >> bits];
+            for entry in self.l2_entries(table)? {
+                let mapping = self.layout.mapping(entry, self.file.name())?;
+                if let Some((host, len)) = referred(mapping, self.layout.cluster()) {
+                    clusters.extend(host >> bits..=(host + len - 1) >> bits);
+                }
+            }
+            for cluster in clusters {
+                self.count_up(cluster)?;
+                counted.push(cluster);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back one reference to all that an L1 table leads to, after the next commit.
+    fn release_tree(&mut self, l1: &[u64]) -> Result<()> {
+        for table in l1.iter().map(|e| e & OFFSET).filter(|&t| t != 0) {
+            for entry in self.l2_entries(table)? {
+                self.release_entry(entry, 0)?;
+            }
+            self.release(table, self.layout.cluster());
+        }
+        Ok(())
+    }
+
+    /// Makes the "copied" flags of the active tables say what the counts say; how many were wrong.
+    pub(super) fn refresh_copied(&mut self) -> Result<u64> {
+        let bits = self.layout.cluster_bits;
+        let mut wrong = 0;
+        for index in 0..self.l1.entries.len() {
+            let entry = self.l1.get(index);
+            let table = entry & OFFSET;
+            if table == 0 {
+                continue;
+            }
+            let flag = if self.refcount(table >> bits)? == 1 { COPIED } else { 0 };
+            if entry != table | flag {
+                self.l1.set(index, table | flag);
+                wrong += 1;
+            }
+            wrong += self.refresh_table(table)?;
+        }
+        Ok(wrong)
+    }
+
+    fn refresh_table(&mut self, table: u64) -> Result<u64> {
+        let bits = self.layout.cluster_bits;
+        let mut wrong = 0;
+        for (index, entry) in self.l2_entries(table)?.into_iter().enumerate() {
+            let host = match self.layout.mapping(entry, self.file.name())? {
+                Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. } => Some(host),
+                _ => None,
+            };
+            let flag = match host {
+                Some(host) if self.refcount(host >> bits)? == 1 => COPIED,
+                _ => 0,
+            };
+            // Bit 63 of a compressed entry must be 0.
+            if entry & COPIED != flag {
+                debug_assert!(flag == 0 || entry & COMPRESSED == 0);
+                self.load_l2(table)?;
+                if let Some(bytes) = self.l2.get_mut(table).and_then(|t| t.get_mut(index * 8..index * 8 + 8)) {
+                    bytes.copy_from_slice(&((entry & !COPIED) | flag).to_be_bytes());
+                }
+                wrong += 1;
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Finds a snapshot: by id first, then by name.
+    fn find_snapshot(&self, wanted: &str) -> Result<usize> {
+        let by_id = self.snapshots.iter().position(|s| s.info.id == wanted);
+        let found = by_id.or_else(|| self.snapshots.iter().position(|s| s.info.name == wanted));
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.snapshots.iter().map(|s| s.info.name.as_str()).collect();
+            let there =
+                if names.is_empty() { "there are none".into() } else { format!("there are {}", names.join(", ")) };
+            BlockError::Invalid { what: format!("{}: no snapshot '{wanted}'; {there}", self.name()) }
+        })
+    }
+
+    fn add_snapshot(&mut self, name: &str, when: SystemTime) -> Result<String> {
+        let highest = self.snapshots.iter().filter_map(|s| s.info.id.parse::<u64>().ok()).max();
+        let since = when.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let id = highest.unwrap_or(0).saturating_add(1).to_string();
+        let entries: Vec<u64> = self.l1.entries.iter().map(|e| e & OFFSET).collect();
+        self.count_tree_up(&entries)?;
+        self.refresh_copied()?;
+        self.commit()?;
+        let l1 = FlatTable::new(entries);
+        let bytes = l1.bytes(0..l1.entries.len());
+        let host = match self.layout.clusters(bytes.len() as u64) {
+            0 => 0,
+            clusters => self.allocate_exactly(clusters)?,
+        };
+        self.file.write(host, &bytes)?;
+        let mut snapshots = self.snapshots.clone();
+        snapshots.push(Snapshot {
+            info: SnapshotInfo {
+                id: id.clone(),
+                name: name.to_string(),
+                vm_state_size: 0,
+                date_sec: u32::try_from(since.as_secs()).unwrap_or(u32::MAX),
+                date_nsec: since.subsec_nanos(),
+                vm_clock_nsec: 0,
+                icount: None,
+                disk_size: self.header.size,
+            },
+            l1_offset: host,
+            l1_size: l1.entries.len() as u32,
+            unknown: Vec::new(),
+        });
+        self.switch_snapshots(snapshots)?;
+        Ok(id)
+    }
+
+    fn go_to_snapshot(&mut self, index: usize) -> Result<()> {
+        let Some(snapshot) = self.snapshots.get(index).cloned() else { return Ok(()) };
+        let size = snapshot.info.disk_size;
+        let mut entries = self.foreign_l1(snapshot.l1_offset, snapshot.l1_size)?;
+        let needed = size.div_ceil(self.layout.per_l1());
+        if needed * 8 > MAX_L1_BYTES || size > i64::MAX as u64 {
+            return self.corrupt(format!("snapshot '{}' has {size} bytes", snapshot.info.name));
+        }
+        entries.iter_mut().for_each(|e| *e &= OFFSET);
+        entries.resize(entries.len().max(needed as usize), 0);
+        self.count_tree_up(&entries)?;
+        let old = self.l1.entries.clone();
+        self.switch_l1(entries, size)?;
+        self.release_tree(&old)?;
+        self.commit()?;
+        self.refresh_copied()?;
+        Ok(())
+    }
+
+    fn remove_snapshot(&mut self, index: usize) -> Result<()> {
+        let mut snapshots = self.snapshots.clone();
+        let gone = snapshots.remove(index);
+        let entries = self.foreign_l1(gone.l1_offset, gone.l1_size)?;
+        self.switch_snapshots(snapshots)?;
+        self.release_tree(&entries)?;
+        if gone.l1_size > 0 {
+            self.release(gone.l1_offset, u64::from(gone.l1_size) * 8);
+        }
+        self.commit()?;
+        self.refresh_copied()?;
+        Ok(())
+    }
+}
+
+impl Qcow2 {
+    /// The internal snapshots in the order of the file.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.meta().snapshots.iter().map(|s| s.info.clone()).collect()
+    }
+
+    /// Keeps the present content under a name; gives the new snapshot's id.
+    pub fn create_snapshot(&self, name: &str, when: SystemTime) -> Result<String> {
+        if name.len() > usize::from(u16::MAX) {
+            return Err(BlockError::Invalid { what: "a snapshot name has at most 65535 bytes".to_string() });
+        }
+        self.change_counts(|meta| meta.add_snapshot(name, when))
+    }
+
+    /// Goes back to a snapshot, given by id or name: size and content. The present content is lost.
+    pub fn apply_snapshot(&self, wanted: &str) -> Result<()> {
+        self.change_counts(|meta| {
+            let index = meta.find_snapshot(wanted)?;
+            meta.go_to_snapshot(index)
+        })?;
+        Ok(())
+    }
+
+    /// Deletes a snapshot, given by id or name.
+    pub fn delete_snapshot(&self, wanted: &str) -> Result<()> {
+        self.change_counts(|meta| {
+            let index = meta.find_snapshot(wanted)?;
+            meta.remove_snapshot(index)
+        })
+    }
+
+    /// Runs a change during which counts and "copied" flags contradict each other. Neither costs
+    /// data, but the dirty bit makes whoever opens the image after a crash set them right.
+    fn change_counts<T>(&self, change: impl FnOnce(&mut Meta) -> Result<T>) -> Result<T> {
+        self.writable()?;
+        let _quiet = self.quiet.write();
+        let mut meta = self.meta();
+        meta.commit()?;
+        meta.mark(DIRTY, true)?;
+        let result = change(&mut meta);
+        self.size.store(meta.header.size, Ordering::Release);
+        if result.is_err() {
+            // The flags again follow the counts, whatever part of the change was made.
+            meta.refresh_copied()?;
+        }
+        meta.commit()?;
+        self.file.flush()?;
+        meta.mark(DIRTY, false)?;
+        result
+    }
+}

@@ -1,0 +1,192 @@
+//! A file in memory that records what is done to it, and can lose what was not flushed.
+
+use crate::block::scratch::Dice;
+use crate::block::vectors::gather;
+use crate::block::{BlockError, Result, Storage};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One change of the file.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+    Zero(u64, u64),
+    Flush,
+}
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    steps: Vec<Step>,
+    /// Writes that still succeed; none: all.
+    budget: Option<u64>,
+}
+
+/// No file of the tests is larger; hostile images ask for exabytes.
+const LARGEST: u64 = 256 << 20;
+
+/// The file.
+#[derive(Default)]
+pub(super) struct Memory(Mutex<Content>);
+
+impl Memory {
+    pub(super) fn with(bytes: Vec<u8>) -> Memory {
+        Memory(Mutex::new(Content { bytes, ..Content::default() }))
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many steps were recorded so far.
+    pub(super) fn steps(&self) -> usize {
+        self.content().steps.len()
+    }
+
+    pub(super) fn recorded(&self) -> Vec<Step> {
+        self.content().steps.clone()
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.content().bytes.clone()
+    }
+
+    /// Lets `writes` more writes succeed and no other, as a full host disk does.
+    pub(super) fn fail_after(&self, writes: Option<u64>) {
+        self.content().budget = writes;
+    }
+
+    /// Whether a change up to `end` is possible.
+    fn pay(&self, end: u64) -> Result<()> {
+        let full = || BlockError::Io {
+            name: "memory".to_string(),
+            action: "cannot write".to_string(),
+            source: io::Error::from(io::ErrorKind::StorageFull),
+        };
+        if end > LARGEST {
+            return Err(full());
+        }
+        match &mut self.content().budget {
+            Some(0) => Err(full()),
+            Some(n) => {
+                *n -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn change(&self, step: Step) {
+        let mut content = self.content();
+        apply(&mut content.bytes, &step);
+        content.steps.push(step);
+    }
+}
+
+fn apply(bytes: &mut Vec<u8>, step: &Step) {
+    match step {
+        Step::Write(offset, data) => {
+            let (start, end) = (*offset as usize, *offset as usize + data.len());
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[start..end].copy_from_slice(data);
+        }
+        Step::SetLen(len) => bytes.resize(*len as usize, 0),
+        Step::Zero(offset, len) => {
+            let end = bytes.len().min(offset.saturating_add(*len) as usize);
+            let start = end.min(*offset as usize);
+            bytes[start..end].fill(0);
+        }
+        Step::Flush => {}
+    }
+}
+
+/// The file after a power cut that let `steps` begin: everything up to the last flush is there; of
+/// what follows, any part, in any order, and a write may be torn between sectors.
+pub(super) fn after_cut(steps: &[Step], dice: &mut Dice) -> Vec<u8> {
+    let flushed = steps.iter().rposition(|s| matches!(s, Step::Flush)).map_or(0, |i| i + 1);
+    let (safe, loose) = steps.split_at(flushed);
+    let mut bytes = Vec::new();
+    for step in safe {
+        apply(&mut bytes, step);
+    }
+    let mut left: Vec<&Step> = loose.iter().collect();
+    let everything = dice.below(4) == 0;
+    while !left.is_empty() {
+        let near = (left.len() as u64).min(8);
+        let step = left.remove(if everything { 0 } else { dice.below(near) as usize });
+        match (step, if everything { 0 } else { dice.below(4) }) {
+            (_, 1) => {}
+            (Step::Write(offset, data), 2) if data.len() > 512 => {
+                let cut = dice.below(data.len() as u64 / 512) as usize * 512;
+                let part = if dice.below(2) == 0 { 0..cut } else { cut..data.len() };
+                apply(&mut bytes, &Step::Write(offset + part.start as u64, data[part].to_vec()));
+            }
+            (step, _) => apply(&mut bytes, step),
+        }
+    }
+    bytes
+}
+
+impl Storage for Memory {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn len(&self) -> u64 {
+        self.content().bytes.len() as u64
+    }
+
+    fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let content = self.content();
+        let mut at = offset.min(LARGEST) as usize;
+        for buf in bufs {
+            let there = content.bytes.get(at.min(content.bytes.len())..).unwrap_or_default();
+            let len = there.len().min(buf.len());
+            buf[..len].copy_from_slice(&there[..len]);
+            buf[len..].fill(0);
+            at += buf.len();
+        }
+        Ok(())
+    }
+
+    fn writev(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        self.pay(offset.saturating_add(crate::block::total(bufs)))?;
+        self.change(Step::Write(offset, gather(bufs)));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.change(Step::Flush);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.pay(len)?;
+        self.change(Step::SetLen(len));
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64, _punch: bool) -> Result<()> {
+        self.pay(offset.saturating_add(len))?;
+        self.change(Step::Write(offset, vec![0; len as usize]));
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        self.change(Step::Zero(offset, len));
+        Ok(())
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        self.pay(offset.saturating_add(len))?;
+        self.change(Step::SetLen(self.len().max(offset + len)));
+        Ok(())
+    }
+
+    fn data_at(&self, _offset: u64) -> Result<(bool, u64)> {
+        Ok((true, self.len()))
+    }
+}
