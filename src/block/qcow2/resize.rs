@@ -81,6 +81,11 @@ impl Qcow2 {
             let what = format!("{name}: {len} bytes are too much with clusters of this size; at most {most}");
             return Err(BlockError::Invalid { what });
         }
+        if len < old {
+            // Whoever grows the image again, QEMU too, takes the rest of the last cluster for zero.
+            let rest = (self.layout.clusters(len) << self.layout.cluster_bits).min(old) - len;
+            self.zero_bytes(len, rest)?;
+        }
         {
             let _quiet = self.quiet.write();
             let mut meta = self.meta();

@@ -41,7 +41,7 @@ impl Qcow2 {
     }
 
     /// Writes zeroes as data where they are not zero anyway.
-    fn zero_bytes(&self, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn zero_bytes(&self, offset: u64, len: u64) -> Result<()> {
         if len == 0 || self.known_zero(offset, len)? {
             return Ok(());
         }
