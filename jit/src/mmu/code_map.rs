@@ -1,12 +1,17 @@
 //! Which 64-byte granules of guest RAM hold translated code. Shared by all vCPUs and by DMA.
 
 use super::ram::{PAGE_SIZE, Ram};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Pages whose maps are made together, when code is first found on one of them: a large guest costs nothing until it
+/// runs code all over.
+const CHUNK: usize = 512;
 
 /// A 64-bit granule map per RAM page.
 pub struct CodeMap {
-    /// Indexed by page number of the memory file.
-    pages: Box<[AtomicU64]>,
+    /// Indexed by page number of the memory file over [`CHUNK`].
+    chunks: Box<[OnceLock<Box<[AtomicU64; CHUNK]>>]>,
 }
 
 /// Bits of the granules that `len` bytes at `offset` in a page touch (clipped to the page).
@@ -19,15 +24,21 @@ pub fn granules(offset: u64, len: u64) -> u64 {
 impl CodeMap {
     /// An empty map for all of `ram`.
     pub fn new(ram: &Ram) -> Self {
-        // Zeroed by the host as it is touched: a large guest costs nothing until it runs code all over.
-        let pages = Box::<[AtomicU64]>::new_zeroed_slice((ram.size() / PAGE_SIZE) as usize);
-        // SAFETY: all zero bits are a valid `AtomicU64`.
-        Self { pages: unsafe { pages.assume_init() } }
+        let pages = (ram.size() / PAGE_SIZE) as usize;
+        Self { chunks: (0..pages.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() }
     }
 
-    fn page(&self, ram: &Ram, gpa: u64) -> Option<&AtomicU64> {
+    /// Chunk of the page of `gpa`, and the page's place in it.
+    fn place(&self, ram: &Ram, gpa: u64) -> Option<(&OnceLock<Box<[AtomicU64; CHUNK]>>, usize)> {
         let r = ram.region_of(gpa)?;
-        self.pages.get(((r.offset + (gpa - r.gpa)) / PAGE_SIZE) as usize)
+        let page = ((r.offset + (gpa - r.gpa)) / PAGE_SIZE) as usize;
+        Some((self.chunks.get(page / CHUNK)?, page % CHUNK))
+    }
+
+    /// Map of the page of `gpa`, unless there never was code near it.
+    fn page(&self, ram: &Ram, gpa: u64) -> Option<&AtomicU64> {
+        let (chunk, n) = self.place(ram, gpa)?;
+        chunk.get()?.get(n)
     }
 
     /// Granules with code on the page of `gpa`; 0 outside RAM.
@@ -37,7 +48,8 @@ impl CodeMap {
 
     /// Marks code; returns what was marked on the page before.
     pub fn mark(&self, ram: &Ram, gpa: u64, bits: u64) -> u64 {
-        self.page(ram, gpa).map_or(0, |p| p.fetch_or(bits, Ordering::AcqRel))
+        let Some((chunk, n)) = self.place(ram, gpa) else { return 0 };
+        chunk.get_or_init(|| Box::new([const { AtomicU64::new(0) }; CHUNK]))[n].fetch_or(bits, Ordering::AcqRel)
     }
 
     /// Replaces the marks of a page.
