@@ -1,6 +1,7 @@
 //! What tests of images stand on: a directory that goes away, numbers from a seed, the rival's
 //! tools.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -48,6 +49,16 @@ impl Dice {
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
+}
+
+/// The seeds of random tests: `BROLGA_BLOCK_SEEDS=100-500` in the environment tries others.
+pub(crate) fn seeds(usual: Range<u64>) -> Range<u64> {
+    let Ok(wanted) = std::env::var("BROLGA_BLOCK_SEEDS") else { return usual };
+    let parse = || {
+        let (first, last) = wanted.split_once('-')?;
+        Some(first.parse().ok()?..last.parse::<u64>().ok()? + 1)
+    };
+    parse().expect("BROLGA_BLOCK_SEEDS=FIRST-LAST")
 }
 
 /// Whether the program is installed; says so if it is not.

@@ -51,6 +51,9 @@ struct Check<'a> {
     references: References,
     /// Clusters in the file, the last one perhaps in part.
     file_clusters: u64,
+    /// Indices into the refcount table of the blocks that can be ones. Only these are walked: a
+    /// table that names one block a million times must not take a million walks.
+    blocks: Vec<u64>,
 }
 
 impl Check<'_> {
@@ -136,6 +139,9 @@ impl Check<'_> {
         self.refer(header.l1_offset, u64::from(header.l1_size) * 8, "the L1 table");
         self.refer(header.reftable_offset, u64::from(header.reftable_clusters) * cluster, "the refcount table");
         self.refer(header.snapshots_offset, self.meta.snapshot_bytes, "the snapshot table");
+        for (host, len) in super::bitmaps::ranges(&*self.meta.file, &header)? {
+            self.refer(host, len, "a bitmap");
+        }
         let l1 = self.meta.l1.entries.clone();
         self.refer_l1(&l1, true)?;
         for snapshot in self.meta.snapshots.clone() {
@@ -167,6 +173,7 @@ impl Check<'_> {
                 continue;
             }
             self.refer(block, layout.cluster(), "refcount block");
+            self.blocks.push(index as u64);
         }
     }
 
@@ -186,6 +193,7 @@ impl Check<'_> {
             self.meta.room_for_block()?;
             self.meta.blocks.insert(host, bytes, true);
             self.meta.reftable.set(index as usize, host);
+            self.blocks.push(index);
             self.references.add(cluster);
             wanted.push(cluster / per_block);
         }
@@ -196,16 +204,10 @@ impl Check<'_> {
     fn compare(&mut self, repair: Repair) -> Result<()> {
         let per_block = self.meta.layout.block_entries();
         let mut clusters = self.references.clusters();
-        for (index, entry) in self.meta.reftable.entries.clone().into_iter().enumerate() {
-            let block = entry & OFFSET;
-            let place =
-                self.meta.layout.within(block) == 0 && block >> self.meta.layout.cluster_bits < self.file_clusters;
-            if block != 0 && place {
-                let start = index as u64 * per_block;
-                for cluster in start..start + per_block {
-                    if self.references.get(cluster) == 0 && self.meta.refcount(cluster)? > 0 {
-                        clusters.push(cluster);
-                    }
+        for index in self.blocks.clone() {
+            for cluster in index * per_block..(index + 1) * per_block {
+                if self.references.get(cluster) == 0 && self.meta.refcount(cluster)? > 0 {
+                    clusters.push(cluster);
                 }
             }
         }
@@ -275,7 +277,8 @@ impl Meta {
     pub(super) fn check(&mut self, repair: Repair) -> Result<CheckReport> {
         let file_clusters = self.layout.clusters(self.file.len());
         let references = References { chunks: HashMap::new() };
-        let mut check = Check { meta: self, report: CheckReport::default(), references, file_clusters };
+        let mut check =
+            Check { meta: self, report: CheckReport::default(), references, file_clusters, blocks: Vec::new() };
         check.refer_all()?;
         check.refer_blocks(repair == Repair::All);
         if repair == Repair::All {

@@ -4,6 +4,7 @@
 //! over their data I/O, so that no cluster they found is given out anew meanwhile; what frees
 //! clusters holds it for writing. `meta` is held for lookups and table changes only.
 
+mod bitmaps;
 mod cache;
 mod chain;
 mod check;
@@ -32,6 +33,7 @@ use super::{
 use header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
 use layout::Layout;
 use meta::{InFlight, Meta};
+use std::collections::HashSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,6 +160,16 @@ impl Qcow2 {
 
 /// What a first write relies on: right counts, and no feature kept that we would make wrong.
 fn prepare_for_writing(meta: &mut Meta) -> Result<()> {
+    // Autoclear features (bitmaps) would no longer fit to the content (qcow2.rst, bytes 88-95).
+    if meta.header.autoclear != 0 {
+        meta.header.autoclear = 0;
+        meta.write_header()?;
+        meta.file.flush()?;
+    }
+    let blocks: Vec<u64> = meta.reftable.entries.iter().copied().filter(|&e| e != 0).collect();
+    if blocks.iter().collect::<HashSet<_>>().len() < blocks.len() && meta.header.incompatible & DIRTY == 0 {
+        return meta.corrupt("a refcount block is named twice; repair it with brolga-img check -r all".to_string());
+    }
     if meta.header.incompatible & DIRTY != 0 {
         let report = meta.check(Repair::All)?;
         meta.commit()?;
@@ -166,12 +178,6 @@ fn prepare_for_writing(meta: &mut Meta) -> Result<()> {
             return meta.corrupt("reference counts could not be repaired; run brolga-img check".to_string());
         }
         meta.mark(DIRTY, false)?;
-    }
-    // Autoclear features (bitmaps) would no longer fit to the content (qcow2.rst, bytes 88-95).
-    if meta.header.autoclear != 0 {
-        meta.header.autoclear = 0;
-        meta.write_header()?;
-        meta.file.flush()?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use super::layout::{COMPRESSED, COPIED, Mapping, OFFSET};
 use super::meta::{FlatTable, Meta};
 use super::options::SnapshotInfo;
 use crate::block::{BlockError, Result, Storage};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -122,6 +123,17 @@ impl Meta {
         Ok(())
     }
 
+    /// The L2 tables that an L1 table names. Each is named once: a table that says otherwise is
+    /// damaged, and would take hours to walk.
+    fn tables_of(&self, l1: &[u64]) -> Result<Vec<u64>> {
+        let tables: Vec<u64> = l1.iter().map(|e| e & OFFSET).filter(|&t| t != 0).collect();
+        let different: HashSet<u64> = tables.iter().copied().collect();
+        if different.len() < tables.len() {
+            return self.corrupt("an L1 table names an L2 table twice".to_string());
+        }
+        Ok(tables)
+    }
+
     /// Counts one reference more to all that an L1 table leads to.
     fn count_tree_up(&mut self, l1: &[u64]) -> Result<()> {
         let mut counted = Vec::new();
@@ -137,7 +149,7 @@ impl Meta {
 
     fn count_tree_up_into(&mut self, l1: &[u64], counted: &mut Vec<u64>) -> Result<()> {
         let bits = self.layout.cluster_bits;
-        for table in l1.iter().map(|e| e & OFFSET).filter(|&t| t != 0) {
+        for table in self.tables_of(l1)? {
             let mut clusters = vec![table >> bits];
             for entry in self.l2_entries(table)? {
                 let mapping = self.layout.mapping(entry, self.file.name())?;
@@ -155,7 +167,7 @@ impl Meta {
 
     /// Gives back one reference to all that an L1 table leads to, after the next commit.
     fn release_tree(&mut self, l1: &[u64]) -> Result<()> {
-        for table in l1.iter().map(|e| e & OFFSET).filter(|&t| t != 0) {
+        for table in self.tables_of(l1)? {
             for entry in self.l2_entries(table)? {
                 self.release_entry(entry, 0)?;
             }

@@ -49,14 +49,15 @@ impl Meta {
             return Ok(Run { mapping: Mapping::Unallocated, len });
         }
         self.load_l2(table)?;
-        let name = self.file.name().to_string();
+        let file = self.file.clone();
+        let name = file.name();
         let bytes = self.l2.get(table).unwrap_or_default();
         let first = layout.l2_index(guest);
-        let mapping = layout.mapping(be64(bytes, first * 8), &name)?;
+        let mapping = layout.mapping(be64(bytes, first * 8), name)?;
         let mut covered = layout.cluster() - layout.within(guest);
         let mut index = first + 1;
         while covered < len {
-            let next = layout.mapping(be64(bytes, index * 8), &name)?;
+            let next = layout.mapping(be64(bytes, index * 8), name)?;
             let step = ((index - first) as u64) << layout.cluster_bits;
             let follows = match (mapping, next) {
                 (Mapping::Unallocated, Mapping::Unallocated) => true,

@@ -3,7 +3,7 @@
 use super::memory::{Memory, after_cut};
 use super::{open, small};
 use crate::block::qcow2::{CreateOptions, Qcow2, Repair, create_in};
-use crate::block::scratch::{Dice, Scratch, have, run};
+use crate::block::scratch::{Dice, Scratch, have, run, seeds};
 use crate::block::{BlockBackend, OpenOptions};
 use std::collections::HashSet;
 use std::path::Path;
@@ -116,8 +116,7 @@ fn program(dice: &mut Dice, file: &Arc<Memory>, image: &Qcow2, requests: u32) ->
 
 fn verify(bytes: Vec<u8>, allowed: &[HashSet<u8>], told: &str) {
     let image = open(Arc::new(Memory::with(bytes))).unwrap_or_else(|e| panic!("{told}: {e}"));
-    let report = image.check(Repair::None).unwrap();
-    assert_eq!(report.corruptions, 0, "{told}: {:?}", report.messages);
+    only_flags(&image, told);
     let mut content = vec![0; SIZE as usize];
     image.read(0, &mut content).unwrap();
     for (sector, bytes) in content.chunks(SECTOR as usize).enumerate() {
@@ -132,22 +131,33 @@ fn verify(bytes: Vec<u8>, allowed: &[HashSet<u8>], told: &str) {
     }
 }
 
+/// No errors. Version 2 has no dirty bit: a cut within a snapshot's making or end leaves "copied"
+/// flags that do not fit to counts which are too high, and costs nothing.
+fn only_flags(image: &Qcow2, told: &str) {
+    let report = image.check(Repair::None).unwrap();
+    let flags = report.messages.iter().filter(|m| m.contains("copied flag")).count() as u64;
+    let allowed = if image.info().version == 2 { flags } else { 0 };
+    assert_eq!(report.corruptions, allowed, "{told}: {:?}", report.messages);
+}
+
 /// What is found without repair: leaks, but no error, unless the dirty bit says that counts are behind.
 fn check_as_found(bytes: &[u8], told: &str) {
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let image = Qcow2::open(Arc::new(Memory::with(bytes.to_vec())), Path::new(""), &options, 0).unwrap();
-    let report = image.check(Repair::None).unwrap();
-    assert!(report.corruptions == 0 || image.info().dirty, "{told}: {:?}", report.messages);
+    if !image.info().dirty {
+        only_flags(&image, told);
+    }
 }
 
 #[test]
 fn power_cuts_lose_nothing_that_was_flushed() {
     let qemu = have("qemu-img");
     let dir = Scratch::new();
-    for seed in 0..24u64 {
+    for seed in seeds(0..24) {
         let mut dice = Dice::new(seed);
         let options = CreateOptions {
             refcount_bits: [16, 8, 64, 32][seed as usize % 4],
+            version: if seed % 8 == 0 { 2 } else { 3 },
             ..small(SIZE, [512, 4096, 1024, 65536][(seed as usize / 2) % 4])
         };
         let file = Arc::new(Memory::default());
