@@ -252,11 +252,9 @@ impl Check<'_> {
             }
             self.copied_flag(entry, table, &format!("L1 entry {index}"))?;
             for entry in self.meta.l2_entries(table)? {
-                match layout.mapping(entry, "") {
-                    Ok(Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. }) => {
-                        self.copied_flag(entry, host, "L2 entry")?;
-                    }
-                    _ => {}
+                let mapping = layout.mapping(entry, "");
+                if let Ok(Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. }) = mapping {
+                    self.copied_flag(entry, host, "L2 entry")?;
                 }
             }
         }

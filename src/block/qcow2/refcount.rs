@@ -242,7 +242,7 @@ impl Meta {
         while count < wanted {
             let next = cluster + count;
             // Crossing into a range without a block would put that block in the way.
-            if next % self.layout.block_entries() == 0 || self.refcount(next)? != 0 {
+            if next.is_multiple_of(self.layout.block_entries()) || self.refcount(next)? != 0 {
                 break;
             }
             count += 1;
@@ -302,12 +302,11 @@ impl Meta {
             // Readers take whole sectors, also behind the last one.
             self.file.set_len(host + size)?;
         }
-        if at != 0 && free < size && host == self.layout.floor(at) + size {
-            if self.refcount(at >> bits)? < self.layout.max_refcount() {
-                self.count_up(at >> bits)?;
-                self.packing = at + len;
-                return Ok(at);
-            }
+        let follows = at != 0 && free < size && host == self.layout.floor(at) + size;
+        if follows && self.refcount(at >> bits)? < self.layout.max_refcount() {
+            self.count_up(at >> bits)?;
+            self.packing = at + len;
+            return Ok(at);
         }
         self.packing = host + len;
         Ok(host)

@@ -42,7 +42,7 @@ impl Meta {
     fn cut(&mut self, guest: u64) -> Result<()> {
         let layout = self.layout;
         let mut at = guest;
-        while at % layout.per_l1() != 0 {
+        while !at.is_multiple_of(layout.per_l1()) {
             if self.entry(at)? != 0 {
                 self.replace_entry(at, 0)?;
             }
