@@ -29,7 +29,7 @@ pub(super) const COMMAND: Command = Command {
         Opt::value(Some('O'), "target-format", "FMT", "format of the target (raw)"),
         Opt::switch(None, "target-image-opts", "TARGET is a list, as with --image-opts; needs -n"),
         Opt::value(Some('o'), "target-options", "OPTIONS", "options of the target's format; -o help lists them"),
-        Opt::refused(Some('c'), "compress", None, "compressed images are not written yet; leave it out"),
+        Opt::switch(Some('c'), "compress", "store clusters compressed (qcow2)"),
         Opt::value(Some('t'), "target-cache", "unsafe|writeback", "writeback: durable at the end (unsafe)"),
         Opt::value(Some('B'), "backing", "FILE", "put the target on FILE; copy only what differs"),
         Opt::value(Some('F'), "backing-format", "FMT", "format of FILE"),
@@ -77,7 +77,7 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let threads = arguments.parsed("parallel", |v| values::number_in(v, 1, 16))?.unwrap_or(8);
     let durable = arguments.parsed("target-cache", images::cache)? == Some(Cache::Writeback);
     arguments.parsed("source-cache", images::cache)?;
-    check_options(arguments)?;
+    check_options(arguments, format)?;
     let opened: Vec<Opened> =
         sources.iter().map(|s| Named::from(arguments, s, "source-format")?.open(true)).collect::<Result<_>>()?;
     let sources: Vec<Source> =
@@ -98,7 +98,16 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         );
     }
     let progress = Progress::new(arguments.has("progress") && !arguments.has("quiet"), total);
+    let compressed = match arguments.has("compress") {
+        true => Some(&**target.image.qcow2()?),
+        false => None,
+    };
+    let cluster = compressed.map_or(1, |image| image.info().cluster_size);
+    if sources.split_last().is_some_and(|(_, others)| others.iter().any(|s| s.len % cluster != 0)) {
+        bail!("-c: sources before the last one must be whole clusters of {cluster} bytes; leave it out");
+    }
     let copy = Copy {
+        compressed,
         sources: &sources,
         target: &*target.disk,
         sparse,
@@ -108,15 +117,19 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         ordered: !arguments.has("oob-writes"),
     };
     copy.run(&progress)?;
-    if durable {
-        target.disk.flush()?;
-    }
+    target.finish(durable)?;
     progress.finish();
     Ok(0)
 }
 
 /// Options that contradict each other.
-fn check_options(arguments: &Arguments) -> Result<()> {
+fn check_options(arguments: &Arguments, format: Format) -> Result<()> {
+    if arguments.has("compress") && format == Format::Raw && !arguments.has("target-image-opts") {
+        bail!("-c: raw images are never compressed; use -O qcow2 or leave it out");
+    }
+    if arguments.has("compress") && arguments.all("target-options").any(|o| o.contains("preallocation=")) {
+        bail!("-c: compressed clusters are never preallocated; leave -o preallocation out");
+    }
     let keep = arguments.has("no-create");
     if keep && arguments.has("target-options") {
         bail!("-o: the target is not made with -n; leave one of them out");

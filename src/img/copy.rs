@@ -1,6 +1,7 @@
 //! Copies disks into one: pieces of data are read on several threads and written in order.
 
 use super::progress::Progress;
+use crate::block::qcow2::Qcow2;
 use crate::block::{BlockBackend, Content};
 use anyhow::{Result, anyhow};
 use crossbeam_channel::{Receiver, Sender};
@@ -32,6 +33,8 @@ pub struct Copy<'a> {
     pub target_is_zero: bool,
     /// The target lies on what the sources lie on: what a source does not store itself is there.
     pub over_backing: bool,
+    /// Every cluster is written compressed to this image, which is the target.
+    pub compressed: Option<&'a Qcow2>,
     /// Threads.
     pub threads: usize,
     /// Write in the order of the disk.
@@ -114,21 +117,27 @@ impl Copy<'_> {
 
     /// Hands out the pieces that have to be written.
     fn plan(&self, give: &Sender<Piece>, progress: &Progress) -> Result<()> {
+        let unit = self.compressed.map_or(1, |image| image.info().cluster_size);
         let (mut number, mut base) = (0, 0);
         for (source, part) in self.sources.iter().enumerate() {
             let mut done = 0;
             while done < part.len {
                 let extent = part.disk.map(part.start + done, part.len - done)?;
-                let zero = extent.content != Content::Data;
+                let told = done + extent.len;
+                let absent = extent.content != Content::Data;
                 let skip = match self.over_backing {
                     true => extent.depth > 0,
-                    false => zero && self.target_is_zero && self.sparse > 0,
+                    false => absent && self.target_is_zero && self.sparse > 0,
                 };
-                let end = done + extent.len;
-                if skip {
-                    progress.add(extent.len);
-                    done = end;
+                // Compressed clusters are written whole, whatever of them is data.
+                let whole = if told == part.len { told } else { told - told % unit };
+                if skip && whole > done {
+                    progress.add(whole - done);
+                    done = whole;
+                    continue;
                 }
+                let end = told.next_multiple_of(unit).min(part.len);
+                let zero = absent && end == told;
                 // Zeroes that are told and not written need no buffer, but short pieces show progress.
                 let step = if zero && self.sparse > 0 { 64 * PIECE } else { PIECE };
                 while done < end {
@@ -178,12 +187,14 @@ impl Copy<'_> {
         if self.sparse == 0 {
             return vec![(bytes.len() as u64, false)];
         }
+        // Compressed clusters are written whole.
+        let sparse = self.compressed.map_or(self.sparse, |image| image.info().cluster_size.max(self.sparse));
         let mut runs: Vec<(u64, bool)> = Vec::new();
         let mut rest = bytes;
         let mut place = at;
         while !rest.is_empty() {
             // Blocks lie at multiples of their size on the target.
-            let len = (self.sparse - place % self.sparse).min(rest.len() as u64);
+            let len = (sparse - place % sparse).min(rest.len() as u64);
             let (block, tail) = rest.split_at(len as usize);
             let zero = is_zero(block);
             match runs.last_mut() {
@@ -201,11 +212,22 @@ impl Copy<'_> {
             let to = piece.to + done;
             if !zero {
                 let bytes = buffer.get(done as usize..(done + len) as usize).unwrap_or_default();
-                self.target.write(to, bytes)?;
+                self.store(to, bytes)?;
             } else if !self.target_is_zero || self.over_backing {
                 self.target.write_zeroes(to, len, true)?;
             }
             done += len;
+        }
+        Ok(())
+    }
+}
+
+impl Copy<'_> {
+    fn store(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        let Some(image) = self.compressed else { return Ok(self.target.write(to, bytes)?) };
+        let cluster = image.info().cluster_size;
+        for (place, part) in (to..).step_by(cluster as usize).zip(bytes.chunks(cluster as usize)) {
+            image.write_compressed(place, part)?;
         }
         Ok(())
     }

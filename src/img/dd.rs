@@ -66,6 +66,7 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
     new.create(&target.path)?;
     let target = target.open(false)?;
     let copy = Copy {
+        compressed: None,
         sources: &[part],
         target: &*target.disk,
         sparse: 4096,
@@ -75,6 +76,6 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
         ordered: true,
     };
     copy.run(&Progress::new(false, 0))?;
-    target.disk.flush()?;
+    target.finish(true)?;
     Ok(0)
 }

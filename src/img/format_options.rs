@@ -1,6 +1,6 @@
 //! `-o`: what an image that is to be made is like, by format.
 
-use crate::block::qcow2::{Compression, CreateOptions};
+use crate::block::qcow2::{self, Compression, CreateOptions};
 use crate::block::{self, Format, Preallocation};
 use crate::words::keyval::KeyValues;
 use crate::words::values;
@@ -79,14 +79,14 @@ pub fn read<'a>(format: Format, texts: impl Iterator<Item = &'a str>) -> Result<
             }
             NewImage::Raw { size, preallocation }
         }
-        Format::Qcow2 => qcow2(&mut list, size, preallocation)?,
+        Format::Qcow2 => read_qcow2(&mut list, size, preallocation)?,
         Format::Foreign(name) => bail!("{name} images cannot be made; there are qcow2 and raw"),
     };
     list.finish()?;
     Ok(new)
 }
 
-fn qcow2(list: &mut KeyValues, size: Option<u64>, preallocation: Option<Preallocation>) -> Result<NewImage> {
+fn read_qcow2(list: &mut KeyValues, size: Option<u64>, preallocation: Option<Preallocation>) -> Result<NewImage> {
     for (key, why) in REFUSED {
         if let Some(value) = list.take(key)? {
             return Err(list.error(key, &value, why));
@@ -240,7 +240,7 @@ impl NewImage {
             NewImage::Raw { size, preallocation } => {
                 block::create_raw(path, size.unwrap_or(0), preallocation.unwrap_or_default())?;
             }
-            NewImage::Qcow2 { .. } => bail!("{}: qcow2 images cannot be made yet; use -f raw", path.display()),
+            NewImage::Qcow2 { options, .. } => qcow2::create(path, options)?,
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Names of images on the command line, and opening what they name.
 
 use super::arguments::Arguments;
-use crate::block::{self, BlockBackend, Format, Image, OpenOptions};
+use crate::block::{self, BlockBackend, Format, Image, OpenOptions, Storage};
 use crate::words::keyval::KeyValues;
 use crate::words::suggest;
 use anyhow::{Result, anyhow, bail};
@@ -127,10 +127,38 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// The image and those below it, itself first.
+    pub fn chain(&self) -> Vec<&Image> {
+        let mut chain = vec![&self.image];
+        while let Some(below) = chain.last().and_then(|image| image.qcow2().ok()).and_then(|q| q.backing()) {
+            chain.push(below);
+        }
+        chain
+    }
+
     /// The file of the image `depth` steps down the chain, for messages.
     pub fn file_at(&self, depth: u32) -> String {
-        debug_assert_eq!(depth, 0, "raw images have nothing below");
-        self.named.shown.clone()
+        match self.chain().get(depth as usize) {
+            Some(image) if depth > 0 => file_of(image).name().to_owned(),
+            _ => self.named.shown.clone(),
+        }
+    }
+
+    /// Ends writing and tells whether all of it arrived; `durable` asks for power cuts to be outlived. Tables of
+    /// qcow2 are still in memory, so these images are always written out.
+    pub fn finish(&self, durable: bool) -> Result<()> {
+        if durable || self.image.format() != Format::Raw {
+            self.disk.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// The host file of an image.
+pub fn file_of(image: &Image) -> &dyn Storage {
+    match image {
+        Image::Raw(raw) => &**raw.file(),
+        Image::Qcow2(qcow2) => &**qcow2.file(),
     }
 }
 

@@ -5,6 +5,7 @@
 mod arguments;
 mod bench;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod copy;
@@ -17,8 +18,10 @@ mod info;
 mod map;
 mod measure;
 mod progress;
+mod rebase;
 mod resize;
 mod show;
+mod snapshot;
 
 use crate::words::suggest;
 use anyhow::{Result, anyhow};
@@ -46,6 +49,7 @@ pub(crate) struct Command {
 const COMMANDS: &[Command] = &[
     bench::COMMAND,
     check::COMMAND,
+    commit::COMMAND,
     compare::COMMAND,
     convert::COMMAND,
     create::COMMAND,
@@ -53,16 +57,15 @@ const COMMANDS: &[Command] = &[
     info::COMMAND,
     map::COMMAND,
     measure::COMMAND,
+    rebase::COMMAND,
     resize::COMMAND,
+    snapshot::COMMAND,
 ];
 
 /// Subcommands of `qemu-img` that are not there, and what to do instead.
 const MISSING: &[(&str, &str)] = &[
     ("amend", "make a new image with the options you want: convert -o OPTIONS"),
     ("bitmap", "persistent bitmaps are kept but not edited"),
-    ("commit", "images with backing files are not written yet"),
-    ("rebase", "images with backing files are not written yet"),
-    ("snapshot", "images with snapshots are not written yet"),
 ];
 
 /// An error that ends the program with a status of its own.

@@ -1,7 +1,9 @@
 //! Sizes and JSON as qemu-img prints them.
 
+use crate::block::qcow2::SnapshotInfo;
 use anyhow::Result;
-use serde_json::Value;
+use chrono::{Local, TimeZone};
+use serde_json::{Value, json};
 use std::io::Write;
 
 /// A size with three digits that count: `10 MiB`, `1.95 GiB`, `196 KiB`, `512 B`.
@@ -39,6 +41,42 @@ pub fn json(value: &Value, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{:indent$}{line}", "")?;
     }
     Ok(())
+}
+
+/// A table of internal snapshots.
+pub fn snapshots(all: &[SnapshotInfo], out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "Snapshot list:")?;
+    let row = |out: &mut dyn Write, c: [&str; 6]| {
+        writeln!(out, "{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}", c[0], c[1], c[2], c[3], c[4], c[5])
+    };
+    row(out, ["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"])?;
+    for snapshot in all {
+        let date = Local.timestamp_opt(i64::from(snapshot.date_sec), 0).single();
+        let date = date.map_or(String::new(), |d| d.format("%Y-%m-%d %H:%M:%S").to_string());
+        let seconds = snapshot.vm_clock_nsec / 1_000_000_000;
+        let millis = snapshot.vm_clock_nsec / 1_000_000 % 1000;
+        let clock = format!("{:04}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+        let icount = snapshot.icount.map_or("--".to_owned(), |n| n.to_string());
+        row(out, [&snapshot.id, &snapshot.name, &size(snapshot.vm_state_size), &date, &clock, &icount])?;
+    }
+    Ok(())
+}
+
+/// One internal snapshot.
+pub fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
+    let mut value = json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vm-state-size": snapshot.vm_state_size,
+        "date-sec": snapshot.date_sec,
+        "date-nsec": snapshot.date_nsec,
+        "vm-clock-sec": snapshot.vm_clock_nsec / 1_000_000_000,
+        "vm-clock-nsec": snapshot.vm_clock_nsec % 1_000_000_000,
+    });
+    if let Some(icount) = snapshot.icount {
+        value["icount"] = json!(icount);
+    }
+    value
 }
 
 #[cfg(test)]
