@@ -60,8 +60,9 @@ fn facts(filename: String, image: &Image) -> Result<Facts> {
     });
     Ok(Facts {
         format: image.format().name(),
-        virtual_size: image.backend().len(),
-        length: file.len(),
+        // Sizes are told in whole sectors.
+        virtual_size: image.backend().len().next_multiple_of(512),
+        length: file.len().next_multiple_of(512),
         actual_size: allocated(Path::new(file.name()))?,
         filename,
         qcow2,

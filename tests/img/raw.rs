@@ -80,6 +80,8 @@ fn info_raw() {
     let dir = Scratch::new();
     mixed(&dir, "a.raw");
     dir.same("info a.raw");
+    std::fs::write(dir.path("odd.raw"), [1; 1000]).unwrap();
+    dir.same("info odd.raw");
     dir.same("info -f raw a.raw");
     dir.same("info --image-opts driver=raw,file.filename=a.raw");
     dir.same_json("info --output=json a.raw");

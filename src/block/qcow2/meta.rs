@@ -177,6 +177,8 @@ impl Meta {
         if !self.waiting.is_empty() {
             self.file.flush()?;
             self.count_down()?;
+            // Else the counts of the last commit before closing would stay too high.
+            self.write_blocks()?;
         }
         Ok(())
     }
