@@ -4,7 +4,7 @@ use super::memory::{Memory, after_cut};
 use super::{open, small};
 use crate::block::qcow2::{CreateOptions, Qcow2, Repair, create_in};
 use crate::block::scratch::{Dice, Scratch, have, run, seeds};
-use crate::block::{BlockBackend, OpenOptions};
+use crate::block::{BlockBackend, OpenOptions, Preallocation};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -180,6 +180,50 @@ fn power_cuts_lose_nothing_that_was_flushed() {
                 assert!(!run("qemu-img", &["check", text]).contains("ERROR"), "{told}");
             }
             verify(bytes, expected.at(cut), &told);
+        }
+    }
+}
+
+#[test]
+fn power_cuts_while_the_size_changes() {
+    const KEPT: u64 = 64 << 10;
+    for seed in seeds(0..16) {
+        let mut dice = Dice::new(seed);
+        let file = Arc::new(Memory::default());
+        create_in(file.clone(), &small(256 << 10, [512, 1024, 4096][seed as usize % 3])).unwrap();
+        let image = open(file.clone()).unwrap();
+        image.write(0, &[0x77; KEPT as usize]).unwrap();
+        image.flush().unwrap();
+        let start = file.steps();
+        for _ in 0..12 {
+            image.resize(KEPT + dice.below(24 << 20), Preallocation::Off).unwrap();
+            for _ in 0..4 {
+                let len = 1 + dice.below(30_000);
+                let room = image.len() - KEPT;
+                if room > len {
+                    let offset = KEPT + dice.below(room - len);
+                    image.write(offset, &vec![1; len as usize]).unwrap();
+                }
+            }
+            if dice.below(4) == 0 {
+                image.flush().unwrap();
+            }
+        }
+        let steps = file.recorded();
+        for _ in 0..40 {
+            let cut = start + dice.below((steps.len() - start) as u64 + 1) as usize;
+            let told = format!("seed {seed}: cut before step {cut} of {}", steps.len());
+            let bytes = after_cut(&steps[..cut], &mut dice);
+            check_as_found(&bytes, &told);
+            let image = open(Arc::new(Memory::with(bytes))).unwrap_or_else(|e| panic!("{told}: {e}"));
+            let mut kept = vec![0; KEPT as usize];
+            image.read(0, &mut kept).unwrap();
+            assert!(kept.iter().all(|&b| b == 0x77), "{told}: what was flushed is gone");
+            // And it can be used on.
+            image.write(KEPT - 100, &[3; 100]).unwrap();
+            image.resize(1 << 20, Preallocation::Off).unwrap();
+            image.flush().unwrap();
+            only_flags(&image, &told);
         }
     }
 }

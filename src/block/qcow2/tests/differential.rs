@@ -2,7 +2,7 @@
 
 use crate::block::qcow2::{Compression, CreateOptions, create};
 use crate::block::scratch::{Dice, Scratch, have, run, seeds};
-use crate::block::{BlockBackend, Image, OpenOptions, Preallocation, open};
+use crate::block::{BlockBackend, Format, Image, OpenOptions, Preallocation, open};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -11,6 +11,16 @@ struct Model {
     disk: Vec<u8>,
     snapshots: Vec<(String, Vec<u8>)>,
     number: u32,
+    version: u32,
+    /// Length of the backing file: the disk stays longer, QEMU shows it again where it was cut.
+    below: u64,
+}
+
+impl Model {
+    /// Whether the size may change: not in version 2 with snapshots.
+    fn resizable(&self) -> bool {
+        self.version == 3 || self.snapshots.is_empty()
+    }
 }
 
 /// A place for a request: offset and length, often at odd bytes.
@@ -71,8 +81,8 @@ fn our_turn(dice: &mut Dice, path: &Path, model: &mut Model) {
                     qcow2.delete_snapshot(&model.snapshots.remove(index).0).unwrap();
                 }
             }
-            11 => {
-                let size = 512 * (1 + dice.below(6000));
+            11 if model.resizable() => {
+                let size = 512 * (1 + dice.below(6000)) + model.below;
                 disk.resize(size, Preallocation::Off).unwrap();
                 model.disk.resize(size as usize, 0);
             }
@@ -144,12 +154,13 @@ fn qemu_turn(dice: &mut Dice, path: &Path, model: &mut Model) {
             let index = dice.below(model.snapshots.len() as u64) as usize;
             run("qemu-img", &["snapshot", "-d", &model.snapshots.remove(index).0, text]);
         }
-        _ => {
+        _ if model.resizable() => {
             // Whole clusters: QEMU lets old data come back when it cuts one and grows again.
-            let size = (1 + dice.below(4)) << 20;
+            let size = ((model.below >> 20) + 1 + dice.below(4)) << 20;
             run("qemu-img", &["resize", "-q", "--shrink", text, &size.to_string()]);
             model.disk.resize(size as usize, 0);
         }
+        _ => {}
     }
 }
 
@@ -172,29 +183,49 @@ fn agree(path: &Path, raw: &PathBuf, model: &Model, told: &str) {
     assert!(!same.contains("mismatch"), "{told}: {same}");
 }
 
+/// The same image made by QEMU.
+fn qemu_create(path: &Path, options: &CreateOptions) {
+    let mut list =
+        format!("cluster_size={},compat={}", options.cluster_size, if options.version == 2 { "0.10" } else { "1.1" });
+    if options.version == 3 {
+        let lazy = if options.lazy_refcounts { "on" } else { "off" };
+        let (bits, compression) = (options.refcount_bits, options.compression.name());
+        list += &format!(",refcount_bits={bits},lazy_refcounts={lazy},compression_type={compression}");
+    }
+    if options.backing.is_some() {
+        list += ",backing_file=base.raw,backing_fmt=raw";
+    }
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &list, path.to_str().unwrap(), "2M"]);
+}
+
 fn turns(seed: u64, rounds: u32) {
     let dir = Scratch::new();
     let mut dice = Dice::new(seed);
     let path = dir.path("disk.qcow2");
-    let mut model = Model { disk: vec![0; 2 << 20], snapshots: Vec::new(), number: 0 };
-    let options = CreateOptions {
+    let version = if dice.below(4) == 0 { 2 } else { 3 };
+    let mut options = CreateOptions {
         size: 2 << 20,
+        version,
         cluster_size: [512, 4096, 65536, 1 << 20][dice.below(4) as usize],
-        refcount_bits: [8, 16, 32, 64][dice.below(4) as usize],
-        compression: [Compression::Zlib, Compression::Zstd][dice.below(2) as usize],
-        lazy_refcounts: dice.below(3) == 0,
         ..CreateOptions::default()
     };
+    if version == 3 {
+        options.refcount_bits = [8, 16, 32, 64][dice.below(4) as usize];
+        options.compression = [Compression::Zlib, Compression::Zstd][dice.below(2) as usize];
+        options.lazy_refcounts = dice.below(3) == 0;
+    }
+    let mut model = Model { disk: vec![0; 2 << 20], snapshots: Vec::new(), number: 0, version, below: 0 };
+    if dice.below(3) == 0 {
+        model.below = 1_500_160;
+        let below: Vec<u8> = (0..model.below).map(|i| (i / 777) as u8).collect();
+        std::fs::write(dir.path("base.raw"), &below).unwrap();
+        model.disk[..below.len()].copy_from_slice(&below);
+        options.backing = Some(("base.raw".to_string(), Some(Format::Raw)));
+    }
     if dice.below(2) == 0 {
         create(&path, &options).unwrap();
     } else {
-        let lazy = if options.lazy_refcounts { "on" } else { "off" };
-        let (cluster, bits) = (options.cluster_size, options.refcount_bits);
-        let list = format!(
-            "cluster_size={cluster},refcount_bits={bits},lazy_refcounts={lazy},compression_type={}",
-            options.compression.name()
-        );
-        run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &list, path.to_str().unwrap(), "2M"]);
+        qemu_create(&path, &options);
     }
     let raw = dir.path("model.raw");
     for round in 0..rounds {
