@@ -104,6 +104,10 @@ pub struct VcpuThread<P: Processor = Vcpu> {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Bytes of a vCPU thread's stack: a processor, with the tables that generated code reads, is more than a megabyte and
+/// made there before it goes to the heap.
+const STACK: usize = 16 << 20;
+
 impl<P: Processor> VcpuThread<P> {
     /// Starts the thread of processor `index`; `make` makes the processor there. The thread is held.
     pub fn spawn(
@@ -112,7 +116,8 @@ impl<P: Processor> VcpuThread<P> {
         make: impl FnOnce() -> P + Send + 'static,
     ) -> io::Result<Arc<Self>> {
         let (tell, told) = mpsc::sync_channel::<Arc<Self>>(1);
-        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+        let builder = std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK);
+        let thread = builder.spawn(move || {
             let mut processor = make();
             let this = Arc::new(Self::new(index, processor.requests()));
             let _report = ReportPanic { index, events: events.clone() };
