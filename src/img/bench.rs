@@ -152,7 +152,7 @@ fn measure(plan: &Plan, disk: &dyn BlockBackend) -> Result<()> {
                     false => disk.read(at, &mut buffer)?,
                 }
             }
-            if plan.flush_interval > 0 && (index + 1) % plan.flush_interval == 0 && plan.durable {
+            if plan.flush_interval > 0 && (index + 1).is_multiple_of(plan.flush_interval) && plan.durable {
                 let _guard = plan.drain.then(|| under_way.write().unwrap_or_else(|e| e.into_inner()));
                 disk.flush()?;
             }
