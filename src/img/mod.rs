@@ -1,6 +1,6 @@
 //! `brolga-img`: the tool for disk images, with the words, exit statuses and output of `qemu-img`.
 //!
-//! [`arguments`] reads the words by the table of a subcommand; each subcommand is a module of its own.
+//! `arguments` reads the words by the table of a subcommand; each subcommand is a module of its own.
 
 mod arguments;
 mod bench;
