@@ -2,6 +2,7 @@
 
 use super::{M, Outcome, Scratch, mixed, model};
 use serde_json::Value;
+use std::process::Command;
 
 #[test]
 fn create_raw() {
@@ -343,4 +344,20 @@ fn bench_raw() {
     assert!(dir.bad("bench --pattern 1 a.raw", 1).contains("add -w"));
     assert!(dir.bad("bench -s 2M a.raw", 1).contains("beyond the end"));
     assert!(dir.bad("bench -i io_uring a.raw", 1).contains("there is threads"));
+}
+
+/// A host that takes no more: the copy ends with one line, whatever its threads were doing.
+#[test]
+fn full_disk() {
+    let dir = Scratch::new();
+    mixed(&dir, "a.raw");
+    for options in ["", "-m 16 -W", "-m 1", "-S 0 -m 16", "-O qcow2", "-O qcow2 -W -m 16", "-O qcow2 -S 0"] {
+        let line = format!("trap '' XFSZ; ulimit -f 600; exec {} convert {options} a.raw b.img", super::PROGRAM);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &line]);
+        let outcome = dir.run(shell, "");
+        assert_eq!(outcome.status, 1, "{options}: {outcome:?}");
+        assert!(outcome.err.starts_with("brolga-img: convert: b.img: cannot "), "{options}: {outcome:?}");
+        assert_eq!(outcome.err.lines().count(), 1, "{options}: {outcome:?}");
+    }
 }
