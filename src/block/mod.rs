@@ -4,6 +4,7 @@
 //! [`Storage`], the host file, so that tests can put a recording or failing one in its place.
 
 mod error;
+mod lock;
 mod probe;
 pub mod qcow2;
 mod raw;

@@ -17,11 +17,14 @@ pub struct OpenOptions {
     pub backing: bool,
     /// Open an image marked corrupt or dirty for writing without repairing it: for `check`.
     pub for_check: bool,
+    /// Keep other programs out as QEMU does: one writer or many readers, for the whole chain.
+    /// Two openings in one process keep each other out as well.
+    pub lock: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { format: None, read_only: false, backing: true, for_check: false }
+        OpenOptions { format: None, read_only: false, backing: true, for_check: false, lock: false }
     }
 }
 
@@ -103,6 +106,9 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image> {
 
 pub(super) fn open_at_depth(path: &Path, options: &OpenOptions, depth: u32) -> Result<Image> {
     let file = HostFile::open(path, !options.read_only)?;
+    if options.lock {
+        file.lock(!options.read_only)?;
+    }
     open_with(Arc::new(file), path, options, depth)
 }
 

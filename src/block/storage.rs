@@ -105,6 +105,12 @@ impl HostFile {
         })
     }
 
+    /// Keeps other programs out, QEMU among them, until the file is closed: those that write, and
+    /// with `write` those that read too.
+    pub fn lock(&self, write: bool) -> Result<()> {
+        super::lock::lock(&self.file, &self.name, write)
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path

@@ -49,7 +49,13 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let [name] = arguments.exactly(["FILENAME"])?;
     let named = Named::from(arguments, name, "format")?;
     // What lies below an image is not part of the check, and may be gone.
-    let options = OpenOptions { format: named.format, read_only: repair.is_none(), backing: false, for_check: true };
+    let options = OpenOptions {
+        format: named.format,
+        read_only: repair.is_none(),
+        backing: false,
+        for_check: true,
+        ..OpenOptions::default()
+    };
     let opened = named.open_with(options)?;
     if opened.image.format() == Format::Raw {
         let message = format!("{name}: raw images hold nothing that could be checked");

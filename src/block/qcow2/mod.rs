@@ -83,7 +83,7 @@ impl Qcow2 {
         let header = &meta.header;
         let backing = match &header.backing_file {
             Some(named) if options.backing => {
-                Some(chain::open_backing(path, named, header.backing_format().as_deref(), depth)?)
+                Some(chain::open_backing(path, named, header.backing_format().as_deref(), depth, options.lock)?)
             }
             _ => None,
         };
