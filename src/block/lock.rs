@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 const USED: i64 = 100;
 const NOT_SHARED: i64 = 200;
@@ -21,8 +22,24 @@ fn byte(kind: i32, at: i64) -> libc::flock {
     libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: at, l_len: 1, l_pid: 0 }
 }
 
+/// How often a busy file is looked at, and the pause between. A file that was just closed stays
+/// locked for a moment if some thread was starting a process then, which inherited it.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Locks an image for reading, or for writing too. The locks go when the file is closed.
 pub(super) fn lock(file: &File, name: &str, write: bool) -> Result<()> {
+    for _ in 0..TRIES {
+        if try_lock(file, name, write)? {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(busy(file, name, write))
+}
+
+/// One try; false if somebody else has the file. What was locked stays so until the next try.
+fn try_lock(file: &File, name: &str, write: bool) -> Result<bool> {
     let used: &[i64] = if write { &[READ, WRITE, RESIZE] } else { &[READ] };
     let not_shared = &[WRITE, RESIZE];
     let bytes = used.iter().map(|p| USED + p).chain(not_shared.iter().map(|p| NOT_SHARED + p));
@@ -30,8 +47,8 @@ pub(super) fn lock(file: &File, name: &str, write: bool) -> Result<()> {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&byte(libc::F_RDLCK, at))) {
             Ok(_) => {}
             // A file system without locks: nobody can be told.
-            Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL) => return Ok(()),
-            Err(Errno::EAGAIN | Errno::EACCES) => return Err(busy(file, name, write)),
+            Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL) => return Ok(true),
+            Err(Errno::EAGAIN | Errno::EACCES) => return Ok(false),
             Err(e) => return Err(failed(name, e)),
         }
     }
@@ -40,10 +57,10 @@ pub(super) fn lock(file: &File, name: &str, write: bool) -> Result<()> {
         let mut test = byte(libc::F_WRLCK, at);
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut test)).map_err(|e| failed(name, e))?;
         if i32::from(test.l_type) != libc::F_UNLCK {
-            return Err(busy(file, name, write));
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn failed(name: &str, e: Errno) -> BlockError {

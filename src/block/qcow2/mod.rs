@@ -18,6 +18,7 @@ mod read;
 mod refcount;
 mod resize;
 mod snapshot;
+mod state;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod zero;
 
 pub use create::{create, create_in};
 pub use options::{CheckReport, Compression, CreateOptions, Info, Repair, SnapshotInfo};
+pub use state::MachineState;
 
 use super::{
     BlockBackend, BlockError, Extent, Format, Image, OpenOptions, Preallocation, Result, Storage, check_range,

@@ -39,7 +39,7 @@ impl Meta {
     }
 
     /// Cuts off all clusters from `guest` on, a cluster's beginning.
-    fn cut(&mut self, guest: u64) -> Result<()> {
+    pub(super) fn cut(&mut self, guest: u64) -> Result<()> {
         let layout = self.layout;
         let mut at = guest;
         while !at.is_multiple_of(layout.per_l1()) {
@@ -89,6 +89,10 @@ impl Qcow2 {
         {
             let _quiet = self.quiet.write();
             let mut meta = self.meta();
+            if len > old {
+                // A machine's state may stand behind the disk: it must not become disk.
+                meta.cut(self.layout.clusters(old) << self.layout.cluster_bits)?;
+            }
             if entries > meta.l1.entries.len() as u64 {
                 let mut grown = meta.l1.entries.clone();
                 grown.resize(entries as usize, 0);

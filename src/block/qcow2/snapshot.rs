@@ -6,6 +6,7 @@ use super::header::{DIRTY, Header, MAX_L1_BYTES, be32, be64, corrupt};
 use super::layout::{COMPRESSED, COPIED, Mapping, OFFSET};
 use super::meta::{FlatTable, Meta};
 use super::options::SnapshotInfo;
+use super::state::MachineState;
 use crate::block::{BlockError, Result, Storage};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -233,7 +234,7 @@ impl Meta {
         })
     }
 
-    fn add_snapshot(&mut self, name: &str, when: SystemTime) -> Result<String> {
+    fn add_snapshot(&mut self, name: &str, when: SystemTime, state: MachineState) -> Result<String> {
         let highest = self.snapshots.iter().filter_map(|s| s.info.id.parse::<u64>().ok()).max();
         let since = when.duration_since(UNIX_EPOCH).unwrap_or_default();
         let id = highest.unwrap_or(0).saturating_add(1).to_string();
@@ -253,11 +254,11 @@ impl Meta {
             info: SnapshotInfo {
                 id: id.clone(),
                 name: name.to_string(),
-                vm_state_size: 0,
+                vm_state_size: state.size,
                 date_sec: u32::try_from(since.as_secs()).unwrap_or(u32::MAX),
                 date_nsec: since.subsec_nanos(),
-                vm_clock_nsec: 0,
-                icount: None,
+                vm_clock_nsec: state.clock_nsec,
+                icount: state.icount,
                 disk_size: self.header.size,
             },
             l1_offset: host,
@@ -310,10 +311,22 @@ impl Qcow2 {
 
     /// Keeps the present content under a name; gives the new snapshot's id.
     pub fn create_snapshot(&self, name: &str, when: SystemTime) -> Result<String> {
+        self.create_snapshot_with(name, when, MachineState::default())
+    }
+
+    /// Keeps the present content and the machine's state that was written before; gives the id.
+    pub fn create_snapshot_with(&self, name: &str, when: SystemTime, state: MachineState) -> Result<String> {
         if name.len() > usize::from(u16::MAX) {
             return Err(BlockError::Invalid { what: "a snapshot name has at most 65535 bytes".to_string() });
         }
-        self.change_counts(|meta| meta.add_snapshot(name, when))
+        let base = self.state_base();
+        self.change_counts(|meta| {
+            let id = meta.add_snapshot(name, when, state)?;
+            // The active image needs the state no more.
+            meta.cut(base)?;
+            meta.refresh_copied()?;
+            Ok(id)
+        })
     }
 
     /// Goes back to a snapshot, given by id or name: size and content. The present content is lost.
