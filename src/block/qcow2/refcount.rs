@@ -299,8 +299,9 @@ impl Meta {
         }
         let (host, _) = self.allocate(1)?;
         if self.file.len() < host + size {
-            // Readers take whole sectors, also behind the last one.
-            self.file.set_len(host + size)?;
+            // Readers take whole sectors, also behind the last one. Setting the file's length
+            // instead could cut off what another request is writing behind.
+            self.file.write(host + size - 512, &[0; 512])?;
         }
         let follows = at != 0 && free < size && host == self.layout.floor(at) + size;
         if follows && self.refcount(at >> bits)? < self.layout.max_refcount() {
