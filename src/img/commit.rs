@@ -7,7 +7,7 @@ use super::create::beside;
 use super::images::{self, Named, Opened};
 use super::progress::Progress;
 use crate::block::qcow2::{self, CreateOptions};
-use crate::block::{BlockBackend, Content, Format, Image, Preallocation};
+use crate::block::{BlockBackend, Content, Format, Image, OpenOptions, Preallocation};
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::Write;
 use std::path::Path;
@@ -35,7 +35,10 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let [name] = arguments.exactly(["FILENAME"])?;
     arguments.parsed("cache", images::cache)?;
     let named = Named::from(arguments, name, "format")?;
-    let top = named.open(true)?;
+    // Nobody may write to the image meanwhile. The chain is opened without locks, or it would keep us out of the base.
+    let options = OpenOptions { format: named.format, read_only: true, backing: false, ..OpenOptions::default() };
+    let held = named.open_with(options)?;
+    let top = Named { share: true, ..named }.open(true)?;
     let depth = match arguments.get("base") {
         Some(base) => find_base(&top, base)?,
         None => 1,
@@ -48,7 +51,8 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         bail!("{name}: has snapshots, so it is not emptied; delete them, or add -d to leave it as it is");
     }
     let path = images::file_of(below).name().to_owned();
-    let base = Named { shown: path.clone(), path: path.into(), format: Some(below.format()) }.open(false)?;
+    let base =
+        Named { shown: path.clone(), path: path.into(), format: Some(below.format()), share: false }.open(false)?;
     let len = top.disk.len();
     if base.disk.len() < len {
         base.disk.resize(len, Preallocation::Off)?;
@@ -57,6 +61,7 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     write_down(&*top.disk, &*base.disk, depth as u32, &progress)?;
     base.disk.flush()?;
     progress.finish();
+    drop(held);
     if empty {
         make_empty(top)?;
     }

@@ -197,7 +197,7 @@ fn make(arguments: &Arguments, target: &Named, format: Format, total: u64, sourc
         if new.preallocation() != Preallocation::Off {
             bail!("-o preallocation: not with a backing file; leave it out");
         }
-        Named { shown: file.to_owned(), path: beside(&target.path, file), format: below }.open(true)?;
+        Named { shown: file.to_owned(), path: beside(&target.path, file), format: below, share: false }.open(true)?;
     }
     new.create(&target.path)?;
     let device = std::fs::metadata(&target.path).is_ok_and(|m| m.file_type().is_block_device());

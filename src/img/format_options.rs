@@ -236,6 +236,7 @@ impl NewImage {
 
     /// Makes it. A file that is there loses its content.
     pub fn create(&self, path: &Path) -> Result<()> {
+        super::images::refuse_busy(path)?;
         match self {
             NewImage::Raw { size, preallocation } => {
                 block::create_raw(path, size.unwrap_or(0), preallocation.unwrap_or_default())?;

@@ -1,7 +1,7 @@
 //! Names of images on the command line, and opening what they name.
 
 use super::arguments::Arguments;
-use crate::block::{self, BlockBackend, Format, Image, OpenOptions, Storage};
+use crate::block::{self, BlockBackend, Format, HostFile, Image, OpenOptions, Storage};
 use crate::words::keyval::KeyValues;
 use crate::words::suggest;
 use anyhow::{Result, anyhow, bail};
@@ -56,6 +56,8 @@ pub struct Named {
     pub path: PathBuf,
     /// As told.
     pub format: Option<Format>,
+    /// Open it whoever else has it open: `-U`.
+    pub share: bool,
 }
 
 impl Named {
@@ -71,7 +73,7 @@ impl Named {
         if path.is_empty() {
             bail!("the name of an image is empty; give a file or a block device");
         }
-        Ok(Named { shown: path.to_owned(), path: path.into(), format })
+        Ok(Named { shown: path.to_owned(), path: path.into(), format, share: false })
     }
 
     /// From the list that `--image-opts` makes of a name.
@@ -89,19 +91,20 @@ impl Named {
         list.finish()?;
         let name = filename.ok_or_else(|| anyhow!("--image-opts {text}: no file; add file.filename=FILE"))?;
         let format = driver.as_deref().map(format).transpose().map_err(|e| anyhow!("--image-opts driver: {e}"))?;
-        Ok(Named { shown: name.clone(), path: name.into(), format })
+        Ok(Named { shown: name.clone(), path: name.into(), format, share: false })
     }
 
     /// The image `name` of a command whose format option is `format_option`.
     pub fn from(arguments: &Arguments, name: &str, format_option: &str) -> Result<Named> {
         let format = arguments.parsed(format_option, format)?;
+        let share = arguments.has("force-share");
         if !arguments.has("image-opts") {
-            return Named::file(name, format);
+            return Ok(Named { share, ..Named::file(name, format)? });
         }
         if format.is_some() {
             bail!("--image-opts: cannot stand beside --{format_option}; write driver= in the list");
         }
-        Named::listed(name)
+        Ok(Named { share, ..Named::listed(name)? })
     }
 
     /// Opens it.
@@ -111,7 +114,10 @@ impl Named {
 
     /// Opens it with options of its own.
     pub fn open_with(&self, options: OpenOptions) -> Result<Opened> {
-        let image = block::open(&self.path, &options)?;
+        if self.share && !options.read_only {
+            bail!("-U: {} is to be written, so it cannot be shared; leave -U out", self.shown);
+        }
+        let image = block::open(&self.path, &OpenOptions { lock: !self.share, ..options })?;
         Ok(Opened { named: self.clone(), disk: image.backend(), image })
     }
 }
@@ -151,6 +157,14 @@ impl Opened {
             self.disk.flush()?;
         }
         Ok(())
+    }
+}
+
+/// Fails if another program has the file that is about to be made anew.
+pub fn refuse_busy(path: &Path) -> Result<()> {
+    match path.exists() {
+        true => Ok(HostFile::open(path, true)?.lock(true)?),
+        false => Ok(()),
     }
 }
 

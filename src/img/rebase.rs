@@ -6,7 +6,7 @@ use super::copy::PIECE;
 use super::create::beside;
 use super::images::{self, Named, Opened};
 use super::progress::Progress;
-use crate::block::{BlockBackend, Content, Format, OpenOptions};
+use crate::block::{BlockBackend, Content, OpenOptions};
 use anyhow::{Result, anyhow, bail};
 use std::io::Write;
 
@@ -43,15 +43,17 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
     }
     let trust = arguments.has("backing-unsafe");
     let named = Named::from(arguments, name, "format")?;
+    let new = Named { shown: file.to_owned(), path: beside(&named.path, file), format, share: false };
+    let new = (!file.is_empty()).then_some(new);
+    if let Some(new) = new.as_ref().filter(|_| !trust) {
+        refuse_circle(&named, new)?;
+    }
     let options = OpenOptions { format: named.format, backing: !trust, ..OpenOptions::default() };
     let opened = named.open_with(options)?;
     let qcow2 =
         opened.image.qcow2().map_err(|_| anyhow!("{name}: raw images have no backing file; nothing to change"))?;
     if !trust {
-        let below = match file.is_empty() {
-            true => None,
-            false => Some(open_new(&named, file, format)?),
-        };
+        let below = new.map(|new| new.open(true)).transpose()?;
         let progress = Progress::new(arguments.has("progress") && !arguments.has("quiet"), opened.disk.len());
         keep_content(&opened, below.as_ref().map(|b| &*b.disk), qcow2.info().cluster_size, &progress)?;
         // The image must hold what it needs before it lets go of the old file.
@@ -63,15 +65,15 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
     Ok(0)
 }
 
-/// The new backing file, which must not lie on the image.
-fn open_new(image: &Named, file: &str, format: Option<Format>) -> Result<Opened> {
-    let below = Named { shown: file.to_owned(), path: beside(&image.path, file), format }.open(true)?;
+/// The new backing file must not lie on the image.
+fn refuse_circle(image: &Named, new: &Named) -> Result<()> {
+    let below = Named { share: true, ..new.clone() }.open(true)?;
     let own = std::fs::canonicalize(&image.path).ok();
     let circle = below.chain().iter().any(|i| std::fs::canonicalize(images::file_of(i).name()).ok() == own);
     if own.is_some() && circle {
-        bail!("-b: {file} lies on {}, which would lie on itself; give another file", image.shown);
+        bail!("-b: {} lies on {}, which would lie on itself; give another file", new.shown, image.shown);
     }
-    Ok(below)
+    Ok(())
 }
 
 /// Stores in the image what it has from below and would read differently on the new file.

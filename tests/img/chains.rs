@@ -1,7 +1,8 @@
 //! Random chains written by `qemu-io`: what we make of them reads as what `qemu-img` makes of them.
 
 use super::{Scratch, model};
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 
 /// xorshift64.
 struct Random(u64);
@@ -116,4 +117,51 @@ fn random_chains() {
         }
         as_whole(&dir, "top.qcow2", seed);
     }
+}
+
+/// What `qemu-io` has open is left alone, and told with its process; `-U` looks all the same.
+#[test]
+fn busy_images() {
+    if !writer() {
+        return;
+    }
+    let dir = Scratch::new();
+    dir.good("create -f qcow2 a.qcow2 1M");
+    dir.good("create -f qcow2 -b a.qcow2 -F qcow2 top.qcow2");
+    dir.good("create b.raw 1M");
+    let before = dir.bytes("a.qcow2");
+    let mut qemu = Command::new("qemu-io")
+        .args(["-f", "qcow2", "a.qcow2"])
+        .current_dir(&dir.0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = qemu.stdin.take().unwrap();
+    input.write_all(b"length\n").unwrap();
+    // An answer shows that the file is open. There may be a prompt on its line.
+    let mut answer = String::new();
+    let mut output = BufReader::new(qemu.stdout.take().unwrap());
+    while !answer.contains("1 MiB") && output.read_line(&mut answer).unwrap() > 0 {}
+    let holder = format!("qemu-io (pid {})", qemu.id());
+    for line in [
+        "info a.qcow2",
+        "info -b top.qcow2",
+        "resize a.qcow2 2M",
+        "snapshot -c x a.qcow2",
+        "check -r all a.qcow2",
+        "commit top.qcow2",
+        "create -f qcow2 a.qcow2 2M",
+        "convert b.raw a.qcow2",
+        "convert a.qcow2 c.raw",
+    ] {
+        let error = dir.bad(line, 1);
+        assert!(error.contains("in use by") && error.contains(&holder), "{line}: {error}");
+    }
+    assert!(dir.good("info -U a.qcow2").contains("1 MiB"));
+    assert!(dir.bad("bench -w -U a.qcow2", 1).contains("leave -U out"));
+    drop(input);
+    assert!(qemu.wait().unwrap().success());
+    assert!(dir.bytes("a.qcow2") == before);
+    dir.good("resize a.qcow2 2M");
 }
