@@ -311,11 +311,11 @@ impl Qcow2 {
             self.writable()?;
         }
         if !self.read_only {
-            meta.commit()?;
+            meta.settle()?;
         }
         let report = meta.check(repair)?;
         if repair != Repair::None {
-            meta.commit()?;
+            meta.settle()?;
             self.file.flush()?;
         }
         if repair == Repair::All && report.corruptions == report.corruptions_fixed {

@@ -3,7 +3,7 @@
 //! At every moment the file holds at most leaks. That rests on one order, kept by
 //! [`Meta::commit`]: refcount blocks, then the refcount table, then L2 tables, then the L1 table,
 //! with a flush between; only after that are the clusters counted down that these tables no
-//! longer name ([`Meta::release`]), and only then can they be given out again.
+//! longer name ([`Meta::release`], [`Meta::settle`]), and only then can they be given out again.
 
 use super::cache::Cache;
 use super::header::{Header, be64, corrupt};
@@ -174,6 +174,13 @@ impl Meta {
             self.file.flush()?;
             self.l1.write(&*self.file, self.header.l1_offset)?;
         }
+        Ok(())
+    }
+
+    /// Commits, and gives the clusters free that no table names any more. The caller holds `quiet`
+    /// for writing: a request that found such a cluster before may still be reading from it.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.commit()?;
         if !self.waiting.is_empty() {
             self.file.flush()?;
             self.count_down()?;
@@ -206,9 +213,14 @@ impl Meta {
         Ok(())
     }
 
-    /// Commits if very many clusters wait for their release.
+    /// Whether so many clusters wait for their release that it should not wait for a flush.
+    pub(super) fn many_waiting(&self) -> bool {
+        self.waiting.len() > MAX_WAITING
+    }
+
+    /// Settles if very many clusters wait for their release.
     pub(super) fn relieve(&mut self) -> Result<()> {
-        if self.waiting.len() > MAX_WAITING { self.commit() } else { Ok(()) }
+        if self.many_waiting() { self.settle() } else { Ok(()) }
     }
 
     /// Makes room in the cache of L2 tables.

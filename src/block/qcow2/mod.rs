@@ -113,6 +113,12 @@ impl Qcow2 {
         }
     }
 
+    /// Gives clusters free that nothing names any more, when no request reads from them.
+    fn free_waiting(&self) -> Result<()> {
+        let _quiet = self.quiet.write();
+        self.meta().settle()
+    }
+
     /// What the header says.
     pub fn info(&self) -> Info {
         let meta = self.meta();
@@ -174,7 +180,7 @@ fn prepare_for_writing(meta: &mut Meta) -> Result<()> {
     }
     if meta.header.incompatible & DIRTY != 0 {
         let report = meta.check(Repair::All)?;
-        meta.commit()?;
+        meta.settle()?;
         meta.file.flush()?;
         if report.corruptions > report.corruptions_fixed {
             return meta.corrupt("reference counts could not be repaired; run brolga-img check".to_string());
@@ -203,6 +209,9 @@ impl BlockBackend for Qcow2 {
         self.writable()?;
         let len = super::total(bufs);
         check_range(offset, len, self.len())?;
+        if self.meta().many_waiting() {
+            self.free_waiting()?;
+        }
         let _quiet = self.quiet.read();
         self.write_quiet(offset, bufs, len)
     }
@@ -211,7 +220,14 @@ impl BlockBackend for Qcow2 {
         if self.read_only {
             return Ok(());
         }
-        self.meta().commit()?;
+        let frees = {
+            let mut meta = self.meta();
+            meta.commit()?;
+            !meta.waiting.is_empty()
+        };
+        if frees {
+            self.free_waiting()?;
+        }
         self.file.flush()
     }
 

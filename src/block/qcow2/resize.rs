@@ -12,7 +12,7 @@ const CHUNK: usize = 1 << 20;
 impl Meta {
     /// Gives the image an L1 table of exactly these entries, and with it a size, in one step.
     pub(super) fn switch_l1(&mut self, entries: Vec<u64>, size: u64) -> Result<()> {
-        self.commit()?;
+        self.settle()?;
         let clusters = self.layout.clusters(entries.len() as u64 * 8);
         let host = if clusters == 0 { 0 } else { self.allocate_exactly(clusters)? };
         self.write_blocks()?;
@@ -61,7 +61,7 @@ impl Meta {
             self.release(table, layout.cluster());
             self.relieve()?;
         }
-        self.commit()
+        self.settle()
     }
 }
 
@@ -156,7 +156,7 @@ impl Qcow2 {
             }
             guest += bytes;
         }
-        meta.commit()
+        meta.settle()
     }
 
     fn write_zero_data(&self, host: u64, len: u64) -> Result<()> {

@@ -241,7 +241,7 @@ impl Meta {
         let entries: Vec<u64> = self.l1.entries.iter().map(|e| e & OFFSET).collect();
         self.count_tree_up(&entries)?;
         self.refresh_copied()?;
-        self.commit()?;
+        self.settle()?;
         let l1 = FlatTable::new(entries);
         let bytes = l1.bytes(0..l1.entries.len());
         let host = match self.layout.clusters(bytes.len() as u64) {
@@ -283,7 +283,7 @@ impl Meta {
         let old = self.l1.entries.clone();
         self.switch_l1(entries, size)?;
         self.release_tree(&old)?;
-        self.commit()?;
+        self.settle()?;
         self.refresh_copied()?;
         Ok(())
     }
@@ -297,7 +297,7 @@ impl Meta {
         if gone.l1_size > 0 {
             self.release(gone.l1_offset, u64::from(gone.l1_size) * 8);
         }
-        self.commit()?;
+        self.settle()?;
         self.refresh_copied()?;
         Ok(())
     }
@@ -352,7 +352,7 @@ impl Qcow2 {
         self.writable()?;
         let _quiet = self.quiet.write();
         let mut meta = self.meta();
-        meta.commit()?;
+        meta.settle()?;
         meta.mark(DIRTY, true)?;
         let result = change(&mut meta);
         self.size.store(meta.header.size, Ordering::Release);
@@ -360,7 +360,7 @@ impl Qcow2 {
             // The flags again follow the counts, whatever part of the change was made.
             meta.refresh_copied()?;
         }
-        meta.commit()?;
+        meta.settle()?;
         self.file.flush()?;
         meta.mark(DIRTY, false)?;
         result

@@ -84,7 +84,6 @@ impl Qcow2 {
     }
 
     fn reserve(&self, meta: &mut Meta, mut flight: InFlight, mapping: Mapping) -> Result<Place> {
-        meta.relieve()?;
         meta.own_l2(flight.start)?;
         let clusters = (flight.end - flight.start) >> self.layout.cluster_bits;
         let (host, count, new) = match mapping {

@@ -227,6 +227,43 @@ fn requests_in_parallel_do_not_mix() {
 }
 
 #[test]
+fn readers_see_their_bytes_while_clusters_move() {
+    let (_, image) = image(&small(2 << 20, 65536));
+    let text: Vec<u8> = (0..65536u32).map(|i| (i / 256) as u8).collect();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Nobody changes the first half of any cluster, whatever happens to the second.
+        for start in 0..2u64 {
+            let (image, text, stop) = (&image, &text, &stop);
+            for cluster in 0..32 {
+                image.write_compressed(cluster * 65536, text).unwrap();
+            }
+            scope.spawn(move || {
+                let mut cluster = start;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert!(bytes(image, cluster % 32 * 65536, 32768) == text[..32768], "cluster {}", cluster % 32);
+                    cluster += 1;
+                }
+            });
+        }
+        for round in 0..40u64 {
+            for cluster in 0..32 {
+                let at = cluster * 65536 + 32768;
+                match round % 4 {
+                    0 => image.write(at + 100, &[round as u8; 20_000]).unwrap(),
+                    1 => image.write_zeroes(at, 32768, true).unwrap(),
+                    2 => image.write_compressed(at - 32768, &text).unwrap(),
+                    _ => image.discard(at, 32768).unwrap(),
+                }
+            }
+            image.flush().unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    clean(&image);
+}
+
+#[test]
 fn a_full_disk_is_told_and_costs_nothing() {
     for budget in 0..40 {
         let (file, image) = image(&small(1 << 20, 4096));
