@@ -38,6 +38,9 @@ pub(super) const COMMAND: Command = Command {
     run,
 };
 
+/// Bytes of all buffers together.
+const MOST_MEMORY: u64 = 2 << 30;
+
 /// What is measured.
 struct Plan {
     write: bool,
@@ -80,6 +83,13 @@ impl Plan {
         }
         if flush.is_some_and(|f| f < plan.depth) {
             bail!("--flush-interval: not below the depth, {}; make it larger or set -d", plan.depth);
+        }
+        if plan.size * plan.depth > MOST_MEMORY {
+            bail!(
+                "-s: {} buffers of {} bytes are more than 2G of memory; make -d or -s smaller",
+                plan.depth,
+                plan.size
+            );
         }
         if !plan.drain && flush.is_none() {
             bail!("--no-drain: nothing is flushed; add --flush-interval");

@@ -343,6 +343,7 @@ fn bench_raw() {
     assert!(dir.bad("bench -w -d 8 --flush-interval 5 a.raw", 1).contains("not below the depth"));
     assert!(dir.bad("bench --pattern 1 a.raw", 1).contains("add -w"));
     assert!(dir.bad("bench -s 2M a.raw", 1).contains("beyond the end"));
+    assert!(dir.bad("bench -s 1G a.raw", 1).contains("make -d or -s smaller"));
     assert!(dir.bad("bench -i io_uring a.raw", 1).contains("there is threads"));
 }
 
