@@ -5,6 +5,7 @@ use crate::block::vectors::gather;
 use crate::block::{BlockError, Result, Storage};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// One change of the file.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ struct Content {
     steps: Vec<Step>,
     /// Writes that still succeed; none: all.
     budget: Option<u64>,
+    /// How long a read takes to begin: room for races.
+    delay: Duration,
 }
 
 /// No file of the tests is larger; hostile images ask for exabytes.
@@ -55,6 +58,11 @@ impl Memory {
     /// Lets `writes` more writes succeed and no other, as a full host disk does.
     pub(super) fn fail_after(&self, writes: Option<u64>) {
         self.content().budget = writes;
+    }
+
+    /// Lets every read wait before it looks at the bytes.
+    pub(super) fn delay_reads(&self, delay: Duration) {
+        self.content().delay = delay;
     }
 
     /// Whether a change up to `end` is possible.
@@ -140,6 +148,10 @@ impl Storage for Memory {
     }
 
     fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let delay = self.content().delay;
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
+        }
         let content = self.content();
         let mut at = offset.min(LARGEST) as usize;
         for buf in bufs {
