@@ -3,7 +3,7 @@
 use super::memory::Memory;
 use super::{open, small};
 use crate::block::qcow2::{CreateOptions, Qcow2, Repair, create_in};
-use crate::block::scratch::Dice;
+use crate::block::scratch::{Dice, seeds};
 use crate::block::{BlockBackend, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -49,17 +49,13 @@ fn use_it(bytes: Vec<u8>) {
 #[test]
 fn changed_bytes_do_no_harm() {
     let image = rich();
-    let mut dice = Dice::new(11);
+    let mut dice = Dice::new(seeds(11..12).start);
     for round in 0..1500 {
         let mut bytes = image.clone();
         for _ in 0..1 + dice.below(3) {
             // Half of the changes hit the header, the others any table.
             let end = if dice.below(2) == 0 { 112 } else { bytes.len() as u64 };
             let at = dice.below(end) as usize;
-            // Not the size: a valid image of exabytes is slow to walk, as it should be.
-            if (24..32).contains(&at) {
-                continue;
-            }
             bytes[at] = if dice.below(2) == 0 { dice.next() as u8 } else { bytes[at] ^ 1 << dice.below(8) };
         }
         if round % 50 == 0 {
