@@ -9,7 +9,6 @@ use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -45,15 +44,14 @@ impl Session {
         let pty = openpty(None, None).expect("a pseudo-terminal");
         let before = tcgetattr(&pty.slave).unwrap();
         assert!(before.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO));
-        let mut command = if controlling {
-            let mut c = Command::new("setsid");
-            c.args(["--ctty", PROGRAM]);
-            c
+        // Whoever runs the tests in the background has SIGINT and SIGQUIT ignored, which children inherit.
+        let mut command = Command::new("env");
+        command.arg("--default-signal");
+        if controlling {
+            command.args(["setsid", "--ctty", PROGRAM]);
         } else {
-            let mut c = Command::new(PROGRAM);
-            c.arg0(name);
-            c
-        };
+            command.args(["bash", "-c", r#"exec -a "$0" "$@""#, name, PROGRAM]);
+        }
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
         let child =
             command.args(MACHINE).args(args).stdin(end()).stdout(end()).stderr(end()).spawn().expect("it starts");

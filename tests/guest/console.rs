@@ -130,7 +130,10 @@ impl OnTerminal {
         let pty = nix::pty::openpty(None, None).expect("a pseudo-terminal");
         let before = tcgetattr(pty.slave.as_fd()).expect("the terminal's mode");
         let stream = || Stdio::from(pty.slave.try_clone().expect("another descriptor"));
-        let child = Command::new(program())
+        // Whoever runs the tests in the background has SIGINT and SIGQUIT ignored, which children inherit.
+        let child = Command::new("env")
+            .arg("--default-signal")
+            .arg(program())
             .args(boot.arguments())
             .stdin(stream())
             .stdout(stream())
