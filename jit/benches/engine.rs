@@ -3,7 +3,7 @@
 //! Times are per item where a throughput is given: `elem/s` are guest instructions, IR operations, loads or jumps.
 
 use brolga_jit::mmu::ram::{Ram, RamRegion};
-use brolga_jit::testing::{Bits, Machine, Page, Program, QuietBoard, STOP};
+use brolga_jit::testing::{Bits, Machine, Page, Program, QuietBoard, STOP, Tier};
 use brolga_jit::{Engine, EngineConfig, Exit, Registers, SegmentRegister, Vcpu, cpuid};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::code_asm::*;
@@ -69,14 +69,17 @@ fn lift(c: &mut Criterion) {
     group.bench_function("decode and lift, per instruction", |b| b.iter(|| m.lift(black_box(&code))));
 }
 
-/// Generated code from guest bytes: lift, passes, Cranelift, placing.
+/// Generated code from guest bytes: lift, passes, code, placing.
 fn compile(c: &mut Criterion) {
     let mut m = machine();
     let (code, count) = ordinary_code();
-    assert!(m.compile(&code).is_some());
     let mut group = c.benchmark_group("compile");
     group.throughput(Throughput::Elements(count));
-    group.bench_function("one block, per instruction", |b| b.iter(|| m.compile(black_box(&code))));
+    for (tier, name) in [(Tier::Baseline, "baseline, per instruction"), (Tier::Compiled, "Cranelift, per instruction")]
+    {
+        assert!(m.compile(&code, tier).is_some());
+        group.bench_function(name, |b| b.iter(|| m.compile(black_box(&code), tier)));
+    }
 }
 
 /// The interpreter, by kind of operation.
@@ -105,7 +108,7 @@ fn tlb(c: &mut Criterion) {
     }
     let code = assembled(&mut a, CODE);
     let mut m = machine();
-    let loads = m.compile(&code).expect("loads can be compiled");
+    let loads = m.compile(&code, Tier::Compiled).expect("loads can be compiled");
     let mut group = c.benchmark_group("tlb");
     group.throughput(Throughput::Elements(LOADS));
     group.bench_function("hit in compiled code, per load", |b| b.iter(|| m.enter_code(loads)));

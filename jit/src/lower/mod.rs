@@ -121,7 +121,7 @@ pub struct Compiled {
     pub links: Vec<LinkTarget>,
 }
 
-/// Why a region was not compiled; it stays interpreted.
+/// Why a region was not compiled; its blocks keep the code they have.
 #[derive(Debug, thiserror::Error)]
 pub enum LowerError {
     /// Cranelift refused.

@@ -89,7 +89,7 @@ pub fn compile_one(compiler: &mut Compiler, region: &Region, space: &Mutex<CodeS
             space.lock().unwrap_or_else(PoisonError::into_inner).place(&compiled)
         }
         Err(e) => {
-            tracing::warn!("region at {:#x} stays interpreted: {e}", region.blocks[0].rip);
+            tracing::warn!("region at {:#x} keeps the code it has: {e}", region.blocks[0].rip);
             None
         }
     }

@@ -463,7 +463,7 @@ impl Cpu {
         let Some(service) = self.tier.service.clone() else { return };
         let full = Tier::space(&service).is_nearly_full();
         if !full {
-            // Not a matter of room: the block stays interpreted.
+            // Not a matter of room: the block keeps the code it has.
             return;
         }
         self.drop_all_regions();

@@ -1,12 +1,10 @@
 //! Single stages of the engine, for benchmarks (`jit/benches/`).
 
-use super::{Compiling, Machine};
+use super::{Compiling, Machine, Tier};
 use crate::ir::{Block, Ty, parse, verify};
 use crate::lift;
-use crate::lower::Region;
 use crate::passes;
-use crate::runtime::compile::compile_one;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// IR to interpret, from its text form.
 pub struct Program {
@@ -61,25 +59,16 @@ impl Machine {
     }
 
     /// Lifts, optimises, compiles and places the block at RIP, dropping what was compiled before when the code memory
-    /// is nearly full.
+    /// is nearly full. `tier`: baseline or Cranelift's code.
     ///
     /// # Panics
     /// If the bytes end within the first instruction.
-    pub fn compile(&mut self, bytes: &[u8]) -> Option<Code> {
+    pub fn compile(&mut self, bytes: &[u8], tier: Tier) -> Option<Code> {
         let rip = self.cpu.state.rip;
         let mut block = self.block(bytes);
         passes::run(&mut block);
-        let compiling = self.compiling.get_or_insert_with(Compiling::new);
-        {
-            let mut space = compiling.service.space.lock().unwrap_or_else(PoisonError::into_inner);
-            if space.is_nearly_full() {
-                space.clear();
-                compiling.last = None;
-            }
-        }
-        let region = Region { blocks: vec![Arc::new(block)], inner_jumps: true };
-        let placed = compile_one(&mut compiling.compiler, &region, &compiling.service.space)?;
-        Some(Code { entry: placed.entry, rip })
+        let entry = self.compiling.get_or_insert_with(Compiling::new).compile(Arc::new(block), tier)?;
+        Some(Code { entry, rip })
     }
 
     /// Enters generated code at its beginning and comes back when it leaves.

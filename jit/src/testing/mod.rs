@@ -178,23 +178,30 @@ impl Compiling {
         if let Some((_, _, entry)) = self.last.as_ref().filter(|(b, t, _)| b == block && *t == tier) {
             return *entry;
         }
+        let entry = self.compile(Arc::new(block.clone()), tier);
+        self.refused += entry.is_none() as u64;
+        self.last = Some((block.clone(), tier, entry));
+        entry
+    }
+
+    /// Compiles the block and places its code: where it starts. What was compiled before is dropped when the code memory is
+    /// nearly full.
+    fn compile(&mut self, block: Arc<Block>, tier: Tier) -> Option<u64> {
         {
             let mut space = self.service.space.lock().unwrap_or_else(PoisonError::into_inner);
             if space.is_nearly_full() {
                 space.clear();
+                self.last = None;
             }
         }
         let placed = if tier == Tier::Baseline {
-            let code = baseline::compile(block, 0);
+            let code = baseline::compile(&block, 0);
             self.service.space.lock().unwrap_or_else(PoisonError::into_inner).place_block(&code)
         } else {
-            let region = Region { blocks: vec![Arc::new(block.clone())], inner_jumps: true };
+            let region = Region { blocks: vec![block], inner_jumps: true };
             compile_one(&mut self.compiler, &region, &self.service.space)
         };
-        let entry = placed.map(|p| p.entry);
-        self.refused += entry.is_none() as u64;
-        self.last = Some((block.clone(), tier, entry));
-        entry
+        placed.map(|p| p.entry)
     }
 }
 
