@@ -194,14 +194,7 @@ impl Cpu {
                 self.state.vals[i.d as usize & (VALS - 1)] = linear;
                 Ok(Step::Next)
             }
-            Op::VMov
-            | Op::VLoad
-            | Op::VStore
-            | Op::Vec
-            | Op::VecToInt
-            | Op::VecFromInt
-            | Op::VGetState
-            | Op::VSetState => self.step_vector(i),
+            op if op.is_vector() => self.step_vector(i),
             _ => {
                 self.step_integer(i);
                 Ok(Step::Next)

@@ -198,14 +198,7 @@ impl Emit<'_> {
             Op::Load | Op::Store | Op::Rmw | Op::Cas => self.memory_op(i),
             Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetFlags => self.flag_op(n, i, visible),
             Op::GetCond => return self.get_cond(n, i),
-            Op::VMov
-            | Op::VLoad
-            | Op::VStore
-            | Op::Vec
-            | Op::VecToInt
-            | Op::VecFromInt
-            | Op::VGetState
-            | Op::VSetState => return self.vector_op(n, i),
+            op if op.is_vector() => return self.vector_op(n, i),
             Op::GetState | Op::SetState => self.state_op(i),
             Op::SegAddr => self.seg_addr(i),
             Op::Call => self.helper(i),

@@ -213,6 +213,14 @@ ops! {
 }
 
 impl Op {
+    /// Works on vectors.
+    pub const fn is_vector(self) -> bool {
+        matches!(
+            self,
+            Op::VMov | Op::VLoad | Op::VStore | Op::Vec | Op::VecToInt | Op::VecFromInt | Op::VGetState | Op::VSetState
+        )
+    }
+
     /// The declaration.
     pub fn info(self) -> &'static OpInfo {
         &INFO[self as usize]

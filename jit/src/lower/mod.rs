@@ -380,14 +380,7 @@ impl<'a, 'f> Lower<'a, 'f> {
         match i.op {
             Op::Load | Op::Store | Op::Rmw | Op::Cas => self.memory_op(i),
             Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetCond | Op::GetFlags => self.flag_op(i, visible),
-            Op::VMov
-            | Op::VLoad
-            | Op::VStore
-            | Op::Vec
-            | Op::VecToInt
-            | Op::VecFromInt
-            | Op::VGetState
-            | Op::VSetState => self.vector_op(i),
+            op if op.is_vector() => self.vector_op(i),
             Op::GetState | Op::SetState => self.state_op(i),
             Op::SegAddr => self.seg_addr(block, i),
             Op::Call => self.helper(block, i),
