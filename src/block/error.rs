@@ -90,8 +90,13 @@ impl BlockError {
         }
     }
 
-    /// Whether the host has no space left.
+    /// Whether the host has no space left, or none for us.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, BlockError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        match self {
+            BlockError::Io { source, .. } => full(source.kind()),
+            BlockError::Backing { source, .. } => source.is_no_space(),
+            _ => false,
+        }
     }
 }

@@ -3,6 +3,9 @@
 //! [`open`] gives an [`Image`]; [`Image::backend`] is what a device needs. Formats stand on a
 //! [`Storage`], the host file, so that tests can put a recording or failing one in its place.
 
+mod cache_mode;
+mod direct;
+pub mod drive;
 mod error;
 mod lock;
 mod probe;
@@ -13,6 +16,7 @@ mod scratch;
 mod storage;
 mod vectors;
 
+pub use cache_mode::CacheMode;
 pub use error::{BlockError, Result};
 pub use probe::{Image, MAX_CHAIN, OpenOptions, open, open_storage, probe};
 pub use raw::{Raw, create as create_raw};

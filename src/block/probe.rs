@@ -1,7 +1,7 @@
 //! Which format a file has, and opening it with its backing chain.
 
-use super::qcow2::Qcow2;
-use super::{BlockBackend, BlockError, Format, HostFile, Raw, Result, Storage};
+use super::qcow2::{Qcow2, TableCaches};
+use super::{BlockBackend, BlockError, CacheMode, Format, HostFile, Raw, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,11 +20,23 @@ pub struct OpenOptions {
     /// Keep other programs out as QEMU does: one writer or many readers, for the whole chain.
     /// Two openings in one process keep each other out as well.
     pub lock: bool,
+    /// How the host's cache is used; for the whole chain. `writeback` is for the drive to do.
+    pub cache: CacheMode,
+    /// Memory for the tables of this image.
+    pub tables: TableCaches,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { format: None, read_only: false, backing: true, for_check: false, lock: false }
+        OpenOptions {
+            format: None,
+            read_only: false,
+            backing: true,
+            for_check: false,
+            lock: false,
+            cache: CacheMode::default(),
+            tables: TableCaches::default(),
+        }
     }
 }
 
@@ -105,7 +117,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image> {
 }
 
 pub(super) fn open_at_depth(path: &Path, options: &OpenOptions, depth: u32) -> Result<Image> {
-    let file = HostFile::open(path, !options.read_only)?;
+    let file = HostFile::open_with(path, !options.read_only, options.cache)?;
     if options.lock {
         file.lock(!options.read_only)?;
     }

@@ -84,6 +84,7 @@ impl BlockBackend for Raw {
     fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()> {
         self.writable()?;
         let old = self.len();
+        check_mode(preallocation)?;
         self.file.set_len(len)?;
         if len > old {
             reserve(&*self.file, old, len, preallocation)?;
@@ -93,12 +94,18 @@ impl BlockBackend for Raw {
     }
 }
 
-fn reserve(file: &dyn Storage, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
+fn check_mode(preallocation: Preallocation) -> Result<()> {
     match preallocation {
-        Preallocation::Off => Ok(()),
         Preallocation::Metadata => Err(BlockError::Invalid {
             what: "preallocation=metadata: raw images have no metadata; there are off, falloc and full".to_string(),
         }),
+        Preallocation::Off | Preallocation::Falloc | Preallocation::Full => Ok(()),
+    }
+}
+
+fn reserve(file: &dyn Storage, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
+    match preallocation {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
         Preallocation::Falloc => file.allocate(from, to - from),
         Preallocation::Full => {
             let zeroes = vec![0; 1 << 20];
@@ -115,6 +122,7 @@ fn reserve(file: &dyn Storage, from: u64, to: u64, preallocation: Preallocation)
 
 /// Creates a raw image of `size` bytes.
 pub fn create(path: &Path, size: u64, preallocation: Preallocation) -> Result<()> {
+    check_mode(preallocation)?;
     let file = HostFile::create(path)?;
     file.set_len(size)?;
     reserve(&file, 0, size, preallocation)?;
@@ -154,6 +162,8 @@ mod tests {
         assert!(matches!(disk.write(999, &[1, 2]), Err(BlockError::OutOfRange { .. })));
         assert!(matches!(disk.read(u64::MAX, &mut [0; 2]), Err(BlockError::OutOfRange { .. })));
         disk.write(999, &[9]).unwrap();
+        assert!(disk.resize(4000, Preallocation::Metadata).is_err());
+        assert_eq!((disk.len(), disk.file().len()), (1000, 1000), "refused before anything changed");
         disk.resize(2000, Preallocation::Falloc).unwrap();
         let mut buf = [1; 3];
         disk.read(998, &mut buf).unwrap();

@@ -1,6 +1,7 @@
 //! The host file under an image.
 
-use super::{BlockError, Result};
+use super::direct::Direct;
+use super::{BlockError, CacheMode, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::{SFlag, fstat};
@@ -8,7 +9,7 @@ use nix::sys::uio::{preadv, pwritev};
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -62,7 +63,13 @@ pub struct HostFile {
     /// Whether something was written since the last flush.
     dirty: AtomicBool,
     /// Held while flushing: a second flush must not return before the first one that covers it.
-    flushing: Mutex<()>,
+    /// The host's error if a flush failed: it forgets which pages it could not write, so that no
+    /// later flush can say that they are there.
+    flushing: Mutex<Option<Errno>>,
+    /// Opened with `O_DIRECT`.
+    direct: Option<Direct>,
+    /// `cache=unsafe`.
+    no_flush: bool,
 }
 
 /// Parts of one `preadv`: the limit of Linux (IOV_MAX).
@@ -73,8 +80,45 @@ const ZEROES: usize = 1 << 16;
 impl HostFile {
     /// Opens an existing file or block device.
     pub fn open(path: &Path, write: bool) -> Result<HostFile> {
-        let file = File::options().read(true).write(write).open(path);
-        HostFile::new(path, file.map_err(|e| failed(&path.to_string_lossy(), "cannot open", e))?)
+        HostFile::open_with(path, write, CacheMode::default())
+    }
+
+    /// Opens an existing file or block device, and uses the host's cache as `cache` says.
+    /// Whether each write is flushed at once is not decided here but by the drive.
+    pub fn open_with(path: &Path, write: bool, cache: CacheMode) -> Result<HostFile> {
+        let name = path.to_string_lossy();
+        let flags = if cache.direct { libc::O_DIRECT } else { 0 };
+        let file = File::options().read(true).write(write).custom_flags(flags).open(path);
+        let file = file.map_err(|e| match e.raw_os_error() {
+            Some(libc::EINVAL) if cache.direct => BlockError::Unsupported {
+                name: name.to_string(),
+                what: "the host's file system cannot do without its cache; use cache=writeback".to_string(),
+            },
+            _ => failed(&name, "cannot open", e),
+        })?;
+        let mut file = HostFile::new(path, file)?;
+        file.direct = cache.direct.then(|| Direct::probe(&file.file, file.len()));
+        file.no_flush = cache.no_flush;
+        Ok(file)
+    }
+
+    /// Creates a file that no directory names any more, for what is gone with the process.
+    pub fn create_unnamed(directory: &Path) -> Result<HostFile> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = directory.join(format!("brolga-{}-{number:x}.tmp", std::process::id()));
+            let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
+            match file {
+                Ok(file) => {
+                    let removed = std::fs::remove_file(&path);
+                    removed.map_err(|e| failed(&path.to_string_lossy(), "cannot remove", e))?;
+                    return HostFile::new(&path, file);
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(failed(&directory.to_string_lossy(), "cannot create a temporary file", e)),
+            }
+        }
     }
 
     /// Creates a file, or empties the one that is there.
@@ -101,7 +145,9 @@ impl HostFile {
             device,
             len: len.into(),
             dirty: false.into(),
-            flushing: Mutex::new(()),
+            flushing: Mutex::new(None),
+            direct: None,
+            no_flush: false,
         })
     }
 
@@ -114,6 +160,16 @@ impl HostFile {
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the host's cache is left out (`O_DIRECT`).
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Leaves flushes out from now on: for files that are gone with the process.
+    pub(super) fn never_flush(&mut self) {
+        self.no_flush = true;
     }
 
     /// Whether this is a block device, whose size is fixed.
@@ -144,22 +200,9 @@ impl HostFile {
             }
         }
     }
-}
 
-fn failed(name: &str, action: &str, source: io::Error) -> BlockError {
-    BlockError::Io { name: name.to_string(), action: action.to_string(), source }
-}
-
-impl Storage for HostFile {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn len(&self) -> u64 {
-        self.len.load(Ordering::Acquire)
-    }
-
-    fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+    /// Reads; an `O_DIRECT` file takes this only of whole blocks.
+    pub(super) fn read_plain(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
         let len = super::total_mut(bufs);
         let mut done = 0;
         while done < len {
@@ -172,7 +215,14 @@ impl Storage for HostFile {
                     super::vectors::fill_zero(&mut super::slice_mut(bufs, done, len - done));
                     return Ok(());
                 }
-                Ok(n) => done += n as u64,
+                Ok(n) => {
+                    done += n as u64;
+                    // The end of a file that is no whole block: the rest could not be asked for.
+                    if self.direct.is_some() && offset + done >= self.len() {
+                        super::vectors::fill_zero(&mut super::slice_mut(bufs, done, len - done));
+                        return Ok(());
+                    }
+                }
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(self.fail("read", offset, len, e)),
             }
@@ -180,7 +230,8 @@ impl Storage for HostFile {
         Ok(())
     }
 
-    fn writev(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+    /// Writes; an `O_DIRECT` file takes this only of whole blocks.
+    pub(super) fn write_plain(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
         let len = super::total(bufs);
         let mut done = 0;
         while done < len {
@@ -201,14 +252,58 @@ impl Storage for HostFile {
         Ok(())
     }
 
+    /// Cuts the file to `len` bytes, with `direct` locked.
+    pub(super) fn cut_to(&self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(|e| failed(&self.name, &format!("cannot change the size to {len}"), e))?;
+        self.len.store(len, Ordering::Release);
+        self.dirty.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+fn failed(name: &str, action: &str, source: io::Error) -> BlockError {
+    BlockError::Io { name: name.to_string(), action: action.to_string(), source }
+}
+
+impl Storage for HostFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        match &self.direct {
+            Some(direct) if !direct.takes_read(offset, bufs) => self.read_bounced(direct, offset, bufs),
+            _ => self.read_plain(offset, bufs),
+        }
+    }
+
+    fn writev(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        let Some(direct) = &self.direct else { return self.write_plain(offset, bufs) };
+        if direct.takes_write(offset, bufs) {
+            let _shared = direct.shared();
+            return self.write_plain(offset, bufs);
+        }
+        self.write_bounced(direct, offset, bufs)
+    }
+
     fn flush(&self) -> Result<()> {
-        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.dirty.swap(false, Ordering::AcqRel) {
+        let mut failed_before = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errno) = *failed_before {
+            return Err(failed(&self.name, "cannot flush, as an earlier flush failed", errno.into()));
+        }
+        if self.no_flush || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         self.file.sync_data().map_err(|e| {
-            // What was not stored must not count as stored next time.
-            self.dirty.store(true, Ordering::Release);
+            if e.kind() == io::ErrorKind::Interrupted || self.direct.is_some() {
+                self.dirty.store(true, Ordering::Release);
+            } else {
+                *failed_before = Some(e.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
+            }
             failed(&self.name, "cannot flush", e)
         })
     }
@@ -217,10 +312,8 @@ impl Storage for HostFile {
         if self.device {
             return if len <= self.len() { Ok(()) } else { Err(self.fail("grow to", 0, len, Errno::ENOSPC)) };
         }
-        self.file.set_len(len).map_err(|e| failed(&self.name, &format!("cannot change the size to {len}"), e))?;
-        self.len.store(len, Ordering::Release);
-        self.dirty.store(true, Ordering::Release);
-        Ok(())
+        let _shared = self.direct.as_ref().map(Direct::shared);
+        self.cut_to(len)
     }
 
     fn zero(&self, offset: u64, len: u64, punch: bool) -> Result<()> {
@@ -248,12 +341,9 @@ impl Storage for HostFile {
         let mut done = 0;
         while done < len {
             let size = (len - done).min(ZEROES as u64);
-            self.file
-                .write_all_at(&zeroes[..size as usize], offset + done)
-                .map_err(|e| self.fail("zero", offset, len, e))?;
+            self.write(offset + done, &zeroes[..size as usize])?;
             done += size;
         }
-        self.grown(end);
         Ok(())
     }
 

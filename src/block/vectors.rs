@@ -69,6 +69,24 @@ pub(crate) fn scatter(bufs: &mut [IoSliceMut<'_>], mut from: &[u8]) {
     }
 }
 
+/// Copies all of `bufs` to the beginning of `to`.
+pub(crate) fn gather_into(to: &mut [u8], bufs: &[IoSlice<'_>]) {
+    let mut rest = to;
+    for buf in bufs {
+        let len = buf.len().min(rest.len());
+        let (head, tail) = rest.split_at_mut(len);
+        head.copy_from_slice(&buf[..len]);
+        rest = tail;
+    }
+}
+
+/// Whether all bytes are zero.
+pub(crate) fn all_zero(bufs: &[IoSlice<'_>]) -> bool {
+    // Blocks without a branch inside, so that the compiler takes many bytes at once.
+    let zero = |bytes: &[u8]| bytes.chunks(256).all(|block| block.iter().fold(0, |all, b| all | b) == 0);
+    bufs.iter().all(|buf| zero(buf))
+}
+
 /// All bytes of `bufs` in one.
 #[cfg(test)]
 pub(crate) fn gather(bufs: &[IoSlice<'_>]) -> Vec<u8> {

@@ -2,10 +2,6 @@
 
 use std::collections::HashMap;
 
-/// Bytes of tables of one kind that stay in memory. 16 MiB of L2 tables cover 128 GiB of disk
-/// with clusters of 64 KiB.
-const BYTES: u64 = 16 << 20;
-
 struct Table {
     bytes: Vec<u8>,
     dirty: bool,
@@ -20,8 +16,9 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(cluster: u64) -> Cache {
-        Cache { tables: HashMap::new(), limit: (BYTES / cluster).max(16) as usize, tick: 0 }
+    /// At most `limit` tables.
+    pub(super) fn new(limit: u64) -> Cache {
+        Cache { tables: HashMap::new(), limit: usize::try_from(limit).unwrap_or(usize::MAX), tick: 0 }
     }
 
     /// Whether the next [`insert`](Self::insert) needs room.
@@ -92,7 +89,7 @@ mod tests {
 
     #[test]
     fn dirty_tables_stay() {
-        let mut cache = Cache::new(1 << 20);
+        let mut cache = Cache::new(16);
         for i in 0..16 {
             cache.insert(i, vec![i as u8], i == 0);
         }

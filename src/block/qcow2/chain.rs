@@ -6,7 +6,14 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Opens the backing file that the image at `overlay` names, which has `depth` images above.
-pub(super) fn open_backing(overlay: &Path, named: &str, format: Option<&str>, depth: u32, lock: bool) -> Result<Image> {
+/// It is opened as the overlay was, but only for reading.
+pub(super) fn open_backing(
+    overlay: &Path,
+    named: &str,
+    format: Option<&str>,
+    depth: u32,
+    options: &OpenOptions,
+) -> Result<Image> {
     let name = overlay.to_string_lossy().into_owned();
     let opened = locate(overlay, named).and_then(|(path, json_format)| {
         if depth >= MAX_CHAIN {
@@ -14,7 +21,8 @@ pub(super) fn open_backing(overlay: &Path, named: &str, format: Option<&str>, de
             return Err(BlockError::Unsupported { name: path.to_string_lossy().into_owned(), what });
         }
         let format = json_format.as_deref().or(format).map(Format::from_name).transpose()?;
-        let options = OpenOptions { format, read_only: true, lock, ..OpenOptions::default() };
+        let OpenOptions { lock, cache, .. } = *options;
+        let options = OpenOptions { format, read_only: true, lock, cache, ..OpenOptions::default() };
         open_at_depth(&path, &options, depth + 1)
     });
     opened.map_err(|e| BlockError::Backing { name, source: Box::new(e) })

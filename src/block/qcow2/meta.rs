@@ -6,6 +6,7 @@
 //! longer name ([`Meta::release`], [`Meta::settle`]), and only then can they be given out again.
 
 use super::cache::Cache;
+use super::caches::TableCaches;
 use super::header::{Header, be64, corrupt};
 use super::layout::{Layout, OFFSET};
 use super::snapshot::{self, Snapshot};
@@ -101,20 +102,23 @@ pub(super) struct Meta {
 
 impl Meta {
     /// Reads all tables that stay in memory.
-    pub(super) fn load(file: Arc<dyn Storage>, header: Header) -> Result<Meta> {
+    pub(super) fn load(file: Arc<dyn Storage>, header: Header, caches: &TableCaches) -> Result<Meta> {
         let layout = Layout::of(&header);
         let l1 = FlatTable::read(&*file, header.l1_offset, header.l1_size as usize)?;
         let entries = u64::from(header.reftable_clusters) * layout.cluster() / 8;
         let reftable = FlatTable::read(&*file, header.reftable_offset, entries as usize)?;
         let (snapshots, snapshot_bytes) = snapshot::read_table(&*file, &header)?;
+        caches.check()?;
+        let all_l2 = header.size.div_ceil(layout.per_l1()) << layout.cluster_bits;
+        let (l2_bytes, block_bytes) = caches.limits(layout.cluster(), all_l2);
         let mut meta = Meta {
             file,
             layout,
             header,
             l1,
             reftable,
-            l2: Cache::new(layout.cluster()),
-            blocks: Cache::new(layout.cluster()),
+            l2: Cache::new(l2_bytes / layout.cluster()),
+            blocks: Cache::new(block_bytes / layout.cluster()),
             snapshots,
             snapshot_bytes,
             first_free: 0,

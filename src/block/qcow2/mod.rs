@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod cache;
+mod caches;
 mod chain;
 mod check;
 mod compress;
@@ -14,6 +15,7 @@ mod header;
 mod layout;
 mod meta;
 mod options;
+mod populate;
 mod read;
 mod refcount;
 mod resize;
@@ -25,6 +27,7 @@ mod tests;
 mod write;
 mod zero;
 
+pub use caches::TableCaches;
 pub use create::{create, create_in};
 pub use options::{CheckReport, Compression, CreateOptions, Info, Repair, SnapshotInfo};
 pub use state::MachineState;
@@ -78,28 +81,39 @@ impl Qcow2 {
             let what = "marked corrupt; repair it with brolga-img check -r all, or open it read-only".to_string();
             return Err(BlockError::Corrupt { name, what });
         }
-        let mut meta = Meta::load(file.clone(), header)?;
+        let mut meta = Meta::load(file.clone(), header, &options.tables)?;
         if !options.read_only && !options.for_check {
             prepare_for_writing(&mut meta)?;
         }
-        let header = &meta.header;
-        let backing = match &header.backing_file {
+        let backing = match &meta.header.backing_file {
             Some(named) if options.backing => {
-                Some(chain::open_backing(path, named, header.backing_format().as_deref(), depth, options.lock)?)
+                Some(chain::open_backing(path, named, meta.header.backing_format().as_deref(), depth, options)?)
             }
             _ => None,
         };
-        Ok(Qcow2 {
+        Ok(Qcow2::assemble(file, meta, options.read_only, backing))
+    }
+
+    /// Opens an image that names no backing file, over one that is open already.
+    pub(super) fn open_over(file: Arc<dyn Storage>, backing: Image) -> Result<Qcow2> {
+        let header = Header::read(&*file)?;
+        let meta = Meta::load(file.clone(), header, &TableCaches::default())?;
+        Ok(Qcow2::assemble(file, meta, false, Some(backing)))
+    }
+
+    fn assemble(file: Arc<dyn Storage>, meta: Meta, read_only: bool, backing: Option<Image>) -> Qcow2 {
+        let header = &meta.header;
+        Qcow2 {
             layout: meta.layout,
             compression: header.compression,
-            read_only: options.read_only,
+            read_only,
             backing,
             size: header.size.into(),
             quiet: Quiet(RwLock::new(())),
             meta: Mutex::new(meta),
             landed: Condvar::new(),
             file,
-        })
+        }
     }
 
     fn meta(&self) -> MutexGuard<'_, Meta> {

@@ -9,15 +9,15 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::{MutexGuard, PoisonError};
 
 /// A place for the clusters of one guest range.
-struct Place {
-    flight: InFlight,
+pub(super) struct Place {
+    pub(super) flight: InFlight,
     host: u64,
     /// Whether the clusters were allocated just now.
     new: bool,
 }
 
 /// What a part of a write does next.
-enum Plan {
+pub(super) enum Plan {
     /// Overwrite in place: host offset and bytes.
     InPlace(u64, u64),
     /// Fill these clusters and link them.
@@ -62,14 +62,26 @@ impl Qcow2 {
 
     /// Finds where the beginning of a write goes, and allocates.
     fn plan(&self, at: u64, left: u64) -> Result<Plan> {
+        self.plan_if(at, left, |mapping| mapping.writable().is_none())
+    }
+
+    /// Allocates for a copy of the backing file's clusters; where there are none it says how much.
+    pub(super) fn plan_copy(&self, at: u64, left: u64) -> Result<Plan> {
+        self.plan_if(at, left, |mapping| mapping == Mapping::Unallocated)
+    }
+
+    fn plan_if(&self, at: u64, left: u64, fill: impl Fn(Mapping) -> bool) -> Result<Plan> {
         let start = self.layout.floor(at);
         let within = at - start;
         let mut wanted = InFlight { start, end: start + self.layout.cluster() };
         loop {
             let mut meta = self.await_flight(wanted);
             let run = meta.run(at, left)?;
-            if let Some(host) = run.mapping.writable() {
-                meta.guard(host + within, run.len)?;
+            if !fill(run.mapping) {
+                let host = run.mapping.writable().unwrap_or(0);
+                if host != 0 {
+                    meta.guard(host + within, run.len)?;
+                }
                 return Ok(Plan::InPlace(host + within, run.len));
             }
             let clusters = self.layout.clusters(within + run.len);
@@ -103,7 +115,7 @@ impl Qcow2 {
 
     /// Writes whole clusters, what the guest does not write taken from what was there, and then
     /// makes the L2 table name them.
-    fn fill_and_link(&self, place: &Place, at: u64, bufs: &[IoSlice<'_>], len: u64) -> Result<()> {
+    pub(super) fn fill_and_link(&self, place: &Place, at: u64, bufs: &[IoSlice<'_>], len: u64) -> Result<()> {
         let flight = place.flight;
         let filled = self.fill(place, at, bufs, len);
         let mut meta = self.meta();

@@ -10,7 +10,7 @@ const CHUNK: u64 = 1 << 20;
 
 impl Qcow2 {
     /// Where the backing file ends; 0 without one. Behind it unallocated clusters are zero.
-    fn below_len(&self) -> u64 {
+    pub(super) fn below_len(&self) -> u64 {
         self.backing.as_ref().map_or(0, |b| b.backend().len())
     }
 

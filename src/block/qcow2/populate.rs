@@ -1,0 +1,32 @@
+//! Copy-on-read: what a backing file shows is kept in the image.
+
+use super::Qcow2;
+use super::write::Plan;
+use crate::block::Result;
+
+/// Bytes copied at once.
+const CHUNK: u64 = 1 << 20;
+
+impl Qcow2 {
+    /// Copies the clusters of a range, checked before, that come from the backing file. Requests
+    /// of the guest may run meanwhile: they wait for the copy of their clusters or it for them.
+    pub(in crate::block) fn populate(&self, offset: u64, len: u64) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let mut at = self.layout.floor(offset);
+        let end = (offset + len).min(self.below_len());
+        while at < end {
+            let _quiet = self.quiet.read();
+            at += match self.plan_copy(at, (end - at).min(CHUNK))? {
+                Plan::Fill(place) => {
+                    let step = place.flight.end - at;
+                    self.fill_and_link(&place, at, &[], 0)?;
+                    step
+                }
+                Plan::InPlace(_, there) => there.next_multiple_of(self.layout.cluster()),
+            };
+        }
+        Ok(())
+    }
+}
