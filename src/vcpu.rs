@@ -1,8 +1,8 @@
 //! Threads of virtual processors: they run the engine, sleep while their processor is halted, and stop on demand.
 
+use anyhow::{Context, Result};
 use brolga_jit::{Exit, Vcpu, VcpuHandle, request};
 use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
@@ -113,21 +113,24 @@ impl<P: Processor> VcpuThread<P> {
     pub fn spawn(
         index: u32,
         events: Arc<dyn VcpuEvents>,
-        make: impl FnOnce() -> P + Send + 'static,
-    ) -> io::Result<Arc<Self>> {
-        let (tell, told) = mpsc::sync_channel::<Arc<Self>>(1);
+        make: impl FnOnce() -> Result<P> + Send + 'static,
+    ) -> Result<Arc<Self>> {
+        let (tell, told) = mpsc::sync_channel::<Result<Arc<Self>>>(1);
         let builder = std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK);
         let thread = builder.spawn(move || {
-            let mut processor = make();
+            let mut processor = match make() {
+                Ok(processor) => processor,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
             let this = Arc::new(Self::new(index, processor.requests()));
             let _report = ReportPanic { index, events: events.clone() };
             let _ended = MarkEnded(this.clone());
-            if tell.send(this.clone()).is_ok() {
+            if tell.send(Ok(this.clone())).is_ok() {
                 drop(tell);
                 this.run(&mut processor, &*events);
             }
         })?;
-        let this = told.recv().map_err(|_| io::Error::other("the processor's thread ended at its start"))?;
+        let this = told.recv().context("the processor's thread ended at its start")??;
         *this.thread.lock().unwrap_or_else(|e| e.into_inner()) = Some(thread);
         Ok(this)
     }
@@ -440,7 +443,7 @@ mod tests {
     fn spawn(index: u32, interrupts_on: bool, exits: Vec<Exit>) -> (Arc<Seen>, Arc<VcpuThread<Fake>>) {
         let seen = Arc::new(Seen::default());
         let in_thread = seen.clone();
-        let make = move || Fake { word: Word::default(), seen: in_thread, interrupts_on, exits };
+        let make = move || Ok(Fake { word: Word::default(), seen: in_thread, interrupts_on, exits });
         let thread = VcpuThread::spawn(index, seen.clone(), make).unwrap();
         (seen, thread)
     }

@@ -135,7 +135,7 @@ fn processor(code: &[u8]) -> Vcpu {
     let board = Arc::new(QuietBoard::default());
     let config = EngineConfig { sync: true, code_cache: 16 << 20, ..EngineConfig::default() };
     let engine = Engine::new(config, ram, board.clone()).expect("an engine");
-    let mut cpu = Vcpu::new(&engine, 0, &cpuid::parse("max").expect("a processor model"));
+    let mut cpu = Vcpu::new(&engine, 0, &cpuid::parse("max").expect("a processor model")).expect("code memory");
     assert!(board.stops.set(cpu.handle()).is_ok());
     let flat = SegmentRegister { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
     let mut r = Registers { rip: GUEST_CODE, rflags: 2, cr0: 0x11, segments: [flat; 6], ..cpu.registers() };

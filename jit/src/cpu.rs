@@ -1,28 +1,18 @@
-//! One virtual processor's whole context, and what all of them share.
+//! One virtual processor's whole context.
 
 use crate::board::Board;
 use crate::cpuid::CpuModel;
 use crate::fault::Fault;
-use crate::mmu::code_map::CodeMap;
-use crate::mmu::ram::Ram;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
 use crate::runtime::contexts::Contexts;
 use crate::runtime::lockstep::Lockstep;
 use crate::runtime::tier::Tier;
+use crate::shared::{Mailbox, Shared};
 use crate::state::{CpuState, HEAT_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
-use crate::vcpu::{Mailbox, Requests, VcpuHandle};
+use crate::vcpu::{Requests, VcpuHandle};
 use std::sync::Arc;
-
-/// What all vCPUs of an engine share.
-pub struct Shared {
-    /// Guest memory.
-    pub ram: Arc<Ram>,
-    /// Which RAM holds translated code.
-    pub code_map: CodeMap,
-    /// Virtual processors made so far: all there are, once the machine runs.
-    pub processors: std::sync::atomic::AtomicU32,
-}
+use std::sync::atomic::Ordering;
 
 /// A virtual processor. The state comes first: generated code gets a pointer to it and helpers cast it back.
 #[repr(C)]
@@ -64,10 +54,10 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A processor in an undefined state; call `reset` (in [`crate::system::reset`]) next.
+    /// One more processor, in an undefined state; call `reset` (in [`crate::system::reset`]) next.
     pub fn new(index: u32, shared: Arc<Shared>, board: Arc<dyn Board>, model: Arc<CpuModel>) -> Box<Self> {
         let requests = Arc::new(Requests::default());
-        let mailbox = Arc::new(Mailbox::new(VcpuHandle { requests: requests.clone() }));
+        let mailbox = shared.join(VcpuHandle { requests: requests.clone() });
         let mut state = CpuState::zeroed();
         state.requests = &raw const requests.attention;
         Box::new(Self {
@@ -241,6 +231,7 @@ impl Cpu {
     pub fn load_pdptes(&mut self) -> bool {
         const RESERVED: u64 = !((1 << crate::mmu::walk::PHYS_BITS) - 1) | 0x1e6;
         let base = self.state.cr3 & 0xffff_ffe0;
+        let base = base & self.shared.address_lines();
         let entries: [u64; 4] = std::array::from_fn(|n| self.shared.ram.load_entry(base + 8 * n as u64, 8));
         if entries.iter().any(|e| e & 1 != 0 && e & RESERVED != 0) {
             return false;
@@ -257,19 +248,18 @@ impl Cpu {
     /// Something that held requests off was lifted (IF set, NMIs unblocked): generated code is to leave for them.
     pub fn reconsider_requests(&self) {
         if self.requested() != 0 {
-            self.requests.attention.store(1, std::sync::atomic::Ordering::Relaxed);
+            self.requests.attention.store(1, Ordering::Relaxed);
         }
     }
 
     /// The run loop has something to look at that a closed window would keep out.
     pub fn request_waits(&self) -> bool {
-        self.state.rflags & crate::state::flag::IF != 0
-            && self.requests.attention.load(std::sync::atomic::Ordering::Relaxed) != 0
+        self.state.rflags & crate::state::flag::IF != 0 && self.requests.attention.load(Ordering::Relaxed) != 0
     }
 
     /// Other threads want something of this vCPU.
     pub fn requested(&self) -> u32 {
-        self.requests.bits.load(std::sync::atomic::Ordering::Relaxed)
+        self.requests.bits.load(Ordering::Relaxed)
     }
 }
 

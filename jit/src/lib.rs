@@ -14,6 +14,7 @@ mod lower;
 pub mod mmu;
 mod passes;
 mod runtime;
+mod shared;
 mod state;
 mod system;
 #[cfg(any(test, feature = "testing"))]

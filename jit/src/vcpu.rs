@@ -1,17 +1,18 @@
 //! The engine's face: what the program uses to make and run virtual processors.
 
 use crate::board::Board;
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::Cpu;
 use crate::cpuid::CpuModel;
 use crate::lower::Compiler;
-use crate::mmu::code_map::CodeMap;
-use crate::mmu::ram::{PAGE_SIZE, Ram};
+use crate::mmu::ram::Ram;
 use crate::runtime::compile::CompileService;
 pub use crate::runtime::lockstep::CheckStats;
 use crate::runtime::lockstep::Lockstep;
+use crate::runtime::place::CodeMemory;
 pub use crate::runtime::tier::TierStats;
+use crate::shared::Shared;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Which compiled code is held against the interpreter as it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub struct EngineConfig {
     /// Compare compiled code with the interpreter as it runs; implies `sync` (`-accel jit,check=on`). For machines with
     /// one vCPU; without `jit` there is nothing to compare.
     pub check: Check,
-    /// Upper bound of compiled code in bytes.
+    /// Upper bound of compiled code of a processor, in bytes.
     pub code_cache: usize,
 }
 
@@ -172,14 +173,7 @@ pub struct Engine {
     compilers: Option<Arc<CompileService>>,
     sync: bool,
     check: Check,
-    vcpus: Mutex<Vec<Arc<Mailbox>>>,
-}
-
-/// What other threads leave for a vCPU besides its request word.
-pub struct Mailbox {
-    /// Guest memory that was written behind the vCPUs' back: (address, length).
-    written: Mutex<Vec<(u64, u64)>>,
-    handle: VcpuHandle,
+    code_cache: usize,
 }
 
 impl Engine {
@@ -189,43 +183,23 @@ impl Engine {
             return Err(EngineError::Host("this processor lacks SSE4.2".to_owned()));
         }
         config.sync |= config.check != Check::Off;
-        let code_map = CodeMap::new(&ram);
-        let shared = Arc::new(Shared { ram, code_map, processors: AtomicU32::new(0) });
+        let shared = Arc::new(Shared::new(ram));
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
-        let (sync, check) = (config.sync, if config.jit { config.check } else { Check::Off });
-        Ok(Arc::new(Self { shared, board, compilers, sync, check, vcpus: Mutex::default() }))
+        let (sync, code_cache) = (config.sync, config.code_cache);
+        let check = if config.jit { config.check } else { Check::Off };
+        Ok(Arc::new(Self { shared, board, compilers, sync, check, code_cache }))
     }
 
     /// Tells that something other than a vCPU wrote guest memory (DMA, a loader): translations of it are dropped.
     pub fn memory_written(&self, gpa: u64, len: u64) {
-        let first = gpa & !(PAGE_SIZE - 1);
-        let holds_code = (first..gpa.saturating_add(len))
-            .step_by(PAGE_SIZE as usize)
-            .any(|page| self.shared.code_map.get(&self.shared.ram, page) != 0);
-        if !holds_code {
-            return;
-        }
-        for mailbox in lock(&self.vcpus).iter() {
-            lock(&mailbox.written).push((gpa, len));
-            mailbox.handle.raise(request::ENGINE);
-        }
-    }
-}
-
-/// A lock that a panic elsewhere does not make unusable: what it guards is valid after every statement.
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Mailbox {
-    /// An empty one for the vCPU behind `handle`.
-    pub fn new(handle: VcpuHandle) -> Self {
-        Self { written: Mutex::default(), handle }
+        std::sync::atomic::fence(Ordering::SeqCst);
+        self.shared.code_written(gpa, len, None);
     }
 
-    /// Takes the ranges written since the last call.
-    pub fn take_written(&self) -> Vec<(u64, u64)> {
-        std::mem::take(&mut *lock(&self.written))
+    /// Opens or closes the A20 gate: while it is closed, address line 20 is zero. Each processor has noticed before it
+    /// begins its next block; the one that executes the instruction that moves the gate, before its next instruction.
+    pub fn set_a20(&self, open: bool) {
+        self.shared.set_a20(open);
     }
 }
 
@@ -236,8 +210,7 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// Processor number `index` of `engine`, in its reset state. `model` comes from [`crate::cpuid::parse`].
-    pub fn new(engine: &Arc<Engine>, index: u32, model: &CpuModel) -> Self {
-        engine.shared.processors.fetch_add(1, Ordering::Relaxed);
+    pub fn new(engine: &Arc<Engine>, index: u32, model: &CpuModel) -> Result<Self, EngineError> {
         let (lockstep, board) = match engine.check {
             Check::Off => (None, engine.board.clone()),
             check => {
@@ -247,17 +220,17 @@ impl Vcpu {
         };
         let mut cpu = Cpu::new(index, engine.shared.clone(), board, Arc::new(model.clone()));
         cpu.lockstep = lockstep;
-        lock(&engine.vcpus).push(cpu.mailbox.clone());
         if let Some(service) = &engine.compilers {
-            // The engine started with the same settings, so a compiler can be made.
-            let sync = if engine.sync { Compiler::new().ok() } else { None };
-            cpu.tier.configure(service.clone(), sync);
+            let host = |e: String| EngineError::Host(e);
+            let sync = engine.sync.then(Compiler::new).transpose().map_err(|e| host(e.to_string()))?;
+            let memory = CodeMemory::new(engine.code_cache).map_err(|e| host(e.to_string()))?;
+            cpu.tier.configure(service.clone(), memory, sync);
             if engine.check != Check::Off {
                 cpu.tier.wait_until_checked();
             }
         }
         cpu.reset();
-        Self { cpu }
+        Ok(Self { cpu })
     }
 
     /// What other threads use to get this processor's attention.

@@ -15,8 +15,7 @@ const APIC_PAGE_MASK: u64 = 0xFFF;
 /// The processor whose FERR# and IGNNE# are connected: the first one.
 const FPU_ERROR_CPU: u32 = 0;
 
-/// Everything that a processor of a PC reaches without going through RAM. The A20 gate is always open: what guests
-/// rely on is only that it can be opened.
+/// Everything that a processor of a PC reaches without going through RAM.
 pub struct PcBoard {
     /// Ports and memory-mapped registers.
     pub bus: Arc<Bus>,

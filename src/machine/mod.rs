@@ -122,6 +122,8 @@ impl Machine {
         };
         let engine =
             Engine::new(config.engine.clone(), ram.clone(), Arc::new(board)).map_err(|e| anyhow!("-accel: {e}"))?;
+        let gate = Arc::downgrade(&engine);
+        pc.a20.on_change(Box::new(move |open| gate.upgrade().into_iter().for_each(|engine| engine.set_a20(open))));
         let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;
         let tables = match boot.has_kernel() {
             true => SystemTables::build(config, &layout, &pc.acpi)?,
@@ -160,7 +162,7 @@ fn spawn_vcpus(
         .zip(links)
         .map(|(index, link)| {
             let (engine, model) = (engine.clone(), model.clone());
-            let vcpu = VcpuThread::spawn(index, events.clone(), move || Vcpu::new(&engine, index, &model))
+            let vcpu = VcpuThread::spawn(index, events.clone(), move || Ok(Vcpu::new(&engine, index, &model)?))
                 .with_context(|| format!("cannot start the thread of vCPU {index}"))?;
             link.connect(vcpu.clone());
             Ok(vcpu)

@@ -109,6 +109,8 @@ pub struct Pc {
     pub pic: Arc<Pic>,
     /// Where x87 errors go while CR0.NE is clear.
     pub fpu_error: Arc<FpuError>,
+    /// The A20 gate, which the engine applies.
+    pub a20: Arc<A20>,
     /// The I/O APIC.
     pub ioapic: Arc<IoApic>,
     /// What ACPI tables say about all this.
@@ -141,11 +143,11 @@ impl Pc {
         b.serial_ports()?;
         let pm = b.power_management()?;
         let pci = b.pci(&pm)?;
-        b.keyboard()?;
+        let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
         let acpi = b.acpi_config();
-        Ok(Self { bus: b.bus, apics, pic, fpu_error, ioapic, acpi, pm, pci })
+        Ok(Self { bus: b.bus, apics, pic, fpu_error, a20, ioapic, acpi, pm, pci })
     }
 
     /// Sets the board up as firmware does before it starts a kernel: what the ACPI tables say becomes true.
@@ -261,22 +263,17 @@ impl Builder<'_> {
     }
 
     /// Keyboard controller and port 0x92, which both reset the machine and move the A20 gate.
-    fn keyboard(&self) -> Result<()> {
+    fn keyboard(&self) -> Result<Arc<A20>> {
         let (bus, s) = (&self.bus, self.s);
         let a20 = A20::new();
-        a20.on_change(Box::new(|open| {
-            if !open {
-                tracing::warn!(target: "unimp", "the guest closed the A20 gate; address line 20 stays on");
-            }
-        }));
         let port92 = Port92::new(a20.clone(), s.power.clone());
         bus.register_pio(0x92, 1, "port92", port92.clone())?;
         bus.add_device("port92", port92);
-        let i8042 = I8042::new(self.isa_line(KEYBOARD), self.isa_line(MOUSE), a20, s.power.clone());
+        let i8042 = I8042::new(self.isa_line(KEYBOARD), self.isa_line(MOUSE), a20.clone(), s.power.clone());
         bus.register_pio(0x60, 1, "i8042", i8042.data_port())?;
         bus.register_pio(0x64, 1, "i8042", i8042.command_port())?;
         bus.add_device("i8042", i8042);
-        Ok(())
+        Ok(a20)
     }
 
     fn fpu_error(&self) -> Result<Arc<FpuError>> {

@@ -112,6 +112,11 @@ fn prints_what_it_should(name: &str) {
 }
 
 #[test]
+fn a20() {
+    prints_what_it_should("a20");
+}
+
+#[test]
 fn paging() {
     prints_what_it_should("paging");
 }

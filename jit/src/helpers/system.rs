@@ -7,7 +7,6 @@ use crate::fault::{Fault, vector};
 use crate::ir::Ty;
 use crate::state::{cr0, cr4, flag, mode, reg};
 use crate::system::io::StringIo;
-use std::sync::atomic::Ordering;
 
 /// Effects of what leaves the block for another place and may change anything.
 const TRANSFER: u32 = FAULTS | READS_FLAGS | SETS_FLAGS | ALL_GPRS;
@@ -23,25 +22,27 @@ crate::helper_family! { 2;
     PUSHF = pushf, FAULTS | READS_FLAGS;
     /// POPF (word, bytes, whether to look for requests first): 1 if there are and it is to be done after them.
     POPF = popf, FAULTS | READS_FLAGS | SETS_FLAGS;
-    /// IRET (bytes, next RIP).
+    /// IRET (bytes, next RIP, whether to look for requests first: if there are, RIP stays, as for the next four).
     IRET = iret, TRANSFER;
-    /// INT n (vector, next RIP).
+    /// INT n (vector, next RIP, whether to look).
     INT = int, TRANSFER;
-    /// INT3 and, if OF is set, INTO (vector, next RIP).
+    /// INT3 and, if OF is set, INTO (vector, next RIP, whether to look).
     INT_TRAP = int_trap, TRANSFER;
-    /// INT1 (next RIP).
+    /// INT1 (next RIP, whether to look).
     INT1 = int1, TRANSFER;
+    /// #GP(0) for a branch that is taken (1) to an address (2) that is not canonical.
+    CHECK_BRANCH = check_branch, FAULTS;
     /// Far JMP (selector, offset, next RIP).
     FAR_JMP = far_jmp, TRANSFER;
     /// Far CALL (selector | bytes << 16, offset, next RIP).
     FAR_CALL = far_call, TRANSFER;
     /// Far RET (bytes, parameter bytes).
     FAR_RET = far_ret, TRANSFER;
-    /// SYSCALL (next RIP).
+    /// SYSCALL (next RIP, whether to look).
     SYSCALL = syscall, TRANSFER;
     /// SYSRET (1: to 64-bit code).
     SYSRET = sysret, TRANSFER;
-    /// SYSENTER.
+    /// SYSENTER (whether to look).
     SYSENTER = sysenter, TRANSFER;
     /// SYSEXIT (1: to 64-bit code).
     SYSEXIT = sysexit, TRANSFER;
@@ -126,8 +127,13 @@ fn width(bytes: u64) -> Ty {
     Ty::from_bytes(bytes as usize)
 }
 
+/// There is a request that gets in before an instruction that is to `watch` for one.
+fn looks(c: &Cpu, watch: u64) -> bool {
+    watch != 0 && c.request_waits()
+}
+
 fn cli(c: &mut Cpu, watch: u64, _: u64, _: u64) -> Result<u64, Fault> {
-    if watch != 0 && c.request_waits() {
+    if looks(c, watch) {
         return Ok(1);
     }
     done(c.cli())
@@ -142,21 +148,34 @@ fn pushf(c: &mut Cpu, bytes: u64, _: u64, _: u64) -> Result<u64, Fault> {
 }
 
 fn popf(c: &mut Cpu, v: u64, bytes: u64, watch: u64) -> Result<u64, Fault> {
-    if watch != 0 && v & flag::IF == 0 && c.request_waits() {
+    if v & flag::IF == 0 && looks(c, watch) {
         return Ok(1);
     }
     done(c.popf(v, width(bytes)))
 }
 
-fn iret(c: &mut Cpu, bytes: u64, next: u64, _: u64) -> Result<u64, Fault> {
+fn check_branch(c: &mut Cpu, taken: u64, target: u64, _: u64) -> Result<u64, Fault> {
+    if taken != 0 && !c.canonical(target) { Err(Fault::GP0) } else { Ok(0) }
+}
+
+fn iret(c: &mut Cpu, bytes: u64, next: u64, watch: u64) -> Result<u64, Fault> {
+    if looks(c, watch) {
+        return Ok(0);
+    }
     done(c.interrupt_return(width(bytes), next))
 }
 
-fn int(c: &mut Cpu, v: u64, next: u64, _: u64) -> Result<u64, Fault> {
+fn int(c: &mut Cpu, v: u64, next: u64, watch: u64) -> Result<u64, Fault> {
+    if looks(c, watch) {
+        return Ok(0);
+    }
     done(c.software_interrupt(v as u8, next))
 }
 
-fn int_trap(c: &mut Cpu, v: u64, next: u64, _: u64) -> Result<u64, Fault> {
+fn int_trap(c: &mut Cpu, v: u64, next: u64, watch: u64) -> Result<u64, Fault> {
+    if looks(c, watch) {
+        return Ok(0);
+    }
     if v as u8 == vector::OF && c.rflags() & flag::OF == 0 {
         c.state.rip = next;
         return Ok(0);
@@ -164,7 +183,10 @@ fn int_trap(c: &mut Cpu, v: u64, next: u64, _: u64) -> Result<u64, Fault> {
     done(c.software_event(v as u8, next))
 }
 
-fn int1(c: &mut Cpu, next: u64, _: u64, _: u64) -> Result<u64, Fault> {
+fn int1(c: &mut Cpu, next: u64, watch: u64, _: u64) -> Result<u64, Fault> {
+    if looks(c, watch) {
+        return Ok(0);
+    }
     done(c.int1(next))
 }
 
@@ -180,7 +202,10 @@ fn far_ret(c: &mut Cpu, bytes: u64, release: u64, _: u64) -> Result<u64, Fault> 
     done(c.far_return(width(bytes), release))
 }
 
-fn syscall(c: &mut Cpu, next: u64, _: u64, _: u64) -> Result<u64, Fault> {
+fn syscall(c: &mut Cpu, next: u64, watch: u64, _: u64) -> Result<u64, Fault> {
+    if looks(c, watch) {
+        return Ok(0);
+    }
     done(c.syscall(next))
 }
 
@@ -188,7 +213,10 @@ fn sysret(c: &mut Cpu, wide: u64, _: u64, _: u64) -> Result<u64, Fault> {
     done(c.sysret(wide != 0))
 }
 
-fn sysenter(c: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
+fn sysenter(c: &mut Cpu, watch: u64, _: u64, _: u64) -> Result<u64, Fault> {
+    if looks(c, watch) {
+        return Ok(0);
+    }
     done(c.sysenter())
 }
 
@@ -345,7 +373,7 @@ fn rdpmc(_: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
 fn cpuid(c: &mut Cpu, leaf: u64, subleaf: u64, _: u64) -> Result<u64, Fault> {
     let d = Dynamic {
         apic_id: c.index,
-        processors: c.shared.processors.load(Ordering::Relaxed),
+        processors: c.shared.processors(),
         osxsave: c.state.cr4 & cr4::OSXSAVE != 0,
         apic_enabled: c.board.apic_base(c.index) & 1 << 11 != 0,
     };

@@ -3,6 +3,7 @@
 use super::operand::Gpr;
 use super::stack::stack_operand;
 use super::{Flow, Lifter};
+use crate::helpers::system as helper;
 use crate::ir::op::Op;
 use crate::ir::{Ty, Val, mem};
 use crate::state::reg;
@@ -12,16 +13,20 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     if i.is_jcc_short_or_near() {
         let cond = l.condition(i);
-        l.b.br(cond, i.near_branch_target());
+        l.branch(cond, i);
         return Some(Flow::End);
     }
     match i.mnemonic() {
-        Mnemonic::Jmp if i.is_jmp_short_or_near() => l.b.jmp(i.near_branch_target()),
+        Mnemonic::Jmp if i.is_jmp_short_or_near() => {
+            l.check_target(i, None);
+            l.b.jmp(i.near_branch_target());
+        }
         Mnemonic::Jmp if i.is_jmp_near_indirect() => {
             let target = l.indirect_target(i);
             l.b.jmp_ind(target);
         }
         Mnemonic::Call if i.is_call_near() => {
+            l.check_target(i, None);
             l.push_return(i);
             l.b.jmp(i.near_branch_target());
         }
@@ -37,7 +42,7 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => {
             let ty = counter_ty(i);
             let zero = l.b.op2(Op::CmpEq, ty, Val::gpr(reg::RCX), 0);
-            l.b.br(zero, i.near_branch_target());
+            l.branch(zero, i);
         }
         _ => return None,
     }
@@ -54,6 +59,24 @@ fn counter_ty(i: &Instruction) -> Ty {
 }
 
 impl Lifter<'_> {
+    /// Branches if `taken`.
+    fn branch(&mut self, taken: Val, i: &Instruction) {
+        self.check_target(i, Some(taken));
+        self.b.br(taken, i.near_branch_target());
+    }
+
+    /// #GP(0) if a direct branch that is taken leads to an address that is not canonical, before it has any effect. With
+    /// 57-bit addresses, which the mode word does not tell, it may be canonical all the same.
+    fn check_target(&mut self, i: &Instruction, taken: Option<Val>) {
+        let target = i.near_branch_target() as i64;
+        if !self.long64() || target << 16 >> 16 == target {
+            return;
+        }
+        let taken = taken.unwrap_or_else(|| self.b.iconst(1));
+        let target = self.b.iconst(target);
+        self.b.call(helper::CHECK_BRANCH, &[taken, target]);
+    }
+
     /// Target of an indirect near branch, cut to the operand size. Whether it is canonical shows at the fetch.
     fn indirect_target(&mut self, i: &Instruction) -> Val {
         let ty = self.op_ty(i, 0);
@@ -91,6 +114,7 @@ impl Lifter<'_> {
             let cond = self.b.get_cond(cc);
             go = self.b.op2(Op::And, Ty::I64, go, cond);
         }
+        self.check_target(i, Some(go));
         self.write_gpr(Gpr { n: reg::RCX, ty, high: false }, left);
         self.b.br(go, i.near_branch_target());
     }

@@ -27,10 +27,15 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
 }
 
 impl Lifter<'_> {
-    /// CLI closes a window in which interrupts were possible: one that waits must get in before it, as between `sti`,
-    /// `nop` and `cli` (SDM 2B, STI). Then the instruction has not begun, and control comes here again after it.
+    /// What clears IF closes a window in which interrupts were possible: one that waits must get in before it, as between
+    /// `sti`, `nop` and `cli` (SDM 2B, STI). This value tells its helper whether it is to look for one. If there is one, the
+    /// instruction has not begun, and control comes here again after it.
+    fn watch(&mut self) -> Val {
+        self.b.iconst(self.unwatched.into())
+    }
+
     fn cli(&mut self) -> Flow {
-        let watch = self.b.iconst(self.unwatched.into());
+        let watch = self.watch();
         let waiting = self.b.call(helper::CLI, &[watch]);
         if !self.unwatched {
             return Flow::Next;
@@ -38,14 +43,11 @@ impl Lifter<'_> {
         self.b.br(waiting, self.rip);
         Flow::End
     }
-}
 
-impl Lifter<'_> {
-    /// POPF, which may close a window too.
     fn popf(&mut self, ty: Ty) -> Flow {
         let v = self.peek(ty, 0);
         let bytes = self.b.iconst(ty.bytes() as i64);
-        let watch = self.b.iconst(self.unwatched.into());
+        let watch = self.watch();
         let waiting = self.b.call(helper::POPF, &[v, bytes, watch]);
         if !self.unwatched {
             self.move_sp(ty.bytes() as i64);
@@ -84,17 +86,21 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Mnemonic::Int3 => l.interrupt(helper::INT_TRAP, 3),
         Mnemonic::Into => l.interrupt(helper::INT_TRAP, 4),
         Mnemonic::Int1 => {
-            let next = l.next_rip();
-            l.transfer(helper::INT1, &[next])
+            let (next, watch) = (l.next_rip(), l.watch());
+            l.transfer(helper::INT1, &[next, watch])
         }
         Mnemonic::Syscall => {
             let next = l.next_rip();
-            l.hot_transfer(helper::SYSCALL, &[next])
+            let watch = l.watch();
+            l.hot_transfer(helper::SYSCALL, &[next, watch])
         }
         Mnemonic::Sysret | Mnemonic::Sysretq if l.cpl() != 0 => l.general_protection(),
         Mnemonic::Sysret => l.transfer_flag(helper::SYSRET, 0),
         Mnemonic::Sysretq => l.transfer_flag(helper::SYSRET, 1),
-        Mnemonic::Sysenter => l.transfer(helper::SYSENTER, &[]),
+        Mnemonic::Sysenter => {
+            let watch = l.watch();
+            l.transfer(helper::SYSENTER, &[watch])
+        }
         Mnemonic::Sysexit => l.transfer_flag(helper::SYSEXIT, 0),
         Mnemonic::Sysexitq => l.transfer_flag(helper::SYSEXIT, 1),
         Mnemonic::Stac => l.set_ac(true),
@@ -454,8 +460,8 @@ impl Lifter<'_> {
 
     fn transfer_width(&mut self, id: HelperId, ty: Ty) -> Flow {
         let bytes = self.b.iconst(ty.bytes() as i64);
-        let next = self.next_rip();
-        self.hot_transfer(id, &[bytes, next])
+        let (next, watch) = (self.next_rip(), self.watch());
+        self.hot_transfer(id, &[bytes, next, watch])
     }
 
     fn transfer_flag(&mut self, id: HelperId, flag: i64) -> Flow {
@@ -465,8 +471,8 @@ impl Lifter<'_> {
 
     fn interrupt(&mut self, id: HelperId, vector: u8) -> Flow {
         let vector = self.b.iconst(vector as i64);
-        let next = self.next_rip();
-        self.transfer(id, &[vector, next])
+        let (next, watch) = (self.next_rip(), self.watch());
+        self.transfer(id, &[vector, next, watch])
     }
 
     /// A helper that CPL 0 alone may call, with effect on the mode.

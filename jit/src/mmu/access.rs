@@ -9,6 +9,7 @@ use crate::fault::Fault;
 use crate::ir::op::RmwOp;
 use crate::ir::{Ty, mem};
 use crate::state::{cr4, efer, mode};
+use std::sync::atomic::{Ordering, fence};
 
 /// A linear address, and its page, that no access gets through to, in any mode: what a segment forbade.
 pub const NOWHERE: u64 = 1 << 63;
@@ -29,7 +30,8 @@ impl Cpu {
     /// The registers that govern translation.
     pub fn paging(&self) -> PagingState {
         let s = &self.state;
-        PagingState { cr0: s.cr0, cr3: s.cr3, cr4: s.cr4, efer: s.efer, pdptes: self.pdptes }
+        let lines = self.shared.address_lines();
+        PagingState { cr0: s.cr0, cr3: s.cr3, cr4: s.cr4, efer: s.efer, pdptes: self.pdptes, lines }
     }
 
     /// MMU index of accesses the processor makes on its own behalf (descriptor tables, TSS).
@@ -189,14 +191,10 @@ impl Cpu {
     pub fn rmw(&mut self, ty: Ty, linear: u64, op: RmwOp, value: u64) -> Result<u64, Fault> {
         self.watch(linear, ty.bytes() as u64, true);
         let index = self.state.mmu_index();
-        if let Some(old) = self.state.tlb.rmw(index, linear, ty, op, value) {
+        let atomic = |cpu: &mut Self, tag| cpu.state.tlb.rmw(index, linear, tag, ty, op, value);
+        if let Some(old) = self.atomically(index, linear, ty.bytes() as u64, atomic)? {
             return Ok(old);
         }
-        self.check_write(index, linear, ty.bytes() as u64, 0)?;
-        if let Some(old) = self.state.tlb.rmw(index, linear, ty, op, value) {
-            return Ok(old);
-        }
-        // Crosses a cache line or page, is a device or holds code: no atomicity to be had beyond this vCPU's.
         let old = self.load_at(index, ty, linear)?;
         let new = match op {
             RmwOp::Add => old.wrapping_add(value),
@@ -214,11 +212,8 @@ impl Cpu {
     pub fn cas(&mut self, ty: Ty, linear: u64, expected: u64, new: u64) -> Result<u64, Fault> {
         self.watch(linear, ty.bytes() as u64, true);
         let index = self.state.mmu_index();
-        if let Some(old) = self.state.tlb.cas(index, linear, ty, expected, new) {
-            return Ok(old);
-        }
-        self.check_write(index, linear, ty.bytes() as u64, 0)?;
-        if let Some(old) = self.state.tlb.cas(index, linear, ty, expected, new) {
+        let atomic = |cpu: &mut Self, tag| cpu.state.tlb.cas(index, linear, tag, ty, expected, new);
+        if let Some(old) = self.atomically(index, linear, ty.bytes() as u64, atomic)? {
             return Ok(old);
         }
         let old = self.load_at(index, ty, linear)?;
@@ -230,16 +225,37 @@ impl Cpu {
     /// Atomic compare-and-swap of 16 aligned bytes at the current privilege: the old value.
     pub fn cas128(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Fault> {
         let index = self.state.mmu_index();
-        if let Some(old) = self.state.tlb.cas128(index, linear, expected, new) {
-            return Ok(old);
-        }
-        self.check_write(index, linear, 16, 0)?;
-        if let Some(old) = self.state.tlb.cas128(index, linear, expected, new) {
+        let atomic = |cpu: &mut Self, tag| cpu.state.tlb.cas128(index, linear, tag, expected, new);
+        if let Some(old) = self.atomically(index, linear, 16, atomic)? {
             return Ok(old);
         }
         let old = self.load128(linear, 0)?;
         self.store128(linear, if old == expected { new } else { old }, 0)?;
         Ok(old)
+    }
+
+    /// Does `operation` on host memory, on a page with code too. `None`: it crosses a cache line or page or is a device's;
+    /// it may be done in pieces, since no fault is left.
+    fn atomically<T>(
+        &mut self,
+        index: usize,
+        linear: u64,
+        bytes: u64,
+        operation: impl Fn(&mut Self, u64) -> Option<T>,
+    ) -> Result<Option<T>, Fault> {
+        if let Some(old) = operation(self, 0) {
+            return Ok(Some(old));
+        }
+        self.check_write(index, linear, bytes, 0)?;
+        if let Some(old) = operation(self, 0) {
+            return Ok(Some(old));
+        }
+        let done = operation(self, SLOW);
+        if done.is_some() {
+            let gpa = self.state.tlb.entry(index, linear).meta & !(PAGE_SIZE - 1);
+            self.code_changed(gpa | linear & (PAGE_SIZE - 1), bytes);
+        }
+        Ok(done)
     }
 
     fn tlb_writable(&self, index: usize, linear: u64, ty: Ty) -> bool {
@@ -270,19 +286,33 @@ impl Cpu {
                 let hit = self.state.tlb.store(index, linear, ty, value);
                 debug_assert!(hit, "a mapping just entered hits");
             }
-            Place::Watched(gpa) => self.store_watched(gpa, &value.to_le_bytes()[..bytes as usize]),
+            Place::Watched(gpa) => {
+                self.state.tlb.store_tagged(index, linear, SLOW, ty, value);
+                self.code_changed(gpa, bytes);
+            }
             Place::Mmio(gpa) => self.board.mmio_write(self.index, gpa, ty.bytes(), value & ty.mask()),
         }
         Ok(())
     }
 
-    /// A store to a page with translated code: drop what it overwrites, then write.
+    /// A store to a page with translated code.
     fn store_watched(&mut self, gpa: u64, bytes: &[u8]) {
-        let ram = self.shared.ram.clone();
-        if self.shared.code_map.get(&ram, gpa) & granules(gpa, bytes.len() as u64) != 0 {
-            self.invalidate_code(gpa, bytes.len() as u64);
+        self.shared.ram.write(gpa, bytes, false);
+        self.code_changed(gpa, bytes.len() as u64);
+    }
+
+    /// Drops translated code that was overwritten, and has other processors drop theirs.
+    fn code_changed(&mut self, gpa: u64, len: u64) {
+        let shared = self.shared.clone();
+        // What is marked from here on is lifted from the new bytes.
+        fence(Ordering::SeqCst);
+        let own = self.mailbox.marks.get(&shared.ram, gpa);
+        if own & granules(gpa, len) != 0 {
+            self.invalidate_code(gpa, len);
         }
-        ram.write(gpa, bytes, false);
+        if shared.code_map.holders(&shared.ram, gpa) > u16::from(own != 0) {
+            shared.code_written(gpa, len, Some(&self.mailbox));
+        }
     }
 
     /// Translates an access within one page and enters it in the TLB.
@@ -303,7 +333,7 @@ impl Cpu {
             let e = self.state.tlb.entry(index, linear);
             if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
                 let gpa = e.meta & !(PAGE_SIZE - 1);
-                let code = self.shared.code_map.get(&self.shared.ram, gpa) != 0;
+                let code = self.shared.code_map.has_code(&self.shared.ram, gpa);
                 self.note_store_page(index, linear, gpa, code);
                 if !code {
                     self.state.tlb.unprotect(index, linear);
@@ -319,7 +349,7 @@ impl Cpu {
         let offset = linear & (PAGE_SIZE - 1);
         match self.shared.ram.host(m.gpa) {
             Some((host, _, rom)) => {
-                let code = !rom && self.shared.code_map.get(&self.shared.ram, m.gpa) != 0;
+                let code = !rom && self.shared.code_map.has_code(&self.shared.ram, m.gpa);
                 let writable = tlb::Mapping { write: m.write && !rom, ..m };
                 self.state.tlb.fill(index, linear, &writable, host, code || self.lockstep.is_some());
                 self.note_fill(index, linear);

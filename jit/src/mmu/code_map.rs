@@ -1,17 +1,46 @@
-//! Which 64-byte granules of guest RAM hold translated code. Shared by all vCPUs and by DMA.
+//! Which RAM holds translated code: per processor the 64-byte granules, for all of them together the pages.
+//!
+//! A processor marks what it translates, then looks at the bytes once more; whoever writes to a page with code looks at
+//! the marks after it has written. So either the one sees the new bytes or the other sees the mark.
 
 use super::ram::{PAGE_SIZE, Ram};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-/// Pages whose maps are made together, when code is first found on one of them: a large guest costs nothing until it
+/// Pages whose entries are made together, when code is first found on one of them: a large guest costs nothing until it
 /// runs code all over.
 const CHUNK: usize = 512;
 
-/// A 64-bit granule map per RAM page.
-pub struct CodeMap {
-    /// Indexed by page number of the memory file over [`CHUNK`].
-    chunks: Box<[OnceLock<Box<[AtomicU64; CHUNK]>>]>,
+/// An entry for each page of the memory file.
+struct PageMap<T> {
+    /// Indexed by page number over [`CHUNK`].
+    chunks: Box<[OnceLock<Box<[T]>>]>,
+}
+
+impl<T: Default> PageMap<T> {
+    fn new(ram: &Ram) -> Self {
+        let pages = (ram.size() / PAGE_SIZE) as usize;
+        Self { chunks: (0..pages.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// Chunk of the page of `gpa`, and the page's place in it; `None` outside RAM.
+    fn place(&self, ram: &Ram, gpa: u64) -> Option<(&OnceLock<Box<[T]>>, usize)> {
+        let r = ram.region_of(gpa)?;
+        let page = ((r.offset + (gpa - r.gpa)) / PAGE_SIZE) as usize;
+        Some((self.chunks.get(page / CHUNK)?, page % CHUNK))
+    }
+
+    /// Entry of the page of `gpa`, unless there never was code near it.
+    fn get(&self, ram: &Ram, gpa: u64) -> Option<&T> {
+        let (chunk, n) = self.place(ram, gpa)?;
+        chunk.get()?.get(n)
+    }
+
+    /// Entry of the page of `gpa`, made now if need be.
+    fn make(&self, ram: &Ram, gpa: u64) -> Option<&T> {
+        let (chunk, n) = self.place(ram, gpa)?;
+        chunk.get_or_init(|| (0..CHUNK).map(|_| T::default()).collect()).get(n)
+    }
 }
 
 /// Bits of the granules that `len` bytes at `offset` in a page touch (clipped to the page).
@@ -21,48 +50,70 @@ pub fn granules(offset: u64, len: u64) -> u64 {
     (u64::MAX << first) & (u64::MAX >> (63 - last))
 }
 
+/// How many processors have code of each page.
+pub struct CodeMap {
+    holders: PageMap<AtomicU16>,
+}
+
 impl CodeMap {
     /// An empty map for all of `ram`.
     pub fn new(ram: &Ram) -> Self {
-        let pages = (ram.size() / PAGE_SIZE) as usize;
-        Self { chunks: (0..pages.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() }
+        Self { holders: PageMap::new(ram) }
     }
 
-    /// Chunk of the page of `gpa`, and the page's place in it.
-    fn place(&self, ram: &Ram, gpa: u64) -> Option<(&OnceLock<Box<[AtomicU64; CHUNK]>>, usize)> {
-        let r = ram.region_of(gpa)?;
-        let page = ((r.offset + (gpa - r.gpa)) / PAGE_SIZE) as usize;
-        Some((self.chunks.get(page / CHUNK)?, page % CHUNK))
+    /// Processors with code of the page of `gpa`; 0 outside RAM.
+    pub fn holders(&self, ram: &Ram, gpa: u64) -> u16 {
+        self.holders.get(ram, gpa).map_or(0, |n| n.load(Ordering::SeqCst))
     }
 
-    /// Map of the page of `gpa`, unless there never was code near it.
-    fn page(&self, ram: &Ram, gpa: u64) -> Option<&AtomicU64> {
-        let (chunk, n) = self.place(ram, gpa)?;
-        chunk.get()?.get(n)
+    /// Whether any processor has code of the page of `gpa`.
+    pub fn has_code(&self, ram: &Ram, gpa: u64) -> bool {
+        self.holders(ram, gpa) != 0
+    }
+}
+
+/// The granules with code that one processor translated. Only that processor changes them.
+pub struct CodeMarks {
+    granules: PageMap<AtomicU64>,
+}
+
+impl CodeMarks {
+    /// No marks in all of `ram`.
+    pub fn new(ram: &Ram) -> Self {
+        Self { granules: PageMap::new(ram) }
     }
 
-    /// Granules with code on the page of `gpa`; 0 outside RAM.
+    /// Granules with code on the page of `gpa`.
     pub fn get(&self, ram: &Ram, gpa: u64) -> u64 {
-        self.page(ram, gpa).map_or(0, |p| p.load(Ordering::Acquire))
+        self.granules.get(ram, gpa).map_or(0, |p| p.load(Ordering::SeqCst))
     }
 
-    /// Marks code; returns what was marked on the page before.
-    pub fn mark(&self, ram: &Ram, gpa: u64, bits: u64) -> u64 {
-        let Some((chunk, n)) = self.place(ram, gpa) else { return 0 };
-        chunk.get_or_init(|| Box::new([const { AtomicU64::new(0) }; CHUNK]))[n].fetch_or(bits, Ordering::AcqRel)
+    /// Marks code; `true` if there was none on the page before. Then `map` counts one holder more.
+    pub fn mark(&self, ram: &Ram, map: &CodeMap, gpa: u64, bits: u64) -> bool {
+        let (Some(page), Some(holders)) = (self.granules.make(ram, gpa), map.holders.make(ram, gpa)) else {
+            return false;
+        };
+        let first = page.fetch_or(bits, Ordering::SeqCst) == 0 && bits != 0;
+        if first {
+            holders.fetch_add(1, Ordering::SeqCst);
+        }
+        first
     }
 
-    /// Replaces the marks of a page.
-    pub fn set(&self, ram: &Ram, gpa: u64, bits: u64) {
-        if let Some(p) = self.page(ram, gpa) {
-            p.store(bits, Ordering::Release);
+    /// Replaces the marks of a page by fewer. When none are left, `map` counts one holder less.
+    pub fn keep(&self, ram: &Ram, map: &CodeMap, gpa: u64, bits: u64) {
+        let (Some(page), Some(holders)) = (self.granules.get(ram, gpa), map.holders.get(ram, gpa)) else { return };
+        let before = page.fetch_and(bits, Ordering::SeqCst);
+        if before != 0 && before & bits == 0 {
+            holders.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::granules;
+    use super::*;
+    use crate::mmu::ram::RamRegion;
 
     #[test]
     fn granules_cover_the_bytes() {
@@ -71,5 +122,25 @@ mod tests {
         assert_eq!(granules(4032, 64), 1 << 63);
         assert_eq!(granules(4000, 4096), 3 << 62);
         assert_eq!(granules(0, 4096), u64::MAX);
+    }
+
+    #[test]
+    fn pages_are_held_by_processors_not_by_blocks() {
+        let region = RamRegion { gpa: 0, size: 8192, offset: 0, rom: false };
+        let ram = Ram::new(8192, vec![region]).expect("two pages");
+        let map = CodeMap::new(&ram);
+        let (one, two) = (CodeMarks::new(&ram), CodeMarks::new(&ram));
+        assert!(one.mark(&ram, &map, 0x1000, 1));
+        assert!(!one.mark(&ram, &map, 0x1040, 2));
+        assert!(two.mark(&ram, &map, 0x1000, 1));
+        assert_eq!((map.holders(&ram, 0x1fff), map.holders(&ram, 0)), (2, 0));
+        one.keep(&ram, &map, 0x1000, 2);
+        assert_eq!((one.get(&ram, 0x1000), two.get(&ram, 0x1000), map.holders(&ram, 0x1000)), (2, 1, 2));
+        one.keep(&ram, &map, 0x1000, 0);
+        one.keep(&ram, &map, 0x1000, 0);
+        assert_eq!(map.holders(&ram, 0x1000), 1);
+        two.keep(&ram, &map, 0x1000, 0);
+        assert!(!map.has_code(&ram, 0x1000));
+        assert!(!one.mark(&ram, &map, 0x10_0000, 1), "no memory there");
     }
 }

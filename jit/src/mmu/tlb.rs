@@ -208,18 +208,21 @@ impl Tlb {
         }
     }
 
-    /// Sends stores to guest-physical page `gpa` to the slow path from now on.
-    pub fn protect_code_page(&mut self, gpa: u64) {
+    /// Sends stores to guest-physical page `gpa` to the slow path from now on. Whether some did not go there.
+    pub fn protect_code_page(&mut self, gpa: u64) -> bool {
+        let mut found = false;
         for (table, used) in self.tables.iter_mut().zip(&self.used) {
             for (entries, used) in table.chunks_exact_mut(64).zip(used) {
                 for n in bits(*used) {
                     let e = &mut entries[n];
                     if e.meta & !(PAGE_SIZE - 1) == gpa && e.write & 0xfff == 0 {
                         e.write |= SLOW;
+                        found = true;
                     }
                 }
             }
         }
+        found
     }
 
     /// Undoes [`Tlb::protect_code_page`] for the entry of `linear`.
@@ -258,8 +261,14 @@ impl Tlb {
     /// Stores through the TLB; `false` on a miss.
     #[inline]
     pub fn store(&self, index: usize, linear: u64, ty: Ty, value: u64) -> bool {
+        self.store_tagged(index, linear, 0, ty, value)
+    }
+
+    /// The same; `tag`: 0, or [`SLOW`] for a page whose stores need a look, which the caller takes.
+    #[inline]
+    pub fn store_tagged(&self, index: usize, linear: u64, tag: u64, ty: Ty, value: u64) -> bool {
         let e = self.entry(index, linear);
-        if linear.wrapping_add(ty.bytes() as u64 - 1) & !(PAGE_SIZE - 1) != e.write {
+        if linear.wrapping_add(ty.bytes() as u64 - 1) & !(PAGE_SIZE - 1) | tag != e.write {
             return false;
         }
         // SAFETY: as in `load`; the write tag matches only for writable RAM.
@@ -291,41 +300,39 @@ impl Tlb {
     }
 
     /// Atomic read-modify-write of an aligned operand through the TLB: the old value. `None` on a miss or misalignment.
-    pub fn rmw(&self, index: usize, linear: u64, ty: Ty, op: RmwOp, value: u64) -> Option<u64> {
-        let p = self.atomic_pointer(index, linear, ty)?;
+    /// `tag`: 0, or [`SLOW`] for a page whose stores need a look, which the caller takes.
+    pub fn rmw(&self, index: usize, linear: u64, tag: u64, ty: Ty, op: RmwOp, value: u64) -> Option<u64> {
+        let p = self.atomic_pointer(index, linear, tag, ty.bytes() as u64)?;
         // SAFETY: `atomic_pointer` checked tag and alignment; guest RAM is accessed atomically here and racily elsewhere,
         // as on hardware.
         Some(unsafe { rmw_raw(p, ty, op, value) })
     }
 
-    /// Atomic compare-and-swap of an aligned operand through the TLB: the old value.
-    pub fn cas(&self, index: usize, linear: u64, ty: Ty, expected: u64, new: u64) -> Option<u64> {
-        let p = self.atomic_pointer(index, linear, ty)?;
+    /// Atomic compare-and-swap of an aligned operand through the TLB: the old value. `tag` as for [`Tlb::rmw`].
+    pub fn cas(&self, index: usize, linear: u64, tag: u64, ty: Ty, expected: u64, new: u64) -> Option<u64> {
+        let p = self.atomic_pointer(index, linear, tag, ty.bytes() as u64)?;
         // SAFETY: as in `rmw`.
         Some(unsafe { cas_raw(p, ty, expected, new) })
     }
 
-    /// Atomic compare-and-swap of 16 aligned bytes through the TLB: the old value. `None` also if the host cannot.
-    pub fn cas128(&self, index: usize, linear: u64, expected: u128, new: u128) -> Option<u128> {
-        let e = self.entry(index, linear);
-        if linear & 15 != 0 || linear & !(PAGE_SIZE - 1) != e.write {
-            return None;
-        }
+    /// Atomic compare-and-swap of 16 aligned bytes through the TLB: the old value. `None` also if the host cannot. `tag` as
+    /// for [`Tlb::rmw`].
+    pub fn cas128(&self, index: usize, linear: u64, tag: u64, expected: u128, new: u128) -> Option<u128> {
+        let p = self.atomic_pointer(index, linear, tag, 16)?;
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("cmpxchg16b") {
-            let p = linear.wrapping_add(e.addend) as *mut u128;
-            // SAFETY: the entry maps a writable page, `p` is aligned within it; the feature is there.
-            return Some(unsafe { cmpxchg16b(p, expected, new) });
+            // SAFETY: `atomic_pointer` checked tag and alignment; the feature is there.
+            return Some(unsafe { cmpxchg16b(p.cast(), expected, new) });
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = (expected, new);
+        let _ = (p, expected, new);
         None
     }
 
-    fn atomic_pointer(&self, index: usize, linear: u64, ty: Ty) -> Option<*mut u8> {
+    fn atomic_pointer(&self, index: usize, linear: u64, tag: u64, bytes: u64) -> Option<*mut u8> {
         let e = self.entry(index, linear);
-        let aligned = linear & (ty.bytes() as u64 - 1) == 0;
-        (aligned && linear & !(PAGE_SIZE - 1) == e.write).then(|| linear.wrapping_add(e.addend) as *mut u8)
+        let aligned = linear & (bytes - 1) == 0;
+        (aligned && linear & !(PAGE_SIZE - 1) | tag == e.write).then(|| linear.wrapping_add(e.addend) as *mut u8)
     }
 
     /// Host memory of `len` bytes from `linear` within one page, if loads hit.
@@ -613,8 +620,8 @@ mod tests {
         assert_eq!(tlb.load(SUPERVISOR, 0x7ffc, Ty::I32), Some(0x1122_3344));
         assert_eq!(tlb.load(SUPERVISOR, 0x7ffd, Ty::I32), None);
         assert_eq!(tlb.load(USER, 0x7000, Ty::I8), None);
-        assert_eq!(tlb.rmw(SUPERVISOR, 0x7ff8, Ty::I8, RmwOp::Add, 1), Some(0x88));
-        assert_eq!(tlb.cas(SUPERVISOR, 0x7ff9, Ty::I16, 0, 1), None);
+        assert_eq!(tlb.rmw(SUPERVISOR, 0x7ff8, 0, Ty::I8, RmwOp::Add, 1), Some(0x88));
+        assert_eq!(tlb.cas(SUPERVISOR, 0x7ff9, 0, Ty::I16, 0, 1), None);
         tlb.protect_code_page(0);
         assert!(!tlb.store(SUPERVISOR, 0x7000, Ty::I8, 1));
         assert_eq!(tlb.load(SUPERVISOR, 0x7ff8, Ty::I8), Some(0x89));

@@ -43,6 +43,8 @@ pub struct PagingState {
     pub efer: u64,
     /// The four PDPTE registers of PAE paging (SDM 3A 4.4.1).
     pub pdptes: [u64; 4],
+    /// Address lines that reach memory ([`crate::cpu::Shared::address_lines`]).
+    pub lines: u64,
 }
 
 /// What became of an entry's accessed and dirty bits.
@@ -89,7 +91,7 @@ impl PagingState {
     /// Translates `linear`.
     pub fn walk(&self, ram: &Ram, linear: u64, access: Access, index: usize, marks: Marks) -> Result<Mapping, Fault> {
         if self.cr0 & cr0::PG == 0 {
-            let gpa = linear & 0xffff_f000;
+            let gpa = linear & 0xffff_f000 & self.lines;
             return Ok(Mapping { gpa, read: true, write: true, global: false, page_mask: !0xfff });
         }
         let fault = |bits: u32| Err(Fault::page(linear, bits | self.access_code(access, index)));
@@ -101,7 +103,7 @@ impl PagingState {
         loop {
             let shift = if entry_bytes == 4 { 12 + 10 * (level - 1) } else { 12 + 9 * (level - 1) };
             let index_mask = if entry_bytes == 4 { 0x3ff } else { 0x1ff };
-            let at = table + ((linear >> shift) & index_mask) * entry_bytes;
+            let at = (table + ((linear >> shift) & index_mask) * entry_bytes) & self.lines;
             let entry = ram.load_entry(at, entry_bytes);
             if entry & P == 0 {
                 return fault(0);
@@ -228,7 +230,7 @@ impl PagingState {
         if bytes == 4 && shift == 22 {
             base = (entry & 0xffc0_0000) | (entry >> 13 & 0xff) << 32;
         }
-        let gpa = ((base & page_mask) | (linear & !page_mask)) & !0xfff;
+        let gpa = ((base & page_mask) | (linear & !page_mask)) & !0xfff & self.lines;
         Mapping {
             gpa,
             read: self.allowed(r, Access::Read, index),

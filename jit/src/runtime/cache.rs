@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// Most bytes a block is lifted from.
 const FETCH_BYTES: u64 = 512;
+/// Those, and what an instruction that crosses has on the next page.
+const FETCH_ROOM: usize = FETCH_BYTES as usize + 16;
 /// Most blocks held; then all go, and what still runs comes back.
 const BLOCKS_KEPT: usize = 1 << 20;
 /// Bytes that are tried first, which most blocks fit in; for a single instruction.
@@ -60,6 +62,8 @@ pub struct BlockCache {
     by_page: FxHashMap<u64, Vec<u32>>,
     /// Blocks with IR, with their serial numbers, in the order in which they got it.
     with_ir: VecDeque<(u32, u64)>,
+    /// The bytes that were lifted last.
+    fetched: Box<[u8]>,
     /// Room for IR in the making.
     scratch: Vec<Inst>,
     jump: Box<[FoundBlock]>,
@@ -82,6 +86,7 @@ impl BlockCache {
             slots: Slots::default(),
             by_page: FxHashMap::default(),
             with_ir: VecDeque::new(),
+            fetched: vec![0; FETCH_ROOM].into(),
             scratch: Vec::new(),
             jump: vec![NOT_FOUND; JUMP_ENTRIES].into_boxed_slice(),
             fetch: vec![NOT_FETCHED; FETCH_ENTRIES].into_boxed_slice(),
@@ -408,17 +413,73 @@ impl Cpu {
         tracing::trace!(target: "in_asm", pc = key.rip, "{}", lift::disassemble(&block, self.shared.ram.as_ref(), key.gpa));
         let slot = self.blocks.insert(key, block.len.max(1), second_page, Arc::new(block));
         for (gpa, len) in self.blocks.slots[slot].pieces() {
-            let before = self.shared.code_map.mark(&self.shared.ram, gpa, granules(gpa, len));
-            if before == 0 {
-                self.state.tlb.protect_code_page(gpa & !(PAGE_SIZE - 1));
+            self.mark_code(gpa, len);
+        }
+        self.look_again(slot);
+        Ok(slot)
+    }
+
+    /// Notes that there is code of `len` bytes at `gpa`, within a page. From now on stores to it are looked at.
+    fn mark_code(&mut self, gpa: u64, len: u64) {
+        let (shared, page) = (self.shared.clone(), gpa & !(PAGE_SIZE - 1));
+        if self.mailbox.marks.mark(&shared.ram, &shared.code_map, gpa, granules(gpa, len)) {
+            self.state.tlb.protect_code_page(page);
+            shared.protect_elsewhere(page, &self.mailbox);
+        }
+    }
+
+    /// Of the code on `page` only that in the granules `left` is left.
+    fn keep_marks(&self, page: u64, left: u64) {
+        self.mailbox.marks.keep(&self.shared.ram, &self.shared.code_map, page, left);
+    }
+
+    /// Reads what other threads left. Stores to a page that another processor has code of meanwhile were not looked at so
+    /// far: they may have changed any of it.
+    pub(super) fn read_mail(&mut self) {
+        let mail = self.mailbox.take();
+        for page in mail.protect {
+            if self.state.tlb.protect_code_page(page) {
+                self.shared.code_written(page, PAGE_SIZE, None);
             }
         }
-        Ok(slot)
+        if mail.flush {
+            self.flush_tlb_all();
+        }
+        for (gpa, len) in mail.written {
+            self.invalidate_code(gpa, len);
+        }
+    }
+
+    /// Another processor or a device may have written to the bytes of the block in `slot` after it was lifted and before
+    /// it was marked: then it goes before the next block begins.
+    fn look_again(&mut self, slot: u32) {
+        let s = &self.blocks.slots[slot];
+        let [(first, n), (second, _)] = s.pieces();
+        let (len, n) = (s.len as usize, n as usize);
+        let mut now = [0; FETCH_ROOM];
+        self.shared.ram.read(first, &mut now[..n]);
+        self.shared.ram.read(second, &mut now[n..len]);
+        if now[..len] != self.blocks.fetched[..len] {
+            self.mailbox.post_written(first, n as u64);
+        }
     }
 
     /// Lifts the block with `key`: its IR, and the page that `second` gives if its instruction goes on there.
     fn lift(
         &mut self,
+        key: &Key,
+        second: impl FnOnce(&mut Self) -> Result<u64, Fault>,
+    ) -> Result<(Block, Option<u64>), Fault> {
+        let mut buf = std::mem::take(&mut self.blocks.fetched);
+        let lifted = self.lift_from(&mut buf, key, second);
+        self.blocks.fetched = buf;
+        lifted
+    }
+
+    /// The same, through `buf`, which is left with the bytes.
+    fn lift_from(
+        &mut self,
+        buf: &mut [u8],
         key: &Key,
         second: impl FnOnce(&mut Self) -> Result<u64, Fault>,
     ) -> Result<(Block, Option<u64>), Fault> {
@@ -433,7 +494,6 @@ impl Cpu {
         let word = key.mode & !SINGLE;
         let most = in_page.min(FETCH_BYTES).min(limit_left) as usize;
         let first = if max == 1 { FETCH_ONE } else { FETCH_FIRST };
-        let mut buf = [0; FETCH_BYTES as usize + 16];
         let mut taken = 0;
         for take in [most.min(first), most] {
             self.shared.ram.read(key.gpa + taken as u64, &mut buf[taken..take]);
@@ -504,7 +564,7 @@ impl Cpu {
     fn drop_all_blocks(&mut self) {
         self.drop_all_regions();
         for page in self.blocks.clear() {
-            self.shared.code_map.set(&self.shared.ram, page, 0);
+            self.keep_marks(page, 0);
         }
     }
 
@@ -514,7 +574,7 @@ impl Cpu {
         let last = gpa.saturating_add(len.max(1) - 1) & !(PAGE_SIZE - 1);
         for page in (first..=last).step_by(PAGE_SIZE as usize) {
             let left = self.blocks.drop_overlapping(page, gpa, len);
-            self.shared.code_map.set(&self.shared.ram, page, left);
+            self.keep_marks(page, left);
         }
         self.blocks.invalidations += 1;
         let dead = std::mem::take(&mut self.blocks.dead_regions);

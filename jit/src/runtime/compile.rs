@@ -1,11 +1,10 @@
 //! The compile threads: regions in, placed code out. vCPUs never wait for them (except in `sync` mode).
 
-use super::place::{CodeSpace, Placed};
+use super::place::{CodeMemory, Placed};
 use crate::lift;
 use crate::lower::{Compiler, Region};
 use crate::vcpu::{EngineConfig, EngineError, VcpuHandle, request};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Regions that may wait for a compiler.
 const QUEUE: usize = 256;
@@ -18,6 +17,8 @@ pub struct Job {
     pub region: Region,
     /// Where the result goes.
     pub reply: Sender<Done>,
+    /// Where the code goes.
+    pub memory: CodeMemory,
     /// Whom to wake.
     pub handle: VcpuHandle,
 }
@@ -30,34 +31,30 @@ pub struct Done {
     pub placed: Option<Placed>,
 }
 
-/// The compilers of an engine and the code they made.
+/// The compilers of an engine.
 pub struct CompileService {
     jobs: Option<Sender<Job>>,
-    /// The code arena. Lock order: nothing is locked while it is held.
-    pub space: Arc<Mutex<CodeSpace>>,
 }
 
 impl CompileService {
     /// Starts the compile threads; none in `sync` mode, where [`CompileService::compile_now`] serves.
     pub fn start(config: &EngineConfig) -> Result<Self, EngineError> {
         let host = |e: String| EngineError::Host(e);
-        let space = CodeSpace::new(config.code_cache).map_err(|e| host(e.to_string()))?;
-        let space = Arc::new(Mutex::new(space));
         if config.sync {
-            return Ok(Self { jobs: None, space });
+            return Ok(Self { jobs: None });
         }
         let (jobs, queue) = bounded(QUEUE);
         // One vCPU keeps one core busy; the compilers get what is left.
         let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
         for n in 0..(cores - 1).clamp(1, 4) {
             let compiler = Compiler::new().map_err(|e| host(e.to_string()))?;
-            let (queue, space) = (queue.clone(), space.clone());
+            let queue = queue.clone();
             std::thread::Builder::new()
                 .name(format!("compile-{n}"))
-                .spawn(move || work(compiler, &queue, &space))
+                .spawn(move || work(compiler, &queue))
                 .map_err(|e| host(e.to_string()))?;
         }
-        Ok(Self { jobs: Some(jobs), space })
+        Ok(Self { jobs: Some(jobs) })
     }
 
     /// Hands a job over; `false` if the queue is full.
@@ -71,9 +68,9 @@ pub fn replies() -> (Sender<Done>, Receiver<Done>) {
     unbounded()
 }
 
-fn work(mut compiler: Compiler, queue: &Receiver<Job>, space: &Mutex<CodeSpace>) {
+fn work(mut compiler: Compiler, queue: &Receiver<Job>) {
     for job in queue {
-        let placed = compile_one(&mut compiler, &job.region, space);
+        let placed = compile_one(&mut compiler, &job.region, &job.memory);
         if job.reply.send(Done { id: job.id, placed }).is_ok() {
             job.handle.raise(request::ENGINE);
         }
@@ -81,12 +78,12 @@ fn work(mut compiler: Compiler, queue: &Receiver<Job>, space: &Mutex<CodeSpace>)
 }
 
 /// Compiles and places one region.
-pub fn compile_one(compiler: &mut Compiler, region: &Region, space: &Mutex<CodeSpace>) -> Option<Placed> {
+pub fn compile_one(compiler: &mut Compiler, region: &Region, memory: &CodeMemory) -> Option<Placed> {
     match compiler.compile(region) {
         Ok(compiled) => {
             let rip = region.blocks[0].rip;
             tracing::trace!(target: "out_asm", pc = rip, "code of {:#x}\n{}", rip, lift::disassemble_host(&compiled.code));
-            space.lock().unwrap_or_else(PoisonError::into_inner).place(&compiled)
+            memory.lock().place(&compiled)
         }
         Err(e) => {
             tracing::warn!("region at {:#x} keeps the code it has: {e}", region.blocks[0].rip);

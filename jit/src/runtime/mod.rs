@@ -6,7 +6,7 @@ pub mod compile;
 pub mod contexts;
 pub mod exec;
 pub mod lockstep;
-mod place;
+pub mod place;
 mod run;
 mod slots;
 pub mod tier;

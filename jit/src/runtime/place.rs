@@ -8,6 +8,7 @@ use crate::state::CpuState;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
 use std::mem::offset_of;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Distance between thunks.
 const THUNK_SIZE: usize = 16;
@@ -46,6 +47,22 @@ pub struct Placed {
     pub links: Box<[PlacedLink]>,
 }
 
+/// Code memory of a processor, where its compile jobs place what they made. Lock order: nothing is locked while it is held.
+#[derive(Clone)]
+pub struct CodeMemory(Arc<Mutex<CodeSpace>>);
+
+impl CodeMemory {
+    /// Code memory of `len` bytes.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(CodeSpace::new(len)?))))
+    }
+
+    /// The memory, for this thread alone.
+    pub fn lock(&self) -> MutexGuard<'_, CodeSpace> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The arena with its thunks.
 pub struct CodeSpace {
     arena: Arena,
@@ -59,7 +76,7 @@ pub struct CodeSpace {
 
 impl CodeSpace {
     /// Code memory of `len` bytes with the thunks at its start.
-    pub fn new(len: usize) -> std::io::Result<Self> {
+    fn new(len: usize) -> std::io::Result<Self> {
         let mut arena = Arena::new(len.max(1 << 20))?;
         let thunks = arena.alloc((THUNKS + 4) * THUNK_SIZE).expect("the arena holds more than its thunks");
         for (n, body) in exec::thunk_bodies().into_iter().enumerate() {

@@ -135,9 +135,7 @@ impl Cpu {
             if pending & request::ENGINE != 0 {
                 self.handle().clear(request::ENGINE);
                 self.install_finished();
-                for (gpa, len) in self.mailbox.take_written() {
-                    self.invalidate_code(gpa, len);
-                }
+                self.read_mail();
             }
             if pending & request::INIT != 0 {
                 self.handle().clear(request::INIT);

@@ -2,7 +2,7 @@
 
 use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, replies};
-use super::place::{CodeSpace, Placed, PlacedLink};
+use super::place::{CodeMemory, Placed, PlacedLink};
 use crate::baseline;
 use crate::cpu::Cpu;
 use crate::ir::Op;
@@ -13,7 +13,7 @@ use crate::state::HEAT_ENTRIES;
 use crossbeam_channel::{Receiver, Sender};
 use rustc_hash::FxHashMap;
 use std::collections::BinaryHeap;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Interpreted runs after which a block gets baseline code.
 const WARM: u32 = 6;
@@ -70,6 +70,8 @@ struct Pending {
 /// A vCPU's share of the compiling tier.
 pub struct Tier {
     service: Option<Arc<CompileService>>,
+    /// Where the code is.
+    memory: Option<CodeMemory>,
     sync: Option<Box<Compiler>>,
     /// Interpreted runs after which a block gets baseline code; `None`: it never does, and `hot` counts interpreted runs.
     warm: Option<u32>,
@@ -113,6 +115,7 @@ impl Default for Tier {
     fn default() -> Self {
         Self {
             service: None,
+            memory: None,
             sync: None,
             warm: Some(WARM),
             hot: HOT,
@@ -130,13 +133,14 @@ impl Default for Tier {
 }
 
 impl Tier {
-    /// Takes over the engine's compilers. `sync`: a compiler of its own, used at once.
-    pub fn configure(&mut self, service: Arc<CompileService>, sync: Option<Compiler>) {
+    /// Takes over the engine's compilers and room for code. `sync`: a compiler of its own, used at once.
+    pub fn configure(&mut self, service: Arc<CompileService>, memory: CodeMemory, sync: Option<Compiler>) {
         if sync.is_some() {
             (self.warm, self.hot) = (Some(WARM_SYNC), HOT_SYNC);
         }
         self.sync = sync.map(Box::new);
         self.service = Some(service);
+        self.memory = Some(memory);
     }
 
     /// Compiles regions late enough that they have the shape that they have without `sync`. The lockstep checker decides
@@ -160,10 +164,6 @@ impl Tier {
     #[cfg(any(test, feature = "testing"))]
     pub fn set_enabled(&mut self, service: Option<Arc<CompileService>>) {
         self.service = service;
-    }
-
-    fn space(service: &CompileService) -> MutexGuard<'_, CodeSpace> {
-        service.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Code was left through link `number`.
@@ -193,7 +193,7 @@ impl Tier {
     /// Joins the link that was left through, if any, with region `target`.
     fn join_open(&mut self, target: u32, rip: u64) {
         let Some(number) = self.open_link.take() else { return };
-        let (Some(owner), Some(service)) = (self.link_owner.get(&number).copied(), self.service.clone()) else {
+        let (Some(owner), Some(memory)) = (self.link_owner.get(&number).copied(), self.memory.clone()) else {
             return;
         };
         let Some(link) = self.link(owner, number) else { return };
@@ -201,9 +201,9 @@ impl Tier {
             return;
         }
         let Some(entry) = self.joinable(owner, target) else {
-            return Self::space(&service).route_through_cache(&link);
+            return memory.lock().route_through_cache(&link);
         };
-        Self::space(&service).join(&link, entry);
+        memory.lock().join(&link, entry);
         if let Some(Some(r)) = self.regions.get_mut(target as usize) {
             r.incoming.push(number);
         }
@@ -223,8 +223,8 @@ impl Tier {
     fn kill(&mut self, index: u32) -> Box<[u32]> {
         let Some(r) = self.regions.get_mut(index as usize).and_then(Option::take) else { return Box::default() };
         self.stats.dropped += 1;
-        if let Some(service) = self.service.clone() {
-            let mut space = Self::space(&service);
+        if let Some(memory) = self.memory.clone() {
+            let mut space = memory.lock();
             for number in &r.incoming {
                 let owner = self.link_owner.get(number).copied();
                 // The region may be running now: its ways back to itself are to lead out, too.
@@ -300,8 +300,7 @@ impl Cpu {
         let heat = slot as usize % HEAT_ENTRIES;
         let block = self.ir(slot)?;
         let code = baseline::compile(&block, heat);
-        let service = self.tier.service.clone()?;
-        let placed = Tier::space(&service).place_block(&code);
+        let placed = self.tier.memory.as_ref()?.lock().place_block(&code);
         let Some(placed) = placed else {
             self.drop_all_regions();
             return None;
@@ -349,12 +348,13 @@ impl Cpu {
         self.tier.next_job += 1;
         self.blocks.set_requested(slot, true);
         self.tier.pending.insert(id, Pending { slots });
-        if let (Some(compiler), Some(service)) = (&mut self.tier.sync, &self.tier.service) {
-            let placed = compile_one(compiler, &region, &service.space);
+        let Some(memory) = self.tier.memory.clone() else { return };
+        if let Some(compiler) = &mut self.tier.sync {
+            let placed = compile_one(compiler, &region, &memory);
             return self.install(Done { id, placed });
         }
         let reply = self.tier.replies.0.clone();
-        let job = Job { id, region, reply, handle: self.handle() };
+        let job = Job { id, region, reply, memory, handle: self.handle() };
         if !self.tier.service.as_ref().is_some_and(|s| s.submit(job)) {
             // The queue is full (other processors'): it is proposed again when it has run as often once more.
             self.tier.pending.remove(&id);
@@ -447,12 +447,12 @@ impl Cpu {
     /// Makes all that leads to the baseline code of a block lead to region `index`, which starts with it.
     fn put_over_baseline(&mut self, head: u32, index: u32) {
         let Some(below) = self.blocks.baseline(head) else { return };
-        let (Some(service), Some(from), Some(to)) =
-            (self.tier.service.clone(), self.tier.entry(below), self.tier.entry(index))
+        let (Some(memory), Some(from), Some(to)) =
+            (self.tier.memory.as_ref(), self.tier.entry(below), self.tier.entry(index))
         else {
             return;
         };
-        let bytes = Tier::space(&service).redirect(from, to);
+        let bytes = memory.lock().redirect(from, to);
         if let Some(Some(r)) = self.tier.regions.get_mut(index as usize) {
             r.over = Some((below, bytes));
         }
@@ -460,8 +460,7 @@ impl Cpu {
 
     /// No room for a region: when the arena is full all code goes, and comes back as it is needed.
     fn tier_full(&mut self, pending: &Pending, live: bool) {
-        let Some(service) = self.tier.service.clone() else { return };
-        let full = Tier::space(&service).is_nearly_full();
+        let full = self.tier.memory.as_ref().is_some_and(|m| m.lock().is_nearly_full());
         if !full {
             // Not a matter of room: the block keeps the code it has.
             return;
@@ -474,13 +473,13 @@ impl Cpu {
 
     /// All code goes: there is no room for more.
     pub(super) fn drop_all_regions(&mut self) {
-        let Some(service) = self.tier.service.clone() else { return };
+        let Some(memory) = self.tier.memory.clone() else { return };
         self.tier.stats.full += 1;
         for n in 0..self.tier.regions.len() as u32 {
             self.tier.kill(n);
         }
         self.blocks.forget_code();
-        Tier::space(&service).clear();
+        memory.lock().clear();
         self.tier.pending.clear();
         self.tier.proposals.clear();
         self.mappings_changed();
@@ -489,10 +488,10 @@ impl Cpu {
     /// Code made from `block` in place of the code of the block in `slot`: a compiler's mistake.
     #[cfg(test)]
     pub(super) fn replace_code(&mut self, slot: u32, block: crate::ir::Block) {
-        let service = self.tier.service.clone().expect("a compiling tier");
+        let memory = self.tier.memory.clone().expect("a compiling tier");
         let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
         let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false };
-        let placed = compile_one(compiler, &region, &service.space).expect("code for the block");
+        let placed = compile_one(compiler, &region, &memory).expect("code for the block");
         let index = self.tier.enter(placed, &[slot], (0, false));
         self.blocks.set_code(slot, index);
         self.blocks.add_region(slot, index);

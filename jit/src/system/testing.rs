@@ -1,13 +1,14 @@
 //! A processor with a little memory and a recording board, for the tests of this directory.
 
 use crate::board::Board;
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::Cpu;
 use crate::cpuid::CpuModel;
 use crate::lower::Compiler;
-use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{Ram, RamRegion};
 use crate::runtime::compile::CompileService;
+use crate::runtime::place::CodeMemory;
 use crate::runtime::tier::First;
+use crate::shared::Shared;
 use crate::vcpu::EngineConfig;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -84,9 +85,8 @@ impl Board for FakeBoard {
 pub fn machine_with_board() -> (Box<Cpu>, Arc<FakeBoard>) {
     let region = RamRegion { gpa: 0, size: RAM, offset: 0, rom: false };
     let ram = Arc::new(Ram::new(RAM, vec![region]).expect("a few megabytes"));
-    let code_map = CodeMap::new(&ram);
     let board = Arc::new(FakeBoard::default());
-    let shared = Arc::new(Shared { ram, code_map, processors: 1.into() });
+    let shared = Arc::new(Shared::new(ram));
     let mut cpu = Cpu::new(0, shared, board.clone(), Arc::new(CpuModel::default()));
     cpu.reset();
     (cpu, board)
@@ -95,9 +95,10 @@ pub fn machine_with_board() -> (Box<Cpu>, Arc<FakeBoard>) {
 impl Cpu {
     /// Lets blocks be compiled, in an arena of their own.
     pub fn compile(&mut self, first: First) {
-        let config = EngineConfig { sync: true, code_cache: 1 << 20, ..EngineConfig::default() };
-        let service = CompileService::start(&config).expect("memory for generated code");
-        self.tier.configure(Arc::new(service), Compiler::new().ok());
+        let config = EngineConfig { sync: true, ..EngineConfig::default() };
+        let service = CompileService::start(&config).expect("compilers");
+        let memory = CodeMemory::new(1 << 20).expect("memory for generated code");
+        self.tier.configure(Arc::new(service), memory, Compiler::new().ok());
         self.tier.set_first(first);
     }
 }

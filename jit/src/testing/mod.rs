@@ -7,21 +7,22 @@ mod random;
 
 use crate::baseline;
 use crate::board::Board;
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::Block;
 use crate::lift;
 use crate::lower::{Compiler, Region};
-use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{PAGE_SIZE, Ram, RamRegion};
 use crate::passes;
-use crate::runtime::compile::{CompileService, compile_one};
+use crate::runtime::compile::compile_one;
 use crate::runtime::exec::Leave;
+use crate::runtime::place::CodeMemory;
+use crate::shared::Shared;
 use crate::state::{Segment, attr, cr0, cr4, efer, reg};
-use crate::vcpu::{EngineConfig, VcpuHandle, request};
+use crate::vcpu::{VcpuHandle, request};
 pub use measure::{Code, Program};
 pub use random::Random;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// How the instruction is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,7 @@ pub struct Machine {
 /// The compiling tier of a machine, with the last instruction it compiled.
 struct Compiling {
     compiler: Compiler,
-    service: CompileService,
+    memory: CodeMemory,
     last: Option<(Block, Tier, Option<u64>)>,
     /// Blocks for which there was no code; the interpreter ran them, as it would in a machine.
     refused: u64,
@@ -164,10 +165,9 @@ struct Compiling {
 
 impl Compiling {
     fn new() -> Self {
-        let config = EngineConfig { sync: true, code_cache: 16 << 20, ..EngineConfig::default() };
         Self {
             compiler: Compiler::new().expect("a host that Cranelift knows"),
-            service: CompileService::start(&config).expect("memory for generated code"),
+            memory: CodeMemory::new(16 << 20).expect("memory for generated code"),
             last: None,
             refused: 0,
         }
@@ -188,7 +188,7 @@ impl Compiling {
     /// nearly full.
     fn compile(&mut self, block: Arc<Block>, tier: Tier) -> Option<u64> {
         {
-            let mut space = self.service.space.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut space = self.memory.lock();
             if space.is_nearly_full() {
                 space.clear();
                 self.last = None;
@@ -196,10 +196,10 @@ impl Compiling {
         }
         let placed = if tier == Tier::Baseline {
             let code = baseline::compile(&block, 0);
-            self.service.space.lock().unwrap_or_else(PoisonError::into_inner).place_block(&code)
+            self.memory.lock().place_block(&code)
         } else {
             let region = Region { blocks: vec![block], inner_jumps: true };
-            compile_one(&mut self.compiler, &region, &self.service.space)
+            compile_one(&mut self.compiler, &region, &self.memory)
         };
         placed.map(|p| p.entry)
     }
@@ -268,7 +268,7 @@ impl Machine {
         let size = DATA + pages.len() as u64 * PAGE_SIZE + PAGE_SIZE;
         let region = RamRegion { gpa: 0, size, offset: 0, rom: false };
         let ram = Arc::new(Ram::new(size, vec![region]).expect("memory for the test machine"));
-        let shared = Arc::new(Shared { code_map: CodeMap::new(&ram), ram, processors: 1.into() });
+        let shared = Arc::new(Shared::new(ram));
         let model = Arc::new(crate::cpuid::parse(model).expect("a processor model"));
         let mut machine = Self {
             cpu: Cpu::new(0, shared, Arc::new(QuietBoard::default()), model),

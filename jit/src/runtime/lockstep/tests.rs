@@ -2,6 +2,7 @@ use super::*;
 use crate::ir::{Inst, Op};
 use crate::lower::Compiler;
 use crate::runtime::compile::CompileService;
+use crate::runtime::place::CodeMemory;
 use crate::state::reg;
 use crate::system::testing::{self, place};
 use crate::vcpu::{EngineConfig, Exit};
@@ -16,9 +17,10 @@ fn guest() -> Guest {
 
 fn guest_checking(regions: bool) -> Guest {
     let mut g = Guest::long();
-    let config = EngineConfig { sync: true, code_cache: 16 << 20, ..EngineConfig::default() };
-    let service = CompileService::start(&config).expect("memory for generated code");
-    g.cpu.tier.configure(Arc::new(service), Compiler::new().ok());
+    let config = EngineConfig { sync: true, ..EngineConfig::default() };
+    let service = CompileService::start(&config).expect("compilers");
+    let memory = CodeMemory::new(16 << 20).expect("memory for generated code");
+    g.cpu.tier.configure(Arc::new(service), memory, Compiler::new().ok());
     let (lockstep, board) = Lockstep::watch(g.cpu.board.clone(), regions);
     g.cpu.lockstep = Some(Box::new(lockstep));
     g.cpu.board = board;

@@ -20,6 +20,7 @@ macro_rules! suite {
             mod msrs;
             mod paging;
             mod ports;
+            mod processors;
             mod segments;
             mod self_modifying;
             mod tasks;

@@ -262,6 +262,90 @@ fn branches_to_addresses_that_are_not_canonical_fault_themselves() {
     assert_eq!(g.frame(1), TARGET);
 }
 
+/// A guest with the last canonical page of the lower half mapped, and RIP near its end.
+fn at_the_edge() -> Guest {
+    let mut g = Guest::long();
+    // The tables of low memory serve again: the last page is that at 1FF000h.
+    for level in 0..3 {
+        let index = if level == 0 { 255 } else { 511 };
+        g.write64(PAGING + level * 0x1000 + 8 * index, (PAGING + (level + 1) * 0x1000) | 7);
+    }
+    g.cpu.set_gpr(reg::RCX, 2);
+    g.cpu.state.rip = (1 << 47) - 0x100;
+    g
+}
+
+#[test]
+fn direct_branches_across_the_edge_fault_themselves() {
+    const EDGE: u64 = 0x1f_ff00;
+    let branches: [(&[u8], bool); 8] = [
+        (&[0xe9, 0, 1, 0, 0], true),          // jmp
+        (&[0xe8, 0, 1, 0, 0], true),          // call
+        (&[0x0f, 0x84, 0, 1, 0, 0], true),    // jz
+        (&[0x0f, 0x85, 0, 1, 0, 0], false),   // jnz
+        (&[0xe2, 0x7e], true),                // loop
+        (&[0xe0, 0x7e], false),               // loopne
+        (&[0xe3, 0x7e], false),               // jrcxz
+        (&[0x67, 0xe2, 0x7e], true),          // loop by ECX
+    ];
+    for (bytes, taken) in branches {
+        let mut g = at_the_edge();
+        let start = (1 << 47) - 0x80;
+        g.cpu.state.rip = start;
+        // XOR EAX, EAX: ZF.
+        g.bytes(EDGE + 0x80, &[0x31, 0xc0]);
+        g.bytes(EDGE + 0x82, bytes);
+        g.bytes(EDGE + 0x82 + bytes.len() as u64, &[0xf4]);
+        if !taken {
+            g.run();
+            assert_eq!(g.cpu.state.rip, start + 3 + bytes.len() as u64, "{bytes:x?}");
+            continue;
+        }
+        g.expect_gp(0);
+        assert_eq!([g.frame(1), g.frame(4), g.cpu.gpr(reg::RCX)], [start + 2, STACK0, 2], "{bytes:x?}");
+    }
+    // What runs off the edge faults at the fetch.
+    let mut g = at_the_edge();
+    g.cpu.state.rip = (1 << 47) - 1;
+    g.bytes(EDGE + 0xff, &[0x90]);
+    g.expect_gp(0);
+    assert_eq!(g.frame(1), 1 << 47);
+}
+
+#[test]
+fn the_a20_gate_folds_odd_megabytes_onto_even_ones() {
+    let mut g = Guest::real();
+    g.write8(0x600, 1);
+    g.write8(0x10_0600, 2);
+    let read = |g: &mut Guest, closed: bool| {
+        g.cpu.shared.set_a20(!closed);
+        g.cpu.state.rip = 0;
+        g.code(|a| {
+            a.mov(ax, 0xffff_u32 as i32)?;
+            a.mov(ds, ax)?;
+            // FFFF:0610 is 100600h.
+            a.mov(bl, byte_ptr(0x610))?;
+            a.inc(byte_ptr(0x610))?;
+            a.hlt()
+        });
+        g.run();
+        g.cpu.gpr(reg::RBX) as u8
+    };
+    assert_eq!([read(&mut g, false), read(&mut g, true), read(&mut g, true), read(&mut g, false)], [2, 1, 2, 3]);
+    assert_eq!([g.read16(0x600) as u8, g.read16(0x10_0600) as u8], [3, 4]);
+    // Code and tables go through the gate as data does.
+    let mut g = Guest::long();
+    g.code(|a| a.hlt());
+    g.write8(0x10_0000 + CODE, 0xcc);
+    g.cpu.state.rip = 0x10_0000 + CODE;
+    g.expect(vector::BP);
+    g.cpu.shared.set_a20(false);
+    g.cpu.state.rip = 0x10_0000 + CODE;
+    g.cpu.state.cr3 = 0x10_0000 + PAGING;
+    g.run();
+    assert_eq!(g.cpu.state.rip, 0x10_0000 + CODE + 1);
+}
+
 #[test]
 fn stale_translations_go_with_invlpg_and_cr3() {
     for how in 0..4 {

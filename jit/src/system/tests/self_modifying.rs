@@ -237,7 +237,7 @@ fn vcpu() -> (Arc<Engine>, Arc<Ram>, Vcpu) {
     let ram = Arc::new(Ram::new(RAM, regions).unwrap());
     let config = EngineConfig { jit: TIER != 0, sync: true, code_cache: 1 << 20, ..EngineConfig::default() };
     let engine = Engine::new(config, ram.clone(), Arc::new(FakeBoard::default())).unwrap();
-    let vcpu = Vcpu::new(&engine, 0, &crate::cpuid::CpuModel::default());
+    let vcpu = Vcpu::new(&engine, 0, &crate::cpuid::CpuModel::default()).unwrap();
     (engine, ram, vcpu)
 }
 

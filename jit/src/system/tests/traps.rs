@@ -127,6 +127,41 @@ fn a_waiting_interrupt_gets_in_before_the_window_closes() {
 }
 
 #[test]
+fn a_waiting_interrupt_gets_in_before_all_that_closes_the_window() {
+    for close in 0..6 {
+        let mut g = Guest::long();
+        g.board.vectors.lock().unwrap().push(0x50);
+        g.cpu.handle().raise(request::INTERRUPT);
+        g.cpu.state.msr.sfmask = flag::IF;
+        g.cpu.state.msr.lstar = CODE + 0x100;
+        g.cpu.state.msr.sysenter_cs = u64::from(sel::CODE64);
+        g.code(|a| {
+            a.sti()?;
+            a.nop()?;
+            match close {
+                0 => a.iretq(),
+                1 => a.int(0x60),
+                2 => a.int3(),
+                3 => a.int1(),
+                4 => a.syscall(),
+                _ => a.sysenter(),
+            }
+        });
+        g.expect(0x50);
+        assert_eq!(g.frame(0), CODE + 2, "closed by {close}");
+    }
+    // In the shadow of STI there is no window, and so it closes none.
+    let mut g = Guest::long();
+    g.board.vectors.lock().unwrap().push(0x50);
+    g.cpu.handle().raise(request::INTERRUPT);
+    g.code(|a| {
+        a.sti()?;
+        a.int(0x60)
+    });
+    g.expect(0x60);
+}
+
+#[test]
 fn an_interrupt_shows_flags_that_the_code_overwrites_unread() {
     let mut g = Guest::long();
     g.board.vectors.lock().unwrap().push(0x50);

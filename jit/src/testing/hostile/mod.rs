@@ -6,12 +6,13 @@ mod random;
 mod scene;
 
 use crate::board::Board;
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::Cpu;
 use crate::lower::Compiler;
-use crate::mmu::code_map::CodeMap;
 use crate::mmu::ram::{PAGE_SIZE, Ram, RamRegion};
 use crate::runtime::compile::CompileService;
+use crate::runtime::place::CodeMemory;
 pub use crate::runtime::tier::First;
+use crate::shared::Shared;
 use crate::state::{CpuState, cr0, flag};
 use crate::testing::Random;
 use crate::vcpu::{EngineConfig, Exit, VcpuHandle, request};
@@ -185,16 +186,17 @@ impl Lab {
             RamRegion { gpa: ROM, size: ROM_SIZE, offset: ROM_OFFSET, rom: true },
         ];
         let ram = Arc::new(Ram::new(FILE, regions).expect("memory for the machine"));
-        let shared = Arc::new(Shared { code_map: CodeMap::new(&ram), ram, processors: 1.into() });
+        let shared = Arc::new(Shared::new(ram));
         // Random numbers would differ between the tiers.
         let model = crate::cpuid::parse("max,-rdrand,-rdseed").expect("a processor model");
         let board = Arc::new(HashBoard::default());
         let mut cpu = Cpu::new(0, shared, board.clone(), Arc::new(model));
         cpu.reset();
-        let config = EngineConfig { sync: true, code_cache: 4 << 20, ..EngineConfig::default() };
-        let service = Arc::new(CompileService::start(&config).expect("memory for generated code"));
+        let config = EngineConfig { sync: true, ..EngineConfig::default() };
+        let service = Arc::new(CompileService::start(&config).expect("compilers"));
+        let memory = CodeMemory::new(4 << 20).expect("memory for generated code");
         let compiler = Compiler::new().expect("a host that Cranelift knows");
-        cpu.tier.configure(service.clone(), Some(compiler));
+        cpu.tier.configure(service.clone(), memory, Some(compiler));
         let mut r = Random::new(0x6272_6f6c_6761);
         let noise = (0..RAM / 8).flat_map(|_| r.bits().to_le_bytes()).collect();
         let watchdog = Watchdog::new(cpu.handle(), seed_now.clone(), patience);
