@@ -6,8 +6,7 @@ use super::copy::PIECE;
 use super::create::beside;
 use super::images::{self, Named, Opened};
 use super::progress::Progress;
-use crate::block::qcow2::{self, CreateOptions};
-use crate::block::{BlockBackend, Content, Format, Image, OpenOptions, Preallocation};
+use crate::block::{BlockBackend, Content, Image, OpenOptions, Preallocation};
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::Write;
 use std::path::Path;
@@ -36,7 +35,8 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     arguments.parsed("cache", images::cache)?;
     let named = Named::from(arguments, name, "format")?;
     // Nobody may write to the image meanwhile. The chain is opened without locks, or it would keep us out of the base.
-    let options = OpenOptions { format: named.format, read_only: true, backing: false, ..OpenOptions::default() };
+    let empty = !arguments.has("drop") && !arguments.has("base");
+    let options = OpenOptions { format: named.format, read_only: !empty, backing: false, ..OpenOptions::default() };
     let held = named.open_with(options)?;
     let top = Named { share: true, ..named }.open(true)?;
     let depth = match arguments.get("base") {
@@ -46,7 +46,6 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let chain = top.chain();
     let below =
         chain.get(depth).ok_or_else(|| anyhow!("{name}: has no backing file; there is nothing to commit to"))?;
-    let empty = !arguments.has("drop") && !arguments.has("base");
     if empty && !top.image.qcow2()?.snapshots().is_empty() {
         bail!("{name}: has snapshots, so it is not emptied; delete them, or add -d to leave it as it is");
     }
@@ -61,9 +60,10 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     write_down(&*top.disk, &*base.disk, depth as u32, &progress)?;
     base.disk.flush()?;
     progress.finish();
-    drop(held);
     if empty {
-        make_empty(top)?;
+        // All that it held is in the base by now, durably.
+        let emptied = held.image.qcow2()?.make_empty();
+        emptied.with_context(|| format!("{name}: committed, but could not be emptied"))?;
     }
     if !arguments.has("quiet") {
         writeln!(out, "Image committed.")?;
@@ -123,24 +123,4 @@ fn reads_zero(disk: &dyn BlockBackend, mut at: u64, len: u64) -> Result<bool> {
         at += extent.len;
     }
     Ok(true)
-}
-
-/// Makes the image anew with the same options. All it held is in the base by now.
-fn make_empty(top: Opened) -> Result<()> {
-    let info = top.image.qcow2()?.info();
-    let format = info.backing_format.as_deref().map(Format::from_name).transpose()?;
-    let options = CreateOptions {
-        size: top.disk.len(),
-        cluster_size: info.cluster_size,
-        refcount_bits: info.refcount_bits,
-        version: info.version,
-        lazy_refcounts: info.lazy_refcounts,
-        preallocation: Preallocation::Off,
-        compression: info.compression,
-        backing: info.backing_file.map(|file| (file, format)),
-    };
-    let named = top.named.clone();
-    drop(top);
-    qcow2::create(&named.path, &options)
-        .with_context(|| format!("{}: committed, but could not be emptied; make it anew", named.shown))
 }

@@ -1,24 +1,9 @@
 //! Random chains written by `qemu-io`: what we make of them reads as what `qemu-img` makes of them.
 
+use super::random::Random;
 use super::{Scratch, model};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-}
 
 /// Whether `qemu-io` is there to write with.
 fn writer() -> bool {
@@ -83,7 +68,7 @@ fn random_chains() {
     }
     let dir = Scratch::new();
     for seed in 1..=12u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = Random::new(seed);
         chain(&dir, &mut random);
         dir.same("map --output=json top.qcow2");
         dir.same("info --backing-chain top.qcow2");

@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 mod chains;
+mod kill;
 mod qcow2;
+mod random;
 mod raw;
 
 use serde_json::Value;

@@ -11,6 +11,7 @@ mod chain;
 mod check;
 mod compress;
 mod create;
+mod empty;
 mod header;
 mod layout;
 mod meta;
