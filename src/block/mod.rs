@@ -82,6 +82,8 @@ pub struct Extent {
     pub host_offset: Option<u64>,
     /// Whether the bytes are stored compressed.
     pub compressed: bool,
+    /// Data that the image has a place for, where the host file has a hole: reads as zeroes.
+    pub sparse: bool,
 }
 
 /// What is reserved in the file when an image is made or grows.

@@ -78,6 +78,7 @@ impl BlockBackend for Raw {
             depth: 0,
             host_offset: Some(offset),
             compressed: false,
+            sparse: false,
         })
     }
 

@@ -41,6 +41,11 @@ pub trait Storage: Send + Sync {
     /// Whether there is data at `offset`, and where that state ends (at most at the end of the file).
     fn data_at(&self, offset: u64) -> Result<(bool, u64)>;
 
+    /// Bytes of the host's disk that the file takes.
+    fn allocated(&self) -> Result<u64> {
+        Ok(self.len())
+    }
+
     /// Reads one buffer.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.readv(offset, &mut [IoSliceMut::new(buf)])
@@ -366,6 +371,12 @@ impl Storage for HostFile {
         }
         self.grown(offset.saturating_add(len));
         Ok(())
+    }
+
+    fn allocated(&self) -> Result<u64> {
+        let status = fstat(&self.file).map_err(|e| failed(&self.name, "cannot look at", e.into()))?;
+        // st_blocks counts sectors, whatever the blocks of the file system are (stat(2)).
+        Ok(if self.device { self.len() } else { (status.st_blocks as u64).saturating_mul(512) })
     }
 
     fn data_at(&self, offset: u64) -> Result<(bool, u64)> {

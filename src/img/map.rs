@@ -41,7 +41,7 @@ pub(super) fn extents(opened: &Opened, start: u64, end: u64) -> Result<Vec<Exten
 }
 
 fn joins(a: &Extent, b: &Extent) -> bool {
-    a.content == b.content
+    (a.content, a.sparse) == (b.content, b.sparse)
         && a.depth == b.depth
         && a.compressed == b.compressed
         && a.host_offset.and_then(|h| h.checked_add(a.len)) == b.host_offset
@@ -68,7 +68,7 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
 fn as_json(all: &[Extent], out: &mut dyn Write) -> Result<()> {
     for (i, extent) in all.iter().enumerate() {
         let open = if i == 0 { "[" } else { ",\n" };
-        let (data, zero) = (extent.content == Content::Data, extent.content != Content::Data);
+        let (data, zero) = (extent.content == Content::Data, extent.content != Content::Data || extent.sparse);
         let present = extent.content != Content::Hole;
         write!(
             out,
@@ -89,7 +89,7 @@ fn as_json(all: &[Extent], out: &mut dyn Write) -> Result<()> {
 fn as_table(opened: &Opened, all: &[Extent], out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")?;
     let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
-    for extent in all.iter().filter(|e| e.content == Content::Data) {
+    for extent in all.iter().filter(|e| e.content == Content::Data && !e.sparse) {
         let Some(host) = extent.host_offset.filter(|_| !extent.compressed) else {
             bail!(
                 "{}: has compressed clusters, which stand nowhere as they are; use --output=json",

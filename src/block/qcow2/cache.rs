@@ -1,11 +1,36 @@
 //! Tables in memory: a bounded number, the least recently used ones leave first.
 
+use super::layout::{Entry, Layout};
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What the host writes whole: changes reach the file in these pieces.
+const SECTOR: usize = 512;
 
 struct Table {
-    bytes: Vec<u8>,
-    dirty: bool,
+    /// Shared while a copy is on its way to the file.
+    bytes: Arc<Vec<u8>>,
+    /// The part that the file has not.
+    dirty: Option<Range<usize>>,
     used: u64,
+    /// When it was changed last.
+    changed: u64,
+}
+
+/// The changed part of a table as it was at one moment.
+pub(super) struct Copy {
+    table: u64,
+    bytes: Arc<Vec<u8>>,
+    part: Range<usize>,
+    changed: u64,
+}
+
+impl Copy {
+    /// Host offset and bytes.
+    pub(super) fn part(&self) -> (u64, &[u8]) {
+        (self.table + self.part.start as u64, self.bytes.get(self.part.clone()).unwrap_or_default())
+    }
 }
 
 /// Tables of one cluster each, by host offset.
@@ -26,12 +51,17 @@ impl Cache {
         self.tables.len() >= self.limit
     }
 
+    /// Whether too few tables are clean for [`evict`](Self::evict) to bring much.
+    pub(super) fn mostly_dirty(&self) -> bool {
+        self.tables.values().filter(|t| t.dirty.is_none()).count() < self.limit.div_ceil(4)
+    }
+
     /// Drops the older half of the clean tables.
     pub(super) fn evict(&mut self) {
-        let mut ages: Vec<u64> = self.tables.values().filter(|t| !t.dirty).map(|t| t.used).collect();
+        let mut ages: Vec<u64> = self.tables.values().filter(|t| t.dirty.is_none()).map(|t| t.used).collect();
         ages.sort_unstable();
         if let Some(&middle) = ages.get(ages.len() / 2) {
-            self.tables.retain(|_, t| t.dirty || t.used > middle);
+            self.tables.retain(|_, t| t.dirty.is_some() || t.used > middle);
         }
     }
 
@@ -44,20 +74,28 @@ impl Cache {
         })
     }
 
-    /// For changing: the table counts as dirty from now on.
-    pub(super) fn get_mut(&mut self, offset: u64) -> Option<&mut [u8]> {
+    /// Changes a part of a table that is here: it counts as dirty from now on.
+    pub(super) fn change(&mut self, offset: u64, part: Range<usize>, change: impl FnOnce(&mut [u8])) {
         self.tick += 1;
-        let tick = self.tick;
-        self.tables.get_mut(&offset).map(|table| {
-            table.used = tick;
-            table.dirty = true;
-            &mut table.bytes[..]
-        })
+        let Some(table) = self.tables.get_mut(&offset) else { return };
+        let whole = part.start / SECTOR * SECTOR..part.end.next_multiple_of(SECTOR).min(table.bytes.len());
+        let before = table.dirty.take().unwrap_or_else(|| whole.clone());
+        table.dirty = Some(before.start.min(whole.start)..before.end.max(whole.end));
+        (table.used, table.changed) = (self.tick, self.tick);
+        let bytes: &mut Vec<u8> = Arc::make_mut(&mut table.bytes);
+        change(bytes);
+    }
+
+    /// Changes an entry of an L2 table that is here.
+    pub(super) fn put_entry(&mut self, offset: u64, layout: Layout, index: usize, entry: Entry) {
+        let size = layout.entry_bytes() as usize;
+        self.change(offset, index * size..(index + 1) * size, |table| layout.put_entry(table, index, entry));
     }
 
     pub(super) fn insert(&mut self, offset: u64, bytes: Vec<u8>, dirty: bool) {
         self.tick += 1;
-        self.tables.insert(offset, Table { bytes, dirty, used: self.tick });
+        let dirty = dirty.then_some(0..bytes.len());
+        self.tables.insert(offset, Table { bytes: Arc::new(bytes), dirty, used: self.tick, changed: self.tick });
     }
 
     /// Forgets a table whose cluster is no longer one.
@@ -66,19 +104,24 @@ impl Cache {
     }
 
     pub(super) fn any_dirty(&self) -> bool {
-        self.tables.values().any(|t| t.dirty)
+        self.tables.values().any(|t| t.dirty.is_some())
     }
 
-    /// The dirty tables in the order of the file.
-    pub(super) fn dirty(&self) -> Vec<u64> {
-        let mut offsets: Vec<u64> = self.tables.iter().filter(|(_, t)| t.dirty).map(|(&o, _)| o).collect();
-        offsets.sort_unstable();
-        offsets
+    /// What the file has not, as it is now and in the order of the file.
+    pub(super) fn copies(&self) -> Vec<Copy> {
+        let copy = |(&table, t): (&u64, &Table)| {
+            let part = t.dirty.clone()?;
+            Some(Copy { table, bytes: t.bytes.clone(), part, changed: t.changed })
+        };
+        let mut copies: Vec<Copy> = self.tables.iter().filter_map(copy).collect();
+        copies.sort_unstable_by_key(|c| c.table);
+        copies
     }
 
-    pub(super) fn cleaned(&mut self, offset: u64) {
-        if let Some(table) = self.tables.get_mut(&offset) {
-            table.dirty = false;
+    /// The file has this copy now: the table is clean unless it was changed meanwhile.
+    pub(super) fn stored(&mut self, copy: &Copy) {
+        if let Some(table) = self.tables.get_mut(&copy.table).filter(|t| t.changed == copy.changed) {
+            table.dirty = None;
         }
     }
 }
@@ -100,6 +143,24 @@ mod tests {
         assert_eq!(cache.get(0), Some(&[0][..]));
         assert_eq!(cache.get(1), Some(&[1][..]));
         assert_eq!(cache.get(2), None);
-        assert_eq!(cache.dirty(), [0]);
+        assert_eq!(cache.copies().iter().map(|c| c.part()).collect::<Vec<_>>(), [(0, &[0][..])]);
+    }
+
+    #[test]
+    fn copies_are_of_their_moment() {
+        let mut cache = Cache::new(4);
+        cache.insert(4096, vec![0; 4096], false);
+        assert!(!cache.any_dirty());
+        cache.change(4096, 1000..1008, |t| t[1000] = 1);
+        let copies = cache.copies();
+        cache.change(4096, 3000..3001, |t| t[3000] = 2);
+        let (at, bytes) = copies[0].part();
+        assert_eq!((at, bytes.len(), bytes[1000 - 512]), (4096 + 512, 512, 1));
+        cache.stored(&copies[0]);
+        assert!(cache.any_dirty(), "changed since");
+        let copies = cache.copies();
+        assert_eq!(copies[0].part().1.len(), 3072 - 512);
+        cache.stored(&copies[0]);
+        assert!(!cache.any_dirty());
     }
 }

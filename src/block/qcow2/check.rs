@@ -1,9 +1,8 @@
 //! Comparing the reference counts with all references, and setting them right.
 
 use super::Qcow2;
-use super::compress::referred;
 use super::header::{CORRUPT, DIRTY};
-use super::layout::{COPIED, Mapping, OFFSET};
+use super::layout::{COMPRESSED, COPIED, Entry, Mapping, OFFSET, Refers, SUBCLUSTERS};
 use super::meta::Meta;
 use super::options::{CheckReport, Repair};
 use crate::block::Result;
@@ -54,6 +53,8 @@ struct Check<'a> {
     /// Indices into the refcount table of the blocks that can be ones. Only these are walked: a
     /// table that names one block a million times must not take a million walks.
     blocks: Vec<u64>,
+    /// Behind the last cluster that is counted or referred to, as far as that is known.
+    last: u64,
 }
 
 impl Check<'_> {
@@ -110,25 +111,49 @@ impl Check<'_> {
         let layout = self.meta.layout;
         let mut before = None;
         for entry in self.meta.l2_entries(table)? {
-            let mapping = match layout.mapping(entry, "") {
-                Ok(mapping) => mapping,
-                Err(_) => {
-                    self.wrong(format!("L2 table at {table:#x}: impossible entry {entry:#x}"));
-                    continue;
-                }
+            let Ok(refers) = layout.refers(entry, "") else {
+                self.wrong(format!("L2 table at {table:#x}: impossible entry {:#x}", entry.word));
+                continue;
             };
-            if let Some((host, len)) = referred(mapping, layout.cluster()) {
+            if self.subclusters_wrong(entry) {
+                let Entry { word, bitmap } = entry;
+                self.wrong(format!("L2 table at {table:#x}: impossible entry {word:#x} with bitmap {bitmap:#x}"));
+            }
+            if let Some((host, len)) = refers.range(layout.cluster()) {
                 self.refer(host, len, "data");
-                if active && !matches!(mapping, Mapping::Zero { .. }) {
-                    self.report.allocated_clusters += 1;
-                    self.report.compressed_clusters += u64::from(matches!(mapping, Mapping::Compressed { .. }));
-                    let near = before.is_none_or(|b| b == host) && !matches!(mapping, Mapping::Compressed { .. });
-                    self.report.fragmented_clusters += u64::from(!near);
-                    before = Some(layout.floor(host) + layout.cluster());
-                }
+            }
+            if let Some((host, packed)) = self.stored(entry).filter(|_| active) {
+                self.report.allocated_clusters += 1;
+                self.report.compressed_clusters += u64::from(packed);
+                let near = before.is_none_or(|b| b == host) && !packed;
+                self.report.fragmented_clusters += u64::from(!near);
+                before = Some(layout.floor(host) + layout.cluster());
             }
         }
         Ok(())
+    }
+
+    /// Whether some subcluster of an entry cannot be as it says.
+    fn subclusters_wrong(&self, entry: Entry) -> bool {
+        let layout = self.meta.layout;
+        if entry.word & COMPRESSED != 0 {
+            return entry.bitmap != 0;
+        }
+        (0..if layout.extended { SUBCLUSTERS } else { 1 }).any(|sub| layout.mapping(entry, sub, "").is_err())
+    }
+
+    /// Where the data of an entry lies, and whether it is packed; none for zero clusters.
+    fn stored(&self, entry: Entry) -> Option<(u64, bool)> {
+        match self.meta.layout.mapping(entry, 0, "").ok()? {
+            Mapping::Data { host, .. } => Some((host, false)),
+            Mapping::Compressed { host, .. } => Some((host, true)),
+            Mapping::Zero { host: Some(host), .. } | Mapping::Unallocated { host: Some(host), .. }
+                if self.meta.layout.extended =>
+            {
+                Some((host, false))
+            }
+            _ => None,
+        }
     }
 
     /// Counts every reference there is.
@@ -233,6 +258,9 @@ impl Check<'_> {
         } else {
             "ERROR"
         };
+        if counted > 0 && !fixed {
+            self.last = self.last.max(cluster + 1);
+        }
         self.say(format!("{verb} cluster {cluster} refcount={counted} reference={found}"));
         let leak = counted > found;
         self.report.leaks += u64::from(leak);
@@ -252,9 +280,8 @@ impl Check<'_> {
             }
             self.copied_flag(entry, table, &format!("L1 entry {index}"))?;
             for entry in self.meta.l2_entries(table)? {
-                let mapping = layout.mapping(entry, "");
-                if let Ok(Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. }) = mapping {
-                    self.copied_flag(entry, host, "L2 entry")?;
+                if let Ok(Refers::Cluster(host)) = layout.refers(entry, "") {
+                    self.copied_flag(entry.word, host, "L2 entry")?;
                 }
             }
         }
@@ -275,15 +302,21 @@ impl Meta {
     pub(super) fn check(&mut self, repair: Repair) -> Result<CheckReport> {
         let file_clusters = self.layout.clusters(self.file.len());
         let references = References { chunks: HashMap::new() };
-        let mut check =
-            Check { meta: self, report: CheckReport::default(), references, file_clusters, blocks: Vec::new() };
+        let mut check = Check {
+            meta: self,
+            report: CheckReport::default(),
+            references,
+            file_clusters,
+            blocks: Vec::new(),
+            last: 0,
+        };
         check.refer_all()?;
         check.refer_blocks(repair == Repair::All);
         if repair == Repair::All {
             check.add_blocks()?;
         }
         check.compare(repair)?;
-        let last = check.references.clusters().last().map_or(0, |c| c + 1);
+        let last = check.references.clusters().last().map_or(0, |c| c + 1).max(check.last);
         let before = check.report.corruptions;
         check.copied_flags()?;
         let flags = check.report.corruptions - before;
@@ -305,7 +338,7 @@ impl Meta {
 impl Qcow2 {
     /// Checks the image, and repairs it if it may be written.
     pub fn check(&self, repair: Repair) -> Result<CheckReport> {
-        let _quiet = self.quiet.write();
+        let _alone = self.alone();
         let mut meta = self.meta();
         if repair != Repair::None {
             self.writable()?;
@@ -319,6 +352,7 @@ impl Qcow2 {
             self.file.flush()?;
         }
         if repair == Repair::All && report.corruptions == report.corruptions_fixed {
+            meta.write_blocks()?;
             meta.mark(DIRTY | CORRUPT, false)?;
         }
         Ok(report)

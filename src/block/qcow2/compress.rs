@@ -1,6 +1,6 @@
 //! Packed clusters (qcow2.rst, "Compressed Clusters").
 
-use super::layout::{COPIED, Mapping};
+use super::layout::Entry;
 use super::options::Compression;
 use super::{InFlight, Qcow2};
 use crate::block::{BlockBackend, BlockError, Result, check_range};
@@ -68,12 +68,16 @@ impl Qcow2 {
             let what = format!("compressed writes are whole clusters of {size} bytes, not {len} bytes at {offset}");
             return Err(BlockError::Invalid { what });
         }
+        if self.layout.data_file {
+            let what = "images with a data file cannot hold compressed clusters; leave -c out".to_string();
+            return Err(BlockError::Unsupported { name: self.file.name().to_string(), what });
+        }
         let mut cluster = data.to_vec();
         cluster.resize(size as usize, 0);
         let Some(packed) = pack(&cluster, self.compression) else {
             return self.write(offset, data);
         };
-        let _quiet = self.quiet.read();
+        let _pass = self.running.enter();
         let flight = InFlight { start: offset, end: offset + size };
         let host = {
             let mut meta = self.await_flight(flight);
@@ -89,7 +93,7 @@ impl Qcow2 {
             let entry = entry.ok_or_else(|| BlockError::Invalid {
                 what: format!("{}: the file is too large for compressed clusters", self.file.name()),
             })?;
-            meta.replace_entry(offset, entry)
+            meta.replace_entry(offset, Entry::of(entry))
         });
         if linked.is_err() {
             let first = self.layout.floor(host);
@@ -98,20 +102,6 @@ impl Qcow2 {
         }
         self.land(meta, flight);
         linked
-    }
-}
-
-/// The entry of a cluster that belongs to the active image alone.
-pub(super) fn own(host: u64) -> u64 {
-    host | COPIED
-}
-
-/// The host clusters that a mapping refers to: first offset and bytes.
-pub(super) fn referred(mapping: Mapping, cluster: u64) -> Option<(u64, u64)> {
-    match mapping {
-        Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. } => Some((host, cluster)),
-        Mapping::Compressed { host, len } => Some((host, len)),
-        Mapping::Zero { host: None, .. } | Mapping::Unallocated => None,
     }
 }
 

@@ -15,9 +15,9 @@ const FULL_LENGTH: u32 = 112;
 pub(super) const DIRTY: u64 = 1 << 0;
 /// Incompatible feature: some structure is damaged, writing forbidden.
 pub(super) const CORRUPT: u64 = 1 << 1;
-const EXTERNAL_DATA: u64 = 1 << 2;
+pub(super) const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION_TYPE: u64 = 1 << 3;
-const EXTENDED_L2: u64 = 1 << 4;
+pub(super) const EXTENDED_L2: u64 = 1 << 4;
 /// Compatible feature: reference counts may be left behind.
 pub(super) const LAZY_REFCOUNTS: u64 = 1 << 0;
 

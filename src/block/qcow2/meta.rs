@@ -5,9 +5,9 @@
 //! with a flush between; only after that are the clusters counted down that these tables no
 //! longer name ([`Meta::release`], [`Meta::settle`]), and only then can they be given out again.
 
-use super::cache::Cache;
+use super::cache::{Cache, Copy};
 use super::caches::TableCaches;
-use super::header::{Header, be64, corrupt};
+use super::header::{DIRTY, Header, LAZY_REFCOUNTS, be64, corrupt};
 use super::layout::{Layout, OFFSET};
 use super::snapshot::{self, Snapshot};
 use crate::block::{Result, Storage};
@@ -25,11 +25,20 @@ pub(super) struct FlatTable {
     pub(super) entries: Vec<u64>,
     /// Changed entries that the file has not.
     dirty: Option<Range<usize>>,
+    /// Changes so far.
+    changes: u64,
+}
+
+/// The changed sectors of a table as they were at one moment.
+pub(super) struct FlatCopy {
+    start: usize,
+    bytes: Vec<u8>,
+    changes: u64,
 }
 
 impl FlatTable {
     pub(super) fn new(entries: Vec<u64>) -> FlatTable {
-        FlatTable { entries, dirty: None }
+        FlatTable { entries, dirty: None, changes: 0 }
     }
 
     pub(super) fn read(file: &dyn Storage, offset: u64, entries: usize) -> Result<FlatTable> {
@@ -45,6 +54,7 @@ impl FlatTable {
     pub(super) fn set(&mut self, index: usize, value: u64) {
         if let Some(entry) = self.entries.get_mut(index) {
             *entry = value;
+            self.changes += 1;
             let old = self.dirty.take().unwrap_or(index..index);
             self.dirty = Some(old.start.min(index)..old.end.max(index + 1));
         }
@@ -58,15 +68,26 @@ impl FlatTable {
         self.entries.get(range).unwrap_or_default().iter().flat_map(|e| e.to_be_bytes()).collect()
     }
 
-    /// Writes the changed sectors of a table that starts at `offset`.
-    fn write(&mut self, file: &dyn Storage, offset: u64) -> Result<()> {
-        if let Some(range) = self.dirty.clone() {
-            let start = range.start / SECTOR_ENTRIES * SECTOR_ENTRIES;
-            let end = range.end.next_multiple_of(SECTOR_ENTRIES).min(self.entries.len());
-            file.write(offset + start as u64 * 8, &self.bytes(start..end))?;
+    /// What the file has not, as it is now.
+    pub(super) fn copy(&self) -> Option<FlatCopy> {
+        let range = self.dirty.clone()?;
+        let start = range.start / SECTOR_ENTRIES * SECTOR_ENTRIES;
+        let end = range.end.next_multiple_of(SECTOR_ENTRIES).min(self.entries.len());
+        Some(FlatCopy { start, bytes: self.bytes(start..end), changes: self.changes })
+    }
+
+    /// Writes a copy of this table, which starts at `offset`.
+    pub(super) fn store(&mut self, copy: &FlatCopy, file: &dyn Storage, offset: u64) -> Result<()> {
+        file.write(offset + copy.start as u64 * 8, &copy.bytes)?;
+        if copy.changes == self.changes {
             self.dirty = None;
         }
         Ok(())
+    }
+
+    /// Writes the changed sectors of a table that starts at `offset`.
+    fn write(&mut self, file: &dyn Storage, offset: u64) -> Result<()> {
+        self.copy().map_or(Ok(()), |copy| self.store(&copy, file, offset))
     }
 }
 
@@ -80,6 +101,8 @@ pub(super) struct InFlight {
 /// All metadata of one image.
 pub(super) struct Meta {
     pub(super) file: Arc<dyn Storage>,
+    /// The external data file, if there is one.
+    pub(super) data_file: Option<Arc<dyn Storage>>,
     pub(super) layout: Layout,
     pub(super) header: Header,
     pub(super) l1: FlatTable,
@@ -91,6 +114,10 @@ pub(super) struct Meta {
     pub(super) snapshot_bytes: u64,
     /// No cluster below this index is free.
     pub(super) first_free: u64,
+    /// Host clusters from this offset on were never written: they read as zeroes.
+    pub(super) fresh_from: u64,
+    /// Commits begun here, which overtake one that is on its way to the file.
+    pub(super) commits: u64,
     /// Where the next compressed cluster may start; 0 if a new host cluster is needed.
     pub(super) packing: u64,
     /// Host clusters to be counted down once, by index, when no table in the file names them.
@@ -113,6 +140,7 @@ impl Meta {
         let (l2_bytes, block_bytes) = caches.limits(layout.cluster(), all_l2);
         let mut meta = Meta {
             file,
+            data_file: None,
             layout,
             header,
             l1,
@@ -122,11 +150,14 @@ impl Meta {
             snapshots,
             snapshot_bytes,
             first_free: 0,
+            fresh_from: 0,
+            commits: 0,
             packing: 0,
             waiting: Vec::new(),
             in_flight: Vec::new(),
             tables: HashSet::new(),
         };
+        meta.fresh_from = meta.file.len().next_multiple_of(layout.cluster());
         meta.index_tables();
         Ok(meta)
     }
@@ -158,57 +189,97 @@ impl Meta {
         if self.header.version < 3 || new == old {
             return Ok(());
         }
-        self.file.flush()?;
+        self.flush_all()?;
         self.header.incompatible = new;
-        self.write_header()?;
+        if let Err(e) = self.write_header() {
+            self.header.incompatible = old;
+            return Err(e);
+        }
         self.file.flush()
     }
 
     /// Brings all tables to the file in the safe order. Data and tables that were written before
     /// are durable afterwards, the last tables only with the next flush of the file.
+    ///
+    /// The metadata stays locked meanwhile: this is for changes of structure and for when there
+    /// is no room. A flush of the guest goes the same way in steps (see [`super::commit`]).
     pub(super) fn commit(&mut self) -> Result<()> {
-        self.write_blocks()?;
+        self.commits += 1;
+        if self.l2.any_dirty() || self.l1.is_dirty() {
+            self.counts_may_lag()?;
+        }
+        self.write_counts()?;
         if self.l2.any_dirty() {
-            self.file.flush()?;
-            for offset in self.l2.dirty() {
-                self.write_table(offset)?;
+            self.flush_all()?;
+            for copy in self.l2.copies() {
+                self.write_copy(&copy)?;
+                self.l2.stored(&copy);
             }
         }
         if self.l1.is_dirty() {
-            self.file.flush()?;
+            self.flush_all()?;
             self.l1.write(&*self.file, self.header.l1_offset)?;
         }
         Ok(())
     }
 
-    /// Commits, and gives the clusters free that no table names any more. The caller holds `quiet`
-    /// for writing: a request that found such a cluster before may still be reading from it.
+    /// Commits, and gives the clusters free that no table names any more. The caller keeps requests
+    /// out: one that found such a cluster before may still be reading from it.
     pub(super) fn settle(&mut self) -> Result<()> {
         self.commit()?;
         if !self.waiting.is_empty() {
-            self.file.flush()?;
-            self.count_down()?;
+            self.flush_all()?;
+            let waiting = std::mem::take(&mut self.waiting);
+            self.count_down(waiting)?;
             // Else the counts of the last commit before closing would stay too high.
-            self.write_blocks()?;
+            self.write_counts()?;
         }
         Ok(())
     }
 
-    fn write_table(&mut self, offset: u64) -> Result<()> {
-        if let Some(bytes) = self.l2.get(offset) {
-            self.file.write(offset, bytes)?;
+    /// Makes data and tables durable that were written before.
+    pub(super) fn flush_all(&self) -> Result<()> {
+        if let Some(data) = &self.data_file {
+            data.flush()?;
         }
-        self.l2.cleaned(offset);
-        Ok(())
+        self.file.flush()
     }
 
-    /// The first half of a commit: counts are in the file before anything that relies on them.
+    /// Writes a part of a table.
+    pub(super) fn write_copy(&self, copy: &Copy) -> Result<()> {
+        let (offset, bytes) = copy.part();
+        self.file.write(offset, bytes)
+    }
+
+    /// Whether reference counts may be left behind: whoever finds the dirty bit rebuilds them
+    /// (qcow2.rst, "lazy refcounts").
+    pub(super) fn is_lazy(&self) -> bool {
+        self.header.version >= 3 && self.header.compatible & LAZY_REFCOUNTS != 0
+    }
+
+    /// Before tables reach the file whose counts do not: says so, durably.
+    pub(super) fn counts_may_lag(&mut self) -> Result<()> {
+        if self.is_lazy() { self.mark(DIRTY, true) } else { Ok(()) }
+    }
+
+    /// The first half of a commit: counts are in the file before anything that relies on them,
+    /// unless they may lag.
+    pub(super) fn write_counts(&mut self) -> Result<()> {
+        if self.is_lazy() && self.header.incompatible & DIRTY != 0 { Ok(()) } else { self.write_blocks() }
+    }
+
+    /// Brings counts to the file that lag behind, and says so. Nobody else uses the image.
+    pub(super) fn counts_follow(&mut self) -> Result<()> {
+        self.settle()?;
+        self.write_blocks()?;
+        self.mark(DIRTY, false)
+    }
+
+    /// Writes all counts that the file has not.
     pub(super) fn write_blocks(&mut self) -> Result<()> {
-        for offset in self.blocks.dirty() {
-            if let Some(bytes) = self.blocks.get(offset) {
-                self.file.write(offset, bytes)?;
-            }
-            self.blocks.cleaned(offset);
+        for copy in self.blocks.copies() {
+            self.write_copy(&copy)?;
+            self.blocks.stored(&copy);
         }
         if self.reftable.is_dirty() {
             self.file.flush()?;
@@ -230,7 +301,9 @@ impl Meta {
     /// Makes room in the cache of L2 tables.
     pub(super) fn room_for_l2(&mut self) -> Result<()> {
         if self.l2.full() {
-            self.commit()?;
+            if self.l2.mostly_dirty() {
+                self.commit()?;
+            }
             self.l2.evict();
         }
         Ok(())
@@ -240,7 +313,9 @@ impl Meta {
     /// leak at worst, and down happens only when nothing in the file refers to the cluster.
     pub(super) fn room_for_block(&mut self) -> Result<()> {
         if self.blocks.full() {
-            self.write_blocks()?;
+            if self.blocks.mostly_dirty() {
+                self.write_blocks()?;
+            }
             self.blocks.evict();
         }
         Ok(())

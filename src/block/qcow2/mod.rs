@@ -1,14 +1,16 @@
 //! QEMU's copy-on-write format, versions 2 and 3 (QEMU: docs/interop/qcow2.rst).
 //!
-//! Locks, in the order they are taken: `quiet`, then `meta`. Requests hold `quiet` for reading
-//! over their data I/O, so that no cluster they found is given out anew meanwhile; what frees
-//! clusters holds it for writing. `meta` is held for lookups and table changes only.
+//! Locks, in the order they are taken: `flushing`, then `running`, then `meta`. Requests have a pass
+//! of `running` over their data I/O, so that no cluster they found is given out anew meanwhile: a
+//! flush that frees clusters waits for the requests that were there before it. What changes the
+//! structure of the image keeps all out. `meta` is held for lookups and table changes only.
 
 mod bitmaps;
 mod cache;
 mod caches;
 mod chain;
 mod check;
+mod commit;
 mod compress;
 mod create;
 mod empty;
@@ -20,6 +22,7 @@ mod populate;
 mod read;
 mod refcount;
 mod resize;
+mod running;
 mod snapshot;
 mod state;
 mod table;
@@ -39,11 +42,12 @@ use super::{
 use header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
 use layout::Layout;
 use meta::{InFlight, Meta};
+use running::Running;
 use std::collections::HashSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// An open qcow2 image.
 pub struct Qcow2 {
@@ -52,24 +56,19 @@ pub struct Qcow2 {
     compression: Compression,
     read_only: bool,
     backing: Option<Image>,
+    /// Where data clusters lie: `file`, or the external data file.
+    data: Arc<dyn Storage>,
+    /// The data file is to read the same without the tables.
+    data_is_raw: bool,
+    /// Whether the host file is much smaller than what is allocated in it.
+    sparse: OnceLock<bool>,
     size: AtomicU64,
-    quiet: Quiet,
+    running: Running,
+    /// One flush at a time.
+    flushing: Mutex<()>,
     meta: Mutex<Meta>,
     /// Some allocation has ended.
     landed: Condvar,
-}
-
-/// See the module: a lock whose poisoning says nothing, since it guards no data.
-struct Quiet(RwLock<()>);
-
-impl Quiet {
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, ()> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, ()> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Qcow2 {
@@ -110,7 +109,11 @@ impl Qcow2 {
             read_only,
             backing,
             size: header.size.into(),
-            quiet: Quiet(RwLock::new(())),
+            running: Running::default(),
+            flushing: Mutex::new(()),
+            data: file.clone(),
+            data_is_raw: false,
+            sparse: OnceLock::new(),
             meta: Mutex::new(meta),
             landed: Condvar::new(),
             file,
@@ -126,12 +129,6 @@ impl Qcow2 {
             true => Err(BlockError::ReadOnly { name: self.file.name().to_string() }),
             false => Ok(()),
         }
-    }
-
-    /// Gives clusters free that nothing names any more, when no request reads from them.
-    fn free_waiting(&self) -> Result<()> {
-        let _quiet = self.quiet.write();
-        self.meta().settle()
     }
 
     /// What the header says.
@@ -177,7 +174,15 @@ impl Qcow2 {
 
     /// Makes everything durable. Dropping does it too but cannot tell of errors.
     pub fn close(&self) -> Result<()> {
-        if self.read_only { Ok(()) } else { self.flush() }
+        if self.read_only {
+            return Ok(());
+        }
+        self.flush()?;
+        if self.meta().is_lazy() {
+            let _alone = self.alone();
+            self.meta().counts_follow()?;
+        }
+        Ok(())
     }
 }
 
@@ -216,8 +221,8 @@ impl BlockBackend for Qcow2 {
 
     fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
         check_range(offset, super::total_mut(bufs), self.len())?;
-        let _quiet = self.quiet.read();
-        self.read_quiet(offset, bufs)
+        let _pass = self.running.enter();
+        self.read_running(offset, bufs)
     }
 
     fn writev(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
@@ -225,25 +230,17 @@ impl BlockBackend for Qcow2 {
         let len = super::total(bufs);
         check_range(offset, len, self.len())?;
         if self.meta().many_waiting() {
-            self.free_waiting()?;
+            self.flush_in_steps()?;
         }
-        let _quiet = self.quiet.read();
-        self.write_quiet(offset, bufs, len)
+        let _pass = self.running.enter();
+        self.write_running(offset, bufs, len)
     }
 
     fn flush(&self) -> Result<()> {
         if self.read_only {
             return Ok(());
         }
-        let frees = {
-            let mut meta = self.meta();
-            meta.commit()?;
-            !meta.waiting.is_empty()
-        };
-        if frees {
-            self.free_waiting()?;
-        }
-        self.file.flush()
+        self.flush_in_steps()
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
@@ -260,7 +257,7 @@ impl BlockBackend for Qcow2 {
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         check_range(offset, len, self.len())?;
-        self.map_quiet(offset, len.max(1))
+        self.map_files(offset, len.max(1))
     }
 
     fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()> {

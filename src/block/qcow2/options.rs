@@ -114,7 +114,7 @@ pub struct CheckReport {
     pub compressed_clusters: u64,
     /// Stored clusters that do not follow the one before them.
     pub fragmented_clusters: u64,
-    /// End of the last used cluster.
+    /// End of the last cluster that is used or counted as used.
     pub image_end_offset: u64,
 }
 

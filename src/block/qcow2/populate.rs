@@ -14,17 +14,17 @@ impl Qcow2 {
         if self.read_only {
             return Ok(());
         }
-        let mut at = self.layout.floor(offset);
+        let mut at = offset - offset % self.layout.grain();
         let end = (offset + len).min(self.below_len());
         while at < end {
-            let _quiet = self.quiet.read();
+            let _pass = self.running.enter();
             at += match self.plan_copy(at, (end - at).min(CHUNK))? {
                 Plan::Fill(place) => {
-                    let step = place.flight.end - at;
-                    self.fill_and_link(&place, at, &[], 0)?;
+                    let step = (place.flight.end - at).min(end - at).min(CHUNK);
+                    self.fill_and_link(&place, at, &[], step)?;
                     step
                 }
-                Plan::InPlace(_, there) => there.next_multiple_of(self.layout.cluster()),
+                Plan::InPlace(_, there) => there,
             };
         }
         Ok(())

@@ -7,21 +7,20 @@ use crate::block::{Content, Extent, Result, slice_mut, total_mut};
 use std::io::IoSliceMut;
 
 impl Qcow2 {
-    /// Reads, with the caller holding `quiet`: no cluster that is found here can be given away.
-    pub(super) fn read_quiet(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+    /// Reads, with the caller holding a pass: no cluster that is found here can be given away.
+    pub(super) fn read_running(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
         let len = total_mut(bufs);
         let mut done = 0;
         while done < len {
             let at = offset + done;
             let run = self.meta().run(at, len - done)?;
             let within = at & (self.layout.cluster() - 1);
-            let mut step = run.len;
+            let step = run.len;
             match run.mapping {
                 Mapping::Zero { .. } => fill_zero(&mut slice_mut(bufs, done, step)),
-                Mapping::Unallocated => self.read_below(at, &mut slice_mut(bufs, done, step))?,
-                Mapping::Data { host, .. } => self.file.readv(host + within, &mut slice_mut(bufs, done, step))?,
+                Mapping::Unallocated { .. } => self.read_below(at, &mut slice_mut(bufs, done, step))?,
+                Mapping::Data { host, .. } => self.data.readv(host + within, &mut slice_mut(bufs, done, step))?,
                 Mapping::Compressed { host, len } => {
-                    step = step.min(self.layout.cluster() - within);
                     let cluster = self.unpacked(host, len)?;
                     let part = cluster.get(within as usize..(within + step) as usize).unwrap_or_default();
                     scatter(&mut slice_mut(bufs, done, step), part);
@@ -57,12 +56,48 @@ impl Qcow2 {
         })
     }
 
-    /// [`BlockBackend::map`] with the range checked.
-    pub(super) fn map_quiet(&self, offset: u64, len: u64) -> Result<Extent> {
+    /// [`BlockBackend::map`] with the range checked. Clusters that have a place but lie in a hole of
+    /// the host file are told of only if many are so, as QEMU does: asking the host takes time.
+    pub(super) fn map_files(&self, offset: u64, len: u64) -> Result<Extent> {
+        let mut extent = self.map_tables(offset, len)?;
+        let Some(host) = extent.host_offset.filter(|_| extent.depth == 0 && extent.content == Content::Data) else {
+            return Ok(extent);
+        };
+        if !self.is_sparse()? {
+            return Ok(extent);
+        }
+        let (data, end) = self.data.data_at(host)?;
+        extent.sparse = !data;
+        if host < self.data.len() {
+            extent.len = extent.len.min(end.saturating_sub(host)).max(1);
+        }
+        Ok(extent)
+    }
+
+    /// Whether clearly more clusters are counted as used than the host has space taken for. Found
+    /// out once (QEMU: qcow2_detect_metadata_preallocation).
+    fn is_sparse(&self) -> Result<bool> {
+        if let Some(&known) = self.sparse.get() {
+            return Ok(known);
+        }
+        let stored = self.file.allocated()? / self.layout.cluster();
+        let enough = (stored * 10 / 9).max(stored + 2);
+        let (mut used, mut meta) = (0, self.meta());
+        for cluster in 0..self.file.len() / self.layout.cluster() {
+            used += u64::from(meta.refcount(cluster)? > 0);
+            if used >= enough {
+                break;
+            }
+        }
+        Ok(*self.sparse.get_or_init(|| used >= enough))
+    }
+
+    /// What the tables say of a range.
+    pub(super) fn map_tables(&self, offset: u64, len: u64) -> Result<Extent> {
         let run = self.meta().run(offset, len)?;
         let within = offset & (self.layout.cluster() - 1);
-        let mut extent =
-            Extent { offset, len: run.len, content: Content::Data, depth: 0, host_offset: None, compressed: false };
+        let (content, len) = (Content::Data, run.len);
+        let mut extent = Extent { offset, len, content, depth: 0, host_offset: None, compressed: false, sparse: false };
         match run.mapping {
             Mapping::Data { host, .. } => extent.host_offset = Some(host + within),
             Mapping::Zero { host, .. } => {
@@ -70,7 +105,7 @@ impl Qcow2 {
                 extent.host_offset = host.map(|h| h + within);
             }
             Mapping::Compressed { .. } => extent.compressed = true,
-            Mapping::Unallocated => {
+            Mapping::Unallocated { .. } => {
                 let below = self.backing.as_ref().map(|b| b.backend());
                 match below.filter(|b| offset < b.len()) {
                     Some(below) => {
@@ -88,7 +123,7 @@ impl Qcow2 {
     pub(super) fn known_zero(&self, offset: u64, len: u64) -> Result<bool> {
         let mut at = offset;
         while at < offset + len {
-            let extent = self.map_quiet(at, offset + len - at)?;
+            let extent = self.map_tables(at, offset + len - at)?;
             if extent.content == Content::Data {
                 return Ok(false);
             }

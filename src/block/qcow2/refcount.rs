@@ -1,7 +1,7 @@
 //! Reference counts of host clusters, and finding free ones (qcow2.rst, "Host cluster management").
 
-use super::header::{MAX_REFTABLE_BYTES, be64};
-use super::layout::OFFSET;
+use super::header::MAX_REFTABLE_BYTES;
+use super::layout::{Entry, OFFSET};
 use super::meta::{FlatTable, Meta};
 use crate::block::{BlockError, Result};
 
@@ -34,6 +34,17 @@ pub(super) fn set_entry(block: &mut [u8], order: u32, index: u64, value: u64) {
     if let Some(bytes) = block.get_mut(at..at + size) {
         bytes.copy_from_slice(&value.to_be_bytes()[8 - size..]);
     }
+}
+
+/// Host clusters that were just allocated.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Space {
+    /// Offset of the first.
+    pub(super) host: u64,
+    /// How many, one behind the other.
+    pub(super) count: u64,
+    /// They were never written and read as zeroes.
+    pub(super) fresh: bool,
 }
 
 impl Meta {
@@ -82,11 +93,14 @@ impl Meta {
             return self.corrupt(format!("cluster {cluster:#x} is used but has no refcount block"));
         };
         self.load_block(offset)?;
-        if let Some(block) = self.blocks.get_mut(offset) {
-            set_entry(block, self.layout.refcount_order, cluster % per_block, value);
-        }
+        let (order, index) = (self.layout.refcount_order, cluster % per_block);
+        let at = ((index << order) / 8) as usize;
+        let size = ((1 << order) / 8).max(1);
+        self.blocks.change(offset, at..at + size, |block| set_entry(block, order, index, value));
         if value == 0 {
             self.first_free = self.first_free.min(cluster);
+            // Somebody may have written there.
+            self.fresh_from = self.fresh_from.max((cluster + 1) << self.layout.cluster_bits);
         }
         Ok(())
     }
@@ -103,6 +117,10 @@ impl Meta {
         for cluster in first..first + clusters {
             let count = self.refcount(cluster)?;
             self.set_refcount(cluster, count.saturating_sub(1))?;
+            if count <= 1 && self.packing >> self.layout.cluster_bits == cluster {
+                // Whoever gets the cluster next has it alone.
+                self.packing = 0;
+            }
         }
         Ok(())
     }
@@ -114,9 +132,9 @@ impl Meta {
         self.waiting.extend(first..=last);
     }
 
-    /// The end of a commit: nothing in the file names the waiting clusters any more.
-    pub(super) fn count_down(&mut self) -> Result<()> {
-        let mut waiting = std::mem::take(&mut self.waiting);
+    /// The end of a commit: nothing in the file names the waiting clusters any more, and no request
+    /// uses them.
+    pub(super) fn count_down(&mut self, mut waiting: Vec<u64>) -> Result<()> {
         waiting.sort_unstable();
         let bits = self.layout.cluster_bits;
         let mut free: Option<(u64, u64)> = None;
@@ -228,8 +246,8 @@ impl Meta {
         Ok(())
     }
 
-    /// Allocates 1 to `wanted` neighbouring host clusters, each with a count of 1: offset, number.
-    pub(super) fn allocate(&mut self, wanted: u64) -> Result<(u64, u64)> {
+    /// Allocates 1 to `wanted` neighbouring host clusters, each with a count of 1.
+    pub(super) fn allocate(&mut self, wanted: u64) -> Result<Space> {
         let mut cluster = self.first_free;
         loop {
             self.ensure_block(cluster)?;
@@ -271,10 +289,10 @@ impl Meta {
         if start == self.first_free {
             self.first_free = start + wanted;
         }
-        self.take(start, wanted).map(|(host, _)| host)
+        self.take(start, wanted).map(|space| space.host)
     }
 
-    fn take(&mut self, cluster: u64, count: u64) -> Result<(u64, u64)> {
+    fn take(&mut self, cluster: u64, count: u64) -> Result<Space> {
         let host = cluster << self.layout.cluster_bits;
         if (cluster + count) << self.layout.cluster_bits >= 1 << 56 {
             return Err(BlockError::Invalid { what: format!("{}: the image file is too large", self.name()) });
@@ -283,7 +301,9 @@ impl Meta {
         for index in cluster..cluster + count {
             self.set_refcount(index, 1)?;
         }
-        Ok((host, count))
+        let fresh = host >= self.fresh_from;
+        self.fresh_from = self.fresh_from.max((cluster + count) << self.layout.cluster_bits);
+        Ok(Space { host, count, fresh })
     }
 
     /// Space for a packed cluster of `len` bytes, less than a cluster: behind the last one if it
@@ -297,7 +317,7 @@ impl Meta {
             self.packing = if len == free { 0 } else { at + len };
             return Ok(at);
         }
-        let (host, _) = self.allocate(1)?;
+        let host = self.allocate(1)?.host;
         if self.file.len() < host + size {
             // Readers take whole sectors, also behind the last one. Setting the file's length
             // instead could cut off what another request is writing behind.
@@ -319,10 +339,10 @@ impl Meta {
     }
 
     /// The entries of an L2 table, through the cache.
-    pub(super) fn l2_entries(&mut self, offset: u64) -> Result<Vec<u64>> {
+    pub(super) fn l2_entries(&mut self, offset: u64) -> Result<Vec<Entry>> {
         self.load_l2(offset)?;
         let bytes = self.l2.get(offset).unwrap_or_default();
-        Ok((0..bytes.len() / 8).map(|i| be64(bytes, i * 8)).collect())
+        Ok((0..self.layout.l2_entries() as usize).map(|i| self.layout.entry_at(bytes, i)).collect())
     }
 }
 

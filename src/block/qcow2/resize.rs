@@ -1,7 +1,7 @@
 //! Growing and shrinking.
 
 use super::Qcow2;
-use super::layout::{OFFSET, ZERO};
+use super::layout::{Entry, OFFSET};
 use super::meta::{FlatTable, Meta};
 use crate::block::{BlockBackend, BlockError, Preallocation, Result};
 use std::sync::atomic::Ordering;
@@ -43,8 +43,8 @@ impl Meta {
         let layout = self.layout;
         let mut at = guest;
         while !at.is_multiple_of(layout.per_l1()) {
-            if self.entry(at)? != 0 {
-                self.replace_entry(at, 0)?;
+            if self.entry(at)? != Entry::EMPTY {
+                self.replace_entry(at, Entry::EMPTY)?;
             }
             at += layout.cluster();
         }
@@ -56,7 +56,7 @@ impl Meta {
             let entries = self.l2_entries(table)?;
             self.l1.set(index, 0);
             for entry in entries {
-                self.release_entry(entry, 0)?;
+                self.release_entry(entry, Entry::EMPTY)?;
             }
             self.release(table, layout.cluster());
             self.relieve()?;
@@ -87,7 +87,7 @@ impl Qcow2 {
             self.zero_bytes(len, rest)?;
         }
         {
-            let _quiet = self.quiet.write();
+            let _alone = self.alone();
             let mut meta = self.meta();
             if len > old {
                 // A machine's state may stand behind the disk: it must not become disk.
@@ -123,7 +123,7 @@ impl Qcow2 {
 
     /// Allocates every cluster of a range behind the end of the file, where all is zero.
     fn preallocate(&self, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
-        let _quiet = self.quiet.write();
+        let _alone = self.alone();
         let layout = self.layout;
         let mut meta = self.meta();
         let mut guest = layout.clusters(from) << layout.cluster_bits;
@@ -143,13 +143,16 @@ impl Qcow2 {
                 Preallocation::Full => self.write_zero_data(host, bytes)?,
                 Preallocation::Metadata | Preallocation::Off => self.file.set_len(self.file.len().max(host + bytes))?,
             }
-            // Version 3 says zero, whatever a host device held there before.
-            let zero = if layout.version < 3 { 0 } else { ZERO };
             for i in 0..count {
                 let step = i << layout.cluster_bits;
-                let fresh = meta.entry(guest + step)? == 0;
+                let fresh = meta.entry(guest + step)? == Entry::EMPTY;
                 if fresh {
-                    meta.set_entry(guest + step, super::compress::own(host + step) | zero)?;
+                    // Version 3 says zero, whatever a host device held there before.
+                    let entry = match layout.version {
+                        3.. => layout.zero_entry(Some(host + step)),
+                        _ => layout.own(host + step),
+                    };
+                    meta.set_entry(guest + step, entry)?;
                 } else {
                     meta.undo(host + step, 1)?;
                 }

@@ -1,9 +1,8 @@
 //! Internal snapshots (qcow2.rst, "Snapshots").
 
 use super::Qcow2;
-use super::compress::referred;
 use super::header::{DIRTY, Header, MAX_L1_BYTES, be32, be64, corrupt};
-use super::layout::{COMPRESSED, COPIED, Mapping, OFFSET};
+use super::layout::{COPIED, Entry, OFFSET, Refers};
 use super::meta::{FlatTable, Meta};
 use super::options::SnapshotInfo;
 use super::state::MachineState;
@@ -153,8 +152,7 @@ impl Meta {
         for table in self.tables_of(l1)? {
             let mut clusters = vec![table >> bits];
             for entry in self.l2_entries(table)? {
-                let mapping = self.layout.mapping(entry, self.file.name())?;
-                if let Some((host, len)) = referred(mapping, self.layout.cluster()) {
+                if let Some((host, len)) = self.layout.refers(entry, self.file.name())?.range(self.layout.cluster()) {
                     clusters.extend(host >> bits..=(host + len - 1) >> bits);
                 }
             }
@@ -170,7 +168,7 @@ impl Meta {
     fn release_tree(&mut self, l1: &[u64]) -> Result<()> {
         for table in self.tables_of(l1)? {
             for entry in self.l2_entries(table)? {
-                self.release_entry(entry, 0)?;
+                self.release_entry(entry, Entry::EMPTY)?;
             }
             self.release(table, self.layout.cluster());
         }
@@ -201,21 +199,19 @@ impl Meta {
         let bits = self.layout.cluster_bits;
         let mut wrong = 0;
         for (index, entry) in self.l2_entries(table)?.into_iter().enumerate() {
-            let host = match self.layout.mapping(entry, self.file.name())? {
-                Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. } => Some(host),
-                _ => None,
+            let host = match self.layout.refers(entry, self.file.name())? {
+                Refers::Cluster(host) => host,
+                // Clusters of a data file have no counts.
+                Refers::Nothing if self.layout.data_file => continue,
+                // Bit 63 of a compressed entry must be 0.
+                Refers::Packed(..) | Refers::Nothing => 0,
             };
-            let flag = match host {
-                Some(host) if self.refcount(host >> bits)? == 1 => COPIED,
-                _ => 0,
-            };
-            // Bit 63 of a compressed entry must be 0.
-            if entry & COPIED != flag {
-                debug_assert!(flag == 0 || entry & COMPRESSED == 0);
+            let single = host != 0 && self.refcount(host >> bits)? == 1;
+            let flag = if single { COPIED } else { 0 };
+            if entry.word & COPIED != flag {
                 self.load_l2(table)?;
-                if let Some(bytes) = self.l2.get_mut(table).and_then(|t| t.get_mut(index * 8..index * 8 + 8)) {
-                    bytes.copy_from_slice(&((entry & !COPIED) | flag).to_be_bytes());
-                }
+                let right = Entry { word: (entry.word & !COPIED) | flag, ..entry };
+                self.l2.put_entry(table, self.layout, index, right);
                 wrong += 1;
             }
         }
@@ -350,7 +346,11 @@ impl Qcow2 {
     /// data, but the dirty bit makes whoever opens the image after a crash set them right.
     fn change_counts<T>(&self, change: impl FnOnce(&mut Meta) -> Result<T>) -> Result<T> {
         self.writable()?;
-        let _quiet = self.quiet.write();
+        if self.layout.data_file {
+            let what = "images with a data file cannot have snapshots; use an overlay".to_string();
+            return Err(BlockError::Unsupported { name: self.file.name().to_string(), what });
+        }
+        let _alone = self.alone();
         let mut meta = self.meta();
         meta.settle()?;
         meta.mark(DIRTY, true)?;
@@ -360,9 +360,7 @@ impl Qcow2 {
             // The flags again follow the counts, whatever part of the change was made.
             meta.refresh_copied()?;
         }
-        meta.settle()?;
-        self.file.flush()?;
-        meta.mark(DIRTY, false)?;
+        meta.counts_follow()?;
         result
     }
 }

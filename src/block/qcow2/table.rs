@@ -1,7 +1,6 @@
 //! Guest clusters to host clusters: the L1 and L2 tables (qcow2.rst, "Cluster mapping").
 
-use super::header::be64;
-use super::layout::{COPIED, Mapping, OFFSET};
+use super::layout::{COPIED, Entry, Mapping, OFFSET, Refers};
 use super::meta::Meta;
 use crate::block::Result;
 
@@ -30,13 +29,13 @@ impl Meta {
     }
 
     /// The L2 entry of a guest offset.
-    pub(super) fn entry(&mut self, guest: u64) -> Result<u64> {
+    pub(super) fn entry(&mut self, guest: u64) -> Result<Entry> {
         let table = self.l1.get(self.layout.l1_index(guest)) & OFFSET;
         if table == 0 {
-            return Ok(0);
+            return Ok(Entry::EMPTY);
         }
         self.load_l2(table)?;
-        Ok(be64(self.l2.get(table).unwrap_or_default(), self.layout.l2_index(guest) * 8))
+        Ok(self.layout.entry_at(self.l2.get(table).unwrap_or_default(), self.layout.l2_index(guest)))
     }
 
     /// How `guest..guest + len` begins: as many bytes as are stored the same way, one behind the
@@ -46,32 +45,25 @@ impl Meta {
         let len = len.min(layout.per_l1() - guest % layout.per_l1());
         let table = self.l1.get(layout.l1_index(guest)) & OFFSET;
         if table == 0 {
-            return Ok(Run { mapping: Mapping::Unallocated, len });
+            return Ok(Run { mapping: Mapping::NONE, len });
         }
         self.load_l2(table)?;
         let file = self.file.clone();
         let name = file.name();
         let bytes = self.l2.get(table).unwrap_or_default();
-        let first = layout.l2_index(guest);
-        let mapping = layout.mapping(be64(bytes, first * 8), name)?;
-        let mut covered = layout.cluster() - layout.within(guest);
-        let mut index = first + 1;
+        let entry = |guest| layout.entry_at(bytes, layout.l2_index(guest));
+        let mapping = layout.mapping(entry(guest), layout.sub(guest), name)?;
+        if let Mapping::Compressed { .. } = mapping {
+            return Ok(Run { mapping, len: len.min(layout.cluster() - layout.within(guest)) });
+        }
+        let mut covered = layout.grain() - guest % layout.grain();
         while covered < len {
-            let next = layout.mapping(be64(bytes, index * 8), name)?;
-            let step = ((index - first) as u64) << layout.cluster_bits;
-            let follows = match (mapping, next) {
-                (Mapping::Unallocated, Mapping::Unallocated) => true,
-                (Mapping::Zero { host: a, copied: c }, Mapping::Zero { host: b, copied: d }) => {
-                    c == d && a.map(|a| a + step) == b
-                }
-                (Mapping::Data { host: a, copied: c }, Mapping::Data { host: b, copied: d }) => c == d && a + step == b,
-                _ => false,
-            };
-            if !follows {
+            let at = guest + covered;
+            let next = layout.mapping(entry(at), layout.sub(at), name)?;
+            if !mapping.goes_on(next, layout.floor(at) - layout.floor(guest)) {
                 break;
             }
-            covered += layout.cluster();
-            index += 1;
+            covered += layout.grain();
         }
         Ok(Run { mapping, len: covered.min(len) })
     }
@@ -88,7 +80,7 @@ impl Meta {
             self.load_l2(table)?;
             return Ok(table);
         }
-        let (host, _) = self.allocate(1)?;
+        let host = self.allocate(1)?.host;
         let bytes = match table {
             0 => Ok(vec![0; self.layout.cluster() as usize]),
             _ => self.load_l2(table).map(|()| self.l2.get(table).unwrap_or_default().to_vec()),
@@ -110,37 +102,28 @@ impl Meta {
     }
 
     /// Changes the L2 entry of a guest offset; what the old entry refers to is not touched.
-    pub(super) fn set_entry(&mut self, guest: u64, entry: u64) -> Result<()> {
+    pub(super) fn set_entry(&mut self, guest: u64, entry: Entry) -> Result<()> {
         let table = self.own_l2(guest)?;
         self.load_l2(table)?;
-        let at = self.layout.l2_index(guest) * 8;
-        if let Some(bytes) = self.l2.get_mut(table).and_then(|t| t.get_mut(at..at + 8)) {
-            bytes.copy_from_slice(&entry.to_be_bytes());
-        }
+        self.l2.put_entry(table, self.layout, self.layout.l2_index(guest), entry);
         Ok(())
     }
 
     /// Changes an L2 entry and gives back what the old one referred to.
-    pub(super) fn replace_entry(&mut self, guest: u64, entry: u64) -> Result<()> {
+    pub(super) fn replace_entry(&mut self, guest: u64, entry: Entry) -> Result<()> {
         let old = self.entry(guest)?;
         // After the change nothing may fail: the caller takes an error for "not linked".
-        self.layout.mapping(old, self.file.name())?;
+        self.layout.refers(old, self.file.name())?;
         self.set_entry(guest, entry)?;
         self.release_entry(old, entry)
     }
 
     /// Gives back what an L2 entry refers to, unless `kept` refers to it as well.
-    pub(super) fn release_entry(&mut self, entry: u64, kept: u64) -> Result<()> {
-        let kept = match self.layout.mapping(kept, self.file.name())? {
-            Mapping::Data { host, .. } => Some(host),
-            Mapping::Zero { host, .. } => host,
-            _ => None,
-        };
-        match self.layout.mapping(entry, self.file.name())? {
-            Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. } if Some(host) != kept => {
-                self.release(host, self.layout.cluster());
-            }
-            Mapping::Compressed { host, len } => self.release(host, len),
+    pub(super) fn release_entry(&mut self, entry: Entry, kept: Entry) -> Result<()> {
+        let kept = self.layout.refers(kept, self.file.name())?;
+        match self.layout.refers(entry, self.file.name())? {
+            old @ Refers::Cluster(host) if old != kept => self.release(host, self.layout.cluster()),
+            Refers::Packed(host, len) => self.release(host, len),
             _ => {}
         }
         Ok(())

@@ -12,8 +12,11 @@ use std::time::Duration;
 pub(super) enum Step {
     Write(u64, Vec<u8>),
     SetLen(u64),
+    /// At least so long.
+    Grow(u64),
     Zero(u64, u64),
-    Flush,
+    /// Made durable what was there after so many steps.
+    Flush(usize),
 }
 
 #[derive(Default)]
@@ -24,6 +27,10 @@ struct Content {
     budget: Option<u64>,
     /// How long a read takes to begin: room for races.
     delay: Duration,
+    /// How long a flush takes.
+    flush_delay: Duration,
+    /// Flushes fail.
+    flush_fails: bool,
 }
 
 /// No file of the tests is larger; hostile images ask for exabytes.
@@ -65,6 +72,16 @@ impl Memory {
         self.content().delay = delay;
     }
 
+    /// Lets every flush take so long.
+    pub(super) fn delay_flushes(&self, delay: Duration) {
+        self.content().flush_delay = delay;
+    }
+
+    /// Lets flushes fail with an error of the medium.
+    pub(super) fn fail_flushes(&self, fail: bool) {
+        self.content().flush_fails = fail;
+    }
+
     /// Whether a change up to `end` is possible.
     fn pay(&self, end: u64) -> Result<()> {
         let full = || BlockError::Io {
@@ -102,19 +119,21 @@ fn apply(bytes: &mut Vec<u8>, step: &Step) {
             bytes[start..end].copy_from_slice(data);
         }
         Step::SetLen(len) => bytes.resize(*len as usize, 0),
+        Step::Grow(len) => bytes.resize(bytes.len().max(*len as usize), 0),
         Step::Zero(offset, len) => {
             let end = bytes.len().min(offset.saturating_add(*len) as usize);
             let start = end.min(*offset as usize);
             bytes[start..end].fill(0);
         }
-        Step::Flush => {}
+        Step::Flush(_) => {}
     }
 }
 
 /// The file after a power cut that let `steps` begin: everything up to the last flush is there; of
 /// what follows, any part, in any order, and a write may be torn between sectors.
 pub(super) fn after_cut(steps: &[Step], dice: &mut Dice) -> Vec<u8> {
-    let flushed = steps.iter().rposition(|s| matches!(s, Step::Flush)).map_or(0, |i| i + 1);
+    let flushed = steps.iter().filter_map(|s| if let Step::Flush(there) = s { Some(*there) } else { None }).max();
+    let flushed = flushed.unwrap_or(0);
     let (safe, loose) = steps.split_at(flushed);
     let mut bytes = Vec::new();
     for step in safe {
@@ -171,7 +190,18 @@ impl Storage for Memory {
     }
 
     fn flush(&self) -> Result<()> {
-        self.change(Step::Flush);
+        let (there, delay) = {
+            let content = self.content();
+            if content.flush_fails {
+                let source = io::Error::from_raw_os_error(libc::EIO);
+                return Err(BlockError::Io { name: "memory".into(), action: "cannot flush".into(), source });
+            }
+            (content.steps.len(), content.flush_delay)
+        };
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
+        }
+        self.change(Step::Flush(there));
         Ok(())
     }
 
@@ -194,7 +224,7 @@ impl Storage for Memory {
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
         self.pay(offset.saturating_add(len))?;
-        self.change(Step::SetLen(self.len().max(offset + len)));
+        self.change(Step::Grow(offset + len));
         Ok(())
     }
 

@@ -3,8 +3,10 @@
 mod basics;
 mod crash;
 mod differential;
+mod faults;
 mod hostile;
 mod memory;
+mod parallel;
 
 use super::{CreateOptions, Qcow2};
 use crate::block::{OpenOptions, Storage};
