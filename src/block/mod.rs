@@ -10,6 +10,7 @@ mod error;
 mod lock;
 mod probe;
 pub mod qcow2;
+pub mod queue;
 mod raw;
 #[cfg(test)]
 mod scratch;

@@ -9,7 +9,7 @@ impl Qcow2 {
     /// end of it a crash leaves an image that reads in each place as before or as the backing file.
     pub fn make_empty(&self) -> Result<()> {
         self.writable()?;
-        let _quiet = self.quiet.write();
+        let _alone = self.alone();
         let mut meta = self.meta();
         if !meta.snapshots.is_empty() {
             let what = format!("{}: has snapshots, which hold on to its content; delete them first", self.file.name());
