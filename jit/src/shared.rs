@@ -1,5 +1,6 @@
 //! What the virtual processors of an engine share, and how they leave messages for one another.
 
+use crate::cpuid::Topology;
 use crate::mmu::code_map::{CodeMap, CodeMarks, granules};
 use crate::mmu::ram::{PAGE_SIZE, Ram};
 use crate::vcpu::{VcpuHandle, request};
@@ -12,6 +13,10 @@ pub struct Shared {
     pub ram: Arc<Ram>,
     /// Which pages hold translated code.
     pub code_map: CodeMap,
+    /// How the processors are spread.
+    pub topology: Topology,
+    /// Held by a locked operation that crosses a page: no other one crosses meanwhile.
+    pub page_crossing: Mutex<()>,
     /// Address lines held at zero.
     masked_lines: AtomicU64,
     /// One per processor; complete once the machine runs. Lock order: a mailbox may be locked under it.
@@ -62,9 +67,16 @@ impl Mailbox {
 
 impl Shared {
     /// What the processors of a machine with this memory share.
-    pub fn new(ram: Arc<Ram>) -> Self {
+    pub fn new(ram: Arc<Ram>, topology: Topology) -> Self {
         let code_map = CodeMap::new(&ram);
-        Self { ram, code_map, masked_lines: 0.into(), mailboxes: RwLock::default() }
+        Self {
+            ram,
+            code_map,
+            topology,
+            page_crossing: Mutex::default(),
+            masked_lines: 0.into(),
+            mailboxes: RwLock::default(),
+        }
     }
 
     /// Enters one more processor.
@@ -76,11 +88,6 @@ impl Shared {
 
     fn mailboxes(&self) -> RwLockReadGuard<'_, Vec<Arc<Mailbox>>> {
         self.mailboxes.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Virtual processors made so far: all there are, once the machine runs.
-    pub fn processors(&self) -> u32 {
-        self.mailboxes().len() as u32
     }
 
     /// Guest memory was written: the processors that have code of it, all but `writer`, are told.

@@ -2,7 +2,7 @@
 
 use crate::board::Board;
 use crate::cpu::Cpu;
-use crate::cpuid::CpuModel;
+use crate::cpuid::{CpuModel, Topology};
 use crate::lower::Compiler;
 use crate::mmu::ram::Ram;
 use crate::runtime::compile::CompileService;
@@ -38,11 +38,13 @@ pub struct EngineConfig {
     pub check: Check,
     /// Upper bound of compiled code of a processor, in bytes.
     pub code_cache: usize,
+    /// How the machine's processors are spread.
+    pub topology: Topology,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { jit: true, sync: false, check: Check::Off, code_cache: 256 << 20 }
+        Self { jit: true, sync: false, check: Check::Off, code_cache: 256 << 20, topology: Topology::default() }
     }
 }
 
@@ -183,7 +185,7 @@ impl Engine {
             return Err(EngineError::Host("this processor lacks SSE4.2".to_owned()));
         }
         config.sync |= config.check != Check::Off;
-        let shared = Arc::new(Shared::new(ram));
+        let shared = Arc::new(Shared::new(ram, config.topology));
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
         let (sync, code_cache) = (config.sync, config.code_cache);
         let check = if config.jit { config.check } else { Check::Off };

@@ -4,7 +4,7 @@
 //! could be read when the command line was parsed (they may still change before they are loaded).
 
 use brolga_jit::EngineConfig;
-use brolga_jit::cpuid::CpuModel;
+use brolga_jit::cpuid::{CpuModel, Topology};
 use std::path::PathBuf;
 
 /// Everything a machine is made from.
@@ -21,7 +21,7 @@ pub struct Config {
     /// `-m`: guest RAM in bytes, a multiple of 4 KiB, never 0.
     pub ram: u64,
     /// `-smp`: number of vCPUs. 1 for now.
-    pub cpus: u32,
+    pub topology: Topology,
     /// `-cpu`.
     pub cpu: CpuModel,
     /// `-accel`.

@@ -5,11 +5,13 @@ use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, unsupported, values};
 use anyhow::{Context, Result, anyhow, bail};
-use brolga_jit::cpuid::{self, CpuModel};
+use brolga_jit::cpuid::{self, CpuModel, Topology};
 use brolga_jit::{Check, EngineConfig};
 
 /// The model without `-cpu`.
 const DEFAULT_CPU: &str = "max";
+/// The highest APIC ID without x2APIC is 254: 255 speaks to all.
+const MOST_CPUS: u64 = 255;
 
 /// All occurrences of a mergeable option.
 fn merged(arguments: &Arguments, option: &str, implied: Option<&'static str>) -> Result<Option<KeyValues>> {
@@ -151,28 +153,54 @@ pub fn cpu(arguments: &Arguments) -> Result<CpuModel> {
 }
 
 /// `-smp`.
-pub fn cpus(arguments: &Arguments) -> Result<u32> {
-    let Some(mut keys) = merged(arguments, "smp", Some("cpus"))? else { return Ok(1) };
+pub fn topology(arguments: &Arguments) -> Result<Topology> {
+    let Some(mut keys) = merged(arguments, "smp", Some("cpus"))? else { return Ok(Topology::default()) };
     let shown = arguments.all("smp").join(" -smp ");
-    let mut count = |key| keys.take_as(key, |t| values::number_in(t, 1, 4096));
-    let cpus = count("cpus")?;
-    let maxcpus = count("maxcpus")?;
-    let mut product = 1u64;
-    for level in ["drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"] {
-        product = product.saturating_mul(count(level)?.unwrap_or(1));
+    let mut count = |key| keys.take_as(key, |t| values::number_in(t, 1, 4096)).map(|n| n.map(|n| n as u32));
+    let (cpus, maxcpus) = (count("cpus")?, count("maxcpus")?);
+    let (sockets, dies) = (count("sockets")?, count("dies")?.unwrap_or(1));
+    let (cores, threads) = (count("cores")?, count("threads")?);
+    for level in ["drawers", "books", "clusters", "modules"] {
+        if count(level)?.is_some_and(|n| n > 1) {
+            bail!("-smp {level}=: a PC has none; use sockets, dies, cores and threads");
+        }
     }
     keys.finish()?;
-    let cpus = cpus.unwrap_or(product);
-    let limit = maxcpus.unwrap_or(cpus.max(product));
-    if cpus > limit || product > limit {
+    let topology = spread(maxcpus.or(cpus), sockets, dies, cores, threads);
+    let processors = [topology.dies, topology.cores, topology.threads]
+        .iter()
+        .fold(u64::from(topology.sockets), |product, n| product.saturating_mul(u64::from(*n)));
+    let cpus = cpus.map_or(processors, u64::from);
+    let limit = maxcpus.map_or(cpus, u64::from);
+    if processors != limit || cpus > limit {
         bail!(
-            "-smp {shown}: the parts do not fit together: {cpus} processors, a topology of {product}, at most {limit}"
+            "-smp {shown}: the parts do not fit together: {cpus} processors, a topology of {processors}, at most {limit}"
         );
     }
-    if limit > 1 {
-        bail!("-smp {shown}: more than one processor is not supported yet; use -smp 1");
+    if limit > cpus {
+        bail!("-smp {shown}: processors cannot be added later yet; leave maxcpus away");
     }
-    Ok(1)
+    if cpus > MOST_CPUS || topology.apic_id(cpus as u32 - 1) >= MOST_CPUS as u32 {
+        bail!("-smp {shown}: more than {MOST_CPUS} processors, or APIC IDs beyond {}; give fewer", MOST_CPUS - 1);
+    }
+    Ok(topology)
+}
+
+/// What was not said of a topology of `processors`: cores come first, then sockets, then threads.
+fn spread(
+    processors: Option<u32>,
+    sockets: Option<u32>,
+    dies: u32,
+    cores: Option<u32>,
+    threads: Option<u32>,
+) -> Topology {
+    let rest = |others: u64| processors.map_or(1, |n| (u64::from(n) / others).max(1) as u32);
+    let product = |parts: &[u32]| parts.iter().fold(1u64, |product, n| product.saturating_mul(u64::from(*n)));
+    let fixed = |n: Option<u32>| n.unwrap_or(1);
+    let cores = cores.unwrap_or_else(|| rest(product(&[fixed(sockets), dies, fixed(threads)])));
+    let sockets = sockets.unwrap_or_else(|| rest(product(&[dies, cores, fixed(threads)])));
+    let threads = threads.unwrap_or_else(|| rest(product(&[sockets, dies, cores])));
+    Topology { sockets, dies, cores, threads }
 }
 
 /// `-rtc`.
@@ -297,10 +325,26 @@ mod tests {
 
     #[test]
     fn processors() {
-        assert_eq!(with(&["-smp", "1"]).unwrap().cpus, 1);
-        assert_eq!(with(&["-smp", "cpus=1,sockets=1,cores=1,threads=1"]).unwrap().cpus, 1);
-        assert_eq!(err(&["-smp", "2"]), "-smp 2: more than one processor is not supported yet; use -smp 1");
-        assert!(err(&["-smp", "1,maxcpus=4"]).contains("not supported yet"));
+        let smp = |text: &str| {
+            let Topology { sockets, dies, cores, threads } = with(&["-smp", text]).unwrap().topology;
+            [sockets, dies, cores, threads]
+        };
+        assert_eq!(smp("1"), [1; 4]);
+        assert_eq!(smp("cpus=1,sockets=1,cores=1,threads=1"), [1; 4]);
+        assert_eq!(smp("4"), [1, 1, 4, 1]);
+        assert_eq!(smp("8,sockets=2"), [2, 1, 4, 1]);
+        assert_eq!(smp("8,threads=2"), [1, 1, 4, 2]);
+        assert_eq!(smp("8,cores=2"), [4, 1, 2, 1]);
+        assert_eq!(smp("8,sockets=2,cores=2"), [2, 1, 2, 2]);
+        assert_eq!(smp("sockets=2,dies=2,cores=3,threads=2"), [2, 2, 3, 2]);
+        assert_eq!(smp("4,maxcpus=4"), [1, 1, 4, 1]);
+        assert_eq!(err(&["-smp", "256"]), "-smp 256: more than 255 processors, or APIC IDs beyond 254; give fewer");
+        assert!(err(&["-smp", "sockets=80,cores=3"]).contains("APIC IDs beyond"));
+        assert!(err(&["-smp", "2,sockets=4"]).contains("do not fit together"));
+        assert!(err(&["-smp", "7,sockets=2"]).contains("do not fit together"));
+        assert!(err(&["-smp", "sockets=4096,cores=4096,threads=4096"]).contains("more than 255"));
+        assert!(err(&["-smp", "2,clusters=2"]).contains("a PC has none"));
+        assert!(err(&["-smp", "1,maxcpus=4"]).contains("cannot be added later yet"));
         assert!(err(&["-smp", "4,maxcpus=2"]).contains("do not fit together"));
         assert_eq!(err(&["-smp", "0"]), "-smp cpus=0: 0 is out of range: 1 to 4096");
         assert!(err(&["-smp", "cors=2"]).contains("did you mean cores?"));

@@ -23,6 +23,7 @@ pub use logging::parse_items as parse_log_items;
 
 use anyhow::{Result, bail};
 use brolga::words::keyval;
+use brolga_jit::Check;
 use config::{Config, Identity};
 use options::Arguments;
 use std::path::Path;
@@ -51,6 +52,10 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         return Ok(Request::Print(text));
     }
     let (machine, accel) = machine::board(&arguments)?;
+    let (topology, engine) = (machine::topology(&arguments)?, machine::engine(&arguments, accel.as_deref())?);
+    if engine.check != Check::Off && topology.processors() > 1 {
+        bail!("-accel check=: compiled code is checked on one processor only; use -smp 1");
+    }
     let chars = chars::settle(&arguments)?;
     let devices = devices::settle(&arguments, chars)?;
     let config = Config {
@@ -58,9 +63,9 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         uuid: machine::uuid(&arguments)?,
         machine,
         ram: memory::settle(&arguments, &identity)?,
-        cpus: machine::cpus(&arguments)?,
+        topology,
         cpu: machine::cpu(&arguments)?,
-        engine: machine::engine(&arguments, accel.as_deref())?,
+        engine,
         boot: boot::settle(&arguments)?,
         loaders: devices.loaders,
         debug_exits: devices.debug_exits,

@@ -23,7 +23,7 @@ use board::PcBoard;
 use brolga_devices::services::PowerEvent;
 use brolga_jit::cpuid::{CpuModel, Feature};
 use brolga_jit::mmu::ram::Ram;
-use brolga_jit::{Check, Engine, Vcpu};
+use brolga_jit::{Check, Engine, EngineConfig, Vcpu};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use layout::Layout;
 use pc::{Console, Pc, Surroundings};
@@ -100,7 +100,7 @@ impl Machine {
         let ram = Arc::new(ram.map_err(|e| anyhow!("-m: {e}; give the guest less memory"))?);
         let chardevs = Arc::new(Chardevs::open(config)?);
         let (requests, receiver) = unbounded();
-        let links: Vec<_> = (0..config.cpus).map(|_| Arc::new(CpuLink::default())).collect();
+        let links: Vec<_> = (0..config.topology.processors()).map(|_| Arc::new(CpuLink::default())).collect();
         let pc = Pc::build(&Surroundings {
             config,
             layout,
@@ -120,8 +120,12 @@ impl Machine {
             fpu_error: pc.fpu_error.clone(),
             clock: clock.clone(),
         };
-        let engine =
-            Engine::new(config.engine.clone(), ram.clone(), Arc::new(board)).map_err(|e| anyhow!("-accel: {e}"))?;
+        let engine = Engine::new(
+            EngineConfig { topology: config.topology, ..config.engine.clone() },
+            ram.clone(),
+            Arc::new(board),
+        )
+        .map_err(|e| anyhow!("-accel: {e}"))?;
         let gate = Arc::downgrade(&engine);
         pc.a20.on_change(Box::new(move |open| gate.upgrade().into_iter().for_each(|engine| engine.set_a20(open))));
         let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;

@@ -130,7 +130,8 @@ impl Pc {
     /// Builds the board.
     pub fn build(s: &Surroundings) -> Result<Self> {
         let bus = Arc::new(Bus::new());
-        let cpus = s.links.iter().enumerate().map(|(i, link)| ApicCpu { apic_id: i as u32, signals: link.clone() });
+        let topology = s.config.topology;
+        let cpus = (0..).zip(s.links).map(|(i, link)| ApicCpu { apic_id: topology.apic_id(i), signals: link.clone() });
         let apics = LocalApics::new(apic_features(&s.config.cpu), cpus.collect(), s.clock.clone(), s.timers);
         let ioapic = IoApic::new(apics.clone());
         let eoi: Arc<dyn EoiSink> = ioapic.clone();
@@ -195,7 +196,7 @@ impl Builder<'_> {
         bus.add_device("pit", pit);
         let rtc = Rtc::new(legacy.line(FROM_RTC), s.clock.clone(), s.timers);
         rtc.set_memory_size(s.layout.low, s.layout.high);
-        rtc.set_cmos(cmos::PROCESSORS, s.config.cpus.saturating_sub(1).try_into().unwrap_or(u8::MAX));
+        rtc.set_cmos(cmos::PROCESSORS, (s.config.topology.processors() - 1) as u8);
         bus.register_pio(0x70, 2, "rtc", rtc.ports())?;
         bus.add_device("rtc", rtc);
         if s.config.machine.hpet {
@@ -309,7 +310,7 @@ impl Builder<'_> {
     fn acpi_config(&self) -> AcpiConfig {
         let config = self.s.config;
         AcpiConfig {
-            apic_ids: (0..config.cpus).collect(),
+            apic_ids: (0..config.topology.processors()).map(|n| config.topology.apic_id(n)).collect(),
             ioapic_id: 0,
             // The guest finds the same value in the register.
             hpet: config.machine.hpet.then(|| self.bus.mmio_read(HPET_BASE, 4) as u32),

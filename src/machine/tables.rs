@@ -52,7 +52,8 @@ fn smbios_facts(config: &Config, layout: &Layout) -> SmbiosFacts {
     let low = 0..layout.low;
     let high = layout.above_4g();
     // As CPUID leaf 1 shows it while the local APIC is on, which it is after reset.
-    let dynamic = Dynamic { processors: config.cpus, apic_enabled: true, ..Dynamic::default() };
+    let t = config.topology;
+    let dynamic = Dynamic { topology: t, apic_enabled: true, ..Dynamic::default() };
     let [.., feature_flags] = config.cpu.cpuid(1, 0, &dynamic);
     SmbiosFacts {
         manufacturer: if config.identity.qemu { "QEMU" } else { "Brolga" }.into(),
@@ -62,9 +63,10 @@ fn smbios_facts(config: &Config, layout: &Layout) -> SmbiosFacts {
         processor: config.cpu.name.clone(),
         processor_id: u64::from(config.cpu.signature()) | u64::from(feature_flags) << 32,
         processor_mhz: (TSC_HZ / 1_000_000) as u16,
-        sockets: config.cpus.try_into().unwrap_or(u16::MAX),
-        cores: 1,
-        threads: 1,
+        // There are 255 processors at most.
+        sockets: t.sockets as u16,
+        cores: (t.dies * t.cores) as u16,
+        threads: t.per_package() as u16,
         ram: [low, high].into_iter().filter(|r| !r.is_empty()).collect(),
     }
 }

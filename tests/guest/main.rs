@@ -8,5 +8,6 @@ mod boot;
 mod console;
 mod harness;
 mod kernels;
+mod processors;
 mod time;
 mod userland;

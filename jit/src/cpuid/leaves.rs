@@ -1,7 +1,7 @@
 //! What CPUID returns, leaf by leaf (SDM 2A, CPUID).
 
 use super::features::word;
-use super::{CpuModel, Feature};
+use super::{CpuModel, Feature, Topology};
 use crate::board::TSC_HZ;
 use crate::mmu::walk::PHYS_BITS;
 
@@ -15,8 +15,8 @@ const XSAVE_BASE: u32 = 576;
 pub struct Dynamic {
     /// Initial APIC ID.
     pub apic_id: u32,
-    /// Logical processors in the package.
-    pub processors: u32,
+    /// All processors.
+    pub topology: Topology,
     /// CR4.OSXSAVE.
     pub osxsave: bool,
     /// IA32_APIC_BASE bit 11: without it the APIC bit reads 0.
@@ -35,6 +35,7 @@ impl CpuModel {
             // SDM 2A: a number out of range gives the data of the highest basic leaf.
             0x8000_0000..=0x8000_0008 => leaf,
             n if n <= self.max_leaf() => leaf,
+            0x1f if d.topology.dies > 1 => leaf,
             _ => self.max_leaf(),
         };
         match leaf {
@@ -56,7 +57,8 @@ impl CpuModel {
                 self.words[word::F7_EDX],
             ],
             7 if subleaf == 2 => [0, 0, 0, self.words[word::F7_2_EDX]],
-            0xb => topology(subleaf, d),
+            0xb => levels(subleaf, d, false),
+            0x1f => levels(subleaf, d, true),
             0xd => self.leaf_xsave(subleaf),
             0x15 => [1, (TSC_HZ / CRYSTAL_HZ) as u32, CRYSTAL_HZ as u32, 0],
             0x16 => [(TSC_HZ / 1_000_000) as u32, (TSC_HZ / 1_000_000) as u32, 100, 0],
@@ -79,8 +81,9 @@ impl CpuModel {
     }
 
     fn leaf1(&self, d: &Dynamic) -> [u32; 4] {
-        let many = d.processors > 1;
-        let ebx = d.apic_id << 24 | d.processors.clamp(1, 255) << 16 | 8 << 8;
+        let many = d.topology.per_package() > 1;
+        let ids = (1 << d.topology.package_shift()).min(255);
+        let ebx = d.apic_id << 24 | ids << 16 | 8 << 8;
         let mut ecx = self.words[word::F1_ECX];
         if d.osxsave {
             ecx |= 1 << 27;
@@ -127,7 +130,9 @@ impl CpuModel {
             0x8000_0007 => [0, 0, 0, self.words[word::E7_EDX]],
             0x8000_0008 => {
                 let linear = if self.has(Feature::LM) { 48 << 8 } else { 32 << 8 };
-                [PHYS_BITS | linear, 0, if self.intel() { 0 } else { d.processors.clamp(1, 255) - 1 }, 0]
+                let t = d.topology;
+                let package = t.package_shift() << 12 | (t.per_package() - 1).min(255);
+                [PHYS_BITS | linear, 0, if self.intel() { 0 } else { package }, 0]
             }
             _ => [0; 4],
         }
@@ -144,28 +149,36 @@ impl CpuModel {
     }
 }
 
-/// Leaf 4: 32 KiB L1 data and code, 1 MiB L2, 16 MiB L3 shared by the package.
+/// Leaf 4: 32 KiB L1 data and code and 1 MiB L2 of each core, 16 MiB L3 of each die.
 fn cache(subleaf: u32, d: &Dynamic) -> [u32; 4] {
+    let core = 1 << d.topology.thread_bits();
     let (kind, level, ways, sets, shared) = match subleaf {
-        0 => (1, 1, 8, 64, 1),
-        1 => (2, 1, 8, 64, 1),
-        2 => (3, 2, 16, 1024, 1),
-        3 => (3, 3, 16, 16384, d.processors.max(1).next_power_of_two()),
+        0 => (1, 1, 8, 64, core),
+        1 => (2, 1, 8, 64, core),
+        2 => (3, 2, 16, 1024, core),
+        3 => (3, 3, 16, 16384, 1 << d.topology.die_shift()),
         _ => return [0; 4],
     };
-    let cores = d.processors.max(1).next_power_of_two().min(64) - 1;
+    let cores = (1 << (d.topology.package_shift() - d.topology.thread_bits()).min(6)) - 1;
     let eax = kind | level << 5 | 1 << 8 | (shared - 1).min(0xfff) << 14 | cores << 26;
     [eax, (ways - 1) << 22 | 63, sets - 1, 0]
 }
 
-/// Leaf 0xB: one thread a core, all cores in one package.
-fn topology(subleaf: u32, d: &Dynamic) -> [u32; 4] {
-    let bits = d.processors.max(1).next_power_of_two().trailing_zeros();
-    match subleaf {
-        0 => [0, 1, 1 << 8, d.apic_id],
-        1 => [bits, d.processors.max(1), 2 << 8 | 1, d.apic_id],
-        n => [0, 0, n & 0xff, d.apic_id],
-    }
+/// Leaf 0xB, and with `dies` leaf 0x1F: for each level the width of its part of the APIC ID, and its processors.
+fn levels(subleaf: u32, d: &Dynamic, dies: bool) -> [u32; 4] {
+    // Level types (SDM 2A, CPUID, leaf 1FH).
+    const THREAD: u32 = 1;
+    const CORE: u32 = 2;
+    const DIE: u32 = 5;
+    let t = &d.topology;
+    let (shift, processors, kind) = match subleaf {
+        0 => (t.thread_bits(), t.threads, THREAD),
+        1 if dies => (t.die_shift(), t.cores * t.threads, CORE),
+        1 => (t.package_shift(), t.per_package(), CORE),
+        2 if dies => (t.package_shift(), t.per_package(), DIE),
+        _ => (0, 0, 0),
+    };
+    [shift, processors, kind << 8 | subleaf & 0xff, d.apic_id]
 }
 
 /// Leaves 0x40000000 on: signature, and TSC and APIC bus frequency in kHz (the layout VMware and KVM share).

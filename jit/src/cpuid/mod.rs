@@ -3,9 +3,11 @@
 mod features;
 mod leaves;
 mod models;
+mod topology;
 
 pub use features::Feature;
 pub use leaves::Dynamic;
+pub use topology::Topology;
 
 use features::{ALL, ALWAYS, info, word};
 use iced_x86::{CpuidFeature, DecoderOptions, Instruction};

@@ -77,7 +77,7 @@ fn every_basic_instruction_is_in_every_model() {
 #[test]
 fn leaves_describe_the_model() {
     let m = CpuModel::default();
-    let d = Dynamic { apic_id: 0, processors: 1, osxsave: true, apic_enabled: true };
+    let d = Dynamic { apic_id: 0, topology: Topology::default(), osxsave: true, apic_enabled: true };
     let l0 = m.cpuid(0, 0, &d);
     assert_eq!(l0[0], 0x16);
     assert_eq!([l0[1], l0[3], l0[2]].map(u32::to_le_bytes).concat(), b"GenuineIntel");
@@ -97,6 +97,28 @@ fn leaves_describe_the_model() {
     assert_eq!(m.cpuid(0xd, 0, &d), [3, 576, 576, 0]);
     assert_eq!(m.cpuid(4, 4, &d), [0; 4]);
     assert_eq!(m.cpuid(0xffff_ffff, 0, &d), m.cpuid(0x16, 0, &d));
+}
+
+#[test]
+fn leaves_describe_the_topology() {
+    let topology = Topology { sockets: 2, dies: 1, cores: 3, threads: 2 };
+    let d = Dynamic { apic_id: topology.apic_id(11), topology, osxsave: false, apic_enabled: true };
+    let m = CpuModel::default();
+    let l1 = m.cpuid(1, 0, &d);
+    assert_eq!((l1[1] >> 24, l1[1] >> 16 & 0xff, l1[3] >> 28 & 1), (13, 8, 1));
+    assert_eq!(m.cpuid(0xb, 0, &d), [1, 2, 1 << 8, 13]);
+    assert_eq!(m.cpuid(0xb, 1, &d), [3, 6, 2 << 8 | 1, 13]);
+    assert_eq!(m.cpuid(0xb, 2, &d), [0, 0, 2, 13]);
+    let cache = |n: u32| (m.cpuid(4, n, &d)[0] >> 14 & 0xfff, m.cpuid(4, n, &d)[0] >> 26);
+    assert_eq!([cache(0), cache(2), cache(3)], [(1, 3), (1, 3), (7, 3)]);
+    let amd = parse("qemu64").unwrap();
+    assert_eq!(amd.cpuid(0x8000_0008, 0, &d)[2], 3 << 12 | 5);
+    // Without dies, leaf 1FH is out of range.
+    assert_eq!(m.cpuid(0x1f, 0, &d), m.cpuid(0x16, 0, &d));
+    let topology = Topology { sockets: 1, dies: 2, cores: 2, threads: 1 };
+    let d = Dynamic { topology, ..d };
+    assert_eq!([0, 1, 2, 3].map(|n| m.cpuid(0x1f, n, &d)[0]), [0, 1, 2, 0]);
+    assert_eq!([0, 1, 2, 3].map(|n| m.cpuid(0x1f, n, &d)[2] >> 8), [1, 2, 5, 0]);
 }
 
 #[test]

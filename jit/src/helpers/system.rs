@@ -372,8 +372,8 @@ fn rdpmc(_: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
 
 fn cpuid(c: &mut Cpu, leaf: u64, subleaf: u64, _: u64) -> Result<u64, Fault> {
     let d = Dynamic {
-        apic_id: c.index,
-        processors: c.shared.processors(),
+        apic_id: c.shared.topology.apic_id(c.index),
+        topology: c.shared.topology,
         osxsave: c.state.cr4 & cr4::OSXSAVE != 0,
         apic_enabled: c.board.apic_base(c.index) & 1 << 11 != 0,
     };

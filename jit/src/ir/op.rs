@@ -241,6 +241,18 @@ pub enum RmwOp {
 }
 
 impl RmwOp {
+    /// What the operation makes of `old`; the caller cuts it to the operand's width.
+    pub fn apply(self, old: u64, v: u64) -> u64 {
+        match self {
+            Self::Add => old.wrapping_add(v),
+            Self::Sub => old.wrapping_sub(v),
+            Self::And => old & v,
+            Self::Or => old | v,
+            Self::Xor => old ^ v,
+            Self::Xchg => v,
+        }
+    }
+
     /// From the constant of the operation.
     pub fn from_imm(imm: i64) -> Self {
         match imm {

@@ -9,6 +9,7 @@ use crate::fault::Fault;
 use crate::ir::op::RmwOp;
 use crate::ir::{Ty, mem};
 use crate::state::{cr4, efer, mode};
+use std::sync::PoisonError;
 use std::sync::atomic::{Ordering, fence};
 
 /// A linear address, and its page, that no access gets through to, in any mode: what a segment forbade.
@@ -195,17 +196,11 @@ impl Cpu {
         if let Some(old) = self.atomically(index, linear, ty.bytes() as u64, atomic)? {
             return Ok(old);
         }
-        let old = self.load_at(index, ty, linear)?;
-        let new = match op {
-            RmwOp::Add => old.wrapping_add(value),
-            RmwOp::Sub => old.wrapping_sub(value),
-            RmwOp::And => old & value,
-            RmwOp::Or => old | value,
-            RmwOp::Xor => old ^ value,
-            RmwOp::Xchg => value,
-        };
-        self.store_at(index, ty, linear, new & ty.mask())?;
-        Ok(old)
+        self.in_pieces(|cpu| {
+            let old = cpu.load_at(index, ty, linear)?;
+            cpu.store_at(index, ty, linear, op.apply(old, value) & ty.mask())?;
+            Ok(old)
+        })
     }
 
     /// Atomic compare-and-swap at the current privilege: the old value.
@@ -216,10 +211,12 @@ impl Cpu {
         if let Some(old) = self.atomically(index, linear, ty.bytes() as u64, atomic)? {
             return Ok(old);
         }
-        let old = self.load_at(index, ty, linear)?;
-        let value = if old == expected & ty.mask() { new } else { old };
-        self.store_at(index, ty, linear, value & ty.mask())?;
-        Ok(old)
+        self.in_pieces(|cpu| {
+            let old = cpu.load_at(index, ty, linear)?;
+            let value = if old == expected & ty.mask() { new } else { old };
+            cpu.store_at(index, ty, linear, value & ty.mask())?;
+            Ok(old)
+        })
     }
 
     /// Atomic compare-and-swap of 16 aligned bytes at the current privilege: the old value.
@@ -229,13 +226,21 @@ impl Cpu {
         if let Some(old) = self.atomically(index, linear, 16, atomic)? {
             return Ok(old);
         }
-        let old = self.load128(linear, 0)?;
-        self.store128(linear, if old == expected { new } else { old }, 0)?;
-        Ok(old)
+        self.in_pieces(|cpu| {
+            let old = cpu.load128(linear, 0)?;
+            cpu.store128(linear, if old == expected { new } else { old }, 0)?;
+            Ok(old)
+        })
     }
 
-    /// Does `operation` on host memory, on a page with code too. `None`: it crosses a cache line or page or is a device's;
-    /// it may be done in pieces, since no fault is left.
+    /// Does a locked operation that crosses a page, is a device's or that the host lacks: atomic beside others of that kind.
+    fn in_pieces<T>(&mut self, operation: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
+        let shared = self.shared.clone();
+        let _alone = shared.page_crossing.lock().unwrap_or_else(PoisonError::into_inner);
+        operation(self)
+    }
+
+    /// Does `operation` on host memory, on a page with code too. `None`: it is to be done in pieces; no fault is left.
     fn atomically<T>(
         &mut self,
         index: usize,

@@ -299,18 +299,26 @@ impl Tlb {
         true
     }
 
-    /// Atomic read-modify-write of an aligned operand through the TLB: the old value. `None` on a miss or misalignment.
+    /// Atomic read-modify-write of an operand within a page through the TLB: the old value. `None` on a miss.
     /// `tag`: 0, or [`SLOW`] for a page whose stores need a look, which the caller takes.
     pub fn rmw(&self, index: usize, linear: u64, tag: u64, ty: Ty, op: RmwOp, value: u64) -> Option<u64> {
-        let p = self.atomic_pointer(index, linear, tag, ty.bytes() as u64)?;
-        // SAFETY: `atomic_pointer` checked tag and alignment; guest RAM is accessed atomically here and racily elsewhere,
-        // as on hardware.
+        let p = self.operand_pointer(index, linear, tag, ty.bytes() as u64)?;
+        if p.align_offset(ty.bytes() as usize) != 0 {
+            // SAFETY: `operand_pointer` checked the tag.
+            return unsafe { rmw_misaligned(p, ty, op, value) };
+        }
+        // SAFETY: `operand_pointer` checked the tag, it is aligned; guest RAM is accessed atomically here and racily
+        // elsewhere, as on hardware.
         Some(unsafe { rmw_raw(p, ty, op, value) })
     }
 
-    /// Atomic compare-and-swap of an aligned operand through the TLB: the old value. `tag` as for [`Tlb::rmw`].
+    /// Atomic compare-and-swap of an operand within a page through the TLB: the old value. `tag` as for [`Tlb::rmw`].
     pub fn cas(&self, index: usize, linear: u64, tag: u64, ty: Ty, expected: u64, new: u64) -> Option<u64> {
-        let p = self.atomic_pointer(index, linear, tag, ty.bytes() as u64)?;
+        let p = self.operand_pointer(index, linear, tag, ty.bytes() as u64)?;
+        if p.align_offset(ty.bytes() as usize) != 0 {
+            // SAFETY: as in `rmw`.
+            return unsafe { cas_misaligned(p, ty, expected, new) };
+        }
         // SAFETY: as in `rmw`.
         Some(unsafe { cas_raw(p, ty, expected, new) })
     }
@@ -318,10 +326,10 @@ impl Tlb {
     /// Atomic compare-and-swap of 16 aligned bytes through the TLB: the old value. `None` also if the host cannot. `tag` as
     /// for [`Tlb::rmw`].
     pub fn cas128(&self, index: usize, linear: u64, tag: u64, expected: u128, new: u128) -> Option<u128> {
-        let p = self.atomic_pointer(index, linear, tag, 16)?;
+        let p = self.operand_pointer(index, linear, tag, 16).filter(|p| p.align_offset(16) == 0)?;
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("cmpxchg16b") {
-            // SAFETY: `atomic_pointer` checked tag and alignment; the feature is there.
+            // SAFETY: `operand_pointer` checked the tag, it is aligned; the feature is there.
             return Some(unsafe { cmpxchg16b(p.cast(), expected, new) });
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -329,10 +337,11 @@ impl Tlb {
         None
     }
 
-    fn atomic_pointer(&self, index: usize, linear: u64, tag: u64, bytes: u64) -> Option<*mut u8> {
+    /// Where an operand within a page lies, if stores hit.
+    fn operand_pointer(&self, index: usize, linear: u64, tag: u64, bytes: u64) -> Option<*mut u8> {
         let e = self.entry(index, linear);
-        let aligned = linear & (bytes - 1) == 0;
-        (aligned && linear & !(PAGE_SIZE - 1) | tag == e.write).then(|| linear.wrapping_add(e.addend) as *mut u8)
+        let within = linear & (PAGE_SIZE - 1) <= PAGE_SIZE - bytes;
+        (within && linear & !(PAGE_SIZE - 1) | tag == e.write).then(|| linear.wrapping_add(e.addend) as *mut u8)
     }
 
     /// Host memory of `len` bytes from `linear` within one page, if loads hit.
@@ -546,6 +555,55 @@ unsafe fn cas_raw(p: *mut u8, ty: Ty, expected: u64, new: u64) -> u64 {
     }
 }
 
+/// A locked operation on an operand that is not aligned: the old value. `None` if the host has none.
+///
+/// # Safety
+/// `p` points to `ty` bytes of writable guest RAM.
+unsafe fn rmw_misaligned(p: *mut u8, ty: Ty, op: RmwOp, v: u64) -> Option<u64> {
+    loop {
+        // SAFETY: promised by the caller.
+        let old = unsafe { load_raw(p, ty) };
+        let new = op.apply(old, v) & ty.mask();
+        // SAFETY: promised by the caller.
+        if unsafe { cas_misaligned(p, ty, old, new)? } == old {
+            return Some(old);
+        }
+    }
+}
+
+/// Locked compare-and-swap of an operand that is not aligned, which x86 hosts have (SDM 3A 9.1.2.2).
+///
+/// # Safety
+/// As [`rmw_misaligned`].
+unsafe fn cas_misaligned(p: *mut u8, ty: Ty, expected: u64, new: u64) -> Option<u64> {
+    macro_rules! cmpxchg {
+        ($size:literal, $modifier:literal) => {{
+            let old: u64;
+            // SAFETY: promised by the caller.
+            unsafe {
+                std::arch::asm!(
+                    concat!("lock cmpxchg ", $size, " ptr [{p}], {new:", $modifier, "}"),
+                    p = in(reg) p,
+                    new = in(reg) new,
+                    inout("rax") expected => old,
+                    options(nostack),
+                );
+            }
+            old & ty.mask()
+        }};
+    }
+    #[cfg(target_arch = "x86_64")]
+    return Some(match ty {
+        // A byte is always aligned.
+        Ty::I8 => return None,
+        Ty::I16 => cmpxchg!("word", "x"),
+        Ty::I32 => cmpxchg!("dword", "e"),
+        Ty::I64 => cmpxchg!("qword", "r"),
+    });
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}
+
 impl Ram {
     /// Compare-and-swap of an aligned page-table entry of `bytes` (4 or 8) bytes at `gpa`: whether it was `old` and
     /// became `new`. Entries outside RAM are never changed.
@@ -621,7 +679,10 @@ mod tests {
         assert_eq!(tlb.load(SUPERVISOR, 0x7ffd, Ty::I32), None);
         assert_eq!(tlb.load(USER, 0x7000, Ty::I8), None);
         assert_eq!(tlb.rmw(SUPERVISOR, 0x7ff8, 0, Ty::I8, RmwOp::Add, 1), Some(0x88));
-        assert_eq!(tlb.cas(SUPERVISOR, 0x7ff9, 0, Ty::I16, 0, 1), None);
+        assert_eq!(tlb.cas(SUPERVISOR, 0x7fff, 0, Ty::I16, 0, 1), None);
+        assert_eq!(tlb.cas(SUPERVISOR, 0x7ff9, 0, Ty::I16, 0x6677, 0x1234), Some(0x6677));
+        assert_eq!(tlb.rmw(SUPERVISOR, 0x7ff9, 0, Ty::I32, RmwOp::Sub, 0x34), Some(0x4455_1234));
+        assert_eq!(tlb.load(SUPERVISOR, 0x7ff9, Ty::I32), Some(0x4455_1200));
         tlb.protect_code_page(0);
         assert!(!tlb.store(SUPERVISOR, 0x7000, Ty::I8, 1));
         assert_eq!(tlb.load(SUPERVISOR, 0x7ff8, Ty::I8), Some(0x89));

@@ -3,6 +3,7 @@
 use crate::board::Board;
 use crate::cpu::Cpu;
 use crate::cpuid::CpuModel;
+use crate::cpuid::Topology;
 use crate::lower::Compiler;
 use crate::mmu::ram::{Ram, RamRegion};
 use crate::runtime::compile::CompileService;
@@ -86,7 +87,7 @@ pub fn machine_with_board() -> (Box<Cpu>, Arc<FakeBoard>) {
     let region = RamRegion { gpa: 0, size: RAM, offset: 0, rom: false };
     let ram = Arc::new(Ram::new(RAM, vec![region]).expect("a few megabytes"));
     let board = Arc::new(FakeBoard::default());
-    let shared = Arc::new(Shared::new(ram));
+    let shared = Arc::new(Shared::new(ram, Topology::default()));
     let mut cpu = Cpu::new(0, shared, board.clone(), Arc::new(CpuModel::default()));
     cpu.reset();
     (cpu, board)

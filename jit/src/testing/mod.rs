@@ -8,6 +8,7 @@ mod random;
 use crate::baseline;
 use crate::board::Board;
 use crate::cpu::Cpu;
+use crate::cpuid::Topology;
 use crate::fault::Fault;
 use crate::ir::Block;
 use crate::lift;
@@ -268,7 +269,7 @@ impl Machine {
         let size = DATA + pages.len() as u64 * PAGE_SIZE + PAGE_SIZE;
         let region = RamRegion { gpa: 0, size, offset: 0, rom: false };
         let ram = Arc::new(Ram::new(size, vec![region]).expect("memory for the test machine"));
-        let shared = Arc::new(Shared::new(ram));
+        let shared = Arc::new(Shared::new(ram, Topology::default()));
         let model = Arc::new(crate::cpuid::parse(model).expect("a processor model"));
         let mut machine = Self {
             cpu: Cpu::new(0, shared, Arc::new(QuietBoard::default()), model),

@@ -16,6 +16,7 @@ macro_rules! suite {
             mod delivery;
             mod far;
             mod floats;
+            mod memory_order;
             mod modes;
             mod msrs;
             mod paging;

@@ -159,7 +159,7 @@ fn code_is_changed_under_a_running_processor() {
 
 #[test]
 fn locked_operations_are_atomic_also_beside_code() {
-    const EACH: u32 = 20_000;
+    const EACH: u32 = 10_000;
     let mut pair = Pair::new();
     for segment in [FIRST, SECOND] {
         pair.program(segment, |a| {
@@ -173,6 +173,10 @@ fn locked_operations_are_atomic_also_beside_code() {
             a.lock().inc(dword_ptr(0x800))?;
             a.mov(ax, 1)?;
             a.lock().xadd(word_ptr(0x810).fs(), ax)?;
+            // Misaligned, across a cache line, across a page.
+            a.lock().inc(dword_ptr(0x821))?;
+            a.lock().add(dword_ptr(0x83e), 1)?;
+            a.lock().inc(dword_ptr(0xffe))?;
             a.dec(ecx)?;
             a.jne(again)?;
             a.hlt()
@@ -185,5 +189,6 @@ fn locked_operations_are_atomic_also_beside_code() {
         u32::from_le_bytes(b)
     };
     assert_eq!([word(FIRST, 0x800), word(DATA, 0x800)], [2 * EACH; 2]);
+    assert_eq!([word(DATA, 0x821), word(DATA, 0x83e), word(DATA, 0xffe)], [2 * EACH; 3]);
     assert_eq!(word(FIRST, 0x810) as u16, (2 * EACH) as u16);
 }

@@ -7,6 +7,7 @@ mod scene;
 
 use crate::board::Board;
 use crate::cpu::Cpu;
+use crate::cpuid::Topology;
 use crate::lower::Compiler;
 use crate::mmu::ram::{PAGE_SIZE, Ram, RamRegion};
 use crate::runtime::compile::CompileService;
@@ -186,7 +187,7 @@ impl Lab {
             RamRegion { gpa: ROM, size: ROM_SIZE, offset: ROM_OFFSET, rom: true },
         ];
         let ram = Arc::new(Ram::new(FILE, regions).expect("memory for the machine"));
-        let shared = Arc::new(Shared::new(ram));
+        let shared = Arc::new(Shared::new(ram, Topology::default()));
         // Random numbers would differ between the tiers.
         let model = crate::cpuid::parse("max,-rdrand,-rdseed").expect("a processor model");
         let board = Arc::new(HashBoard::default());
