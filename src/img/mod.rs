@@ -104,9 +104,21 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     if let Some(error) = error.filter(|e| !closed_early(e)) {
-        complain(&program, &format!("{error:#}"));
+        complain(&program, &told(&error));
     }
     ExitCode::from(status)
+}
+
+/// The error and its causes; a cause that the text before it ends with already is not repeated.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    text
 }
 
 /// A reader that goes early (`| head`) needs no message.

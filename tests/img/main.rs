@@ -4,10 +4,14 @@
 #![forbid(unsafe_code)]
 
 mod chains;
+mod full;
+mod hostile;
 mod kill;
+mod programs;
 mod qcow2;
 mod random;
 mod raw;
+mod tree;
 
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt;
@@ -47,7 +51,9 @@ impl Scratch {
     fn new() -> Scratch {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("img-{}-{number}", std::process::id()));
+        // Long runs are faster in memory: BROLGA_SCRATCH=/dev/shm.
+        let base = std::env::var_os("BROLGA_SCRATCH").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into());
+        let dir = Path::new(&base).join(format!("img-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         Scratch(dir)
     }

@@ -225,19 +225,24 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Compares counts with references, cluster by cluster.
+    /// Compares counts with references, cluster by cluster, in the order of the file.
     fn compare(&mut self, repair: Repair) -> Result<()> {
         let per_block = self.meta.layout.block_entries();
-        let mut clusters = self.references.clusters();
+        let referred = self.references.clusters();
+        let mut rest = referred.as_slice();
+        self.blocks.sort_unstable();
         for index in self.blocks.clone() {
-            for cluster in index * per_block..(index + 1) * per_block {
-                if self.references.get(cluster) == 0 && self.meta.refcount(cluster)? > 0 {
-                    clusters.push(cluster);
-                }
+            let (here, behind) = rest.split_at(rest.partition_point(|&c| c < (index + 1) * per_block));
+            rest = behind;
+            let mut clusters: Vec<u64> = self.meta.counted(index)?;
+            clusters.retain(|&c| self.references.get(c) == 0);
+            clusters.extend(here);
+            clusters.sort_unstable();
+            for cluster in clusters {
+                self.compare_one(cluster, repair)?;
             }
         }
-        clusters.sort_unstable();
-        for cluster in clusters {
+        for &cluster in rest {
             self.compare_one(cluster, repair)?;
         }
         Ok(())

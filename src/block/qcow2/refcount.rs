@@ -78,6 +78,25 @@ impl Meta {
         Ok(entry(block, self.layout.refcount_order, cluster % per_block))
     }
 
+    /// The host clusters with a count in the block that the table has at `index`, in order.
+    pub(super) fn counted(&mut self, index: u64) -> Result<Vec<u64>> {
+        /// Bytes looked at together: most of a block is zero.
+        const STEP: usize = 8;
+        let order = self.layout.refcount_order;
+        let per_block = self.layout.block_entries();
+        let Some(offset) = self.block_offset(index as usize)? else { return Ok(Vec::new()) };
+        self.load_block(offset)?;
+        let block = self.blocks.get(offset).unwrap_or_default();
+        let used = block.chunks(STEP).enumerate().filter(|(_, bytes)| bytes.iter().any(|&b| b != 0));
+        let mut counted = Vec::new();
+        for (step, bytes) in used {
+            let entries = (STEP as u64 * 8) >> order;
+            let first = index * per_block + step as u64 * entries;
+            counted.extend((0..entries).filter(|&i| entry(bytes, order, i) != 0).map(|i| first + i));
+        }
+        Ok(counted)
+    }
+
     /// Sets the reference count of a host cluster whose refcount block exists.
     pub(super) fn set_refcount(&mut self, cluster: u64, value: u64) -> Result<()> {
         if value > self.layout.max_refcount() {
