@@ -101,9 +101,10 @@ impl Plan {
         Ok(Plan { step: if plan.step == 0 { plan.size } else { plan.step }, ..plan })
     }
 
-    /// Where request `index` goes on a disk of `len` bytes: around again at the end.
+    /// Where request `index` goes on a disk of `len` bytes: around again where the last one begins, so that
+    /// aligned requests stay aligned.
     fn place(&self, index: u64, len: u64) -> u64 {
-        let room = len - self.size + 1;
+        let room = (len - self.size).max(1);
         ((u128::from(self.offset) + u128::from(index) * u128::from(self.step)) % u128::from(room)) as u64
     }
 }
