@@ -38,8 +38,9 @@ impl Board {
         let sleep_types = SleepTypes { s5: 0, s4: None, s3: Some(1) };
         let config = AcpiPmConfig { sleep_types, timer_32_bit: false, sci_enabled_at_reset: true };
         let pm = AcpiPm::new(config, irq(9), cpu.line(1), time.clone(), &*time, power.clone());
-        let (pci, host_bridge, piix3) = (PciBus::new(), I440fx::new(), Piix3::new(&isa));
-        let piix4 = Piix4Pm::new(&bus, pm.clone());
+        let (pci, host_bridge, piix3) =
+            (PciBus::new(), I440fx::new(std::sync::Arc::new(crate::fakes::FakeShadow::default())), Piix3::new(&isa));
+        let piix4 = Piix4Pm::new(&bus, pm.clone(), true);
         pci.insert(DevFn::new(0, 0), host_bridge.clone()).unwrap();
         pci.insert(DevFn::new(1, 0), piix3.clone()).unwrap();
         pci.insert(DevFn::new(1, 3), piix4.clone()).unwrap();

@@ -2,7 +2,8 @@
 
 use crate::bus::{Device, RegisterBlock};
 use crate::services::{
-    CharBackend, Clock, CpuSignals, IrqLine, IrqSink, MsiSink, PowerEvent, PowerSink, Timer, TimerService, TimerTarget,
+    CharBackend, Clock, CpuSignals, Dma, IrqLine, IrqSink, MsiSink, PowerEvent, PowerSink, ShadowMode, ShadowRam,
+    Timer, TimerService, TimerTarget,
 };
 use crate::wire::locked;
 use std::collections::BTreeMap;
@@ -156,6 +157,40 @@ pub struct FakeMsi(pub Mutex<Vec<(u64, u32)>>);
 impl MsiSink for FakeMsi {
     fn send_msi(&self, address: u64, data: u32) {
         locked(&self.0).push((address, data));
+    }
+}
+
+/// Guest memory from address 0; beyond it there is nothing.
+pub struct FakeMemory(Mutex<Vec<u8>>);
+
+impl FakeMemory {
+    /// `len` bytes of zeros.
+    pub fn new(len: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![0; len])))
+    }
+}
+
+impl Dma for FakeMemory {
+    fn read(&self, gpa: u64, buf: &mut [u8]) {
+        buf.fill(0xff);
+        let memory = locked(&self.0);
+        let there = memory.get(gpa.min(memory.len() as u64) as usize..).unwrap_or(&[]);
+        buf.iter_mut().zip(there).for_each(|(to, from)| *to = *from);
+    }
+    fn write(&self, gpa: u64, buf: &[u8]) {
+        let mut memory = locked(&self.0);
+        let start = gpa.min(memory.len() as u64) as usize;
+        memory.iter_mut().skip(start).zip(buf).for_each(|(to, from)| *to = *from);
+    }
+}
+
+/// Remembers what shadow RAM was told: segment, reads RAM, writes RAM.
+#[derive(Default)]
+pub struct FakeShadow(pub Mutex<Vec<(usize, bool, bool)>>);
+
+impl ShadowRam for FakeShadow {
+    fn set_mode(&self, segment: usize, mode: ShadowMode) {
+        locked(&self.0).push((segment, mode.read_ram, mode.write_ram));
     }
 }
 

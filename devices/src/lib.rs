@@ -8,6 +8,7 @@ pub mod bus;
 pub mod debug_ports;
 pub mod diag;
 pub mod fpu_error;
+pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;

@@ -134,3 +134,18 @@ pub trait CpuSignals: Send + Sync {
     /// Start-up message: start at `vector << 12` in real mode.
     fn start_up(&self, vector: u8);
 }
+
+/// What the guest sees of a piece of memory that can stand before ROM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShadowMode {
+    /// Reads give RAM; otherwise what lies on the bus behind it: ROM, or nothing.
+    pub read_ram: bool,
+    /// Writes go to RAM; otherwise nowhere.
+    pub write_ram: bool,
+}
+
+/// RAM in the place of ROM, from 0xC0000 to 0xFFFFF.
+pub trait ShadowRam: Send + Sync {
+    /// How the guest sees segment 0 to 12: twelve of 16 KiB from 0xC0000 on, then 0xF0000 to 0xFFFFF.
+    fn set_mode(&self, segment: usize, mode: ShadowMode);
+}

@@ -11,6 +11,7 @@ use crate::runtime::lockstep::Lockstep;
 use crate::runtime::place::CodeMemory;
 pub use crate::runtime::tier::TierStats;
 use crate::shared::Shared;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -196,6 +197,13 @@ impl Engine {
     pub fn memory_written(&self, gpa: u64, len: u64) {
         std::sync::atomic::fence(Ordering::SeqCst);
         self.shared.code_written(gpa, len, None);
+    }
+
+    /// Makes the pages of `range`, within [`SHADOW`](crate::mmu::ram::SHADOW), read-only or writable. A vCPU's stores go
+    /// to the board, or to memory, from its next block on.
+    pub fn set_read_only(&self, range: Range<u64>, read_only: bool) {
+        self.shared.ram.set_read_only(range, read_only);
+        self.shared.flush_translations();
     }
 
     /// Opens or closes the A20 gate: while it is closed, address line 20 is zero. Each processor has noticed before it

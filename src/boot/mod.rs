@@ -126,6 +126,11 @@ impl Boot {
         self.bios.as_ref().map_or(Ok(0), firmware::size)
     }
 
+    /// Firmware starts, from ROM.
+    pub fn has_firmware(&self) -> bool {
+        self.bios.is_some()
+    }
+
     /// A kernel is started without firmware, so the machine provides the tables that firmware would.
     pub fn has_kernel(&self) -> bool {
         self.kernel.is_some()

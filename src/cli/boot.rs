@@ -1,11 +1,18 @@
 //! `-kernel`, `-initrd`, `-append`, `-bios`, `-L`. Files are looked at before anything is started.
 
-use super::config::BootConfig;
+use super::config::{BootConfig, BootOrder};
+use super::keyval::KeyValues;
 use super::options::Arguments;
+use super::values;
 use anyhow::{Result, anyhow, bail};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// Disks, then CDs, then diskettes.
+const DEFAULT_ORDER: &str = "cad";
+/// SeaBIOS as its package names it.
+const DEFAULT_FIRMWARE: &str = "bios-256k.bin";
 
 /// Refuses a file that cannot be read; `what` is how the command line named it.
 pub fn readable(what: &str, path: impl AsRef<Path>) -> Result<()> {
@@ -47,8 +54,8 @@ pub fn firmware_dirs(arguments: &Arguments) -> Vec<PathBuf> {
     dirs
 }
 
-/// What is started.
-pub fn settle(arguments: &Arguments) -> Result<BootConfig> {
+/// What is started. `disks`: there is something that firmware could start.
+pub fn settle(arguments: &Arguments, disks: bool) -> Result<BootConfig> {
     let file = |name: &str| -> Result<Option<PathBuf>> {
         let Some(path) = arguments.one(name) else { return Ok(None) };
         readable(&format!("-{name} {path}"), path)?;
@@ -65,12 +72,70 @@ pub fn settle(arguments: &Arguments) -> Result<BootConfig> {
     let firmware_dirs = firmware_dirs(arguments);
     // A multiboot kernel's modules are a list, with arguments: its files are looked at when the kernel's kind is known.
     let modules = arguments.one("initrd").filter(|list| list.contains([',', ' ']) && !Path::new(list).exists());
+    let bios = match arguments.one("bios") {
+        Some(name) => Some(firmware(name, &firmware_dirs)?),
+        None if kernel.is_none() && disks => Some(default_firmware(&firmware_dirs)?),
+        None => None,
+    };
     Ok(BootConfig {
         kernel,
         initrd: modules.map(PathBuf::from).map_or_else(|| file("initrd"), |list| Ok(Some(list)))?,
         append: arguments.one("append").unwrap_or("").to_owned(),
-        bios: arguments.one("bios").map(|name| firmware(name, &firmware_dirs)).transpose()?,
+        bios,
         firmware_dirs,
+        order: order(arguments)?,
+    })
+}
+
+/// `-boot`.
+fn order(arguments: &Arguments) -> Result<BootOrder> {
+    let mut keys = KeyValues::none("-boot");
+    for value in arguments.all("boot") {
+        keys.add(value, Some("order"))?;
+    }
+    if let Some(file) = keys.take("splash")? {
+        return Err(keys.error("splash", &file, "firmware shows no pictures yet; leave it out"));
+    }
+    let order = BootOrder {
+        order: keys.take_as("order", letters)?.unwrap_or_else(|| DEFAULT_ORDER.to_owned()),
+        once: keys.take_as("once", letters)?,
+        menu: keys.take_switch("menu")?.unwrap_or(false),
+        menu_wait: keys.take_as("splash-time", milliseconds)?,
+        retry_wait: keys
+            .take_as("reboot-timeout", |t| if t == "-1" { Ok(None) } else { milliseconds(t).map(Some) })?
+            .flatten(),
+        strict: keys.take_switch("strict")?.unwrap_or(false),
+    };
+    keys.finish()?;
+    Ok(order)
+}
+
+fn milliseconds(text: &str) -> Result<u16, values::Refusal> {
+    values::number_in(text, 0, 0xffff).map(|n| n as u16)
+}
+
+/// Letters of kinds of boot devices.
+fn letters(text: &str) -> Result<String, values::Refusal> {
+    for (i, letter) in text.chars().enumerate() {
+        if !"abcdn".contains(letter) {
+            return Err(format!(
+                "'{letter}' is no boot device; there are a (floppy), c (disk), d (CD) and n (network)"
+            ));
+        }
+        if text.chars().take(i).any(|earlier| earlier == letter) {
+            return Err(format!("'{letter}' is given twice; give it once"));
+        }
+    }
+    Ok(text.to_owned())
+}
+
+/// The image of the firmware that starts where none is named, from the package that provides it.
+pub fn default_firmware(dirs: &[PathBuf]) -> Result<PathBuf> {
+    dirs.iter().map(|dir| dir.join(DEFAULT_FIRMWARE)).find(|path| path.exists()).ok_or_else(|| {
+        anyhow!(
+            "{DEFAULT_FIRMWARE}: no firmware found to start from a disk; install the package seabios, or name an image \
+             with -bios FILE or its directory with -L DIR"
+        )
     })
 }
 
@@ -94,6 +159,28 @@ fn firmware(name: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::parse_line;
+
+    #[test]
+    fn boot_order_and_its_keys() {
+        let order = |value: &str| super::order(&super::Arguments::read(&["-boot".into(), value.into()]).unwrap());
+        let o = order("order=dc,once=n,menu=on,splash-time=500,reboot-timeout=-1,strict=on").unwrap();
+        assert_eq!((o.order.as_str(), o.once.as_deref(), o.menu, o.menu_wait), ("dc", Some("n"), true, Some(500)));
+        assert_eq!((o.retry_wait, o.strict), (None, true));
+        assert_eq!(order("d").unwrap().order, "d");
+        assert_eq!(order("menu=off").unwrap().order, "cad");
+        let err = |value: &str| order(value).unwrap_err().to_string();
+        assert!(err("x").starts_with("-boot order=x: 'x' is no boot device"));
+        assert!(err("order=cc").contains("given twice"));
+        assert!(err("once=d,mneu=on").contains("did you mean menu?"));
+        assert!(err("splash-time=70000").contains("out of range"));
+        assert!(err("splash=x.bmp").contains("no pictures"));
+    }
+
+    #[test]
+    fn missing_firmware_names_the_package() {
+        let error = super::default_firmware(&["/no/such/dir".into()]).unwrap_err().to_string();
+        assert!(error.contains("install the package seabios") && error.contains("-bios"), "{error}");
+    }
 
     #[test]
     fn files_are_checked_up_front() {

@@ -50,6 +50,8 @@ pub struct Config {
     pub console_seen: bool,
     /// `-action`, `-no-reboot`, `-no-shutdown`.
     pub actions: Actions,
+    /// `-nographic`: firmware's texts go to the first serial port.
+    pub nographic: bool,
     /// `-S`: the vCPUs do not run before `cont`.
     pub start_paused: bool,
     /// `-d`, `-D`, `-dfilter`.
@@ -96,6 +98,25 @@ pub struct BootConfig {
     pub bios: Option<PathBuf>,
     /// `-L`: where firmware images are looked for, in order.
     pub firmware_dirs: Vec<PathBuf>,
+    /// `-boot`: what firmware tries.
+    pub order: BootOrder,
+}
+
+/// `-boot`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootOrder {
+    /// `order=`: kinds of devices by their letters, the first to be tried first.
+    pub order: String,
+    /// `once=`: the same, for the first start only.
+    pub once: Option<String>,
+    /// `menu=`: firmware offers a choice.
+    pub menu: bool,
+    /// `splash-time=`: how long it waits for that, in milliseconds.
+    pub menu_wait: Option<u16>,
+    /// `reboot-timeout=`: how long firmware waits before it tries anew, in milliseconds; never if not given.
+    pub retry_wait: Option<u16>,
+    /// `strict=`: nothing is tried that has no place in the order.
+    pub strict: bool,
 }
 
 /// `-device loader`.

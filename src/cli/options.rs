@@ -57,6 +57,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(BOOT, "initrd", Times::Once, "FILE", "initial RAM disk for the kernel"),
     row(BOOT, "append", Times::Once, "TEXT", "kernel command line, e.g. -append \"console=ttyS0\""),
     row(BOOT, "bios", Times::Once, "FILE", "firmware image, mapped below 4 GiB and entered at the reset vector"),
+    row(BOOT, "boot", Times::Merge, "[order=]LETTERS,...", "what firmware tries: a floppy, c disk, d CD, n network; keys once, menu, splash-time, reboot-timeout, strict, e.g. -boot order=d,menu=on"),
     row(BOOT, "L", Times::Many, "DIR", "look for firmware images in DIR first (-L help lists the directories)"),
     row(MACHINE, "machine", Times::Merge, "NAME[,KEY=VALUE...]", "board: pc; keys accel, hpet, acpi, e.g. -machine pc,hpet=off (-machine help)"),
     row(MACHINE, "M", Times::Merge, "NAME[,...]", "the same as -machine"),

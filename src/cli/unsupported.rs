@@ -8,7 +8,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("audio", ""),
     ("audiodev", ""),
     ("blockdev", DISKS),
-    ("boot", "boot with -kernel or -bios"),
     ("cdrom", DISKS),
     ("compat", ""),
     ("ctrl-grab", ""),

@@ -10,6 +10,7 @@ use brolga_jit::request;
 use crossbeam_channel::Receiver;
 use std::collections::HashMap;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Shortest time between two dumps of triple faults.
@@ -154,12 +155,19 @@ impl Machine {
     /// Fills memory and sets the processors as they are after power-on. No processor runs.
     pub fn load_guest(&self) -> Result<()> {
         let mut placement = Placement::new(&self.ram);
+        if !self.boot.has_firmware() {
+            self.pc.open_shadow_ram();
+        }
         if self.boot.has_kernel() {
             self.pc.set_up_as_firmware();
             self.tables.place(&mut placement)?;
         }
+        let again = self.loaded_before.swap(true, Ordering::SeqCst);
+        let once = self.boot_order.once.as_deref().filter(|_| !again);
+        self.pc.set_boot_order(once.unwrap_or(&self.boot_order.order));
         let mut starts: HashMap<_, _> = self.boot.load(self.facts, &mut placement)?.into_iter().collect();
         let placed = placement.into_placed();
+        self.shadow.show_rom();
         for p in &placed {
             self.engine.memory_written(p.range.start, p.range.end - p.range.start);
         }

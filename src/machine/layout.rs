@@ -12,8 +12,6 @@ const LOW_RAM_LIMIT: u64 = 3 * GIB;
 const HIGH_RAM_START: u64 = 4 * GIB;
 /// Frame buffer window of VGA.
 const VGA_HOLE: Range<u64> = 0xA_0000..0xC_0000;
-/// What the guest sees of the firmware below 1 MiB, at most.
-const ISA_ROM_MAX: u64 = 128 * KIB;
 /// Extended BIOS data area of a conventional size: its start is the top of conventional memory.
 const EBDA_START: u64 = 0x9_FC00;
 /// System firmware area: ACPI and SMBIOS tables of a direct kernel boot.
@@ -59,6 +57,9 @@ pub struct MemoryRange {
 impl Layout {
     /// The layout for `ram` bytes of RAM and `rom` bytes of firmware; the error names the option.
     pub fn new(ram: u64, rom: u64) -> Result<Self, String> {
+        if rom != 0 && ram < MIB {
+            return Err(format!("-m: firmware needs 1 MiB of memory at least, not {} KiB; give more", ram / KIB));
+        }
         let low = ram.min(LOW_RAM_LIMIT);
         let high = ram - low;
         if high > PHYSICAL_LIMIT - HIGH_RAM_START {
@@ -76,10 +77,9 @@ impl Layout {
         self.low + self.high + self.rom
     }
 
-    /// The mapping: offsets equal addresses up to the end of low RAM, then come high RAM and the ROM.
+    /// The mapping: offsets equal addresses up to the end of low RAM, then come high RAM and the ROM. What the guest
+    /// sees of the ROM below 1 MiB is the shadow RAM's affair.
     pub fn regions(&self) -> Vec<RamRegion> {
-        let isa_rom = self.rom.min(ISA_ROM_MAX);
-        let isa_rom_start = MIB - isa_rom;
         let rom_offset = self.low + self.high;
         let ram = |range: Range<u64>| {
             let end = range.end.min(self.low);
@@ -98,17 +98,10 @@ impl Layout {
             offset: self.low,
             rom: false,
         });
-        [
-            ram(0..VGA_HOLE.start),
-            ram(VGA_HOLE.end..isa_rom_start),
-            rom(isa_rom_start, isa_rom),
-            ram(MIB..self.low),
-            rom(HIGH_RAM_START - self.rom, self.rom),
-            high,
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        [ram(0..VGA_HOLE.start), ram(VGA_HOLE.end..self.low), rom(HIGH_RAM_START - self.rom, self.rom), high]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The memory map for a guest that is started without firmware.
@@ -170,16 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn rom_ends_at_4_gib_and_shows_its_end_below_1_mib() {
+    fn rom_ends_at_4_gib() {
         let ram = check(Layout::new(16 * MIB, 256 * KIB).unwrap());
         assert!(ram.write(0xFFFF_FFF0, b"reset", true));
-        let mut seen = [0; 5];
-        assert!(ram.read(0xF_FFF0, &mut seen));
-        assert_eq!(&seen, b"reset");
-        assert!(!ram.write(0xE_0000, b"x", false), "read-only");
-        assert!(ram.region_of(0xD_FFFF).is_some_and(|r| !r.rom));
-        let small = check(Layout::new(16 * MIB, 64 * KIB).unwrap());
-        assert!(small.region_of(0xE_FFFF).is_some_and(|r| !r.rom) && small.region_of(0xF_0000).unwrap().rom);
+        assert!(!ram.write(0xFFFC_0000, b"x", false), "read-only");
+        assert!(ram.region_of(0xFFFB_FFFF).is_none());
+        assert!(ram.region_of(0xF_FFFF).is_some_and(|r| !r.rom), "shadow RAM");
+        assert!(Layout::new(MIB - 4 * KIB, 64 * KIB).unwrap_err().starts_with("-m: firmware needs"));
     }
 
     #[test]

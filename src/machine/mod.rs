@@ -3,17 +3,20 @@
 mod acpi;
 mod board;
 mod control;
+mod dma;
+mod firmware;
 mod host;
 mod isa_irq;
 pub mod layout;
 mod pc;
+mod shadow;
 mod signals;
 mod smbios;
 mod tables;
 
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
-use crate::cli::config::{Actions, Config};
+use crate::cli::config::{Actions, BootOrder, Config};
 use crate::clock::GuestClock;
 use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Control, MonitorHost, RunState};
@@ -25,9 +28,12 @@ use brolga_jit::cpuid::{CpuModel, Feature};
 use brolga_jit::mmu::ram::Ram;
 use brolga_jit::{Check, Engine, EngineConfig, Vcpu};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use dma::GuestMemory;
 use layout::Layout;
 use pc::{Console, Pc, Surroundings};
+use shadow::Shadow;
 use signals::{CpuLink, PowerControl};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tables::SystemTables;
@@ -56,10 +62,14 @@ pub struct Machine {
     tables: SystemTables,
     facts: Facts,
     ram: Arc<Ram>,
+    shadow: Arc<Shadow>,
     engine: Arc<Engine>,
     clock: Arc<GuestClock>,
     io: IoHandle,
     pc: Pc,
+    boot_order: BootOrder,
+    /// The machine was loaded before: `-boot once=` is over.
+    loaded_before: AtomicBool,
     vcpus: Vec<Arc<VcpuThread>>,
     requests: Sender<Request>,
     state: Mutex<RunState>,
@@ -101,9 +111,12 @@ impl Machine {
         let chardevs = Arc::new(Chardevs::open(config)?);
         let (requests, receiver) = unbounded();
         let links: Vec<_> = (0..config.topology.processors()).map(|_| Arc::new(CpuLink::default())).collect();
+        let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
         let pc = Pc::build(&Surroundings {
             config,
             layout,
+            memory: memory.clone(),
+            shadow: shadow.clone(),
             clock: clock.clone(),
             timers: &io,
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
@@ -128,11 +141,14 @@ impl Machine {
         .map_err(|e| anyhow!("-accel: {e}"))?;
         let gate = Arc::downgrade(&engine);
         pc.a20.on_change(Box::new(move |open| gate.upgrade().into_iter().for_each(|engine| engine.set_a20(open))));
+        memory.connect(engine.clone());
+        shadow.connect(engine.clone());
         let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;
         let tables = match boot.has_kernel() {
             true => SystemTables::build(config, &layout, &pc.acpi)?,
             false => SystemTables::none(),
         };
+        pc.fw_cfg.provide(firmware::items(config, &layout, &pc.acpi)?);
         let machine = Self {
             program: config.identity.program.clone(),
             actions: config.actions,
@@ -140,10 +156,13 @@ impl Machine {
             facts: Facts { layout, rsdp: tables.rsdp, long_mode: config.cpu.has(Feature::LM) },
             tables,
             ram,
+            shadow,
             engine,
             clock,
             io,
             pc,
+            boot_order: config.boot.order.clone(),
+            loaded_before: AtomicBool::new(false),
             vcpus,
             requests,
             state: Mutex::new(RunState::Prelaunch),

@@ -1,8 +1,10 @@
 //! The i440FX PC: which devices it has, at which addresses, with which interrupts. No other place knows.
 
 use super::acpi::AcpiConfig;
+use super::dma::GuestMemory;
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
 use super::layout::Layout;
+use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
 use crate::cli::config::{CharId, Config};
 use crate::clock::GuestClock;
@@ -12,6 +14,7 @@ use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, SleepTypes};
 use brolga_devices::bus::Bus;
 use brolga_devices::debug_ports::{DebugConsole, DebugExit, Port92, PostPort};
 use brolga_devices::fpu_error::FpuError;
+use brolga_devices::fw_cfg::{self, FwCfg};
 use brolga_devices::hpet::{self, Hpet, HpetWiring};
 use brolga_devices::i8042::I8042;
 use brolga_devices::ioapic::IoApic;
@@ -45,15 +48,22 @@ const HPET_ROUTES: u32 = 0xFF_0004;
 const SERIAL_PORTS: [u16; 4] = [0x3F8, 0x2F8, 0x3E8, 0x2E8];
 
 /// PCI functions of the chipset.
+const HOST_BRIDGE: DevFn = DevFn::new(0, 0);
 const ISA_BRIDGE: DevFn = DevFn::new(1, 0);
 const PM_FUNCTION: DevFn = DevFn::new(1, 3);
+/// Attributes of memory from 0xC0000 to 0xFFFFF (82441FX datasheet 3.2.17).
+const PAM: Range<u8> = 0x59..0x60;
 /// Routes of PCI interrupt lines A to D (82371SB datasheet, PIRQRCA to PIRQRCD).
 const PIRQ_ROUTES: u8 = 0x60;
 /// Base of the power management ports, and their enable bit (82371AB datasheet 7.1.10, 7.1.24).
 const PMBASE: u8 = 0x40;
 const PMREGMISC: u8 = 0x80;
+/// What firmware is told.
+const FW_CFG: u16 = 0x510;
 /// Edge or level of ISA interrupts.
 const ELCR: u16 = 0x4D0;
+/// The engine has no system management mode.
+const SMM: bool = false;
 /// Power management ports, as the ACPI tables have them.
 const PM_BASE: u16 = 0x600;
 /// General purpose events.
@@ -87,6 +97,10 @@ pub struct Surroundings<'a> {
     pub config: &'a Config,
     /// Where memory lies.
     pub layout: Layout,
+    /// What bus masters reach.
+    pub memory: Arc<GuestMemory>,
+    /// RAM before ROM.
+    pub shadow: Arc<Shadow>,
     /// Guest time.
     pub clock: Arc<GuestClock>,
     /// Timers.
@@ -115,6 +129,9 @@ pub struct Pc {
     pub ioapic: Arc<IoApic>,
     /// What ACPI tables say about all this.
     pub acpi: AcpiConfig,
+    /// What firmware is told.
+    pub fw_cfg: Arc<FwCfg>,
+    rtc: Arc<Rtc>,
     pm: Arc<AcpiPm>,
     pci: Arc<PciBus>,
 }
@@ -140,15 +157,37 @@ impl Pc {
         let isa = IsaInterrupts::new(pic.clone(), ioapic.clone());
         let b = Builder { s, bus, isa };
         b.interrupt_controllers(&apics, &ioapic, &pic)?;
-        b.timers(&apics, &ioapic)?;
+        let rtc = b.timers(&apics, &ioapic)?;
         b.serial_ports()?;
         let pm = b.power_management()?;
         let pci = b.pci(&pm)?;
         let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
+        let fw_cfg = b.fw_cfg()?;
         let acpi = b.acpi_config();
-        Ok(Self { bus: b.bus, apics, pic, fpu_error, a20, ioapic, acpi, pm, pci })
+        Ok(Self { bus: b.bus, apics, pic, fpu_error, a20, ioapic, acpi, fw_cfg, rtc, pm, pci })
+    }
+
+    /// Makes all memory below 1 MiB RAM, as firmware does before it looks for more.
+    pub fn open_shadow_ram(&self) {
+        for register in PAM {
+            self.pci.config_write(HOST_BRIDGE, register, 1, 0x33);
+        }
+    }
+
+    /// Says in CMOS what firmware tries in which order: letters as in `-boot`.
+    pub fn set_boot_order(&self, order: &str) {
+        let code = |letter: u8| match letter {
+            b'a' | b'b' => 1,
+            b'c' => 2,
+            b'd' => 3,
+            _ => 4,
+        };
+        let mut codes = order.bytes().map(code).chain([0; 3]);
+        let [first, second, third] = [(); 3].map(|()| codes.next().unwrap_or(0));
+        self.rtc.set_cmos(cmos::BOOT_ORDER, second << 4 | first);
+        self.rtc.set_cmos(cmos::BOOT_ORDER_THIRD, third << 4);
     }
 
     /// Sets the board up as firmware does before it starts a kernel: what the ACPI tables say becomes true.
@@ -187,7 +226,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn timers(&self, apics: &Arc<LocalApics>, ioapic: &Arc<IoApic>) -> Result<()> {
+    fn timers(&self, apics: &Arc<LocalApics>, ioapic: &Arc<IoApic>) -> Result<Arc<Rtc>> {
         let (bus, s) = (&self.bus, self.s);
         let legacy = LegacyReplacement::new(&self.isa);
         let pit = Pit::new(legacy.line(FROM_TIMER), s.clock.clone(), s.timers);
@@ -198,7 +237,7 @@ impl Builder<'_> {
         rtc.set_memory_size(s.layout.low, s.layout.high);
         rtc.set_cmos(cmos::PROCESSORS, (s.config.topology.processors() - 1) as u8);
         bus.register_pio(0x70, 2, "rtc", rtc.ports())?;
-        bus.add_device("rtc", rtc);
+        bus.add_device("rtc", rtc.clone());
         if s.config.machine.hpet {
             let wiring = HpetWiring {
                 routes: (0..IOAPIC_PINS).map(|pin| IrqLine::new(ioapic.clone(), pin)).collect(),
@@ -212,7 +251,7 @@ impl Builder<'_> {
             bus.register_mmio(HPET_BASE, hpet::WINDOW, "hpet", hpet.clone())?;
             bus.add_device("hpet", hpet);
         }
-        Ok(())
+        Ok(rtc)
     }
 
     fn serial_ports(&self) -> Result<()> {
@@ -250,8 +289,12 @@ impl Builder<'_> {
     fn pci(&self, pm: &Arc<AcpiPm>) -> Result<Arc<PciBus>> {
         let bus = &self.bus;
         let isa: Arc<dyn IrqSink> = self.isa.clone();
-        let (pci, host, piix3, piix4) = (PciBus::new(), I440fx::new(), Piix3::new(&isa), Piix4Pm::new(bus, pm.clone()));
-        pci.insert(DevFn::new(0, 0), host.clone())?;
+        let shadow = &self.s.shadow;
+        bus.register_mmio(shadow::BASE, shadow::LEN, "shadow-ram", shadow.clone())?;
+        bus.add_device("shadow-ram", shadow.clone());
+        let (pci, host, piix3, piix4) =
+            (PciBus::new(), I440fx::new(shadow.clone()), Piix3::new(&isa), Piix4Pm::new(bus, pm.clone(), SMM));
+        pci.insert(HOST_BRIDGE, host.clone())?;
         pci.insert(ISA_BRIDGE, piix3.clone())?;
         pci.insert(PM_FUNCTION, piix4.clone())?;
         let mechanism = ConfigMechanism::new(pci.clone(), self.s.power.clone());
@@ -305,6 +348,13 @@ impl Builder<'_> {
             bus.add_device(name, device);
         }
         Ok(())
+    }
+
+    fn fw_cfg(&self) -> Result<Arc<FwCfg>> {
+        let fw_cfg = FwCfg::new(self.s.memory.clone());
+        self.bus.register_pio(FW_CFG, fw_cfg::PORTS, "fw_cfg", fw_cfg.clone())?;
+        self.bus.add_device("fw_cfg", fw_cfg.clone());
+        Ok(fw_cfg)
     }
 
     fn acpi_config(&self) -> AcpiConfig {

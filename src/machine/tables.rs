@@ -48,7 +48,7 @@ impl SystemTables {
     }
 }
 
-fn smbios_facts(config: &Config, layout: &Layout) -> SmbiosFacts {
+pub(super) fn smbios_facts(config: &Config, layout: &Layout) -> SmbiosFacts {
     let low = 0..layout.low;
     let high = layout.above_4g();
     // As CPUID leaf 1 shows it while the local APIC is on, which it is after reset.

@@ -51,9 +51,13 @@ fn build(args: &[&str]) -> Result<Fixture> {
     let clock = Arc::new(GuestClock::new(config.rtc));
     let io = IoThread::spawn(clock.clone()).unwrap();
     let (host, power) = (Arc::new(Host::default()), Arc::new(Power::default()));
+    let layout = Layout::new(config.ram, 0).unwrap();
+    let ram = Arc::new(Ram::new(layout.file_size(), layout.regions()).unwrap());
     let pc = Pc::build(&Surroundings {
         config: &config,
-        layout: Layout::new(config.ram, 0).unwrap(),
+        layout,
+        memory: GuestMemory::new(ram.clone()),
+        shadow: Shadow::new(ram, 0),
         clock: clock.clone(),
         timers: &io.handle(),
         power: power.clone(),

@@ -124,7 +124,7 @@ mod tests {
 
     fn mechanism() -> (Arc<ConfigMechanism>, Arc<FakePower>) {
         let (pci, power) = (PciBus::new(), Arc::new(FakePower::default()));
-        pci.insert(DevFn::new(0, 0), I440fx::new()).unwrap();
+        pci.insert(DevFn::new(0, 0), I440fx::new(std::sync::Arc::new(crate::fakes::FakeShadow::default()))).unwrap();
         (ConfigMechanism::new(pci, power.clone()), power)
     }
 

@@ -25,10 +25,12 @@ const PM_IO_ENABLE: u32 = 1;
 pub struct Piix4Pm {
     pm: Arc<AcpiPm>,
     window: Window,
+    /// The processors have system management mode.
+    smm: bool,
     config: Mutex<ConfigSpace>,
 }
 
-fn power_on() -> ConfigSpace {
+fn power_on(smm: bool) -> ConfigSpace {
     let subsystem = (0x1af4, 0x1100);
     let identity = Identity { vendor: 0x8086, device: 0x7113, class: 0x06_8000, revision: 3, subsystem };
     let mut config = ConfigSpace::new(identity);
@@ -59,6 +61,10 @@ fn power_on() -> ConfigSpace {
         config.set(at, size, value);
         config.allow(at, size, writable);
     }
+    if !smm {
+        // Firmware that finds this set takes system management mode for set up, and leaves it alone.
+        config.set(DEVICE_ACTIVITY_B, 4, APMC_EN);
+    }
     config
 }
 
@@ -70,9 +76,10 @@ fn pm_base(config: &ConfigSpace) -> Option<u64> {
 impl Piix4Pm {
     /// The function that moves the registers of `pm` on `bus`. They are nowhere until enabled: firmware, or the program
     /// in its place, writes PMBASE (0x40) and PMREGMISC (0x80).
-    pub fn new(bus: &Arc<Bus>, pm: Arc<AcpiPm>) -> Arc<Self> {
+    /// `smm`: the processors have system management mode; without it the command port raises no SMI.
+    pub fn new(bus: &Arc<Bus>, pm: Arc<AcpiPm>, smm: bool) -> Arc<Self> {
         let window = Window::new(bus, Space::Port, PM_BLOCK_LEN.into(), "acpi-pm", pm.pm_ports());
-        Arc::new(Self { pm, window, config: Mutex::new(power_on()) })
+        Arc::new(Self { pm, window, smm, config: Mutex::new(power_on(smm)) })
     }
 
     /// Where the PM registers are now.
@@ -83,7 +90,7 @@ impl Piix4Pm {
     fn apply(&self) {
         self.window.sync(|| pm_base(&locked(&self.config)));
         let smi = locked(&self.config).read(DEVICE_ACTIVITY_B, 4) & APMC_EN != 0;
-        self.pm.set_smi_on_command(smi);
+        self.pm.set_smi_on_command(smi && self.smm);
     }
 }
 
@@ -104,19 +111,19 @@ impl Device for Piix4Pm {
     }
 
     fn reset(&self) {
-        let Self { pm: _, window: _, config } = self;
-        *locked(config) = power_on();
+        let Self { pm: _, window: _, smm: _, config } = self;
+        *locked(config) = power_on(self.smm);
         self.apply();
     }
 
     fn save(&self) -> StateValue {
-        let Self { pm: _, window: _, config } = self;
+        let Self { pm: _, window: _, smm: _, config } = self;
         locked(config).save()
     }
 
     fn restore(&self, state: &StateValue) -> Result<(), StateError> {
-        let Self { pm: _, window: _, config } = self;
-        let mut new = power_on();
+        let Self { pm: _, window: _, smm: _, config } = self;
+        let mut new = power_on(self.smm);
         new.restore(self.name(), state)?;
         *locked(config) = new;
         self.apply();
@@ -124,7 +131,7 @@ impl Device for Piix4Pm {
     }
 
     fn inspect(&self, out: &mut Inspector) {
-        let Self { pm: _, window, config } = self;
+        let Self { pm: _, window, smm: _, config } = self;
         out.field("base", window.base().map_or("none".to_owned(), |base| format!("{base:#06x}")));
         out.field("pm_misc", format_args!("{:#04x}", locked(config).read(PM_MISC, 1)));
     }
@@ -145,7 +152,7 @@ mod tests {
         let sleep_types = SleepTypes { s5: 0, s4: None, s3: None };
         let config = AcpiPmConfig { sleep_types, timer_32_bit: false, sci_enabled_at_reset: false };
         let pm = AcpiPm::new(config, irq.line(9), irq.line(100), time.clone(), &*time, power.clone());
-        (bus.clone(), Piix4Pm::new(&bus, pm), power)
+        (bus.clone(), Piix4Pm::new(&bus, pm, true), power)
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub mod cmos {
     pub const EQUIPMENT: u8 = 0x14;
     /// The century of the year, as the clock counts it.
     pub const CENTURY: u8 = 0x32;
+    /// First and second boot device, low half first; see [`BOOT_ORDER_THIRD`].
+    pub const BOOT_ORDER: u8 = 0x3d;
+    /// Third boot device in the high half; bit 0: diskettes without a signature boot too.
+    pub const BOOT_ORDER_THIRD: u8 = 0x38;
     /// Processors besides the first, for firmware.
     pub const PROCESSORS: u8 = 0x5f;
 }

@@ -3,7 +3,12 @@
 use memmap2::MmapRaw;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::FromRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Guest-physical addresses that a chipset can make read-only while the guest runs: the shadow RAM of a PC.
+pub const SHADOW: Range<u64> = 0xC_0000..0x10_0000;
 
 /// Granule of mappings: 4 KiB.
 pub const PAGE_SIZE: u64 = 4096;
@@ -44,6 +49,8 @@ pub struct Ram {
     file: File,
     regions: Vec<RamRegion>,
     size: u64,
+    /// One bit for each page of [`SHADOW`]: stores go to the board for now.
+    read_only: AtomicU64,
 }
 
 impl Ram {
@@ -71,7 +78,22 @@ impl Ram {
         // SAFETY: sealing only restricts later resizes of our own file.
         unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
         let map = MmapRaw::map_raw(&file).map_err(host)?;
-        Ok(Self { map, file, regions, size })
+        Ok(Self { map, file, regions, size, read_only: AtomicU64::new(0) })
+    }
+
+    /// Makes the pages of `range`, within [`SHADOW`], read-only or writable. Use `Engine::set_read_only` once there are
+    /// vCPUs.
+    pub(crate) fn set_read_only(&self, range: Range<u64>, read_only: bool) {
+        let pages = range.step_by(PAGE_SIZE as usize).filter_map(shadow_bit).fold(0, |bits, bit| bits | bit);
+        match read_only {
+            true => self.read_only.fetch_or(pages, Ordering::SeqCst),
+            false => self.read_only.fetch_and(!pages, Ordering::SeqCst),
+        };
+    }
+
+    /// Whether stores to the page of `gpa` go to the board for now.
+    fn is_read_only(&self, gpa: u64) -> bool {
+        shadow_bit(gpa).is_some_and(|bit| self.read_only.load(Ordering::Relaxed) & bit != 0)
     }
 
     /// The memory file (for vhost-user peers and loaders that map it themselves).
@@ -107,8 +129,14 @@ impl Ram {
     pub(crate) fn host(&self, gpa: u64) -> Option<(*mut u8, u64, bool)> {
         let r = self.region_of(gpa)?;
         let at = gpa - r.gpa;
+        // A stretch has one answer: within the shadow RAM it ends with its page.
+        let left = match SHADOW.contains(&gpa) {
+            true => (PAGE_SIZE - gpa % PAGE_SIZE).min(r.size - at),
+            false => r.size - at,
+        };
+        let rom = r.rom || self.is_read_only(gpa);
         // SAFETY: the offset was checked against the mapping's size in `new`.
-        Some((unsafe { self.base().add((r.offset + at) as usize) }, r.size - at, r.rom))
+        Some((unsafe { self.base().add((r.offset + at) as usize) }, left, rom))
     }
 
     /// Reads guest-physical memory; bytes that are not RAM or ROM read as 0xFF. `true` if all were.
@@ -153,9 +181,31 @@ impl Ram {
     }
 }
 
+/// The bit for the page of `gpa` in [`Ram::read_only`].
+fn shadow_bit(gpa: u64) -> Option<u64> {
+    let page = gpa.checked_sub(SHADOW.start)? / PAGE_SIZE;
+    1u64.checked_shl(page.try_into().ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shadow_pages_turn_read_only_and_back() {
+        let ram = Ram::new(1 << 20, vec![RamRegion { gpa: 0, size: 1 << 20, offset: 0, rom: false }]).unwrap();
+        ram.set_read_only(0xC_4000..0xC_8000, true);
+        assert!(ram.write(0xC_3FFF, &[1], false) && ram.write(0xC_8000, &[1], false));
+        assert!(!ram.write(0xC_3FFF, &[2, 3], false), "the second byte is on a read-only page");
+        assert!(ram.write(0xC_7FFF, &[9, 9], true));
+        let mut b = [0; 2];
+        assert!(ram.read(0xC_3FFF, &mut b));
+        assert_eq!(b, [2, 0]);
+        ram.set_read_only(SHADOW, true);
+        assert!(!ram.write(0xF_FFFF, &[1], false) && ram.write(0xB_FFFF, &[1], false));
+        ram.set_read_only(SHADOW, false);
+        assert!(ram.write(0xC_3FFF, &[2, 3], false));
+    }
 
     #[test]
     fn reads_and_writes_across_regions_and_holes() {

@@ -4,6 +4,7 @@
 //! of a PC (ports of ISA devices, the local APIC page) are named here once and follow PIIX4.
 
 mod dsdt;
+pub mod loader;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,11 @@ const OEM_REVISION: u32 = 1;
 const HEADER: u32 = 36;
 /// Length of the root pointer (5.2.5.3).
 const RSDP_LENGTH: usize = 36;
+/// Pointers in the root pointer.
+const RSDP_RSDT: usize = 16;
+const RSDP_XSDT: usize = 24;
+/// Pointers in the FADT, by offset and size: FACS and DSDT, and the wide forms of both (5.2.9).
+const FADT_POINTERS: [(usize, u8); 4] = [(36, 4), (40, 4), (132, 8), (140, 8)];
 /// The FACS is aligned so (5.2.10); the others take it for simplicity.
 const ALIGNMENT: usize = 64;
 
@@ -89,6 +95,10 @@ pub struct AcpiTables {
     pub base_gpa: u64,
     /// All tables.
     pub blob: Vec<u8>,
+    /// Where pointers lie in `blob`, and their sizes: the root pointer's two, then those of tables.
+    pointers: Vec<(usize, u8)>,
+    /// Tables with pointers: where they lie in `blob`.
+    pointing: Vec<Range<usize>>,
 }
 
 /// Why there are no tables.
@@ -106,6 +116,8 @@ pub enum AcpiError {
 struct Blob {
     base: u64,
     bytes: Vec<u8>,
+    pointers: Vec<(usize, u8)>,
+    pointing: Vec<Range<usize>>,
 }
 
 impl Blob {
@@ -116,6 +128,17 @@ impl Blob {
         table.to_aml_bytes(&mut self.bytes);
         self.base + length as u64
     }
+
+    /// Adds a table with pointers at these offsets, of these sizes; fields that are zero are none.
+    fn add_pointing(&mut self, table: &dyn Aml, fields: impl Iterator<Item = (usize, u8)>) -> u64 {
+        let address = self.add(table);
+        let start = (address - self.base) as usize;
+        self.pointing.push(start..self.bytes.len());
+        let bytes = &self.bytes;
+        let set = |at: usize, size: u8| bytes[at..at + usize::from(size)].iter().any(|byte| *byte != 0);
+        self.pointers.extend(fields.map(|(at, size)| (start + at, size)).filter(|(at, size)| set(*at, *size)));
+        address
+    }
 }
 
 /// Builds the tables for `base_gpa`, which must be a multiple of 64. The root pointer comes first: for guests to find
@@ -125,10 +148,12 @@ pub fn build(config: &AcpiConfig, base_gpa: u64) -> Result<AcpiTables, AcpiError
         return Err(AcpiError::Unaligned(base_gpa));
     }
     let narrow = |address: u64| u32::try_from(address).map_err(|_| AcpiError::TooHigh(base_gpa));
-    let mut blob = Blob { base: base_gpa, bytes: vec![0; RSDP_LENGTH] };
+    let pointers = vec![(RSDP_RSDT, 4), (RSDP_XSDT, 8)];
+    let mut blob = Blob { base: base_gpa, bytes: vec![0; RSDP_LENGTH], pointers, pointing: Vec::new() };
     let facs = narrow(blob.add(&FACS::new()))?;
     let dsdt = narrow(blob.add(&dsdt::build(config)))?;
-    let mut tables = vec![blob.add(&fadt(config, facs, dsdt)), blob.add(&madt(config))];
+    let fadt = blob.add_pointing(&fadt(config, facs, dsdt), FADT_POINTERS.into_iter());
+    let mut tables = vec![fadt, blob.add(&madt(config))];
     if let Some(block_id) = config.hpet {
         tables.push(blob.add(&hpet(block_id)));
     }
@@ -138,11 +163,13 @@ pub fn build(config: &AcpiConfig, base_gpa: u64) -> Result<AcpiTables, AcpiError
         rsdt.append_slice(&narrow(address)?.to_le_bytes());
         xsdt.add_entry(address);
     }
-    let rsdt = narrow(blob.add(&rsdt))?;
-    let xsdt = narrow(blob.add(&xsdt))?;
+    let entries = |size: u8| (0..tables.len()).map(move |i| (HEADER as usize + i * usize::from(size), size));
+    let rsdt = narrow(blob.add_pointing(&rsdt, entries(4)))?;
+    let xsdt = narrow(blob.add_pointing(&xsdt, entries(8)))?;
     narrow(base_gpa + blob.bytes.len() as u64)?;
     blob.bytes[..RSDP_LENGTH].copy_from_slice(&rsdp(rsdt, xsdt));
-    Ok(AcpiTables { rsdp_gpa: base_gpa, base_gpa, blob: blob.bytes })
+    let Blob { base: _, bytes, pointers, pointing } = blob;
+    Ok(AcpiTables { rsdp_gpa: base_gpa, base_gpa, blob: bytes, pointers, pointing })
 }
 
 /// An empty table.

@@ -1,7 +1,7 @@
 use super::*;
 use std::collections::BTreeMap;
 
-fn config() -> AcpiConfig {
+pub fn config() -> AcpiConfig {
     AcpiConfig {
         apic_ids: vec![0, 1, 4, 5],
         ioapic_id: 0,

@@ -93,6 +93,15 @@ pub fn build(config: &SmbiosConfig, facts: &SmbiosFacts, base_gpa: u64) -> Resul
     Ok(SmbiosTables { base_gpa, blob })
 }
 
+/// The tables for firmware, which places them: the 32-bit entry point with the address left open, and the table.
+pub fn for_firmware(config: &SmbiosConfig, facts: &SmbiosFacts) -> Result<(Vec<u8>, Vec<u8>), SmbiosError> {
+    let tables = build(config, facts, SEARCHED.start)?;
+    let (entries, table) = tables.blob.split_at(ENTRY_64_ROOM + ENTRY_32_ROOM);
+    let count = u16::from_le_bytes([entries[ENTRY_64_ROOM + 0x1C], entries[ENTRY_64_ROOM + 0x1D]]);
+    let largest = u16::from_le_bytes([entries[ENTRY_64_ROOM + 8], entries[ENTRY_64_ROOM + 9]]);
+    Ok((entry_32(0, table.len() as u16, largest, count), table.to_vec()))
+}
+
 /// The byte that makes the sum of `bytes` zero.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))

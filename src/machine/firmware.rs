@@ -1,0 +1,97 @@
+//! What firmware is told about the machine, through the fw_cfg device.
+
+use super::acpi::AcpiConfig;
+use super::acpi::loader;
+use super::layout::Layout;
+use super::{smbios, tables};
+use crate::cli::config::Config;
+use anyhow::Result;
+use brolga_devices::fw_cfg::{Items, item};
+
+/// First port of the serial port on which firmware shows its text screen.
+const CONSOLE_PORT: u64 = 0x3F8;
+/// Sleep states by ACPI number as SeaBIOS reads them: bit 7 there is one, low bits its sleep type. S3 and S4 are not.
+const SLEEP_STATES: [u8; 6] = [0x80, 0, 0, 0x01, 0x02, 0x80];
+/// E820 type of RAM.
+const E820_RAM: u32 = 1;
+
+/// Everything for the machine of `config`, whose devices `acpi` describes.
+pub fn items(config: &Config, layout: &Layout, acpi: &AcpiConfig) -> Result<Items> {
+    let mut items = Items::new();
+    // Firmware has room for APIC IDs below the second number, and waits for as many processors as the first says.
+    let (cpus, ids) = (acpi.apic_ids.len(), acpi.apic_ids.iter().max().map_or(1, |id| id + 1));
+    let word = |n: u32| u16::try_from(n).unwrap_or(u16::MAX).to_le_bytes();
+    items.set(item::UUID, &config.uuid.unwrap_or_default());
+    items.set(item::RAM_SIZE, &(layout.low + layout.high).to_le_bytes());
+    items.set(item::NOGRAPHIC, &u16::from(config.nographic).to_le_bytes());
+    items.set(item::PROCESSORS, &word(cpus as u32));
+    items.set(item::MAX_PROCESSORS, &word(ids));
+    // No nodes, and no processor is on one.
+    items.set(item::NUMA, &vec![0; 8 + 8 * ids as usize]);
+    items.set(item::IRQ0_OVERRIDE, &1u32.to_le_bytes());
+    items.add_file("etc/e820", e820(layout))?;
+    items.add_file("etc/system-states", SLEEP_STATES.to_vec())?;
+    if config.nographic && config.serials[0].is_some() {
+        items.add_file("etc/sercon-port", CONSOLE_PORT.to_le_bytes().to_vec())?;
+    }
+    boot_order(config, &mut items)?;
+    if config.machine.acpi {
+        let loader::Files { rsdp, tables, commands } = loader::files(acpi)?;
+        items.add_file(loader::RSDP_FILE, rsdp)?;
+        items.add_file(loader::TABLES_FILE, tables)?;
+        items.add_file(loader::COMMANDS_FILE, commands)?;
+    }
+    let (anchor, table) = smbios::for_firmware(&config.smbios, &tables::smbios_facts(config, layout))?;
+    items.add_file("etc/smbios/smbios-anchor", anchor)?;
+    items.add_file("etc/smbios/smbios-tables", table)?;
+    Ok(items)
+}
+
+/// RAM as firmware's memory map begins: it takes its own places out of it.
+fn e820(layout: &Layout) -> Vec<u8> {
+    let mut out = Vec::new();
+    for range in [0..layout.low, layout.above_4g()].into_iter().filter(|r| !r.is_empty()) {
+        out.extend(range.start.to_le_bytes());
+        out.extend((range.end - range.start).to_le_bytes());
+        out.extend(E820_RAM.to_le_bytes());
+    }
+    out
+}
+
+/// What `-boot` says; the order by kinds of devices is in CMOS.
+fn boot_order(config: &Config, items: &mut Items) -> Result<()> {
+    let order = &config.boot.order;
+    items.set(item::BOOT_MENU, &u16::from(order.menu).to_le_bytes());
+    if let Some(wait) = order.menu_wait {
+        items.add_file("etc/boot-menu-wait", wait.to_le_bytes().to_vec())?;
+    }
+    // All ones: never.
+    let retry = order.retry_wait.map_or(u32::MAX, u32::from);
+    items.add_file("etc/boot-fail-wait", retry.to_le_bytes().to_vec())?;
+    let mut places = String::new();
+    if order.strict {
+        places.push_str("HALT\n");
+    }
+    let mut places = places.into_bytes();
+    if let Some(last) = places.last_mut() {
+        // Lines are parted by newlines, and the last one ends with a zero.
+        *last = 0;
+    }
+    items.add_file("bootorder", places)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_has_one_entry_below_and_one_above_the_hole() {
+        let bytes = e820(&Layout::new(4 << 30, 0).unwrap());
+        assert_eq!(bytes.len(), 40);
+        assert_eq!(bytes[8..16], (3u64 << 30).to_le_bytes());
+        assert_eq!(bytes[20..28], (4u64 << 30).to_le_bytes());
+        assert_eq!((bytes[16], bytes[36]), (1, 1));
+        assert_eq!(e820(&Layout::new(1 << 20, 0).unwrap()).len(), 20);
+    }
+}
