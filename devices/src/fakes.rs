@@ -2,8 +2,8 @@
 
 use crate::bus::{Device, RegisterBlock};
 use crate::services::{
-    CharBackend, Clock, CpuSignals, Dma, IrqLine, IrqSink, MsiSink, PowerEvent, PowerSink, ShadowMode, ShadowRam,
-    Timer, TimerService, TimerTarget,
+    CharBackend, Clock, CpuSignals, Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, IrqLine,
+    IrqSink, MsiSink, PowerEvent, PowerSink, ShadowMode, ShadowRam, Timer, TimerService, TimerTarget,
 };
 use crate::wire::locked;
 use std::collections::BTreeMap;
@@ -191,6 +191,108 @@ pub struct FakeShadow(pub Mutex<Vec<(usize, bool, bool)>>);
 impl ShadowRam for FakeShadow {
     fn set_mode(&self, segment: usize, mode: ShadowMode) {
         locked(&self.0).push((segment, mode.read_ram, mode.write_ram));
+    }
+}
+
+/// A disk in memory whose requests wait until [`FakeDisk::run`].
+pub struct FakeDisk {
+    /// Its bytes.
+    pub bytes: Mutex<Vec<u8>>,
+    memory: Arc<dyn Dma>,
+    waiting: Mutex<Vec<(DiskRequest, u64, Weak<dyn DiskClient>)>>,
+    /// Requests fail with this.
+    pub failure: Mutex<Option<DiskError>>,
+    /// Everything that was submitted.
+    pub log: Mutex<Vec<DiskRequest>>,
+}
+
+impl FakeDisk {
+    /// A disk of `sectors` sectors, each filled with its number.
+    pub fn new(sectors: usize, memory: Arc<dyn Dma>) -> Arc<Self> {
+        let bytes = (0..sectors).flat_map(|n| [n as u8; 512]).collect();
+        Arc::new(Self {
+            bytes: Mutex::new(bytes),
+            memory,
+            waiting: Mutex::default(),
+            failure: Mutex::default(),
+            log: Mutex::default(),
+        })
+    }
+
+    /// Carries out all that was submitted, and what is submitted meanwhile.
+    pub fn run(&self) {
+        loop {
+            let waiting = std::mem::take(&mut *locked(&self.waiting));
+            if waiting.is_empty() {
+                return;
+            }
+            for (request, token, client) in waiting {
+                let failure = *locked(&self.failure);
+                let (result, bytes) = match failure {
+                    Some(error) => (Err(error), Vec::new()),
+                    None => self.carry_out(request),
+                };
+                if let Some(client) = client.upgrade() {
+                    client.disk_done(DiskDone { token, result, bytes });
+                }
+            }
+        }
+    }
+
+    fn carry_out(&self, request: DiskRequest) -> (Result<(), DiskError>, Vec<u8>) {
+        let mut disk = locked(&self.bytes);
+        let size = disk.len() as u64;
+        let at = |offset: u64, len: u64| match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(offset as usize..end as usize),
+            _ => Err(DiskError::OutOfRange),
+        };
+        let mut bytes = Vec::new();
+        let result = match request {
+            DiskRequest::Read { offset, buffer } => at(offset, buffer.len()).map(|range| {
+                let mut data = &disk[range];
+                match buffer {
+                    DiskBuffer::Own(_) => bytes = data.to_vec(),
+                    DiskBuffer::Guest(ranges) => ranges.iter().for_each(|r| {
+                        let (now, rest) = data.split_at(r.len as usize);
+                        self.memory.write(r.gpa, now);
+                        data = rest;
+                    }),
+                }
+            }),
+            DiskRequest::Write { offset, buffer } => at(offset, buffer.len()).map(|range| {
+                let mut data = Vec::new();
+                match buffer {
+                    DiskBuffer::Own(own) => data = own,
+                    DiskBuffer::Guest(ranges) => ranges.iter().for_each(|r| {
+                        let mut piece = vec![0; r.len as usize];
+                        self.memory.read(r.gpa, &mut piece);
+                        data.extend(piece);
+                    }),
+                }
+                disk[range].copy_from_slice(&data);
+            }),
+            DiskRequest::Flush => Ok(()),
+            DiskRequest::Discard { offset, len } | DiskRequest::WriteZeroes { offset, len, .. } => {
+                at(offset, len).map(|range| disk[range].fill(0))
+            }
+        };
+        (result, bytes)
+    }
+}
+
+impl Disk for FakeDisk {
+    fn len(&self) -> u64 {
+        locked(&self.bytes).len() as u64
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn write_cache(&self) -> bool {
+        true
+    }
+    fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>) {
+        locked(&self.log).push(request.clone());
+        locked(&self.waiting).push((request, token, client));
     }
 }
 

@@ -149,3 +149,120 @@ pub trait ShadowRam: Send + Sync {
     /// How the guest sees segment 0 to 12: twelve of 16 KiB from 0xC0000 on, then 0xF0000 to 0xFFFFF.
     fn set_mode(&self, segment: usize, mode: ShadowMode);
 }
+
+/// A piece of guest memory that a request reads from or writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GuestRange {
+    /// First guest-physical address.
+    pub gpa: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Where a disk request's bytes come from or go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskBuffer {
+    /// Guest memory, piece by piece. What is not RAM reads as all ones and takes nothing.
+    Guest(Vec<GuestRange>),
+    /// The device's own buffer, which comes back with the completion.
+    Own(Vec<u8>),
+}
+
+impl DiskBuffer {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            DiskBuffer::Guest(ranges) => ranges.iter().fold(0, |sum, range| sum.saturating_add(range.len)),
+            DiskBuffer::Own(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a disk is to do. Offsets and lengths are in bytes; those beyond the end of the disk fail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskRequest {
+    /// Fill the buffer from `offset` on.
+    Read {
+        /// First byte on the disk.
+        offset: u64,
+        /// Where the bytes go.
+        buffer: DiskBuffer,
+    },
+    /// Store the buffer at `offset`.
+    Write {
+        /// First byte on the disk.
+        offset: u64,
+        /// What is stored.
+        buffer: DiskBuffer,
+    },
+    /// Make all that was written before durable.
+    Flush,
+    /// The bytes are needed no longer.
+    Discard {
+        /// First byte on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The bytes are to read as zero.
+    WriteZeroes {
+        /// First byte on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Their space may be given back.
+        unmap: bool,
+    },
+}
+
+/// Why a disk request failed, as far as a guest can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    /// The host could not carry it out.
+    #[error("the host failed the request")]
+    Host,
+    /// The disk is write-protected.
+    #[error("the disk is write-protected")]
+    ReadOnly,
+    /// The request reaches beyond the end.
+    #[error("the request reaches beyond the end of the disk")]
+    OutOfRange,
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskDone {
+    /// What the device gave with the request.
+    pub token: u64,
+    /// Whether it was carried out.
+    pub result: Result<(), DiskError>,
+    /// The device's own buffer, filled by a read; empty for guest memory.
+    pub bytes: Vec<u8>,
+}
+
+/// The device side of a disk: who hears of completions, on an I/O thread.
+pub trait DiskClient: Send + Sync {
+    /// A request ended. Requests may end in another order than they were submitted in.
+    fn disk_done(&self, done: DiskDone);
+}
+
+/// A disk image. Requests return at once; their completion comes later, never from within `submit`.
+pub trait Disk: Send + Sync {
+    /// Bytes.
+    fn len(&self) -> u64;
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Whether writes fail.
+    fn read_only(&self) -> bool;
+    /// Whether the guest is to see a write cache, and flush it.
+    fn write_cache(&self) -> bool;
+    /// Starts `request`; `client` hears of its end with `token`.
+    fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>);
+}

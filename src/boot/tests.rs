@@ -365,7 +365,7 @@ fn firmware_lies_below_4_gib_and_starts_at_the_reset_vector() {
     let bios = TempFile::new(&image);
     let guest = load(&["-bios", bios.path()]).unwrap();
     assert!(guest.starts.is_empty());
-    assert_eq!([guest.bytes(0xFFFF_FFF0, 3), guest.bytes(0xF_FFF0, 3)], [b"jmp", b"jmp"]);
+    assert_eq!(guest.bytes(0xFFFF_FFF0, 3), b"jmp");
     let open = |size: usize| Image::open("-bios", &TempFile::new(&vec![0; size]).0).and_then(|i| firmware::size(&i));
     assert_eq!(open(64 << 10).unwrap(), 64 << 10);
     assert!(open(5000).unwrap_err().to_string().contains("64 KiB"));
