@@ -194,12 +194,14 @@ impl ShadowRam for FakeShadow {
     }
 }
 
+type Submitted = (DiskRequest, u64, Weak<dyn DiskClient>);
+
 /// A disk in memory whose requests wait until [`FakeDisk::run`].
 pub struct FakeDisk {
     /// Its bytes.
     pub bytes: Mutex<Vec<u8>>,
     memory: Arc<dyn Dma>,
-    waiting: Mutex<Vec<(DiskRequest, u64, Weak<dyn DiskClient>)>>,
+    waiting: Mutex<Vec<Submitted>>,
     /// Requests fail with this.
     pub failure: Mutex<Option<DiskError>>,
     /// Everything that was submitted.

@@ -83,7 +83,7 @@ impl BusMaster {
     }
 
     /// Data goes to memory.
-    pub fn to_memory(&self) -> bool {
+    pub fn writes_memory(&self) -> bool {
         self.command & TO_MEMORY != 0
     }
 

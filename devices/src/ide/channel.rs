@@ -10,9 +10,6 @@ use crate::wire::{Wire, locked};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Ports of the command block.
-pub const COMMAND_PORTS: u32 = 8;
-
 /// Device control register: interrupt off, software reset, read back what 48-bit commands wrote before.
 const CONTROL_NO_INTERRUPT: u8 = 0x02;
 const CONTROL_RESET: u8 = 0x04;
@@ -167,7 +164,7 @@ impl State {
         let mut master = self.lines.master;
         let Some(drive) = self.selected() else { return };
         let Some((wanted, write)) = drive.dma_wanted().filter(|_| master.started()) else { return };
-        if write == master.to_memory() {
+        if write == master.writes_memory() {
             master.give_up(true);
             self.lines.master = master;
             return;

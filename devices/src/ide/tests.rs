@@ -356,7 +356,7 @@ fn random_accesses() {
             for _ in 0..count {
                 let (block, len) = blocks[random.below(3) as usize];
                 match random.below(3) {
-                    0 => drop(block.read(random.below(len), 1)),
+                    0 => _ = block.read(random.below(len), 1),
                     1 => block.write(random.below(len), 1, random.next() & 0xff),
                     // A command that exists.
                     _ => b.command.write(
@@ -366,7 +366,7 @@ fn random_accesses() {
                     ),
                 }
             }
-            (0..random.below(4000)).for_each(|_| drop(b.command.read(0, 4)));
+            (0..random.below(4000)).for_each(|_| _ = b.command.read(0, 4));
             (0..random.below(100)).for_each(|_| b.command.write(0, 2, random.next() & 0xffff));
             b.run();
             moves_to(&*b.channel, &*b.channel);
