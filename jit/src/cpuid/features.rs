@@ -123,6 +123,7 @@ features! {
     XSAVEOPT "xsaveopt" D1_EAX 0 [XSAVEOPT];
     XSAVEC "xsavec" D1_EAX 1 [XSAVEC];
     XGETBV1 "xgetbv1" D1_EAX 2 [];
+    XSAVES "xsaves" D1_EAX 3 [XSAVES];
     ARAT "arat" F6_EAX 2 [];
 }
 

@@ -66,6 +66,12 @@ pub struct Lifter<'a> {
     pub limits_later: bool,
 }
 
+impl<'a> Lifter<'a> {
+    fn new(b: Builder, rip: u64, mode: u32, model: &'a CpuModel) -> Self {
+        Self { b, mode, rip, next: rip, model, shadow: false, unwatched: false, limits_later: false }
+    }
+}
+
 impl Lifter<'_> {
     /// The mode has all of `bits`.
     pub fn has(&self, bits: u32) -> bool {
@@ -120,16 +126,7 @@ pub fn lift_into(
 ) -> Result<Block, LiftError> {
     let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
-    let mut l = Lifter {
-        b: Builder::with_room(room),
-        mode: mode_word,
-        rip,
-        next: rip,
-        model,
-        shadow: false,
-        unwatched: false,
-        limits_later: false,
-    };
+    let mut l = Lifter::new(Builder::with_room(room), rip, mode_word, model);
     let mut insn = Instruction::default();
     loop {
         let off = decoder.position();
@@ -178,6 +175,16 @@ pub fn lift_into(
     Ok(block)
 }
 
+/// Some family lifts the instruction under this mode word, be it to #UD.
+#[cfg(test)]
+pub fn accepts(i: &Instruction, mode_word: u32, model: &CpuModel) -> bool {
+    let mut l = Lifter::new(Builder::with_room(Vec::new()), i.ip(), mode_word, model);
+    l.next = i.next_ip();
+    l.b.start_insn(0);
+    l.b.insn_len(i.len() as u8);
+    l.exists(i) && l.families(i).is_some()
+}
+
 /// How iced-x86 is set up everywhere in the engine.
 pub fn decoder_options() -> u32 {
     DecoderOptions::NONE
@@ -191,19 +198,28 @@ impl Lifter<'_> {
             let none = self.b.iconst(0);
             self.b.set_state(Ty::I32, std::mem::offset_of!(CpuState, shadow), none);
         }
-        if i.code() == Code::INVALID || !(self.model.supports(i) || mov::is_hint(i)) {
+        if !self.exists(i) {
             return self.undefined();
         }
+        self.families(i).unwrap_or_else(|| {
+            tracing::debug!(target: "unimp", "instruction {:?} at {:#x} raises #UD", i.code(), self.rip);
+            self.undefined()
+        })
+    }
+
+    /// The processor model has the instruction.
+    fn exists(&self, i: &Instruction) -> bool {
+        i.code() != Code::INVALID && (self.model.supports(i) || mov::is_hint(i))
+    }
+
+    /// Lifts one instruction, if a family has it.
+    fn families(&mut self, i: &Instruction) -> Option<Flow> {
         integer::lift(self, i)
             .or_else(|| control::lift(self, i))
             .or_else(|| string::lift(self, i))
             .or_else(|| vector::lift(self, i))
             .or_else(|| x87::lift(self, i))
             .or_else(|| system::lift(self, i))
-            .unwrap_or_else(|| {
-                tracing::debug!(target: "unimp", "instruction {:?} at {:#x} raises #UD", i.code(), self.rip);
-                self.undefined()
-            })
     }
 
     /// #UD.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ir::verify;
+use crate::passes;
 use crate::state::{flag, mode};
 
 const CODE: u64 = 0x1000_0000;

@@ -23,7 +23,7 @@ pub(super) fn hex(text: &str) -> u64 {
     u64::from_str_radix(text, 16).unwrap_or_else(|_| panic!("hexadecimal number: {text}"))
 }
 
-fn wide(text: &str) -> u128 {
+pub(super) fn wide(text: &str) -> u128 {
     u128::from_str_radix(text, 16).unwrap_or_else(|_| panic!("hexadecimal number: {text}"))
 }
 
@@ -31,7 +31,8 @@ pub(super) fn bytes(text: &str) -> Vec<u8> {
     (0..text.len() / 2).map(|n| hex(&text[2 * n..2 * n + 2]) as u8).collect()
 }
 
-const NAMES: [&str; 16] =
+/// General registers in encoding order.
+pub(super) const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
 /// Applies `name=value` to registers or to the rest of the side.
@@ -108,27 +109,36 @@ fn run_file(text: &str, bits: Bits) {
     assert_eq!(m.refused(), 0, "all of them compile");
 }
 
+/// The files, and the width of their code.
+pub(super) const FILES: &[(&str, u32)] =
+    &[(INTEGER_64, 64), (INTEGER_32, 32), (INTEGER_16, 16), (VECTOR_64, 64), (X87, 64)];
+const INTEGER_64: &str = include_str!("../../../tests/insn/integer64.ins");
+const INTEGER_32: &str = include_str!("../../../tests/insn/integer32.ins");
+const INTEGER_16: &str = include_str!("../../../tests/insn/integer16.ins");
+const VECTOR_64: &str = include_str!("../../../tests/insn/vector64.ins");
+const X87: &str = include_str!("../../../tests/insn/x87.ins");
+
 #[test]
 fn integer_64_bit() {
-    run_file(include_str!("../../../tests/insn/integer64.ins"), Bits::B64);
+    run_file(INTEGER_64, Bits::B64);
 }
 
 #[test]
 fn integer_32_bit() {
-    run_file(include_str!("../../../tests/insn/integer32.ins"), Bits::B32);
+    run_file(INTEGER_32, Bits::B32);
 }
 
 #[test]
 fn integer_16_bit() {
-    run_file(include_str!("../../../tests/insn/integer16.ins"), Bits::B16);
+    run_file(INTEGER_16, Bits::B16);
 }
 
 #[test]
 fn vector_64_bit() {
-    run_file(include_str!("../../../tests/insn/vector64.ins"), Bits::B64);
+    run_file(VECTOR_64, Bits::B64);
 }
 
 #[test]
 fn x87_64_bit() {
-    run_file(include_str!("../../../tests/insn/x87.ins"), Bits::B64);
+    run_file(X87, Bits::B64);
 }

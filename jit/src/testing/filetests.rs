@@ -11,8 +11,12 @@
 
 use super::cases::{CODE, DATA, Side, assign, bytes};
 use super::*;
+use crate::fault::Fault;
+use crate::ir::Block;
 use crate::ir::op::ALL;
 use crate::ir::{Op, parse, text, verify};
+use crate::passes;
+use crate::runtime::exec::Leave;
 use std::path::PathBuf;
 
 /// A case: what is given, what is expected, `run` lines.
@@ -132,8 +136,7 @@ impl Machine {
         if matches!(tier, Tier::Lifted | Tier::Optimised) {
             return self.cpu.run_block(block);
         }
-        let compiling = self.compiling.get_or_insert_with(Compiling::new);
-        let entry = compiling.entry(block, tier).expect("code for the block");
+        let entry = self.executor.compiling().entry(block, tier).expect("code for the block");
         self.cpu.state.code_stale = 0;
         self.cpu.state.heat[0] = i32::MAX;
         match self.cpu.enter(entry) {

@@ -1,6 +1,6 @@
 //! Single stages of the engine, for benchmarks (`jit/benches/`).
 
-use super::{Compiling, Machine, Tier};
+use super::{Machine, Tier};
 use crate::ir::{Block, Ty, parse, verify};
 use crate::lift;
 use crate::passes;
@@ -67,7 +67,7 @@ impl Machine {
         let rip = self.cpu.state.rip;
         let mut block = self.block(bytes);
         passes::run(&mut block);
-        let entry = self.compiling.get_or_insert_with(Compiling::new).compile(Arc::new(block), tier)?;
+        let entry = self.executor.compiling().compile(Arc::new(block), tier)?;
         Some(Code { entry, rip })
     }
 

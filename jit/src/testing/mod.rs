@@ -1,26 +1,20 @@
 //! One instruction at a time, for differential tests: a processor in user mode over a few mapped pages, registers set
 //! and read back whole. Behind the feature `testing`.
 
+mod executor;
 pub mod hostile;
 mod measure;
 mod random;
 
-use crate::baseline;
 use crate::board::Board;
 use crate::cpu::Cpu;
 use crate::cpuid::Topology;
-use crate::fault::Fault;
-use crate::ir::Block;
 use crate::lift;
-use crate::lower::{Compiler, Region};
 use crate::mmu::ram::{PAGE_SIZE, Ram, RamRegion};
-use crate::passes;
-use crate::runtime::compile::compile_one;
-use crate::runtime::exec::Leave;
-use crate::runtime::place::CodeMemory;
 use crate::shared::Shared;
 use crate::state::{Segment, attr, cr0, cr4, efer, reg};
 use crate::vcpu::{VcpuHandle, request};
+use executor::Executor;
 pub use measure::{Code, Program};
 pub use random::Random;
 use std::sync::{Arc, OnceLock};
@@ -152,58 +146,7 @@ pub struct Page {
 pub struct Machine {
     cpu: Box<Cpu>,
     pages: Vec<Page>,
-    compiling: Option<Compiling>,
-}
-
-/// The compiling tier of a machine, with the last instruction it compiled.
-struct Compiling {
-    compiler: Compiler,
-    memory: CodeMemory,
-    last: Option<(Block, Tier, Option<u64>)>,
-    /// Blocks for which there was no code; the interpreter ran them, as it would in a machine.
-    refused: u64,
-}
-
-impl Compiling {
-    fn new() -> Self {
-        Self {
-            compiler: Compiler::new().expect("a host that Cranelift knows"),
-            memory: CodeMemory::new(16 << 20).expect("memory for generated code"),
-            last: None,
-            refused: 0,
-        }
-    }
-
-    /// Host address of the block's code, if it can be compiled.
-    fn entry(&mut self, block: &Block, tier: Tier) -> Option<u64> {
-        if let Some((_, _, entry)) = self.last.as_ref().filter(|(b, t, _)| b == block && *t == tier) {
-            return *entry;
-        }
-        let entry = self.compile(Arc::new(block.clone()), tier);
-        self.refused += entry.is_none() as u64;
-        self.last = Some((block.clone(), tier, entry));
-        entry
-    }
-
-    /// Compiles the block and places its code: where it starts. What was compiled before is dropped when the code memory is
-    /// nearly full.
-    fn compile(&mut self, block: Arc<Block>, tier: Tier) -> Option<u64> {
-        {
-            let mut space = self.memory.lock();
-            if space.is_nearly_full() {
-                space.clear();
-                self.last = None;
-            }
-        }
-        let placed = if tier == Tier::Baseline {
-            let code = baseline::compile(&block, 0);
-            self.memory.lock().place_block(&code)
-        } else {
-            let region = Region { blocks: vec![block], inner_jumps: true };
-            compile_one(&mut self.compiler, &region, &self.memory)
-        };
-        placed.map(|p| p.entry)
-    }
+    executor: Executor,
 }
 
 const TABLES: u64 = 0x1000;
@@ -274,7 +217,7 @@ impl Machine {
         let mut machine = Self {
             cpu: Cpu::new(0, shared, Arc::new(QuietBoard::default()), model),
             pages: pages.to_vec(),
-            compiling: None,
+            executor: Executor::default(),
         };
         machine.map_pages();
         machine.set_mode(bits);
@@ -410,7 +353,7 @@ impl Machine {
         self.cpu.load_mxcsr();
         let mut outcome = Outcome::Done;
         while let Some(rest) = self.rest(start, bytes) {
-            if let Err(f) = self.run_from(rest, tier) {
+            if let Err(f) = self.executor.run(&mut self.cpu, rest, tier) {
                 outcome = Outcome::Fault { vector: f.vector, error: f.error.unwrap_or(0), address: f.address };
                 break;
             }
@@ -425,47 +368,9 @@ impl Machine {
         bytes.get(done..).filter(|b| !b.is_empty())
     }
 
-    /// Runs one block.
-    fn run_from(&mut self, bytes: &[u8], tier: Tier) -> Result<(), Fault> {
-        let (rip, mode) = (self.cpu.state.rip, self.cpu.state.mode);
-        let mut block = lift::lift_block(bytes, rip, mode, &self.cpu.model, lift::MAX_INSNS)
-            .expect("the bytes hold whole instructions");
-        if tier != Tier::Lifted {
-            passes::run(&mut block);
-        }
-        match tier {
-            Tier::Baseline | Tier::Compiled => self.enter(&block, tier),
-            _ => self.cpu.run_block(&block),
-        }
-    }
-
-    /// Runs the block as generated code, which may leave it to the interpreter (what faults, for one).
-    fn enter(&mut self, block: &Block, tier: Tier) -> Result<(), Fault> {
-        let Some(entry) = self.compiling.get_or_insert_with(Compiling::new).entry(block, tier) else {
-            return self.cpu.run_block(block);
-        };
-        self.cpu.state.code_stale = 0;
-        self.cpu.state.heat[0] = i32::MAX;
-        match self.cpu.enter(entry) {
-            Leave::Interpret => self.interpret_one(block),
-            Leave::Fault => Err(self.cpu.pending_fault.take().unwrap_or(Fault::UD)),
-            _ => Ok(()),
-        }
-    }
-
-    /// The instruction at RIP, which generated code left to the interpreter.
-    fn interpret_one(&mut self, block: &Block) -> Result<(), Fault> {
-        let rip = self.cpu.state.rip;
-        let at = rip.wrapping_sub(block.rip) as usize;
-        let mut bytes = vec![0; (block.len as usize).saturating_sub(at)];
-        self.read(self.cpu.state.linear_rip(), &mut bytes);
-        let single = lift::lift_block(&bytes, rip, block.mode, &self.cpu.model, 1).expect("a whole instruction");
-        self.cpu.run_block(&single)
-    }
-
     /// Blocks that the compiling tier refused so far.
     pub fn refused(&self) -> u64 {
-        self.compiling.as_ref().map_or(0, |c| c.refused)
+        self.executor.refused()
     }
 
     /// The IR of the instructions as lifted, for reports.
@@ -498,3 +403,5 @@ mod any_bytes;
 mod cases;
 #[cfg(test)]
 mod filetests;
+#[cfg(test)]
+mod supervisor;
