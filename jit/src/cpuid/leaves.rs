@@ -104,7 +104,10 @@ impl CpuModel {
         }
         match subleaf {
             0 => [self.xcr0_mask() as u32, XSAVE_BASE, XSAVE_BASE, 0],
-            1 => [self.words[word::D1_EAX], if self.has(Feature::XSAVEC) { XSAVE_BASE } else { 0 }, 0, 0],
+            1 => {
+                let compact = self.has(Feature::XSAVEC) || self.has(Feature::XSAVES);
+                [self.words[word::D1_EAX], if compact { XSAVE_BASE } else { 0 }, 0, 0]
+            }
             _ => [0; 4],
         }
     }

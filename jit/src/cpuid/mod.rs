@@ -151,6 +151,7 @@ const NEEDS: &[(Feature, Feature)] = &[
     (Feature::XSAVEOPT, Feature::XSAVE),
     (Feature::XSAVEC, Feature::XSAVE),
     (Feature::XGETBV1, Feature::XSAVE),
+    (Feature::XSAVES, Feature::XSAVE),
     (Feature::LM, Feature::PAE),
     (Feature::LM, Feature::SSE2),
     (Feature::PCID, Feature::LM),

@@ -87,7 +87,7 @@ pub static MODELS: &[Template] = &[
         vendor: INTEL,
         signature: (6, 106, 6),
         brand: "Brolga Virtual CPU (max)",
-        features: &[BASE32, V1, V2, PLATFORM, WESTMERE, MODERN],
+        features: &[BASE32, V1, V2, PLATFORM, WESTMERE, MODERN, &[XSAVES]],
     },
     Template {
         name: "qemu64",

@@ -5,7 +5,7 @@ use crate::cpu::Cpu;
 use crate::cpuid::Dynamic;
 use crate::fault::{Fault, vector};
 use crate::ir::Ty;
-use crate::state::{cr0, cr4, flag, mode, reg};
+use crate::state::{cr0, cr4, flag, mode, reg, shadow};
 use crate::system::io::StringIo;
 
 /// Effects of what leaves the block for another place and may change anything.
@@ -46,7 +46,7 @@ crate::helper_family! { 2;
     SYSENTER = sysenter, TRANSFER;
     /// SYSEXIT (1: to 64-bit code).
     SYSEXIT = sysexit, TRANSFER;
-    /// Loads segment register (number, selector).
+    /// Loads segment register (number, selector; 1: events wait for one instruction, as after MOV SS).
     LOAD_SEG = load_seg, FAULTS;
     /// LLDT.
     LLDT = lldt, FAULTS;
@@ -84,9 +84,9 @@ crate::helper_family! { 2;
     INVPCID = invpcid, FAULTS;
     /// HLT.
     HLT = hlt, 0;
-    /// MONITOR (linear address, ECX).
+    /// MONITOR (linear address, RCX).
     MONITOR = monitor, FAULTS;
-    /// MWAIT (ECX).
+    /// MWAIT (RCX).
     MWAIT = mwait, FAULTS;
     /// RDMSR.
     RDMSR = rdmsr, FAULTS;
@@ -224,8 +224,12 @@ fn sysexit(c: &mut Cpu, wide: u64, _: u64, _: u64) -> Result<u64, Fault> {
     done(c.sysexit(wide != 0))
 }
 
-fn load_seg(c: &mut Cpu, seg: u64, selector: u64, _: u64) -> Result<u64, Fault> {
-    done(c.load_segment(seg as usize % 6, selector as u16))
+fn load_seg(c: &mut Cpu, seg: u64, selector: u64, hold: u64) -> Result<u64, Fault> {
+    c.load_segment(seg as usize % 6, selector as u16)?;
+    if hold != 0 {
+        c.state.shadow |= shadow::MOV_SS;
+    }
+    Ok(0)
 }
 
 fn lldt(c: &mut Cpu, selector: u64, _: u64, _: u64) -> Result<u64, Fault> {
@@ -332,8 +336,13 @@ fn hlt(c: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
     Ok(0)
 }
 
-fn monitor(c: &mut Cpu, linear: u64, ecx: u64, _: u64) -> Result<u64, Fault> {
-    if ecx as u32 != 0 {
+/// Extensions or hints of MONITOR and MWAIT: RCX in 64-bit mode, else ECX (SDM 2B, their 64-bit exceptions).
+fn wait_options(c: &Cpu, rcx: u64) -> u64 {
+    if c.state.long64() { rcx } else { rcx & 0xffff_ffff }
+}
+
+fn monitor(c: &mut Cpu, linear: u64, rcx: u64, _: u64) -> Result<u64, Fault> {
+    if wait_options(c, rcx) != 0 {
         return Err(Fault::GP0);
     }
     c.load(Ty::I8, linear)?;
@@ -342,8 +351,8 @@ fn monitor(c: &mut Cpu, linear: u64, ecx: u64, _: u64) -> Result<u64, Fault> {
 }
 
 /// MWAIT returns at once: it may wake for any reason (SDM 2B, MWAIT), and stores of others are not watched.
-fn mwait(c: &mut Cpu, ecx: u64, _: u64, _: u64) -> Result<u64, Fault> {
-    if ecx as u32 & !1 != 0 {
+fn mwait(c: &mut Cpu, rcx: u64, _: u64, _: u64) -> Result<u64, Fault> {
+    if wait_options(c, rcx) & !1 != 0 {
         return Err(Fault::GP0);
     }
     c.monitor = None;

@@ -29,7 +29,7 @@ use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;
 use crate::ir::{Block, Builder, Inst, Ty};
 use crate::state::{CpuState, mode};
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Instruction};
 
 /// Most guest instructions in a block.
 pub const MAX_INSNS: u16 = 64;
@@ -207,9 +207,12 @@ impl Lifter<'_> {
         })
     }
 
-    /// The processor model has the instruction.
+    /// The processor model has the instruction. Real and virtual-8086 mode have none with a VEX prefix (SDM 2A, 2.3.1).
     fn exists(&self, i: &Instruction) -> bool {
-        i.code() != Code::INVALID && (self.model.supports(i) || mov::is_hint(i))
+        let protected = self.has(mode::PE) && !self.has(mode::VM86);
+        i.code() != Code::INVALID
+            && (self.model.supports(i) || mov::is_hint(i))
+            && (protected || i.code().encoding() == EncodingKind::Legacy)
     }
 
     /// Lifts one instruction, if a family has it.

@@ -94,7 +94,6 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let watch = l.watch();
             l.hot_transfer(helper::SYSCALL, &[next, watch])
         }
-        Mnemonic::Sysret | Mnemonic::Sysretq if l.cpl() != 0 => l.general_protection(),
         Mnemonic::Sysret => l.transfer_flag(helper::SYSRET, 0),
         Mnemonic::Sysretq => l.transfer_flag(helper::SYSRET, 1),
         Mnemonic::Sysenter => {
@@ -157,7 +156,7 @@ fn segments(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             } else {
                 l.read_op(i, 1)
             };
-            l.load_segment(seg, v);
+            l.load_segment(seg, v, seg == reg::SS);
             l.after_segment(seg)
         }
         Mnemonic::Mov if i.op_count() == 2 && sreg(1) => {
@@ -174,7 +173,7 @@ fn segments(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             let seg = segment_number(i.op0_register());
             let ty = stack_operand(i);
             let v = l.peek(ty, 0);
-            l.load_segment(seg, v);
+            l.load_segment(seg, v, seg == reg::SS);
             l.move_sp(ty.bytes() as i64);
             l.after_segment(seg)
         }
@@ -291,6 +290,7 @@ fn registers(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             l.write_edx_eax(v);
             Some(Flow::Next)
         }
+        Mnemonic::Xsetbv if !l.has(mode::OSXSAVE) => Some(l.undefined()),
         Mnemonic::Xsetbv => {
             let r = [Val::gpr(reg::RCX), Val::gpr(reg::RAX), Val::gpr(reg::RDX)];
             Some(l.privileged(helper::XSETBV, &r))
@@ -508,14 +508,16 @@ impl Lifter<'_> {
     fn load_far(&mut self, i: &Instruction, seg: usize) -> Flow {
         let Some(g) = gpr(i.op0_register()) else { return self.undefined() };
         let (offset, selector) = self.far_pointer(i, g.ty);
-        self.load_segment(seg, selector);
+        // SDM 3A 6.8.3: only MOV and POP to SS hold events off.
+        self.load_segment(seg, selector, false);
         self.write_gpr(g, offset);
         self.after_segment(seg)
     }
 
-    fn load_segment(&mut self, seg: usize, selector: Val) {
-        let n = self.b.iconst(seg as i64);
-        self.b.call(helper::LOAD_SEG, &[n, selector]);
+    /// `hold`: events wait for one instruction.
+    fn load_segment(&mut self, seg: usize, selector: Val, hold: bool) {
+        let (n, hold) = (self.b.iconst(seg as i64), self.b.iconst(hold as i64));
+        self.b.call(helper::LOAD_SEG, &[n, selector, hold]);
     }
 
     /// In 64-bit mode only SS matters to the mode word.
@@ -585,7 +587,8 @@ impl Lifter<'_> {
         let m = self.mem(i, ty.bytes() as usize + 2, true);
         let limit = self.b.get_state(Ty::I16, offset + offset_of!(TableRegister, limit));
         let base = self.b.get_state(ty, offset + offset_of!(TableRegister, base));
-        // Both stores are checked before the first: the later one for writing first.
+        // Both stores are checked before the first.
+        self.load_for_write(Ty::I16, m);
         self.b.load(ty, m.addr, m.disp.wrapping_add(2), m.flags | mem::WRITE_INTENT);
         self.store(Ty::I16, m, limit);
         self.b.store(ty, m.addr, m.disp.wrapping_add(2), base, m.flags);

@@ -32,6 +32,7 @@ pub mod msr_no {
     pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const X2APIC_FIRST: u32 = 0x800;
     pub const X2APIC_LAST: u32 = 0x8ff;
+    pub const XSS: u32 = 0xda0;
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
     pub const LSTAR: u32 = 0xc000_0082;
@@ -87,6 +88,7 @@ impl Cpu {
             PAT => Some(m.pat),
             TSC_DEADLINE => self.read_deadline(),
             X2APIC_FIRST..=X2APIC_LAST => self.board.apic_msr_read(self.index, n),
+            XSS => self.feature(Feature::XSAVES).map(|()| m.xss),
             EFER => Some(self.state.efer),
             STAR => Some(m.star),
             LSTAR => Some(m.lstar),
@@ -176,6 +178,7 @@ impl Cpu {
     /// Registers that only keep a checked value.
     fn write_plain(&mut self, n: u32, value: u64) -> bool {
         let (spec, tscp) = (self.model.has(Feature::SPEC_CTRL), self.model.has(Feature::RDTSCP));
+        let xsaves = self.model.has(Feature::XSAVES);
         let spec_bits = 7 | if self.model.has(Feature::BHI_CTRL) { 1 << 10 } else { 0 };
         let m = &mut self.state.msr;
         let (slot, ok) = match n {
@@ -194,6 +197,8 @@ impl Cpu {
                 return true;
             }
             PAT => (&mut m.pat, value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7))),
+            // There are no supervisor state components.
+            XSS => (&mut m.xss, xsaves && value == 0),
             STAR => (&mut m.star, true),
             LSTAR => (&mut m.lstar, canonical48(value)),
             CSTAR => (&mut m.cstar, canonical48(value)),

@@ -5,7 +5,7 @@ use crate::cpu::Cpu;
 use crate::fault::{Fault, vector};
 use crate::ir::{Ty, seg_addr};
 use crate::mmu::access::NOWHERE;
-use crate::state::{Segment, attr, efer, mode, reg, shadow};
+use crate::state::{Segment, attr, efer, mode, reg};
 
 /// What a load of a segment register from real or virtual-8086 mode sets.
 const REAL_LIMIT: u32 = 0xffff;
@@ -98,7 +98,7 @@ impl Cpu {
         Segment { base: (selector as u64) << 4, limit: REAL_LIMIT, attributes: VM86_ATTRIBUTES, selector }
     }
 
-    /// MOV, POP, LDS...: loads ES, SS, DS, FS or GS (not CS). Loads of SS hold off interrupts for one instruction.
+    /// MOV, POP, LDS...: loads ES, SS, DS, FS or GS (not CS).
     pub fn load_segment(&mut self, seg: usize, selector: u16) -> Result<(), Fault> {
         if self.paragraph_mode() {
             self.load_paragraph(seg, selector);
@@ -108,9 +108,6 @@ impl Cpu {
             self.state.segs[reg::SS] = s;
         } else {
             self.state.segs[seg] = self.data_segment(selector)?;
-        }
-        if seg == reg::SS {
-            self.state.shadow |= shadow::MOV_SS;
         }
         self.update_mode();
         Ok(())

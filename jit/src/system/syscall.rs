@@ -39,13 +39,13 @@ impl Cpu {
         Ok(())
     }
 
-    /// SYSRET to 64-bit code (`wide`) or compatibility mode. CPL 0 was checked.
+    /// SYSRET to 64-bit code (`wide`) or compatibility mode.
     pub fn sysret(&mut self, wide: bool) -> Result<(), Fault> {
         if !self.state.long64() || self.state.efer & efer::SCE == 0 {
             return Err(Fault::UD);
         }
         let target = self.gpr(reg::RCX);
-        if wide && !self.canonical(target) {
+        if self.state.cpl() != 0 || (wide && !self.canonical(target)) {
             return Err(Fault::GP0);
         }
         const LOADED: u64 = 0x3c_7fd7;

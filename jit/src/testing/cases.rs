@@ -3,7 +3,7 @@
 //!
 //! `BYTES text | name=value .. => name=value ..`: registers before (others have the file's defaults) and those that
 //! changed. `mADDRESS=BYTES` is memory, zero elsewhere. `fault=VECTOR:ERROR:ADDRESS` is an exception, `undefined=FLAGS`
-//! flags that the manual leaves open.
+//! flags that the manual leaves open. What user mode cannot reach is in [`super::supervisor`].
 
 use super::*;
 

@@ -3,6 +3,7 @@
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::helpers::vec::mxcsr::bit::{DEFAULT, DEFINED};
+use crate::ir::Ty;
 use crate::state::cr4;
 
 /// x87 state component.
@@ -34,16 +35,19 @@ pub struct Form {
     pub optimised: bool,
     /// XSAVES, XRSTORS.
     pub supervisor: bool,
+    /// The area is in the stack segment: #SS where others raise #GP.
+    pub stack: bool,
 }
 
 impl Form {
     /// As an operand of the helpers.
     pub fn pack(self) -> i64 {
-        self.wide as i64 | (self.compact as i64) << 1 | (self.optimised as i64) << 2 | (self.supervisor as i64) << 3
+        let bits = [self.wide, self.compact, self.optimised, self.supervisor, self.stack];
+        bits.iter().enumerate().map(|(n, b)| (*b as i64) << n).sum()
     }
     fn unpack(word: u64) -> Self {
         let b = |n: u32| word >> n & 1 != 0;
-        Self { wide: b(0), compact: b(1), optimised: b(2), supervisor: b(3) }
+        Self { wide: b(0), compact: b(1), optimised: b(2), supervisor: b(3), stack: b(4) }
     }
 }
 
@@ -72,10 +76,18 @@ impl Cpu {
         v
     }
 
-    /// Stores all pieces, or faults and stores none. The area's last byte is looked at first, as silicon does.
+    /// An area of `bytes` bytes lies at canonical addresses, the first of them a multiple of `align`.
+    fn check_area(&self, base: u64, form: Form, bytes: u64, align: u64) -> Result<(), Fault> {
+        let canonical = self.canonical(base) && self.canonical(base.wrapping_add(bytes - 1));
+        match (canonical, base & (align - 1)) {
+            (true, 0) => Ok(()),
+            (false, _) if form.stack => Err(Fault::SS0),
+            _ => Err(Fault::GP0),
+        }
+    }
+
+    /// Stores all pieces, or faults and stores none.
     fn store_pieces(&mut self, base: u64, pieces: &Pieces) -> Result<(), Fault> {
-        let end = pieces.iter().map(|(offset, bytes)| offset + bytes.len() as u64).max().unwrap_or(0).max(HEADER);
-        self.probe_write(base.wrapping_add(end - 1), 1)?;
         for (offset, bytes) in pieces {
             self.probe_write(base.wrapping_add(*offset), bytes.len() as u64)?;
         }
@@ -114,9 +126,9 @@ fn mxcsr_of(image: &[u8]) -> Result<u32, Fault> {
 }
 
 pub(super) fn fxsave(cpu: &mut Cpu, address: u64, form: u64, _: u64) -> Result<u64, Fault> {
-    if address & 15 != 0 {
-        return Err(Fault::GP0);
-    }
+    cpu.check_area(address, Form::unpack(form), HEADER, 16)?;
+    // The last byte is looked at first (measured).
+    cpu.probe_write(address.wrapping_add(HEADER - 1), 1)?;
     let (head, registers) = cpu.state.x87.image(Form::unpack(form).wide);
     let mut pieces = vec![(0, head.to_vec()), (32, registers.to_vec())];
     // Without OSFXSR the SSE part is left out (SDM 2A FXSAVE); MXCSR and its mask come along.
@@ -130,10 +142,10 @@ pub(super) fn fxsave(cpu: &mut Cpu, address: u64, form: u64, _: u64) -> Result<u
 }
 
 pub(super) fn fxrstor(cpu: &mut Cpu, address: u64, form: u64, _: u64) -> Result<u64, Fault> {
-    if address & 15 != 0 {
-        return Err(Fault::GP0);
-    }
+    cpu.check_area(address, Form::unpack(form), HEADER, 16)?;
     let mut image = [0; HEADER as usize];
+    // The last byte is looked at first (measured).
+    cpu.load(Ty::I8, address.wrapping_add(HEADER - 1))?;
     cpu.load_bytes(address, &mut image)?;
     let mxcsr = mxcsr_of(&image)?;
     cpu.state.x87.load_image(&image, Form::unpack(form).wide);
@@ -152,10 +164,10 @@ fn requested(cpu: &Cpu, form: Form, mask: u64) -> u64 {
 }
 
 pub(super) fn xsave(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Result<u64, Fault> {
-    if address & 63 != 0 {
-        return Err(Fault::GP0);
-    }
     let form = Form::unpack(form);
+    cpu.check_area(address, form, EXTENDED, 64)?;
+    // The header's last byte is looked at first (measured).
+    cpu.probe_write(address.wrapping_add(EXTENDED - 1), 1)?;
     let rfbm = requested(cpu, form, mask);
     cpu.sync_mxcsr();
     let mut in_use = cpu.xinuse() & rfbm;
@@ -210,12 +222,12 @@ fn check_header(cpu: &Cpu, header: &[u8; 64], form: Form) -> Result<(u64, bool),
 }
 
 pub(super) fn xrstor(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Result<u64, Fault> {
-    if address & 63 != 0 {
-        return Err(Fault::GP0);
-    }
     let form = Form::unpack(form);
+    cpu.check_area(address, form, EXTENDED, 64)?;
     let rfbm = requested(cpu, form, mask);
     let mut header = [0; 64];
+    // XCOMP_BV is looked at first (measured).
+    cpu.load(Ty::I64, address.wrapping_add(HEADER + 8))?;
     cpu.load_bytes(address.wrapping_add(HEADER), &mut header)?;
     let (bv, compact) = check_header(cpu, &header, form)?;
     let restored = rfbm & bv;

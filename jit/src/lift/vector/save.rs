@@ -3,7 +3,7 @@
 use crate::helpers::HelperId;
 use crate::helpers::vec::{FXRSTOR, FXSAVE, Form, LDMXCSR, STMXCSR, XRSTOR, XSAVE};
 use crate::ir::op::Op;
-use crate::ir::{Ty, Val};
+use crate::ir::{Ty, Val, mem};
 use crate::lift::{Flow, Lifter};
 use crate::state::{mode, reg};
 use iced_x86::{Instruction, Mnemonic};
@@ -77,6 +77,7 @@ fn save_area(l: &mut Lifter, i: &Instruction, (id, form): (HelperId, Form)) -> O
     // Comes before the #GP for what is not aligned to 16 or 64 bytes (measured).
     l.check_boundary(m, 4);
     let address = l.linear(m);
+    let form = Form { stack: m.flags & mem::STACK != 0, ..form };
     let form = l.b.iconst(form.pack());
     let features = if extended { requested_features(l) } else { Val::NONE };
     l.b.call(id, &[address, form, features]);

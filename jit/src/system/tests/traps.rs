@@ -82,7 +82,7 @@ fn sti_and_mov_ss_shadows() {
     g.cpu.sti().unwrap();
     assert_eq!(g.cpu.state.shadow, 0);
     assert!(g.cpu.interruptible());
-    g.cpu.load_segment(reg::SS, sel::DATA).unwrap();
+    g.cpu.state.shadow = shadow::MOV_SS;
     assert!(!g.cpu.interruptible() && !g.cpu.nmi_possible());
     g.run();
     assert_eq!(g.cpu.state.rip, CODE + 5);

@@ -5,7 +5,7 @@ use super::scene::{Scene, State, bits};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::state::{Segment, TableRegister, flag, reg};
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
 
@@ -42,7 +42,10 @@ impl<'a> Line<'a> {
 
     /// The first instruction as the line's code width has it.
     pub(super) fn instruction(&self) -> Instruction {
-        Decoder::new(bits(self.scene), &self.bytes, DecoderOptions::NONE).decode()
+        let mut decoder = Decoder::new(bits(self.scene), &self.bytes, DecoderOptions::NONE);
+        let i = decoder.decode();
+        assert_ne!(decoder.last_error(), DecoderError::NoMoreBytes, "half an instruction: {}", self.whole);
+        i
     }
 
     /// State before and what is demanded after.

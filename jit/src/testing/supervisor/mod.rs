@@ -36,6 +36,7 @@ fn folder() -> PathBuf {
 fn files() -> Vec<(PathBuf, String)> {
     let entries = fs::read_dir(folder()).expect("the folder of system cases");
     let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("a readable folder").path()).collect();
+    paths.retain(|p| p.extension().is_some_and(|e| e == "ins"));
     paths.sort();
     paths.into_iter().map(|p| (p.clone(), fs::read_to_string(&p).expect("a readable file"))).collect()
 }

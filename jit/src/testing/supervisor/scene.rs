@@ -230,7 +230,7 @@ fn mark_pages(g: &mut Guest) {
 impl Scene {
     fn new(name: &str) -> Self {
         let mut g = guest(name);
-        g.cpu.model = Arc::new(crate::cpuid::parse("max,+monitor,+xsaves").expect("a processor model"));
+        g.cpu.model = Arc::new(crate::cpuid::parse("max,+monitor").expect("a processor model"));
         if name != "real" {
             furnish(&mut g, name.starts_with("long") || name.starts_with("compat"));
         }
