@@ -31,9 +31,7 @@ pub enum NewImage {
 }
 
 /// Options of qcow2 that are known and refused.
-const REFUSED: [(&str, &str); 5] = [
-    ("data_file", "external data files are not made yet"),
-    ("data_file_raw", "external data files are not made yet"),
+const REFUSED: [(&str, &str); 3] = [
     ("encryption", "encrypted images are not supported"),
     ("encrypt.format", "encrypted images are not supported"),
     ("encrypt.key-secret", "encrypted images are not supported"),
@@ -48,6 +46,9 @@ pub fn help(format: Format) -> String {
         ("cluster_size=<size>", "bytes in a cluster: 512 to 2M"),
         ("compat=<str>", "version: v2 (0.10) or v3 (1.1)"),
         ("compression_type=<str>", "for compressed clusters: zlib, zstd"),
+        ("data_file=<str>", "a file of its own for the data"),
+        ("data_file_raw=<on|off>", "the data file alone reads as the disk"),
+        ("extended_l2=<on|off>", "clusters of 32 subclusters"),
         ("lazy_refcounts=<on|off>", "write reference counts late"),
         ("preallocation=<str>", "what to reserve: off, metadata, falloc, full"),
         ("refcount_bits=<num>", "width of a reference count: 1 to 64"),
@@ -92,7 +93,6 @@ fn read_qcow2(list: &mut KeyValues, size: Option<u64>, preallocation: Option<Pre
             return Err(list.error(key, &value, why));
         }
     }
-    list.take_fixed("extended_l2", false, "images with subclusters are not made yet")?;
     let compat = list.take("compat")?;
     let version = match compat.as_deref() {
         None | Some("1.1" | "v3") => 3,
@@ -124,6 +124,9 @@ fn read_qcow2(list: &mut KeyValues, size: Option<u64>, preallocation: Option<Pre
         preallocation: preallocation.unwrap_or_default(),
         compression: list.take_as("compression_type", compression)?.unwrap_or_default(),
         backing: backing.map(|file| (file, backing_format)),
+        extended_l2: list.take_switch("extended_l2")?.unwrap_or(false),
+        data_file: list.take("data_file")?.filter(|f| !f.is_empty()),
+        data_file_raw: list.take_switch("data_file_raw")?.unwrap_or(false),
     };
     check_version(&options)?;
     Ok(NewImage::Qcow2 {
@@ -140,6 +143,8 @@ fn check_version(options: &CreateOptions) -> Result<()> {
         (options.refcount_bits != 16, "refcount_bits other than 16"),
         (options.lazy_refcounts, "lazy_refcounts=on"),
         (options.compression == Compression::Zstd, "compression_type=zstd"),
+        (options.extended_l2, "extended_l2=on"),
+        (options.data_file.is_some(), "data_file"),
     ];
     match wrong.iter().find(|(is, _)| *is && options.version == 2) {
         Some((_, what)) => Err(anyhow!("-o {what}: not in version 2; use compat=1.1")),
@@ -218,8 +223,9 @@ impl NewImage {
                 format!("Formatting '{name}', fmt=raw size={asked}{tail}")
             }
             NewImage::Qcow2 { options: o, compat, preallocated, .. } => {
+                let extended = switch(o.extended_l2);
                 let mut text =
-                    format!("Formatting '{name}', fmt=qcow2 cluster_size={} extended_l2=off", o.cluster_size);
+                    format!("Formatting '{name}', fmt=qcow2 cluster_size={} extended_l2={extended}", o.cluster_size);
                 if *preallocated {
                     text += &format!(" preallocation={}", reserved(o.preallocation));
                 }
@@ -228,6 +234,12 @@ impl NewImage {
                 if let Some((file, format)) = &o.backing {
                     text += &format!(" backing_file={file}");
                     text += &format.map_or(String::new(), |f| format!(" backing_fmt={}", f.name()));
+                }
+                if let Some(file) = &o.data_file {
+                    text += &format!(" data_file={file}");
+                }
+                if o.data_file_raw {
+                    text += " data_file_raw=on";
                 }
                 text + &format!(" lazy_refcounts={} refcount_bits={}", switch(o.lazy_refcounts), o.refcount_bits)
             }

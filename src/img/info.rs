@@ -142,10 +142,25 @@ fn specific(header: &qcow2::Info) -> Value {
     if header.version > 2 {
         data["lazy-refcounts"] = json!(header.lazy_refcounts);
         data["corrupt"] = json!(header.corrupt);
-        // Images with subclusters are not opened.
-        data["extended-l2"] = json!(false);
+        data["extended-l2"] = json!(header.extended_l2);
+        if let Some(file) = &header.data_file {
+            data["data-file"] = json!(file);
+            data["data-file-raw"] = json!(header.data_file_raw);
+        }
+        if !header.bitmaps.is_empty() {
+            data["bitmaps"] = header.bitmaps.iter().map(bitmap_json).collect();
+        }
     }
     data
+}
+
+fn bitmap_flags(bitmap: &qcow2::BitmapInfo) -> Vec<&'static str> {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    flags.into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect()
+}
+
+fn bitmap_json(bitmap: &qcow2::BitmapInfo) -> Value {
+    json!({ "flags": bitmap_flags(bitmap), "name": bitmap.name, "granularity": bitmap.granularity })
 }
 
 fn human(facts: &Facts, out: &mut dyn Write) -> Result<()> {
@@ -189,8 +204,21 @@ fn human_qcow2(facts: &Qcow2Facts, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "    lazy refcounts: {}", header.lazy_refcounts)?;
     }
     writeln!(out, "    refcount bits: {}", header.refcount_bits)?;
+    if !header.bitmaps.is_empty() {
+        writeln!(out, "    bitmaps:")?;
+    }
+    for (i, bitmap) in header.bitmaps.iter().enumerate() {
+        let flags: String =
+            bitmap_flags(bitmap).iter().enumerate().map(|(i, f)| format!("\n                [{i}]: {f}")).collect();
+        let (name, granularity) = (&bitmap.name, bitmap.granularity);
+        writeln!(out, "        [{i}]:\n            flags:{flags}")?;
+        writeln!(out, "            name: {name}\n            granularity: {granularity}")?;
+    }
+    if let Some(file) = &header.data_file {
+        writeln!(out, "    data file: {file}\n    data file raw: {}", header.data_file_raw)?;
+    }
     if header.version > 2 {
-        writeln!(out, "    corrupt: {}\n    extended l2: false", header.corrupt)?;
+        writeln!(out, "    corrupt: {}\n    extended l2: {}", header.corrupt, header.extended_l2)?;
     }
     Ok(())
 }

@@ -97,7 +97,8 @@ fn metadata(options: &CreateOptions) -> Option<u64> {
     let cluster = options.cluster_size;
     let per_table = cluster / ENTRY;
     let data = options.size.div_ceil(cluster);
-    let l2 = data.div_ceil(per_table);
+    let l2_entry = if options.extended_l2 { 2 * ENTRY } else { ENTRY };
+    let l2 = data.div_ceil(cluster / l2_entry);
     let l1 = l2.div_ceil(per_table);
     let others = data.checked_add(l2)?.checked_add(l1)?.checked_add(1)?;
     // Reference counts count their own blocks and the table of these, so look for the number that fits.

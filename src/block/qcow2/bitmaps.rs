@@ -1,59 +1,148 @@
-//! Where persistent bitmaps stand (qcow2.rst, "Bitmaps extension"), so that a check knows their
-//! clusters. Their content is not read: opening for writing declares them out of date.
+//! Persistent bitmaps (qcow2.rst, "Bitmaps extension"). They are kept as long as nothing is written.
+//! Then they are marked as in use, which tells everybody that they are out of date: whoever made
+//! them can remove them, and their clusters are no leaks.
 
-use super::header::{Header, be32, be64, corrupt};
+use super::Qcow2;
+use super::header::{BITMAPS_FIT, DATA_FILE_RAW, Header, be32, be64, corrupt};
 use super::layout::OFFSET;
-use crate::block::{Result, Storage};
+use super::meta::Meta;
+use super::options::BitmapInfo;
+use crate::block::{BlockError, Result, Storage};
+use std::sync::atomic::Ordering;
 
 const EXTENSION: u32 = 0x2385_2875;
-/// Autoclear feature: the bitmaps fit to the content.
-const CONSISTENT: u64 = 1 << 0;
 /// A larger directory, or more entries in all tables together, is refused.
 const MAX_DIRECTORY: u64 = 64 << 20;
 const MAX_ENTRIES: u64 = 16 << 20;
+/// Flags of an entry.
+const IN_USE: u32 = 1 << 0;
+const AUTO: u32 = 1 << 1;
 
-/// The ranges of the host file that bitmaps take, if they are in force.
-pub(super) fn ranges(file: &dyn Storage, header: &Header) -> Result<Vec<(u64, u64)>> {
+/// An entry of the directory.
+struct Bitmap {
+    name: String,
+    /// Host offset of the entry.
+    at: u64,
+    flags: u32,
+    granularity_bits: u8,
+    table: u64,
+    /// Entries of the table.
+    size: u64,
+}
+
+/// The directory: its host offset and length, and its entries. None if no bitmaps are in force.
+fn directory(file: &dyn Storage, header: &Header) -> Result<Option<(u64, u64, Vec<Bitmap>)>> {
     let extension = header.extensions.iter().find(|(kind, _)| *kind == EXTENSION);
-    let Some((_, extension)) = extension.filter(|_| header.autoclear & CONSISTENT != 0) else {
-        return Ok(Vec::new());
+    let Some((_, extension)) = extension.filter(|_| header.autoclear & BITMAPS_FIT != 0) else {
+        return Ok(None);
     };
     let bad = |what: &str| corrupt(file.name(), format!("bitmap directory: {what}"));
-    let (bitmaps, len, offset) = (be32(extension, 0), be64(extension, 8), be64(extension, 16));
-    if len > MAX_DIRECTORY {
+    let (count, len, offset) = (be32(extension, 0), be64(extension, 8), be64(extension, 16));
+    if len > MAX_DIRECTORY || offset >= 1 << 56 {
         return Err(bad("too long"));
     }
-    let mut directory = vec![0; len as usize];
-    file.read(offset, &mut directory)?;
-    let mut ranges = vec![(offset, len)];
-    let (mut at, mut entries) = (0usize, 0u64);
-    for _ in 0..bitmaps {
-        let entry = directory.get(at..at + 24).ok_or_else(|| bad("an entry leaves it"))?;
-        let (table, size) = (be64(entry, 0), u64::from(be32(entry, 8)));
-        let name = usize::from(u16::from_be_bytes([entry[18], entry[19]]));
-        let extra = be32(entry, 20) as usize;
+    let mut bytes = vec![0; len as usize];
+    file.read(offset, &mut bytes)?;
+    let (mut bitmaps, mut at, mut entries) = (Vec::new(), 0usize, 0u64);
+    for _ in 0..count {
+        let entry = bytes.get(at..at + 24).ok_or_else(|| bad("an entry leaves it"))?;
+        let (name_len, extra) = (usize::from(u16::from_be_bytes([entry[18], entry[19]])), be32(entry, 20) as usize);
+        let name_at = at + 24 + extra;
+        let name = bytes.get(name_at..name_at + name_len).ok_or_else(|| bad("a name leaves it"))?;
+        let size = u64::from(be32(entry, 8));
         entries += size;
         if entries > MAX_ENTRIES {
             return Err(bad("the tables are too long"));
         }
-        let mut bytes = vec![0; size as usize * 8];
-        file.read(table, &mut bytes)?;
-        ranges.push((table, size * 8));
-        let clusters = (0..size as usize).map(|i| be64(&bytes, i * 8) & OFFSET).filter(|&c| c != 0);
+        bitmaps.push(Bitmap {
+            name: String::from_utf8_lossy(name).into_owned(),
+            at: offset + at as u64,
+            flags: be32(entry, 12),
+            granularity_bits: entry[17],
+            table: be64(entry, 0),
+            size,
+        });
+        at += (24 + extra + name_len).next_multiple_of(8);
+    }
+    Ok(Some((offset, len, bitmaps)))
+}
+
+/// The ranges of the host file that bitmaps take, if they are in force.
+pub(super) fn ranges(file: &dyn Storage, header: &Header) -> Result<Vec<(u64, u64)>> {
+    let Some((offset, len, bitmaps)) = directory(file, header)? else { return Ok(Vec::new()) };
+    let mut ranges = vec![(offset, len)];
+    for bitmap in bitmaps {
+        let mut bytes = vec![0; bitmap.size as usize * 8];
+        file.read(bitmap.table, &mut bytes)?;
+        ranges.push((bitmap.table, bitmap.size * 8));
+        let clusters = (0..bitmap.size as usize).map(|i| be64(&bytes, i * 8) & OFFSET).filter(|&c| c != 0);
         ranges.extend(clusters.map(|c| (c, 1 << header.cluster_bits)));
-        at += (24 + name + extra).next_multiple_of(8);
     }
     Ok(ranges)
 }
 
+/// The bitmaps in force; none if their directory is damaged.
+pub(super) fn list(file: &dyn Storage, header: &Header) -> Vec<BitmapInfo> {
+    let bitmaps = directory(file, header).ok().flatten().map(|(_, _, bitmaps)| bitmaps);
+    let info = |b: Bitmap| BitmapInfo {
+        name: b.name,
+        granularity: 1u64.checked_shl(b.granularity_bits.into()).unwrap_or(0),
+        in_use: b.flags & IN_USE != 0,
+        auto: b.flags & AUTO != 0,
+    };
+    bitmaps.unwrap_or_default().into_iter().map(info).collect()
+}
+
+impl Meta {
+    /// Before the first change of content: what the header says of it in optional features must
+    /// not become wrong. Features that we do not know lose their bit (qcow2.rst, bytes 88-95).
+    fn content_changes(&mut self) -> Result<()> {
+        let bitmaps = match directory(&*self.file, &self.header) {
+            Ok(found) => found.map_or(Vec::new(), |(_, _, bitmaps)| bitmaps),
+            Err(_) => Vec::new(),
+        };
+        for bitmap in bitmaps.iter().filter(|b| b.flags & IN_USE == 0) {
+            self.file.write(bitmap.at + 12, &(bitmap.flags | IN_USE).to_be_bytes())?;
+        }
+        let kept = DATA_FILE_RAW | if bitmaps.is_empty() { 0 } else { BITMAPS_FIT };
+        let before = self.header.autoclear;
+        if before & !kept != 0 {
+            self.header.autoclear = before & kept;
+            if let Err(e) = self.write_header() {
+                self.header.autoclear = before;
+                return Err(e);
+            }
+        } else if bitmaps.is_empty() {
+            return Ok(());
+        }
+        self.file.flush()
+    }
+}
+
+impl Qcow2 {
+    /// Leave to change the content, or why not.
+    pub(super) fn changing(&self) -> Result<()> {
+        if self.changed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if self.read_only {
+            return Err(BlockError::ReadOnly { name: self.file.name().to_string() });
+        }
+        let mut meta = self.meta();
+        meta.content_changes()?;
+        self.changed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::block::qcow2::{CreateOptions, Repair, create};
+    use crate::block::qcow2::{BitmapInfo, CreateOptions, Repair, create};
     use crate::block::scratch::{Scratch, have, run};
     use crate::block::{OpenOptions, open};
 
     #[test]
-    fn bitmaps_of_qemu_are_no_leaks_until_something_is_written() {
+    fn bitmaps_of_qemu_are_kept_until_something_is_written() {
         if !have("qemu-img") {
             return;
         }
@@ -61,22 +150,37 @@ mod tests {
         let path = dir.path("disk.qcow2");
         create(&path, &CreateOptions { size: 1 << 20, ..CreateOptions::default() }).unwrap();
         let text = path.to_str().unwrap();
-        run("qemu-img", &["bitmap", "--add", text, "backup"]);
+        run("qemu-img", &["bitmap", "--add", "-g", "65536", text, "backup"]);
+        run("qemu-img", &["bitmap", "--add", "--disable", text, "old"]);
         run("qemu-io", &["-c", "write -q -P 1 0 512k", text]);
         let look = OpenOptions { read_only: true, ..OpenOptions::default() };
         let check = |options: &OpenOptions, repair| {
             let image = open(&path, options).unwrap();
             let report = image.qcow2().unwrap().check(repair).unwrap();
-            (report.leaks, report.corruptions)
+            (report.leaks, report.corruptions, image.qcow2().unwrap().info().bitmaps)
         };
-        assert_eq!(check(&look, Repair::None), (0, 0));
-        // Repairing does not take the bitmap's clusters away.
+        let bitmap = |name: &str, in_use, auto| BitmapInfo { name: name.into(), granularity: 65536, in_use, auto };
+        let kept = vec![bitmap("backup", false, true), bitmap("old", false, false)];
+        assert_eq!(check(&look, Repair::None), (0, 0, kept.clone()));
+        // Neither repairing nor opening and flushing changes content.
         let repair = OpenOptions { for_check: true, ..OpenOptions::default() };
-        assert_eq!(check(&repair, Repair::All), (0, 0));
-        assert!(run("qemu-img", &["info", text]).contains("backup"));
-        drop(open(&path, &OpenOptions::default()).unwrap());
-        assert!(check(&look, Repair::None).0 > 0, "out of date now: its clusters are leaks");
-        run("qemu-img", &["check", "-q", "-r", "leaks", text]);
-        assert_eq!(check(&look, Repair::None), (0, 0));
+        assert_eq!(check(&repair, Repair::All), (0, 0, kept.clone()));
+        let image = open(&path, &OpenOptions::default()).unwrap();
+        image.backend().flush().unwrap();
+        drop(image);
+        assert_eq!(check(&look, Repair::None), (0, 0, kept));
+        assert!(!run("qemu-img", &["info", text]).contains("in-use"));
+        // Now they are out of date, and everybody is told.
+        let image = open(&path, &OpenOptions::default()).unwrap();
+        image.backend().write(700_000, &[1; 10]).unwrap();
+        drop(image);
+        let stale = vec![bitmap("backup", true, true), bitmap("old", true, false)];
+        assert_eq!(check(&look, Repair::None), (0, 0, stale));
+        run("qemu-img", &["check", "-q", text]);
+        assert!(run("qemu-img", &["info", text]).contains("in-use"));
+        run("qemu-img", &["bitmap", "--remove", text, "backup"]);
+        run("qemu-img", &["bitmap", "--remove", text, "old"]);
+        run("qemu-img", &["check", "-q", text]);
+        assert_eq!(check(&look, Repair::None), (0, 0, Vec::new()));
     }
 }

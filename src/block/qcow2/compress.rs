@@ -61,17 +61,14 @@ impl Qcow2 {
     /// Writes one whole cluster packed, or plainly if it does not get smaller. `data` is shorter
     /// than a cluster only at the end of the disk.
     pub fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.writable()?;
+        self.changing()?;
         let (size, len) = (self.layout.cluster(), data.len() as u64);
         check_range(offset, len, self.len())?;
         if self.layout.within(offset) != 0 || len > size || (len < size && offset + len != self.len()) || len == 0 {
             let what = format!("compressed writes are whole clusters of {size} bytes, not {len} bytes at {offset}");
             return Err(BlockError::Invalid { what });
         }
-        if self.layout.data_file {
-            let what = "images with a data file cannot hold compressed clusters; leave -c out".to_string();
-            return Err(BlockError::Unsupported { name: self.file.name().to_string(), what });
-        }
+        self.no_data_file("hold compressed clusters; leave -c out")?;
         let mut cluster = data.to_vec();
         cluster.resize(size as usize, 0);
         let Some(packed) = pack(&cluster, self.compression) else {

@@ -8,7 +8,7 @@ impl Qcow2 {
     /// Forgets all content, so that everything is read from the backing file, and gives the space back. Until the
     /// end of it a crash leaves an image that reads in each place as before or as the backing file.
     pub fn make_empty(&self) -> Result<()> {
-        self.writable()?;
+        self.changing()?;
         let _alone = self.alone();
         let mut meta = self.meta();
         if !meta.snapshots.is_empty() {

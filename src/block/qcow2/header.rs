@@ -1,5 +1,6 @@
 //! The header and its extensions (qcow2.rst, "Header" and "Header extensions").
 
+use super::layout::Layout;
 use super::options::Compression;
 use crate::block::{BlockError, Result, Storage};
 
@@ -21,7 +22,15 @@ pub(super) const EXTENDED_L2: u64 = 1 << 4;
 /// Compatible feature: reference counts may be left behind.
 pub(super) const LAZY_REFCOUNTS: u64 = 1 << 0;
 
+/// Autoclear feature: the bitmaps fit to the content.
+pub(super) const BITMAPS_FIT: u64 = 1 << 0;
+/// Autoclear feature: the data file alone reads as the disk.
+pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
+
 const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
+const EXT_DATA_FILE: u32 = 0x4441_5441;
+/// Subclusters are at least sectors (qcow2.rst, "incompatible_features", bit 4).
+pub(super) const LEAST_EXTENDED_BITS: u32 = 14;
 const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
 
 /// Tables larger than these are refused: nothing real is near, and memory stays bounded.
@@ -177,12 +186,16 @@ impl Header {
         if self.version == 2 {
             (self.incompatible, self.compatible, self.autoclear) = (0, 0, 0);
         }
-        let known = DIRTY | CORRUPT | COMPRESSION_TYPE;
+        let known = DIRTY | CORRUPT | COMPRESSION_TYPE | EXTERNAL_DATA | EXTENDED_L2;
         let unknown = self.incompatible & !known;
         if unknown != 0 {
             let names: Vec<_> = (0..64).filter(|bit| unknown >> bit & 1 != 0).map(|bit| self.feature(bit)).collect();
             let what = format!("the image uses features that are not supported: {}", names.join(", "));
             return Err(BlockError::Unsupported { name: name.to_string(), what });
+        }
+        if self.incompatible & EXTENDED_L2 != 0 && self.cluster_bits < LEAST_EXTENDED_BITS {
+            let what = format!("extended L2 entries with cluster_bits {}; at least 14 are needed", self.cluster_bits);
+            return Err(corrupt(name, what));
         }
         if self.refcount_order > 6 {
             return Err(corrupt(name, format!("refcount_order {}; possible are 0 to 6", self.refcount_order)));
@@ -202,11 +215,6 @@ impl Header {
 
     /// The name of an incompatible feature, from the file's table if we do not know it.
     fn feature(&self, bit: u32) -> String {
-        match 1u64 << bit {
-            EXTERNAL_DATA => return "external data file".to_string(),
-            EXTENDED_L2 => return "extended L2 entries".to_string(),
-            _ => {}
-        }
         let table = self.extensions.iter().find(|(kind, _)| *kind == EXT_FEATURE_NAMES);
         let entries = table.map_or(&[][..], |(_, bytes)| bytes).chunks_exact(48);
         for entry in entries {
@@ -233,8 +241,8 @@ impl Header {
             let what = format!("{} snapshots at {:#x}", self.snapshots, self.snapshots_offset);
             return Err(corrupt(name, what));
         }
-        // One L2 table covers 2^(2 * cluster_bits - 3) bytes; the L1 table must reach to the end.
-        let per_l1 = 1u64 << (2 * self.cluster_bits - 3);
+        // The L1 table must reach to the end.
+        let per_l1 = Layout::of(self).per_l1();
         if self.size > i64::MAX as u64 || self.size.div_ceil(per_l1) > u64::from(self.l1_size) {
             return Err(corrupt(name, format!("a disk of {} bytes with {} L1 entries", self.size, self.l1_size)));
         }
@@ -245,6 +253,19 @@ impl Header {
     pub(super) fn backing_format(&self) -> Option<String> {
         let found = self.extensions.iter().find(|(kind, _)| *kind == EXT_BACKING_FORMAT);
         found.map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    /// The name of the external data file, if the header tells one.
+    pub(super) fn data_file(&self) -> Option<String> {
+        let found = self.extensions.iter().find(|(kind, _)| *kind == EXT_DATA_FILE);
+        found.map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    /// Names an external data file; `raw` if it alone is to read as the disk.
+    pub(super) fn set_data_file(&mut self, name: &str, raw: bool) {
+        self.incompatible |= EXTERNAL_DATA;
+        self.autoclear |= if raw { DATA_FILE_RAW } else { 0 };
+        self.extensions.push((EXT_DATA_FILE, name.as_bytes().to_vec()));
     }
 
     /// Names another backing file, or none.

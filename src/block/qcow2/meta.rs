@@ -129,7 +129,12 @@ pub(super) struct Meta {
 
 impl Meta {
     /// Reads all tables that stay in memory.
-    pub(super) fn load(file: Arc<dyn Storage>, header: Header, caches: &TableCaches) -> Result<Meta> {
+    pub(super) fn load(
+        file: Arc<dyn Storage>,
+        data_file: Option<Arc<dyn Storage>>,
+        header: Header,
+        caches: &TableCaches,
+    ) -> Result<Meta> {
         let layout = Layout::of(&header);
         let l1 = FlatTable::read(&*file, header.l1_offset, header.l1_size as usize)?;
         let entries = u64::from(header.reftable_clusters) * layout.cluster() / 8;
@@ -140,7 +145,7 @@ impl Meta {
         let (l2_bytes, block_bytes) = caches.limits(layout.cluster(), all_l2);
         let mut meta = Meta {
             file,
-            data_file: None,
+            data_file,
             layout,
             header,
             l1,

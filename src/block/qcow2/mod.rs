@@ -13,6 +13,7 @@ mod check;
 mod commit;
 mod compress;
 mod create;
+mod data_file;
 mod empty;
 mod header;
 mod layout;
@@ -33,7 +34,7 @@ mod zero;
 
 pub use caches::TableCaches;
 pub use create::{create, create_in};
-pub use options::{CheckReport, Compression, CreateOptions, Info, Repair, SnapshotInfo};
+pub use options::{BitmapInfo, CheckReport, Compression, CreateOptions, Info, Repair, SnapshotInfo};
 pub use state::MachineState;
 
 use super::{
@@ -46,7 +47,7 @@ use running::Running;
 use std::collections::HashSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// An open qcow2 image.
@@ -62,6 +63,8 @@ pub struct Qcow2 {
     data_is_raw: bool,
     /// Whether the host file is much smaller than what is allocated in it.
     sparse: OnceLock<bool>,
+    /// Something was changed, and the header says nothing that this made wrong.
+    changed: AtomicBool,
     size: AtomicU64,
     running: Running,
     /// One flush at a time.
@@ -81,7 +84,8 @@ impl Qcow2 {
             let what = "marked corrupt; repair it with brolga-img check -r all, or open it read-only".to_string();
             return Err(BlockError::Corrupt { name, what });
         }
-        let mut meta = Meta::load(file.clone(), header, &options.tables)?;
+        let data_file = data_file::open(path, &header, options)?;
+        let mut meta = Meta::load(file.clone(), data_file, header, &options.tables)?;
         if !options.read_only && !options.for_check {
             prepare_for_writing(&mut meta)?;
         }
@@ -97,7 +101,7 @@ impl Qcow2 {
     /// Opens an image that names no backing file, over one that is open already.
     pub(super) fn open_over(file: Arc<dyn Storage>, backing: Image) -> Result<Qcow2> {
         let header = Header::read(&*file)?;
-        let meta = Meta::load(file.clone(), header, &TableCaches::default())?;
+        let meta = Meta::load(file.clone(), None, header, &TableCaches::default())?;
         Ok(Qcow2::assemble(file, meta, false, Some(backing)))
     }
 
@@ -111,8 +115,9 @@ impl Qcow2 {
             size: header.size.into(),
             running: Running::default(),
             flushing: Mutex::new(()),
-            data: file.clone(),
-            data_is_raw: false,
+            data: meta.data_file.clone().unwrap_or_else(|| file.clone()),
+            data_is_raw: meta.data_file.is_some() && header.autoclear & header::DATA_FILE_RAW != 0,
+            changed: false.into(),
             sparse: OnceLock::new(),
             meta: Mutex::new(meta),
             landed: Condvar::new(),
@@ -145,6 +150,10 @@ impl Qcow2 {
             compression: header.compression,
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),
+            extended_l2: self.layout.extended,
+            data_file: header.data_file(),
+            data_file_raw: self.data_is_raw,
+            bitmaps: bitmaps::list(&*self.file, header),
         }
     }
 
@@ -186,14 +195,8 @@ impl Qcow2 {
     }
 }
 
-/// What a first write relies on: right counts, and no feature kept that we would make wrong.
+/// What a first write relies on: right counts.
 fn prepare_for_writing(meta: &mut Meta) -> Result<()> {
-    // Autoclear features (bitmaps) would no longer fit to the content (qcow2.rst, bytes 88-95).
-    if meta.header.autoclear != 0 {
-        meta.header.autoclear = 0;
-        meta.write_header()?;
-        meta.file.flush()?;
-    }
     let blocks: Vec<u64> = meta.reftable.entries.iter().copied().filter(|&e| e != 0).collect();
     if blocks.iter().collect::<HashSet<_>>().len() < blocks.len() && meta.header.incompatible & DIRTY == 0 {
         return meta.corrupt("a refcount block is named twice; repair it with brolga-img check -r all".to_string());
@@ -226,7 +229,7 @@ impl BlockBackend for Qcow2 {
     }
 
     fn writev(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
-        self.writable()?;
+        self.changing()?;
         let len = super::total(bufs);
         check_range(offset, len, self.len())?;
         if self.meta().many_waiting() {
@@ -244,13 +247,13 @@ impl BlockBackend for Qcow2 {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.writable()?;
+        self.changing()?;
         check_range(offset, len, self.len())?;
         self.discard_range(offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
-        self.writable()?;
+        self.changing()?;
         check_range(offset, len, self.len())?;
         self.zero_range(offset, len, unmap)
     }
@@ -261,7 +264,7 @@ impl BlockBackend for Qcow2 {
     }
 
     fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()> {
-        self.writable()?;
+        self.changing()?;
         self.resize_to(len, preallocation)
     }
 }

@@ -41,6 +41,13 @@ pub struct CreateOptions {
     pub compression: Compression,
     /// The file below, as the image is to name it, and its format.
     pub backing: Option<(String, Option<Format>)>,
+    /// Clusters of 32 subclusters that are allocated one by one; clusters of 16 KiB at least.
+    pub extended_l2: bool,
+    /// A file of its own for the data, as the image is to name it: relative to the current directory,
+    /// as QEMU has it. It is made anew.
+    pub data_file: Option<String>,
+    /// The data file alone reads as the disk.
+    pub data_file_raw: bool,
 }
 
 impl Default for CreateOptions {
@@ -54,6 +61,9 @@ impl Default for CreateOptions {
             preallocation: Preallocation::Off,
             compression: Compression::Zlib,
             backing: None,
+            extended_l2: false,
+            data_file: None,
+            data_file_raw: false,
         }
     }
 }
@@ -79,6 +89,28 @@ pub struct Info {
     pub backing_file: Option<String>,
     /// Its format if the header tells.
     pub backing_format: Option<String>,
+    /// Whether clusters have subclusters.
+    pub extended_l2: bool,
+    /// The external data file as the header names it.
+    pub data_file: Option<String>,
+    /// Whether the data file alone reads as the disk.
+    pub data_file_raw: bool,
+    /// Persistent bitmaps in force.
+    pub bitmaps: Vec<BitmapInfo>,
+}
+
+/// A persistent bitmap: which parts of the disk were written since some moment. Brolga keeps
+/// bitmaps but does not maintain them: the first change declares them out of date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BitmapInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes of the disk that one bit stands for.
+    pub granularity: u64,
+    /// It was not saved properly, so that it says nothing.
+    pub in_use: bool,
+    /// It follows writes.
+    pub auto: bool,
 }
 
 /// What a check may change.

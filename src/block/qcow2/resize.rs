@@ -102,6 +102,7 @@ impl Qcow2 {
                 meta.write_header()?;
                 self.file.flush()?;
             }
+            self.resize_data(len)?;
             self.size.store(len, Ordering::Release);
             if len < old {
                 meta.cut(self.layout.clusters(len) << self.layout.cluster_bits)?;
@@ -126,6 +127,9 @@ impl Qcow2 {
         let _alone = self.alone();
         let layout = self.layout;
         let mut meta = self.meta();
+        if layout.data_file {
+            return self.preallocate_data(&mut meta, from, to, preallocation);
+        }
         let mut guest = layout.clusters(from) << layout.cluster_bits;
         let mut behind = layout.clusters(self.file.len());
         while guest < to {
@@ -162,12 +166,12 @@ impl Qcow2 {
         meta.settle()
     }
 
-    fn write_zero_data(&self, host: u64, len: u64) -> Result<()> {
+    pub(super) fn write_zero_data(&self, host: u64, len: u64) -> Result<()> {
         let zeroes = vec![0; CHUNK];
         let mut done = 0;
         while done < len {
             let step = (len - done).min(CHUNK as u64);
-            self.file.write(host + done, &zeroes[..step as usize])?;
+            self.data.write(host + done, &zeroes[..step as usize])?;
             done += step;
         }
         Ok(())

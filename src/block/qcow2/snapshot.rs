@@ -345,11 +345,8 @@ impl Qcow2 {
     /// Runs a change during which counts and "copied" flags contradict each other. Neither costs
     /// data, but the dirty bit makes whoever opens the image after a crash set them right.
     fn change_counts<T>(&self, change: impl FnOnce(&mut Meta) -> Result<T>) -> Result<T> {
-        self.writable()?;
-        if self.layout.data_file {
-            let what = "images with a data file cannot have snapshots; use an overlay".to_string();
-            return Err(BlockError::Unsupported { name: self.file.name().to_string(), what });
-        }
+        self.changing()?;
+        self.no_data_file("have snapshots; use an overlay")?;
         let _alone = self.alone();
         let mut meta = self.meta();
         meta.settle()?;

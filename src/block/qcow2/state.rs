@@ -34,7 +34,8 @@ impl Qcow2 {
 
     /// Writes a part of the state that the next snapshot keeps. Parts follow each other from 0 on.
     pub fn write_state(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.writable()?;
+        self.changing()?;
+        self.no_data_file("have snapshots; use an overlay")?;
         let (start, end) = self.state_range(offset, data.len() as u64)?;
         {
             let _alone = self.alone();

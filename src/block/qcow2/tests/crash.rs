@@ -153,13 +153,19 @@ fn check_as_found(bytes: &[u8], told: &str) {
 fn power_cuts_lose_nothing_that_was_flushed() {
     let qemu = have("qemu-img");
     let dir = Scratch::new();
-    for seed in seeds(0..24) {
+    for seed in seeds(0..36) {
         let mut dice = Dice::new(seed);
-        let options = CreateOptions {
+        let version = if seed % 8 == 0 { 2 } else { 3 };
+        let mut options = CreateOptions {
             refcount_bits: [16, 8, 64, 32][seed as usize % 4],
-            version: if seed % 8 == 0 { 2 } else { 3 },
+            version,
+            lazy_refcounts: version == 3 && seed % 3 == 1,
+            extended_l2: version == 3 && seed % 4 == 3,
             ..small(SIZE, [512, 4096, 1024, 65536][(seed as usize / 2) % 4])
         };
+        if options.extended_l2 {
+            options.cluster_size = options.cluster_size.max(16384);
+        }
         let file = Arc::new(Memory::default());
         create_in(file.clone(), &options).unwrap();
         let created = file.steps();

@@ -12,6 +12,8 @@ struct Model {
     snapshots: Vec<(String, Vec<u8>)>,
     number: u32,
     version: u32,
+    /// Data lies in a file of its own: no snapshots, nothing packed.
+    data_file: bool,
     /// Length of the backing file: the disk stays longer, QEMU shows it again where it was cut.
     below: u64,
 }
@@ -58,7 +60,7 @@ fn our_turn(dice: &mut Dice, path: &Path, model: &mut Model) {
                 disk.discard(offset as u64, len as u64).unwrap();
                 adopt(&*disk, model, offset, len);
             }
-            8 => {
+            8 if !model.data_file => {
                 let cluster = qcow2.info().cluster_size as usize;
                 let start = offset / cluster * cluster;
                 let len = cluster.min(model.disk.len() - start);
@@ -66,7 +68,7 @@ fn our_turn(dice: &mut Dice, path: &Path, model: &mut Model) {
                 qcow2.write_compressed(start as u64, &data).unwrap();
                 model.disk[start..start + len].copy_from_slice(&data);
             }
-            9 => {
+            9 if !model.data_file => {
                 model.number += 1;
                 let name = format!("ours{}", model.number);
                 qcow2.create_snapshot(&name, UNIX_EPOCH).unwrap();
@@ -139,7 +141,7 @@ fn qemu_turn(dice: &mut Dice, path: &Path, model: &mut Model) {
         }
     }
     match dice.below(4) {
-        0 => {
+        0 if !model.data_file => {
             model.number += 1;
             let name = format!("qemu{}", model.number);
             run("qemu-img", &["snapshot", "-c", &name, text]);
@@ -190,7 +192,13 @@ fn qemu_create(path: &Path, options: &CreateOptions) {
     if options.version == 3 {
         let lazy = if options.lazy_refcounts { "on" } else { "off" };
         let (bits, compression) = (options.refcount_bits, options.compression.name());
+        let extended = if options.extended_l2 { "on" } else { "off" };
         list += &format!(",refcount_bits={bits},lazy_refcounts={lazy},compression_type={compression}");
+        list += &format!(",extended_l2={extended}");
+        if let Some(data) = &options.data_file {
+            let raw = if options.data_file_raw { "on" } else { "off" };
+            list += &format!(",data_file={data},data_file_raw={raw}");
+        }
     }
     if options.backing.is_some() {
         list += ",backing_file=base.raw,backing_fmt=raw";
@@ -213,9 +221,18 @@ fn turns(seed: u64, rounds: u32) {
         options.refcount_bits = [8, 16, 32, 64][dice.below(4) as usize];
         options.compression = [Compression::Zlib, Compression::Zstd][dice.below(2) as usize];
         options.lazy_refcounts = dice.below(3) == 0;
+        if dice.below(2) == 0 {
+            options.extended_l2 = true;
+            options.cluster_size = options.cluster_size.max(1 << 14);
+        }
+        if dice.below(4) == 0 {
+            options.data_file = Some(dir.path("disk.data").to_str().unwrap().to_string());
+            options.data_file_raw = dice.below(2) == 0;
+        }
     }
-    let mut model = Model { disk: vec![0; 2 << 20], snapshots: Vec::new(), number: 0, version, below: 0 };
-    if dice.below(3) == 0 {
+    let data_file = options.data_file.is_some();
+    let mut model = Model { disk: vec![0; 2 << 20], snapshots: Vec::new(), number: 0, version, data_file, below: 0 };
+    if dice.below(3) == 0 && !options.data_file_raw {
         model.below = 1_500_160;
         let below: Vec<u8> = (0..model.below).map(|i| (i / 777) as u8).collect();
         std::fs::write(dir.path("base.raw"), &below).unwrap();
@@ -237,6 +254,10 @@ fn turns(seed: u64, rounds: u32) {
             qemu_turn(&mut dice, &path, &mut model);
         }
         agree(&path, &raw, &model, &told);
+        if options.data_file_raw {
+            let data = std::fs::read(dir.path("disk.data")).unwrap();
+            assert!(data == model.disk, "{told}: the data file alone reads otherwise");
+        }
     }
 }
 
@@ -245,7 +266,7 @@ fn both_write_and_both_read_the_same() {
     if !have("qemu-img") || !have("qemu-io") {
         return;
     }
-    for seed in seeds(1..9) {
+    for seed in seeds(1..17) {
         turns(seed, 8);
     }
 }
@@ -259,13 +280,23 @@ fn what_we_create_is_as_qemu_creates() {
     for version in [2, 3] {
         for preallocation in [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full] {
             for size in [0, 512, 3 << 20, 5_000_192] {
-                let path = dir.path("new.qcow2");
-                let options = CreateOptions { size, version, preallocation, ..CreateOptions::default() };
-                create(&path, &options).unwrap();
-                let text = path.to_str().unwrap();
-                run("qemu-img", &["check", "-q", text]);
-                let info = run("qemu-img", &["info", text]);
-                assert!(info.contains(&format!("({size} bytes)")), "{info}");
+                for (extended_l2, data_file) in
+                    [(false, None), (true, None), (true, Some(dir.path("new.data").to_str().unwrap().to_string()))]
+                {
+                    if version == 2 && extended_l2 {
+                        continue;
+                    }
+                    let path = dir.path("new.qcow2");
+                    let data_file_raw = data_file.is_some();
+                    let more = CreateOptions { extended_l2, data_file, data_file_raw, ..CreateOptions::default() };
+                    create(&path, &CreateOptions { size, version, preallocation, ..more }).unwrap();
+                    let text = path.to_str().unwrap();
+                    run("qemu-img", &["check", "-q", text]);
+                    let info = run("qemu-img", &["info", text]);
+                    assert!(info.contains(&format!("({size} bytes)")), "{info}");
+                    assert_eq!(info.contains("extended l2: true"), extended_l2, "{info}");
+                    assert_eq!(info.contains("data file raw: true"), data_file_raw, "{info}");
+                }
             }
         }
     }

@@ -75,7 +75,9 @@ fn a_host_disk_that_fills_again_and_again() {
         let mut dice = Dice::new(seed);
         let file = Arc::new(Memory::default());
         let lazy_refcounts = seed % 4 == 3;
-        let options = CreateOptions { lazy_refcounts, ..small(SIZE, [512, 4096, 65536][seed as usize % 3]) };
+        let extended_l2 = seed % 5 == 4;
+        let cluster = if extended_l2 { 16384 } else { [512, 4096, 65536][seed as usize % 3] };
+        let options = CreateOptions { lazy_refcounts, extended_l2, ..small(SIZE, cluster) };
         create_in(file.clone(), &options).unwrap();
         let image = open(file.clone()).unwrap();
         let mut model = Model(vec![vec![0]; (SIZE / SECTOR) as usize]);

@@ -100,7 +100,9 @@ fn power_cuts_among_parallel_requests() {
     for seed in seeds(0..12) {
         let file = Arc::new(Memory::default());
         let lazy_refcounts = seed % 3 == 2;
-        let options = CreateOptions { lazy_refcounts, ..small(SIZE, [512, 4096, 65536][seed as usize % 3]) };
+        let extended_l2 = seed % 4 == 3;
+        let cluster = if extended_l2 { 16384 } else { [512, 4096, 65536][seed as usize % 3] };
+        let options = CreateOptions { lazy_refcounts, extended_l2, ..small(SIZE, cluster) };
         create_in(file.clone(), &options).unwrap();
         let created = file.steps();
         let image = open(file.clone()).unwrap();
