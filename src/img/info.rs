@@ -203,7 +203,6 @@ fn human_qcow2(facts: &Qcow2Facts, out: &mut dyn Write) -> Result<()> {
     if header.version > 2 {
         writeln!(out, "    lazy refcounts: {}", header.lazy_refcounts)?;
     }
-    writeln!(out, "    refcount bits: {}", header.refcount_bits)?;
     if !header.bitmaps.is_empty() {
         writeln!(out, "    bitmaps:")?;
     }
@@ -214,6 +213,7 @@ fn human_qcow2(facts: &Qcow2Facts, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "        [{i}]:\n            flags:{flags}")?;
         writeln!(out, "            name: {name}\n            granularity: {granularity}")?;
     }
+    writeln!(out, "    refcount bits: {}", header.refcount_bits)?;
     if let Some(file) = &header.data_file {
         writeln!(out, "    data file: {file}\n    data file raw: {}", header.data_file_raw)?;
     }

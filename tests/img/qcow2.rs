@@ -54,7 +54,7 @@ fn create_with_options() {
             dir.same("info a.qcow2");
         }
     }
-    assert!(dir.bad("create -f qcow2 -o extended_l2=on x 1M", 1).contains("extended_l2=on"));
+    assert!(dir.bad("create -f qcow2 -o extended_l2=on,cluster_size=4k x 1M", 1).contains("extended_l2=on"));
     assert!(dir.bad("create -f qcow2 -b none.raw -F raw x", 1).contains("none.raw"));
     assert!(dir.bad("create -f qcow2 -b none.raw x 1M", 1).contains("add -F qcow2 or -F raw"));
 }

@@ -204,11 +204,10 @@ fn prepare_for_writing(meta: &mut Meta) -> Result<()> {
     if meta.header.incompatible & DIRTY != 0 {
         let report = meta.check(Repair::All)?;
         meta.settle()?;
-        meta.file.flush()?;
         if report.corruptions > report.corruptions_fixed {
             return meta.corrupt("reference counts could not be repaired; run brolga-img check".to_string());
         }
-        meta.mark(DIRTY, false)?;
+        meta.counts_follow()?;
     }
     Ok(())
 }

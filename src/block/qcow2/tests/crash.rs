@@ -115,8 +115,11 @@ fn program(dice: &mut Dice, file: &Arc<Memory>, image: &Qcow2, requests: u32) ->
 }
 
 fn verify(bytes: Vec<u8>, allowed: &[HashSet<u8>], told: &str) {
-    let image = open(Arc::new(Memory::with(bytes))).unwrap_or_else(|e| panic!("{told}: {e}"));
+    let file = Arc::new(Memory::with(bytes));
+    let image = open(file.clone()).unwrap_or_else(|e| panic!("{told}: {e}"));
     only_flags(&image, told);
+    check_as_found(&file.bytes(), told);
+    assert!(!image.info().dirty, "{told}: opened for writing, and not repaired");
     let mut content = vec![0; SIZE as usize];
     image.read(0, &mut content).unwrap();
     for (sector, bytes) in content.chunks(SECTOR as usize).enumerate() {
