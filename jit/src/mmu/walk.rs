@@ -43,7 +43,7 @@ pub struct PagingState {
     pub efer: u64,
     /// The four PDPTE registers of PAE paging (SDM 3A 4.4.1).
     pub pdptes: [u64; 4],
-    /// Address lines that reach memory ([`crate::cpu::Shared::address_lines`]).
+    /// Address lines that reach memory (those of the shared state, with the A20 gate).
     pub lines: u64,
 }
 
