@@ -19,7 +19,7 @@ pub(super) const COMMAND: Command = Command {
         QUIET,
         FORMAT,
         IMAGE_OPTS,
-        Opt::value(Some('t'), "cache", "writeback|unsafe", "unsafe: do not flush"),
+        Opt::value(Some('t'), "cache", images::CACHES, "how the image is cached (writeback)"),
         Opt::value(Some('c'), "count", "COUNT", "number of requests (75000)"),
         Opt::value(Some('d'), "depth", "DEPTH", "requests at a time, each on a thread (64)"),
         Opt::value(Some('o'), "offset", "OFFSET", "where the first one goes (0)"),
@@ -52,8 +52,6 @@ struct Plan {
     pattern: u8,
     flush_interval: u64,
     drain: bool,
-    /// Whether flushes reach the host.
-    durable: bool,
 }
 
 impl Plan {
@@ -76,7 +74,6 @@ impl Plan {
             pattern: pattern.unwrap_or(0) as u8,
             flush_interval: flush.unwrap_or(0),
             drain: !arguments.has("no-drain"),
-            durable: arguments.parsed("cache", images::cache)? != Some(images::Cache::Unsafe),
         };
         if let Some(option) = arguments.among(&["pattern", "flush-interval"]).next().filter(|_| !plan.write) {
             bail!("--{option}: only for writes; add -w");
@@ -112,7 +109,8 @@ impl Plan {
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let plan = Plan::read(arguments)?;
     let [name] = arguments.exactly(["FILENAME"])?;
-    let opened = Named::from(arguments, name, "format")?.open(!plan.write)?;
+    let cache = arguments.parsed("cache", images::cache)?;
+    let opened = Named::from(arguments, name, "format")?.cached(cache).open(!plan.write)?;
     let len = opened.disk.len();
     if plan.size > len || plan.offset > len - plan.size {
         bail!(
@@ -163,7 +161,7 @@ fn measure(plan: &Plan, disk: &dyn BlockBackend) -> Result<()> {
                     false => disk.read(at, &mut buffer)?,
                 }
             }
-            if plan.flush_interval > 0 && (index + 1).is_multiple_of(plan.flush_interval) && plan.durable {
+            if plan.flush_interval > 0 && (index + 1).is_multiple_of(plan.flush_interval) {
                 let _guard = plan.drain.then(|| under_way.write().unwrap_or_else(|e| e.into_inner()));
                 disk.flush()?;
             }

@@ -18,7 +18,7 @@ pub(super) const COMMAND: Command = Command {
         QUIET,
         FORMAT,
         IMAGE_OPTS,
-        Opt::value(Some('T'), "cache", "writeback|unsafe", "how the image is cached"),
+        Opt::value(Some('T'), "cache", images::CACHES, "how the image is cached (writeback)"),
         FORCE_SHARE,
         OUTPUT,
         Opt::value(Some('r'), "repair", "leaks|all", "mend: free what nothing uses, or all that is wrong"),
@@ -37,7 +37,7 @@ const NOTHING_TO_CHECK: u8 = 63;
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let as_json = arguments.json()?;
-    arguments.parsed("cache", images::cache)?;
+    let cache = arguments.parsed("cache", images::cache)?;
     let repair = arguments.parsed("repair", |v| match v {
         "leaks" => Ok(Repair::Leaks),
         "all" => Ok(Repair::All),
@@ -47,7 +47,7 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         bail!("-r: an image that is shared cannot be mended; leave -U out");
     }
     let [name] = arguments.exactly(["FILENAME"])?;
-    let named = Named::from(arguments, name, "format")?;
+    let named = Named::from(arguments, name, "format")?.cached(cache);
     // What lies below an image is not part of the check, and may be gone.
     let options = OpenOptions {
         format: named.format,

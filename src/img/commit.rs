@@ -6,6 +6,7 @@ use super::copy::PIECE;
 use super::create::beside;
 use super::images::{self, Named, Opened};
 use super::progress::Progress;
+use super::rate::{self, Rate};
 use crate::block::{BlockBackend, Content, Image, OpenOptions, Preallocation};
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::Write;
@@ -20,10 +21,10 @@ pub(super) const COMMAND: Command = Command {
         PROGRESS,
         FORMAT,
         IMAGE_OPTS,
-        Opt::value(Some('t'), "cache", "writeback|unsafe", "how images are cached"),
+        Opt::value(Some('t'), "cache", images::CACHES, "how images are cached (writeback)"),
         Opt::switch(Some('d'), "drop", "leave FILENAME as it is instead of emptying it"),
         Opt::value(Some('b'), "base", "FILE", "the image of the chain to write to (the one below); implies -d"),
-        Opt::refused(Some('r'), "rate", Some("RATE"), "the rate cannot be limited; leave it out"),
+        Opt::value(Some('r'), "rate", "RATE", "write at most that many bytes a second"),
         OBJECT,
     ],
     error_status: 1,
@@ -32,8 +33,9 @@ pub(super) const COMMAND: Command = Command {
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let [name] = arguments.exactly(["FILENAME"])?;
-    arguments.parsed("cache", images::cache)?;
-    let named = Named::from(arguments, name, "format")?;
+    let cache = arguments.parsed("cache", images::cache)?;
+    let rate = arguments.parsed("rate", rate::per_second)?.map(Rate::new);
+    let named = Named::from(arguments, name, "format")?.cached(cache);
     // Nobody may write to the image meanwhile. The chain is opened without locks, or it would keep us out of the base.
     let empty = !arguments.has("drop") && !arguments.has("base");
     let options = OpenOptions { format: named.format, read_only: !empty, backing: false, ..OpenOptions::default() };
@@ -50,14 +52,13 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         bail!("{name}: has snapshots, so it is not emptied; delete them, or add -d to leave it as it is");
     }
     let path = images::file_of(below).name().to_owned();
-    let base =
-        Named { shown: path.clone(), path: path.into(), format: Some(below.format()), share: false }.open(false)?;
+    let base = Named::at(&path, &path, Some(below.format())).cached(cache).open(false)?;
     let len = top.disk.len();
     if base.disk.len() < len {
         base.disk.resize(len, Preallocation::Off)?;
     }
     let progress = Progress::new(arguments.has("progress") && !arguments.has("quiet"), len);
-    write_down(&*top.disk, &*base.disk, depth as u32, &progress)?;
+    write_down(&*top.disk, &*base.disk, depth as u32, &progress, rate.as_ref())?;
     base.disk.flush()?;
     progress.finish();
     if empty {
@@ -87,7 +88,13 @@ fn find_base(top: &Opened, base: &str) -> Result<usize> {
 }
 
 /// Writes to `base` what images above it hold.
-fn write_down(top: &dyn BlockBackend, base: &dyn BlockBackend, depth: u32, progress: &Progress) -> Result<()> {
+fn write_down(
+    top: &dyn BlockBackend,
+    base: &dyn BlockBackend,
+    depth: u32,
+    progress: &Progress,
+    rate: Option<&Rate>,
+) -> Result<()> {
     let mut buffer = Vec::new();
     let mut at = 0;
     while at < top.len() {
@@ -99,6 +106,9 @@ fn write_down(top: &dyn BlockBackend, base: &dyn BlockBackend, depth: u32, progr
                     len = len.min(PIECE);
                     buffer.resize(len as usize, 0);
                     top.read(at, &mut buffer)?;
+                    if let Some(rate) = rate {
+                        rate.wait(len);
+                    }
                     base.write(at, &buffer)?;
                 }
                 Content::Zero => base.write_zeroes(at, len, true)?,

@@ -20,7 +20,7 @@ pub(super) const COMMAND: Command = Command {
         Opt::value(Some('F'), "b-format", "FMT", "format of FILENAME2; recognised if not given"),
         IMAGE_OPTS,
         Opt::switch(Some('s'), "strict", "sizes and what is stored must be the same too"),
-        Opt::value(Some('T'), "cache", "writeback|unsafe", "how images are cached"),
+        Opt::value(Some('T'), "cache", images::CACHES, "how images are cached (writeback)"),
         FORCE_SHARE,
         OBJECT,
     ],
@@ -40,9 +40,9 @@ enum Difference {
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let [first, second] = arguments.exactly(["FILENAME1", "FILENAME2"])?;
-    arguments.parsed("cache", images::cache)?;
-    let a = Named::from(arguments, first, "a-format")?.open(true)?;
-    let b = Named::from(arguments, second, "b-format")?.open(true)?;
+    let cache = arguments.parsed("cache", images::cache)?;
+    let a = Named::from(arguments, first, "a-format")?.cached(cache).open(true)?;
+    let b = Named::from(arguments, second, "b-format")?.cached(cache).open(true)?;
     let (quiet, strict) = (arguments.has("quiet"), arguments.has("strict"));
     let mut say = |text: &str| if quiet { Ok(()) } else { writeln!(out, "{text}") };
     let (len_a, len_b) = (a.disk.len(), b.disk.len());

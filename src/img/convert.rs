@@ -2,12 +2,13 @@
 
 use super::Command;
 use super::arguments::{Arguments, FORCE_SHARE, IMAGE_OPTS, OBJECT, Opt, PROGRESS, QUIET};
-use super::copy::{Copy, Source};
+use super::copy::{Copy, Salvage, Source};
 use super::create::beside;
 use super::format_options;
-use super::images::{self, Cache, Named, Opened};
+use super::images::{self, Named, Opened};
 use super::progress::Progress;
-use crate::block::{Format, Preallocation};
+use super::rate::{self, Rate};
+use crate::block::{CacheMode, Format, Preallocation};
 use crate::words::values;
 use anyhow::{Result, bail};
 use std::io::Write;
@@ -24,13 +25,18 @@ pub(super) const COMMAND: Command = Command {
         Opt::value(Some('f'), "source-format", "FMT", "format of the sources; recognised if not given"),
         IMAGE_OPTS,
         Opt::refused(None, "source-image-opts", None, "write --image-opts"),
-        Opt::refused(Some('l'), "source-snapshot", Some("SNAPSHOT"), "internal snapshots are not read yet"),
-        Opt::value(Some('T'), "source-cache", "writeback|unsafe", "how sources are cached"),
+        Opt::value(
+            Some('l'),
+            "source-snapshot",
+            "SNAPSHOT",
+            "take what the sources held then: name, id, or snapshot.name=",
+        ),
+        Opt::value(Some('T'), "source-cache", images::CACHES, "how sources are cached (writeback)"),
         Opt::value(Some('O'), "target-format", "FMT", "format of the target (raw)"),
         Opt::switch(None, "target-image-opts", "TARGET is a list, as with --image-opts; needs -n"),
         Opt::value(Some('o'), "target-options", "OPTIONS", "options of the target's format; -o help lists them"),
         Opt::switch(Some('c'), "compress", "store clusters compressed (qcow2)"),
-        Opt::value(Some('t'), "target-cache", "unsafe|writeback", "writeback: durable at the end (unsafe)"),
+        Opt::value(Some('t'), "target-cache", images::CACHES, "how the target is cached (unsafe)"),
         Opt::value(Some('B'), "backing", "FILE", "put the target on FILE; copy only what differs"),
         Opt::value(Some('F'), "backing-format", "FMT", "format of FILE"),
         Opt::switch(Some('n'), "no-create", "write into the TARGET that is there"),
@@ -39,10 +45,10 @@ pub(super) const COMMAND: Command = Command {
         Opt::refused(None, "bitmaps", None, "persistent bitmaps are not copied; leave it out"),
         Opt::refused(None, "skip-broken-bitmaps", None, "persistent bitmaps are not copied; leave it out"),
         FORCE_SHARE,
-        Opt::refused(Some('r'), "rate", Some("RATE"), "the rate cannot be limited; leave it out"),
+        Opt::value(Some('r'), "rate", "RATE", "write at most that many bytes a second"),
         Opt::value(Some('m'), "parallel", "NUMBER", "threads, 1 to 16 (8)"),
         Opt::refused(Some('C'), "copy-range-offloading", None, "holes and zeroes are skipped instead; leave it out"),
-        Opt::refused(None, "salvage", None, "read errors end the copy; leave it out"),
+        Opt::switch(None, "salvage", "go on after read errors: what cannot be read becomes zeroes"),
         Opt::switch(Some('W'), "oob-writes", "write pieces in any order"),
         OBJECT,
     ],
@@ -75,15 +81,15 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     };
     let sparse = arguments.parsed("sparse-size", sparse_size)?.unwrap_or(4096);
     let threads = arguments.parsed("parallel", |v| values::number_in(v, 1, 16))?.unwrap_or(8);
-    let durable = arguments.parsed("target-cache", images::cache)? == Some(Cache::Writeback);
-    arguments.parsed("source-cache", images::cache)?;
+    let target_cache = arguments.parsed("target-cache", images::cache)?.unwrap_or(CacheMode::UNSAFE);
+    let source_cache = arguments.parsed("source-cache", images::cache)?;
+    let rate = arguments.parsed("rate", rate::per_second)?;
     check_options(arguments, format)?;
-    let opened: Vec<Opened> =
-        sources.iter().map(|s| Named::from(arguments, s, "source-format")?.open(true)).collect::<Result<_>>()?;
+    let opened: Vec<Opened> = sources.iter().map(|s| source(arguments, s, source_cache)).collect::<Result<_>>()?;
     let sources: Vec<Source> =
         opened.iter().map(|o| Source { disk: o.disk.clone(), start: 0, len: o.disk.len() }).collect();
     let total = sources.iter().map(|s| s.len).sum();
-    let target = settle_target(arguments, target, format)?;
+    let target = settle_target(arguments, target, format)?.cached(Some(target_cache));
     refuse_own_source(&opened, &target.path)?;
     let made = match arguments.has("no-create") {
         true => Made { zero: arguments.has("target-is-zero"), over_backing: false },
@@ -115,9 +121,11 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         over_backing: made.over_backing,
         threads: threads as usize,
         ordered: !arguments.has("oob-writes"),
+        rate: rate.map(Rate::new),
+        salvage: arguments.has("salvage").then(|| Salvage { quiet: arguments.has("quiet") }),
     };
     copy.run(&progress)?;
-    target.finish(durable)?;
+    target.finish()?;
     progress.finish();
     Ok(0)
 }
@@ -146,10 +154,22 @@ fn check_options(arguments: &Arguments, format: Format) -> Result<()> {
     if arguments.has("target-image-opts") && arguments.has("target-format") {
         bail!("-O: cannot stand beside --target-image-opts; write driver= in the list");
     }
+    if arguments.has("source-snapshot") && arguments.operands.len() > 2 {
+        bail!("-l: only with one source");
+    }
     if arguments.has("backing-format") && !arguments.has("backing") {
         bail!("-F: there is no backing file; add -B FILE");
     }
     Ok(())
+}
+
+/// Opens a source, as it is or as it was.
+fn source(arguments: &Arguments, name: &str, cache: Option<CacheMode>) -> Result<Opened> {
+    let opened = Named::from(arguments, name, "source-format")?.cached(cache).open(true)?;
+    if let Some(wanted) = arguments.parsed("source-snapshot", images::snapshot)? {
+        opened.show(&wanted)?;
+    }
+    Ok(opened)
 }
 
 fn settle_target(arguments: &Arguments, name: &str, format: Format) -> Result<Named> {
@@ -197,7 +217,7 @@ fn make(arguments: &Arguments, target: &Named, format: Format, total: u64, sourc
         if new.preallocation() != Preallocation::Off {
             bail!("-o preallocation: not with a backing file; leave it out");
         }
-        Named { shown: file.to_owned(), path: beside(&target.path, file), format: below, share: false }.open(true)?;
+        Named::at(file, beside(&target.path, file), below).open(true)?;
     }
     new.create(&target.path)?;
     let device = std::fs::metadata(&target.path).is_ok_and(|m| m.file_type().is_block_device());

@@ -1,8 +1,10 @@
 //! Copies disks into one: pieces of data are read on several threads and written in order.
 
 use super::progress::Progress;
+use super::rate::Rate;
+use super::warn;
 use crate::block::qcow2::Qcow2;
-use crate::block::{BlockBackend, Content};
+use crate::block::{BlockBackend, Content, Extent};
 use anyhow::{Result, anyhow};
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +41,46 @@ pub struct Copy<'a> {
     pub threads: usize,
     /// Write in the order of the disk.
     pub ordered: bool,
+    /// Write no faster.
+    pub rate: Option<Rate>,
+    /// Go on where a source cannot be read.
+    pub salvage: Option<Salvage>,
 }
+
+/// `--salvage`: what cannot be read becomes zeroes.
+#[derive(Debug, Clone, Copy)]
+pub struct Salvage {
+    /// Do not tell.
+    pub quiet: bool,
+}
+
+impl Salvage {
+    fn tell(self, e: impl std::fmt::Display) {
+        if !self.quiet {
+            warn(&e.to_string());
+        }
+    }
+
+    /// Reads as much as can be read, sector by sector where it must.
+    fn read(self, disk: &dyn BlockBackend, at: u64, buffer: &mut [u8]) {
+        let Err(e) = disk.read(at, buffer) else { return };
+        if buffer.len() <= SECTOR {
+            self.tell(format_args!("{e}; zeroes stand there now"));
+            buffer.fill(0);
+            return;
+        }
+        // Halves, down to the sectors that are lost.
+        let middle = (buffer.len() / 2).next_multiple_of(SECTOR).min(buffer.len() - 1);
+        let (first, second) = buffer.split_at_mut(middle);
+        self.read(disk, at, first);
+        self.read(disk, at + middle as u64, second);
+    }
+}
+
+/// Bytes that are given up together when a read fails.
+const SECTOR: usize = 512;
+/// Bytes that count as data where it cannot be found out what is there.
+const UNKNOWN: u64 = 64 << 10;
 
 /// One piece of work.
 struct Piece {
@@ -122,7 +163,7 @@ impl Copy<'_> {
         for (source, part) in self.sources.iter().enumerate() {
             let mut done = 0;
             while done < part.len {
-                let extent = part.disk.map(part.start + done, part.len - done)?;
+                let extent = self.extent(part, done)?;
                 let told = done + extent.len;
                 let absent = extent.content != Content::Data;
                 let skip = match self.over_backing {
@@ -155,6 +196,24 @@ impl Copy<'_> {
         Ok(())
     }
 
+    /// What stands at `done` of a part.
+    fn extent(&self, part: &Source, done: u64) -> Result<Extent> {
+        let (offset, len) = (part.start + done, part.len - done);
+        match (part.disk.map(offset, len), self.salvage) {
+            (Ok(extent), _) => Ok(extent),
+            (Err(e), None) => Err(e.into()),
+            (Err(_), Some(_)) => Ok(Extent {
+                offset,
+                len: len.min(UNKNOWN),
+                content: Content::Data,
+                depth: 0,
+                host_offset: None,
+                compressed: false,
+                sparse: false,
+            }),
+        }
+    }
+
     /// One thread.
     fn work(&self, take: Receiver<Piece>, turn: &Turn, failed: &AtomicBool, progress: &Progress) -> Result<()> {
         let mut buffer = Vec::new();
@@ -164,11 +223,16 @@ impl Copy<'_> {
             }
             let whole_zero = piece.zero && self.sparse > 0;
             if !whole_zero {
-                buffer.clear();
+                if piece.zero {
+                    buffer.clear();
+                }
                 buffer.resize(piece.len as usize, 0);
                 if !piece.zero {
                     let source = self.sources.get(piece.source).ok_or_else(|| anyhow!("no such source"))?;
-                    source.disk.read(piece.from, &mut buffer)?;
+                    match self.salvage {
+                        Some(salvage) => salvage.read(&*source.disk, piece.from, &mut buffer),
+                        None => source.disk.read(piece.from, &mut buffer)?,
+                    }
                 }
             }
             let runs = if whole_zero { vec![(piece.len, true)] } else { self.runs(piece.to, &buffer) };
@@ -211,6 +275,9 @@ impl Copy<'_> {
         for &(len, zero) in runs {
             let to = piece.to + done;
             if !zero {
+                if let Some(rate) = &self.rate {
+                    rate.wait(len);
+                }
                 let bytes = buffer.get(done as usize..(done + len) as usize).unwrap_or_default();
                 self.store(to, bytes)?;
             } else if !self.target_is_zero || self.over_backing {

@@ -80,6 +80,6 @@ fn settle_backing(new: &NewImage, named: &Named, trust: bool, asked: Option<u64>
     if path == named.path {
         bail!("-b: {file} is the image itself; give another file");
     }
-    let below = Named { shown: file.to_owned(), path, format: Some(format), share: false }.open(true)?;
+    let below = Named::at(file, path, Some(format)).open(true)?;
     Ok(Some(asked.unwrap_or(below.disk.len())))
 }

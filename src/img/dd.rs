@@ -74,8 +74,10 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
         over_backing: false,
         threads: 1,
         ordered: true,
+        rate: None,
+        salvage: None,
     };
     copy.run(&Progress::new(false, 0))?;
-    target.finish(true)?;
+    target.finish()?;
     Ok(0)
 }

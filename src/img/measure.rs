@@ -22,7 +22,7 @@ pub(super) const COMMAND: Command = Command {
         Opt::value(Some('s'), "size", "SIZE", "for a new disk of SIZE bytes"),
         FORMAT,
         IMAGE_OPTS,
-        Opt::refused(Some('l'), "snapshot", Some("SNAPSHOT"), "internal snapshots are not read yet"),
+        Opt::value(Some('l'), "snapshot", "SNAPSHOT", "for what FILENAME held then: name, id, or snapshot.name="),
         OUTPUT,
         FORCE_SHARE,
         OBJECT,
@@ -48,6 +48,10 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         (Some(_), []) => None,
         _ => bail!("either --size SIZE or one FILENAME is needed"),
     };
+    if let Some(wanted) = arguments.parsed("snapshot", images::snapshot)? {
+        let source = source.as_ref().ok_or_else(|| anyhow!("-l: a new disk has no snapshots; leave it out"))?;
+        source.show(&wanted)?;
+    }
     if size.is_some() && (arguments.has("image-opts") || arguments.has("format")) {
         bail!("--size: without a file there is no format; leave -f and --image-opts out");
     }

@@ -18,6 +18,7 @@ mod info;
 mod map;
 mod measure;
 mod progress;
+mod rate;
 mod rebase;
 mod resize;
 mod show;

@@ -6,6 +6,7 @@ use super::copy::PIECE;
 use super::create::beside;
 use super::images::{self, Named, Opened};
 use super::progress::Progress;
+use crate::block::qcow2::Qcow2;
 use crate::block::{BlockBackend, Content, OpenOptions};
 use anyhow::{Result, anyhow, bail};
 use std::io::Write;
@@ -22,9 +23,9 @@ pub(super) const COMMAND: Command = Command {
         Opt::value(Some('b'), "backing", "FILE", "the new backing file; \"\" for none"),
         Opt::value(Some('F'), "backing-format", "FMT", "format of FILE"),
         Opt::switch(Some('u'), "backing-unsafe", "change the name only: FILE must hold what the old one held"),
-        Opt::value(Some('t'), "cache", "writeback|unsafe", "how the image is cached"),
-        Opt::value(Some('T'), "backing-cache", "writeback|unsafe", "how backing files are cached"),
-        Opt::refused(Some('c'), "compress", None, "compressed clusters are not written here; leave it out"),
+        Opt::value(Some('t'), "cache", images::CACHES, "how the image is cached (writeback)"),
+        Opt::value(Some('T'), "backing-cache", images::CACHES, "how the new backing files are cached (writeback)"),
+        Opt::switch(Some('c'), "compress", "store compressed what has to be kept"),
         FORCE_SHARE,
         OBJECT,
     ],
@@ -34,16 +35,16 @@ pub(super) const COMMAND: Command = Command {
 
 fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
     let [name] = arguments.exactly(["FILENAME"])?;
-    arguments.parsed("cache", images::cache)?;
-    arguments.parsed("backing-cache", images::cache)?;
+    let cache = arguments.parsed("cache", images::cache)?;
+    let backing_cache = arguments.parsed("backing-cache", images::cache)?;
     let file = arguments.get("backing").ok_or_else(|| anyhow!("-b is missing; write -b FILE, or -b \"\" for none"))?;
     let format = arguments.parsed("backing-format", images::format)?;
     if !file.is_empty() && format.is_none() {
         bail!("-b: the format of {file} must be told, as guessing it is dangerous; add -F qcow2 or -F raw");
     }
     let trust = arguments.has("backing-unsafe");
-    let named = Named::from(arguments, name, "format")?;
-    let new = Named { shown: file.to_owned(), path: beside(&named.path, file), format, share: false };
+    let named = Named::from(arguments, name, "format")?.cached(cache);
+    let new = Named::at(file, beside(&named.path, file), format).cached(backing_cache);
     let new = (!file.is_empty()).then_some(new);
     if let Some(new) = new.as_ref().filter(|_| !trust) {
         refuse_circle(&named, new)?;
@@ -55,7 +56,8 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
     if !trust {
         let below = new.map(|new| new.open(true)).transpose()?;
         let progress = Progress::new(arguments.has("progress") && !arguments.has("quiet"), opened.disk.len());
-        keep_content(&opened, below.as_ref().map(|b| &*b.disk), qcow2.info().cluster_size, &progress)?;
+        let keep = Keep { image: &opened, qcow2, compress: arguments.has("compress") };
+        keep.content(below.as_ref().map(|b| &*b.disk), &progress)?;
         // The image must hold what it needs before it lets go of the old file.
         opened.disk.flush()?;
         progress.finish();
@@ -76,48 +78,68 @@ fn refuse_circle(image: &Named, new: &Named) -> Result<()> {
     Ok(())
 }
 
-/// Stores in the image what it has from below and would read differently on the new file.
-fn keep_content(image: &Opened, new: Option<&dyn BlockBackend>, cluster: u64, progress: &Progress) -> Result<()> {
-    let disk = &*image.disk;
-    let stacked = image.chain().len() > 1;
-    let (mut old_bytes, mut new_bytes) = (Vec::new(), Vec::new());
-    let mut at = 0;
-    while at < disk.len() {
-        let extent = disk.map(at, disk.len() - at)?;
-        // Only what the image does not decide itself can change.
-        let own = extent.depth == 0 && (extent.content != Content::Hole || (!stacked && new.is_none()));
-        if own {
-            progress.add(extent.len);
-            at += extent.len;
-            continue;
-        }
-        let len = PIECE.min(extent.len);
-        old_bytes.resize(len as usize, 0);
-        disk.read(at, &mut old_bytes)?;
-        new_bytes.clear();
-        new_bytes.resize(len as usize, 0);
-        if let Some(new) = new.filter(|n| at < n.len()) {
-            let shared = len.min(new.len() - at) as usize;
-            new.read(at, new_bytes.get_mut(..shared).unwrap_or_default())?;
-        }
-        write_differing(disk, at, &old_bytes, &new_bytes, cluster)?;
-        progress.add(len);
-        at += len;
-    }
-    Ok(())
+/// Stores in an image what it has from below and would read differently on a new file.
+struct Keep<'a> {
+    image: &'a Opened,
+    qcow2: &'a Qcow2,
+    /// Store it packed.
+    compress: bool,
 }
 
-/// Writes the clusters of `old` that are not as in `new`.
-fn write_differing(disk: &dyn BlockBackend, at: u64, old: &[u8], new: &[u8], cluster: u64) -> Result<()> {
-    let mut done = 0;
-    while done < old.len() {
-        let place = at + done as u64;
-        let end = (done + (cluster - place % cluster) as usize).min(old.len());
-        let (was, is) = (old.get(done..end).unwrap_or_default(), new.get(done..end).unwrap_or_default());
-        if was != is {
-            disk.write(place, was)?;
+impl Keep<'_> {
+    fn content(&self, new: Option<&dyn BlockBackend>, progress: &Progress) -> Result<()> {
+        let disk = &*self.image.disk;
+        let stacked = self.image.chain().len() > 1;
+        let (mut old_bytes, mut new_bytes) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        while at < disk.len() {
+            let extent = disk.map(at, disk.len() - at)?;
+            // Only what the image does not decide itself can change.
+            let own = extent.depth == 0 && (extent.content != Content::Hole || (!stacked && new.is_none()));
+            if own {
+                progress.add(extent.len);
+                at += extent.len;
+                continue;
+            }
+            let len = PIECE.min(extent.len);
+            old_bytes.resize(len as usize, 0);
+            disk.read(at, &mut old_bytes)?;
+            new_bytes.clear();
+            new_bytes.resize(len as usize, 0);
+            if let Some(new) = new.filter(|n| at < n.len()) {
+                let shared = len.min(new.len() - at) as usize;
+                new.read(at, new_bytes.get_mut(..shared).unwrap_or_default())?;
+            }
+            self.differing(at, &old_bytes, &new_bytes)?;
+            progress.add(len);
+            at += len;
         }
-        done = end;
+        Ok(())
     }
-    Ok(())
+
+    /// Writes the clusters of `old` that are not as in `new`.
+    fn differing(&self, at: u64, old: &[u8], new: &[u8]) -> Result<()> {
+        let cluster = self.qcow2.info().cluster_size;
+        let mut done = 0;
+        while done < old.len() {
+            let place = at + done as u64;
+            let end = (done + (cluster - place % cluster) as usize).min(old.len());
+            let (was, is) = (old.get(done..end).unwrap_or_default(), new.get(done..end).unwrap_or_default());
+            if was != is && self.compress {
+                self.packed(place - place % cluster, cluster)?;
+            } else if was != is {
+                self.image.disk.write(place, was)?;
+            }
+            done = end;
+        }
+        Ok(())
+    }
+
+    /// Stores a whole cluster packed, with all that is read there now.
+    fn packed(&self, start: u64, cluster: u64) -> Result<()> {
+        let disk = &*self.image.disk;
+        let mut bytes = vec![0; cluster.min(disk.len() - start) as usize];
+        disk.read(start, &mut bytes)?;
+        Ok(self.qcow2.write_compressed(start, &bytes)?)
+    }
 }

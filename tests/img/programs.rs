@@ -263,6 +263,7 @@ impl Run {
                 return;
             }
             line = format!("rebase -q -b {} -F {}", base.name, base.format);
+            line += self.random.pick(&["", "", " -c"]);
             below = Some(base.name.clone());
         }
         if !node.snapshots.is_empty() {
@@ -371,6 +372,8 @@ fn snapshots_hold(run: &mut Run, told: &str) {
     for node in run.tree.nodes.clone() {
         for (tag, content) in &node.snapshots {
             std::fs::copy(run.dir.path(&node.name), run.dir.path("copy.qcow2")).unwrap();
+            run.either(&format!("convert -l {tag} -O raw {} copy.raw", node.name));
+            differs(&run.dir.bytes("copy.raw"), content, &format!("{told}: -l {tag} of {}", node.name));
             run.either(&format!("snapshot -a {tag} copy.qcow2"));
             let image = open_ours(&run.dir, "copy.qcow2", true);
             let mut found = vec![0; image.backend().len() as usize];

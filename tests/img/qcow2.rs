@@ -159,6 +159,80 @@ fn snapshots() {
     assert!(dir.bad("snapshot -c x a.raw", 1).contains("raw images have no snapshots"));
 }
 
+/// What an image held when a snapshot was taken, its size included.
+#[test]
+fn snapshots_are_sources() {
+    let dir = Scratch::new();
+    mixed(&dir, "a.raw");
+    dir.good("convert -O qcow2 a.raw a.qcow2");
+    dir.good("snapshot -c first a.qcow2");
+    dir.good("resize -q a.qcow2 12M");
+    dir.good("bench -f qcow2 -w -c 9 -d 1 -s 64k -S 1M --pattern 77 a.qcow2");
+    dir.good("snapshot -c second a.qcow2");
+    dir.good("bench -f qcow2 -w -c 9 -d 1 -s 64k -S 1M --pattern 78 a.qcow2");
+    let before = dir.bytes("a.qcow2");
+    for wanted in ["first", "1", "snapshot.name=first", "snapshot.id=1", "snapshot.id=1,snapshot.name=first"] {
+        dir.good(&format!("convert -l {wanted} a.qcow2 old.raw"));
+        assert!(dir.bytes("old.raw") == dir.bytes("a.raw"), "{wanted}");
+    }
+    // The model takes the size of now for a snapshot of another size.
+    dir.same("measure -O qcow2 -l second a.qcow2");
+    dir.same_json("measure --output=json -O qcow2 -l second a.qcow2");
+    dir.same("measure -O qcow2 a.qcow2");
+    dir.same("measure -O raw a.qcow2");
+    dir.good("convert -O qcow2 -c -l second a.qcow2 old.qcow2");
+    sound(&dir, "old.qcow2");
+    if model() {
+        assert_eq!(dir.theirs("convert -l second a.qcow2 theirs.raw").status, 0);
+        assert_eq!(dir.same("compare old.qcow2 theirs.raw").status, 0);
+    }
+    for bad in ["third", "snapshot.name=1", "snapshot.id=first", "snapshot.id=2,snapshot.name=first"] {
+        assert!(dir.bad(&format!("convert -l {bad} a.qcow2 x.raw"), 1).contains("no such snapshot"), "{bad}");
+        if model() {
+            assert_eq!(dir.theirs(&format!("convert -l {bad} a.qcow2 x.raw")).status, 1);
+        }
+    }
+    assert!(dir.bad("convert -l snapshot.nam=x a.qcow2 x.raw", 1).contains("snapshot.nam"));
+    assert!(dir.bytes("a.qcow2") == before, "looking changed the image");
+}
+
+/// What cannot be read becomes zeroes, all else is copied.
+#[test]
+fn salvage_goes_on() {
+    let dir = Scratch::new();
+    mixed(&dir, "a.raw");
+    dir.good("convert -c -O qcow2 a.raw a.qcow2");
+    // The L2 entry of the first cluster, which is compressed, is pointed behind the end of the file.
+    let file = std::fs::File::options().read(true).write(true).open(dir.path("a.qcow2")).unwrap();
+    let l2 = number(&file, number(&file, 40)) & 0x00ff_ffff_ffff_fe00;
+    let entry = number(&file, l2);
+    file.write_all_at(&(entry & !0x3f_ffff_ffff | 0x3_ffff_0000).to_be_bytes(), l2).unwrap();
+    assert!(dir.bad("convert a.qcow2 x.raw", 1).contains("damaged image"));
+    let outcome = dir.ours("convert --salvage a.qcow2 saved.raw");
+    assert!(outcome.status == 0 && outcome.err.contains("zeroes stand there now"), "{}", outcome.status);
+    assert_eq!(dir.good("convert -q --salvage a.qcow2 saved.raw"), "");
+    let (saved, whole) = (dir.bytes("saved.raw"), dir.bytes("a.raw"));
+    assert!(saved[..65536].iter().all(|&b| b == 0) && saved[65536..] == whole[65536..]);
+    if model() {
+        assert_eq!(dir.theirs("convert --salvage a.qcow2 theirs.raw").status, 0);
+        assert!(dir.bytes("theirs.raw") == saved);
+    }
+}
+
+#[test]
+fn rates_are_kept() {
+    let dir = Scratch::new();
+    mixed(&dir, "a.raw");
+    for line in ["convert -r 1M a.raw b.raw", "convert -r 1M -m 8 -W -O qcow2 a.raw b.qcow2"] {
+        let start = std::time::Instant::now();
+        dir.good(line);
+        // About 600 KB of data, of which the first piece passes at once.
+        assert!(start.elapsed() > std::time::Duration::from_millis(250), "{line}: {:?}", start.elapsed());
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "{line}: {:?}", start.elapsed());
+    }
+    assert_eq!(dir.same("compare b.raw b.qcow2").status, 0);
+}
+
 #[test]
 fn resize_both_ways() {
     let dir = Scratch::new();
@@ -204,7 +278,12 @@ fn commit_moves_content_down() {
 #[test]
 fn rebase_keeps_content() {
     let dir = Scratch::new();
-    for (target, backing) in [("-b other.qcow2 -F qcow2", Some("other.qcow2")), ("-b ''", None)] {
+    for (target, backing) in [
+        ("-b other.qcow2 -F qcow2", Some("other.qcow2")),
+        ("-b ''", None),
+        ("-c -b other.qcow2 -F qcow2", Some("other.qcow2")),
+        ("-c -t writethrough -T unsafe -b ''", None),
+    ] {
         overlay(&dir);
         dir.good("create -f qcow2 other.qcow2 3M");
         dir.good("bench -f qcow2 -w -c 20 -d 1 -s 64k --pattern 9 other.qcow2");
@@ -213,6 +292,8 @@ fn rebase_keeps_content() {
         reads_like(&dir, "top.qcow2", "whole.raw");
         let info = dir.same_json("info --output=json top.qcow2");
         assert_eq!(info.get("backing-filename").and_then(|b| b.as_str()), backing);
+        let packed = dir.good("check --output=json top.qcow2").contains("compressed-clusters");
+        assert_eq!(packed, target.contains("-c"), "{target}");
     }
     overlay(&dir);
     dir.good("convert -O qcow2 a.raw moved.qcow2");

@@ -165,7 +165,19 @@ fn convert_raw() {
     let dir = Scratch::new();
     mixed(&dir, "a.raw");
     let content = dir.bytes("a.raw");
-    for options in ["", "-m 1", "-m 16 -W", "-S 64k", "-t writeback", "-f raw -O raw", "-o size=9437696"] {
+    for options in [
+        "",
+        "-m 1",
+        "-m 16 -W",
+        "-S 64k",
+        "-t writeback",
+        "-t writethrough",
+        "-t none -T none",
+        "-t directsync",
+        "-r 100M --salvage",
+        "-f raw -O raw",
+        "-o size=9437696",
+    ] {
         assert_eq!(dir.good(&format!("convert {options} a.raw b.raw")), "");
         assert!(dir.bytes("b.raw") == content, "{options}");
         assert!(dir.stored("b.raw") < M, "{options}: {} bytes stored", dir.stored("b.raw"));
@@ -217,7 +229,10 @@ fn convert_refuses() {
         ("convert -F raw a.raw b.raw", "-F: there is no backing file"),
         ("convert a.raw a.raw", "a.raw: source and target at once"),
         ("convert a.raw ./a.raw", "a.raw: source and target at once"),
-        ("convert -r 1M a.raw b.raw", "-r: not supported"),
+        ("convert -r 0 a.raw b.raw", "-r: '0' bytes a second would never end"),
+        ("convert -l x a.raw b.raw", "a.raw: raw images have no snapshots"),
+        ("convert -l x a.raw a.raw b.raw", "-l: only with one source"),
+        ("convert --object secret,id=s a.raw b.raw", "--object: not supported: there are no secrets"),
         ("convert none.raw b.raw", "none.raw: cannot open"),
     ] {
         let error = dir.bad(line, 1);

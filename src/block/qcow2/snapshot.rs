@@ -265,8 +265,8 @@ impl Meta {
         Ok(id)
     }
 
-    fn go_to_snapshot(&mut self, index: usize) -> Result<()> {
-        let Some(snapshot) = self.snapshots.get(index).cloned() else { return Ok(()) };
+    /// The L1 entries of a snapshot, without flags, and the size of its disk.
+    fn content_of(&self, snapshot: &Snapshot) -> Result<(Vec<u64>, u64)> {
         let size = snapshot.info.disk_size;
         let mut entries = self.foreign_l1(snapshot.l1_offset, snapshot.l1_size)?;
         let needed = size.div_ceil(self.layout.per_l1());
@@ -275,6 +275,12 @@ impl Meta {
         }
         entries.iter_mut().for_each(|e| *e &= OFFSET);
         entries.resize(entries.len().max(needed as usize), 0);
+        Ok((entries, size))
+    }
+
+    fn go_to_snapshot(&mut self, index: usize) -> Result<()> {
+        let Some(snapshot) = self.snapshots.get(index).cloned() else { return Ok(()) };
+        let (entries, size) = self.content_of(&snapshot)?;
         self.count_tree_up(&entries)?;
         let old = self.l1.entries.clone();
         self.switch_l1(entries, size)?;
@@ -331,6 +337,24 @@ impl Qcow2 {
             let index = meta.find_snapshot(wanted)?;
             meta.go_to_snapshot(index)
         })?;
+        Ok(())
+    }
+
+    /// From now on the image, which is open for reading only, has the size and content of a snapshot, given by id
+    /// or name.
+    pub fn show_snapshot(&self, wanted: &str) -> Result<()> {
+        if !self.read_only {
+            let what = format!("{}: a snapshot is shown in images that are open for reading only", self.file.name());
+            return Err(BlockError::Invalid { what });
+        }
+        let _alone = self.alone();
+        let mut meta = self.meta();
+        let index = meta.find_snapshot(wanted)?;
+        let Some(snapshot) = meta.snapshots.get(index).cloned() else { return Ok(()) };
+        let (entries, size) = meta.content_of(&snapshot)?;
+        meta.l1 = FlatTable::new(entries);
+        meta.header.size = size;
+        self.size.store(size, Ordering::Release);
         Ok(())
     }
 
