@@ -5,7 +5,7 @@ use super::arguments::{Arguments, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPU
 use super::format_options::{self, NewImage};
 use super::images::{self, Named};
 use super::show;
-use crate::block::qcow2::CreateOptions;
+use crate::block::qcow2::{self, CreateOptions};
 use crate::block::{BlockBackend, Content, Format, Preallocation};
 use crate::words::values;
 use anyhow::{Result, anyhow, bail};
@@ -69,11 +69,39 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
             (tables + stored, tables + bytes.next_multiple_of(options.cluster_size))
         }
     };
-    match json {
-        true => show::json(&json!({ "required": required, "fully-allocated": full }), out)?,
-        false => write!(out, "required size: {required}\nfully allocated size: {full}\n")?,
+    // Told of sources that could have bitmaps, for targets that can.
+    let bitmaps = match (&new, source.as_ref().and_then(|s| s.image.qcow2().ok()).map(|q| q.info())) {
+        (NewImage::Qcow2 { options, .. }, Some(info)) if info.version > 2 => Some(bitmap_bytes(&info, bytes, options)),
+        _ => None,
+    };
+    if json {
+        let mut value = json!({ "required": required, "fully-allocated": full });
+        if let Some(bitmaps) = bitmaps {
+            value["bitmaps"] = json!(bitmaps);
+        }
+        show::json(&value, out)?;
+        return Ok(0);
+    }
+    write!(out, "required size: {required}\nfully allocated size: {full}\n")?;
+    if let Some(bitmaps) = bitmaps {
+        writeln!(out, "bitmaps size: {bitmaps}")?;
     }
     Ok(0)
+}
+
+/// Bytes that the bitmaps of an image of `size` bytes take in a new one (qcow2.rst, "Bitmaps extension").
+fn bitmap_bytes(info: &qcow2::Info, size: u64, options: &CreateOptions) -> u64 {
+    /// An entry of the directory without its name.
+    const FIXED: u64 = 24;
+    let cluster = options.cluster_size;
+    let mut directory = 0;
+    let mut clusters = 0;
+    for bitmap in &info.bitmaps {
+        let data = size.div_ceil(bitmap.granularity.max(1)).div_ceil(8).div_ceil(cluster);
+        clusters += data + (data * ENTRY).div_ceil(cluster);
+        directory += (FIXED + bitmap.name.len() as u64).next_multiple_of(8);
+    }
+    (clusters + directory.div_ceil(cluster)) * cluster
 }
 
 /// Clusters of the new image that hold data of `disk`.

@@ -180,6 +180,18 @@ fn snapshots_are_sources() {
     dir.same_json("measure --output=json -O qcow2 -l second a.qcow2");
     dir.same("measure -O qcow2 a.qcow2");
     dir.same("measure -O raw a.qcow2");
+    dir.good("create -f qcow2 -o compat=0.10 old.qcow2 1G");
+    dir.same("measure -O qcow2 old.qcow2");
+    if model() {
+        dir.theirs("create -q -f qcow2 marked.qcow2 1G");
+        for bitmap in ["-g 512 fine", "-g 1M coarse", "usual"] {
+            let (options, name) = bitmap.rsplit_once(' ').unwrap_or(("", bitmap));
+            assert_eq!(dir.theirs(&format!("bitmap --add {options} marked.qcow2 {name}")).status, 0);
+            dir.same("measure -O qcow2 marked.qcow2");
+            dir.same_json("measure --output=json -O qcow2 -o cluster_size=4k marked.qcow2");
+            told_alike(&dir, "marked.qcow2");
+        }
+    }
     dir.good("convert -O qcow2 -c -l second a.qcow2 old.qcow2");
     sound(&dir, "old.qcow2");
     if model() {
