@@ -9,6 +9,7 @@
 //! qcow2 request is several reads and writes that follow from each other.
 
 use super::{BlockBackend, BlockError, Result};
+use brolga_jit::mmu::ram_buffer::RamBuffer;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -33,6 +34,16 @@ impl RequestMemory for Vec<u8> {
 
     fn parts_mut(&mut self) -> Vec<IoSliceMut<'_>> {
         vec![IoSliceMut::new(self)]
+    }
+}
+
+impl RequestMemory for RamBuffer {
+    fn parts(&self) -> Vec<IoSlice<'_>> {
+        self.slices()
+    }
+
+    fn parts_mut(&mut self) -> Vec<IoSliceMut<'_>> {
+        self.slices_mut()
     }
 }
 
@@ -281,6 +292,7 @@ impl Drop for Queue {
 mod tests {
     use super::*;
     use crate::block::{Content, Extent, Preallocation};
+    use brolga_jit::mmu::ram::{Ram, RamRegion};
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::collections::HashMap;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -412,6 +424,28 @@ mod tests {
         queue.drain();
         assert_eq!(disk.flushes.load(Ordering::SeqCst), 2);
         assert_eq!(collect(&queue, 1).len(), 1, "drained requests are still told of");
+    }
+
+    #[test]
+    fn guest_memory_is_read_and_filled_in_place() {
+        let region = RamRegion { gpa: 0x10000, size: 0x2000, offset: 0, rom: false };
+        let ram = Arc::new(Ram::new(0x2000, vec![region]).unwrap());
+        let disk = slow(0);
+        let queue = Queue::new(disk.clone(), 1).unwrap();
+        let buffer = |fill| {
+            let ranges = [(0x11000, 3), (0x10000, 2)];
+            Box::new(RamBuffer::new(ram.clone(), &ranges, fill).unwrap())
+        };
+        ram.write(0x11000, b"abc", false);
+        ram.write(0x10000, b"de", false);
+        queue.submit(Request { tag: 1, offset: 9, operation: Operation::Write { memory: buffer(false), fua: false } });
+        collect(&queue, 1);
+        assert_eq!(disk.bytes.lock().unwrap()[8..15], *b"\0abcde\0");
+        queue.submit(Request { tag: 2, offset: 11, operation: Operation::Read(buffer(true)) });
+        collect(&queue, 1);
+        let mut found = [0; 4];
+        ram.read(0x11000, &mut found);
+        assert_eq!(found, *b"cde\0");
     }
 
     #[test]

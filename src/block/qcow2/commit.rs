@@ -8,6 +8,7 @@ use super::Qcow2;
 use super::cache::Copy;
 use super::meta::{FlatCopy, Meta};
 use crate::block::Result;
+use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
 /// What one flush brings to the file.
@@ -53,7 +54,7 @@ impl Meta {
 /// Keeps requests and flushes out while the structure of an image changes.
 pub(super) struct Alone<'a> {
     _requests: RwLockWriteGuard<'a, ()>,
-    _flushes: MutexGuard<'a, ()>,
+    _flushes: MutexGuard<'a, u64>,
 }
 
 impl Qcow2 {
@@ -66,7 +67,19 @@ impl Qcow2 {
     /// Makes everything durable that was written before, and gives clusters free that nothing
     /// names any more. The calling thread has no request running.
     pub(super) fn flush_in_steps(&self) -> Result<()> {
-        let _one = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.flushes.load(Ordering::Acquire);
+        let mut last = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last > before {
+            // While this one waited, another began and ended, with all that was written before.
+            return Ok(());
+        }
+        let number = self.flushes.fetch_add(1, Ordering::AcqRel) + 1;
+        self.flush_batch()?;
+        *last = number;
+        Ok(())
+    }
+
+    fn flush_batch(&self) -> Result<()> {
         let batch = self.meta().begin_batch()?;
         let result = self.store(&batch);
         if batch.waiting.is_empty() {

@@ -67,8 +67,10 @@ pub struct Qcow2 {
     changed: AtomicBool,
     size: AtomicU64,
     running: Running,
-    /// One flush at a time.
-    flushing: Mutex<()>,
+    /// One flush at a time; the number of the last one that succeeded.
+    flushing: Mutex<u64>,
+    /// Flushes that began.
+    flushes: AtomicU64,
     meta: Mutex<Meta>,
     /// Some allocation has ended.
     landed: Condvar,
@@ -114,7 +116,8 @@ impl Qcow2 {
             backing,
             size: header.size.into(),
             running: Running::default(),
-            flushing: Mutex::new(()),
+            flushing: Mutex::new(0),
+            flushes: 0.into(),
             data: meta.data_file.clone().unwrap_or_else(|| file.clone()),
             data_is_raw: meta.data_file.is_some() && header.autoclear & header::DATA_FILE_RAW != 0,
             changed: false.into(),
