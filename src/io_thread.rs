@@ -4,7 +4,7 @@
 //! no thread switch; an eventfd is the doorbell for posted work. Nothing polls: an idle guest leaves the thread asleep.
 
 use crate::clock::GuestClock;
-use brolga_devices::services::{Clock, Timer, TimerService, TimerTarget};
+use brolga_devices::services::{Clock, Doorbell, Timer, TimerService, TimerTarget, WorkService, WorkTarget};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -81,8 +81,6 @@ impl Drop for IoThread {
 #[derive(Clone)]
 pub struct IoHandle(Arc<Shared>);
 
-// Disks and networks are what posts work and watches descriptors; timers alone do not.
-#[cfg_attr(not(test), allow(dead_code))]
 impl IoHandle {
     /// Runs `task` on the I/O thread, soon, after what was posted before.
     pub fn post(&self, task: impl FnOnce() + Send + 'static) {
@@ -117,6 +115,40 @@ impl TimerService for IoHandle {
         timers.next_id += 1;
         timers.entries.insert(id, Entry { target, tag, deadline: None });
         Box::new(GuestTimer { shared: self.0.clone(), id })
+    }
+}
+
+impl WorkService for IoHandle {
+    fn doorbell(&self, target: Weak<dyn WorkTarget>, tag: u32) -> Box<dyn Doorbell> {
+        let button = Button { target, tag, rung: AtomicBool::new(false) };
+        Box::new(PostedDoorbell { io: self.clone(), button: Arc::new(button) })
+    }
+}
+
+struct Button {
+    target: Weak<dyn WorkTarget>,
+    tag: u32,
+    /// The call is posted and has not begun.
+    rung: AtomicBool,
+}
+
+struct PostedDoorbell {
+    io: IoHandle,
+    button: Arc<Button>,
+}
+
+impl Doorbell for PostedDoorbell {
+    fn ring(&self) {
+        if !self.button.rung.swap(true, Ordering::SeqCst) {
+            let button = self.button.clone();
+            self.io.post(move || {
+                // Before the call: what is asked for from now on is a call more.
+                button.rung.store(false, Ordering::SeqCst);
+                if let Some(target) = button.target.upgrade() {
+                    target.work(button.tag);
+                }
+            });
+        }
     }
 }
 
@@ -195,7 +227,6 @@ struct Shared {
     rung: AtomicBool,
     alarm: TimerFd,
     timers: Mutex<TimerQueue>,
-    #[cfg_attr(not(test), allow(dead_code))]
     tasks: Sender<Task>,
     watchers: Mutex<Vec<Arc<dyn FdWatcher>>>,
     stopping: AtomicBool,
@@ -238,6 +269,9 @@ impl Shared {
                 task();
             }
             if self.stopping.load(Ordering::SeqCst) {
+                // They may own timers, which own us.
+                let watchers = std::mem::take(&mut *lock(&self.watchers));
+                drop(watchers);
                 return;
             }
         }
@@ -421,6 +455,34 @@ mod tests {
         }
         drop(io);
         assert!(done.try_iter().eq(0..1000));
+    }
+
+    #[test]
+    fn a_doorbell_rung_often_is_one_call_and_none_is_lost() {
+        struct Work(Mutex<u32>, Sender<u32>);
+        impl WorkTarget for Work {
+            fn work(&self, tag: u32) {
+                let wanted = *lock(&self.0);
+                self.1.send(tag + wanted).unwrap();
+            }
+        }
+        let (_clock, io, _target, _fired) = setup();
+        let (sender, calls) = unbounded();
+        let work = Arc::new(Work(Mutex::new(0), sender));
+        let target: Arc<dyn WorkTarget> = work.clone();
+        let bell = io.handle().doorbell(Arc::downgrade(&target), 1000);
+        let (hold, held) = unbounded::<()>();
+        io.handle().post(move || held.recv().unwrap());
+        (0..50).for_each(|_| bell.ring());
+        hold.send(()).unwrap();
+        assert_eq!(calls.recv_timeout(SOON), Ok(1000));
+        for i in 1..=200 {
+            *lock(&work.0) = i;
+            bell.ring();
+            while calls.recv_timeout(SOON).unwrap() != 1000 + i {}
+        }
+        drop(io);
+        assert!(calls.try_recv().is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod io_thread;
 mod log;
 mod machine;
 mod monitor;
+mod net;
 mod signals;
 mod vcpu;
 

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def main(words):
     cache = images.Cache(ROOT / ".cache", progress=lambda text: print(f"  {text}", file=sys.stderr, flush=True))
     cache.folder.mkdir(exist_ok=True)
-    kinds = {"kernel": (images.KERNELS, cache.kernel), "initramfs": (images.INITRAMFS, cache.initramfs)}
+    kinds = {"kernel": (images.KERNELS, cache.kernel), "initramfs": (images.INITRAMFS | images.DRIVERS, cache.initramfs)}
     match words:
         case ["list"]:
             for kind, (table, _) in kinds.items():

@@ -7,6 +7,7 @@ pub mod acpi_pm;
 pub mod bus;
 pub mod debug_ports;
 pub mod diag;
+pub mod e1000;
 pub mod fpu_error;
 pub mod fw_cfg;
 pub mod hpet;

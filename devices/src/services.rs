@@ -266,3 +266,40 @@ pub trait Disk: Send + Sync {
     /// Starts `request`; `client` hears of its end with `token`.
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>);
 }
+
+/// Work of a device that does not belong on a vCPU's thread: what a doorbell calls, on the I/O thread.
+pub trait WorkTarget: Send + Sync {
+    /// The doorbell was rung at least once since the last call. `tag` tells a device's doorbells apart.
+    fn work(&self, tag: u32);
+}
+
+/// A doorbell that a device owns.
+pub trait Doorbell: Send + Sync {
+    /// Has [`WorkTarget::work`] called soon. Returns at once; ringing it again before that adds nothing.
+    fn ring(&self);
+}
+
+/// Maker of doorbells.
+pub trait WorkService: Send + Sync {
+    /// A doorbell for `target` with `tag`.
+    fn doorbell(&self, target: Weak<dyn WorkTarget>, tag: u32) -> Box<dyn Doorbell>;
+}
+
+/// The host side of a network card. All methods but `connect` are called on the I/O thread, without the card's locks.
+pub trait NetBackend: Send + Sync {
+    /// Makes `card` the receiver of frames.
+    fn connect(&self, card: Weak<dyn NetFrontend>);
+    /// Sends an Ethernet frame, without its checksum. What the host cannot take is lost, as on any network.
+    fn send(&self, frame: &[u8]);
+    /// That was the last frame for now: work that serves several at once is done here.
+    fn sent(&self);
+    /// The card has room for frames again after it had refused one.
+    fn receive_ready(&self);
+}
+
+/// The card's side: what a host side calls with frames, on the I/O thread, without its locks.
+pub trait NetFrontend: Send + Sync {
+    /// An Ethernet frame for the guest, without its checksum. `false`: no room; the host side keeps it until
+    /// [`NetBackend::receive_ready`]. A frame that the guest does not want counts as taken. Must not call the back end.
+    fn receive(&self, frame: &[u8]) -> bool;
+}

@@ -3,8 +3,11 @@
 //! Whoever holds a [`Config`] may rely on it: values are in range, names are known, files named by options existed and
 //! could be read when the command line was parsed (they may still change before they are loaded).
 
+pub mod network;
+
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
+use network::{NetdevSpec, NicSpec};
 use std::path::PathBuf;
 
 /// Everything a machine is made from.
@@ -34,6 +37,10 @@ pub struct Config {
     pub debug_exits: Vec<DebugExit>,
     /// `-debugcon` and `-device isa-debugcon`.
     pub debug_consoles: Vec<DebugConsole>,
+    /// Host ends of network cards: `-netdev`, and those in `-nic` and `-net`.
+    pub netdevs: Vec<NetdevSpec>,
+    /// Network cards, in the order in which they get their places.
+    pub nics: Vec<NicSpec>,
     /// `-smbios`.
     pub smbios: SmbiosConfig,
     /// `-rtc`.

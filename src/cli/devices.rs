@@ -2,8 +2,10 @@
 
 use super::boot::readable;
 use super::chars::Chars;
+use super::config::network::NicModel;
 use super::config::{DebugConsole, DebugExit, Loader};
 use super::keyval::KeyValues;
+use super::network::Network;
 use super::options::Arguments;
 use super::{suggest, unsupported, values};
 use anyhow::{Result, anyhow, bail};
@@ -19,6 +21,16 @@ struct Model {
 }
 
 const MODELS: &[Model] = &[
+    Model {
+        name: "e1000",
+        about: "Intel 82540EM gigabit Ethernet card",
+        keys: &[
+            ("netdev", "its host end: the id of a -netdev"),
+            ("mac", "hardware address"),
+            ("addr", "PCI device and function, e.g. 4.0"),
+        ],
+        add: e1000,
+    },
     Model {
         name: "isa-debug-exit",
         about: "a write of V to its port ends the process with status (V << 1) | 1",
@@ -58,11 +70,13 @@ pub struct Devices {
     pub debug_exits: Vec<DebugExit>,
     pub debug_consoles: Vec<DebugConsole>,
     pub chars: Chars,
+    pub network: Network,
 }
 
 /// The devices asked for.
-pub fn settle(arguments: &Arguments, chars: Chars) -> Result<Devices> {
-    let mut devices = Devices { loaders: Vec::new(), debug_exits: Vec::new(), debug_consoles: Vec::new(), chars };
+pub fn settle(arguments: &Arguments, chars: Chars, network: Network) -> Result<Devices> {
+    let mut devices =
+        Devices { loaders: Vec::new(), debug_exits: Vec::new(), debug_consoles: Vec::new(), chars, network };
     for target in arguments.all("debugcon") {
         let label = format!("debugcon{}", devices.debug_consoles.len());
         match devices.chars.add("-debugcon", target, label)? {
@@ -93,6 +107,10 @@ fn unknown(name: &str) -> anyhow::Error {
 
 fn port(text: &str) -> Result<u16, values::Refusal> {
     values::number_in(text, 0, 0xffff).map(|n| n as u16)
+}
+
+fn e1000(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.network.device(NicModel::E1000, keys, value)
 }
 
 fn debug_exit(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::config::Identity;
 use super::options::{Arguments, OPTIONS};
-use super::{boot, devices};
+use super::{boot, devices, network};
 use crate::log::ITEMS;
 use anyhow::Result;
 
@@ -29,6 +29,14 @@ pub fn requested(identity: &Identity, arguments: &Arguments) -> Result<Option<St
         let dirs = boot::firmware_dirs(arguments);
         let shown = dirs.iter().filter(|d| d.as_os_str() != "help").map(|d| format!("{}\n", d.display()));
         return Ok(Some(shown.collect()));
+    }
+    if arguments.all("netdev").iter().any(|v| is_help(v)) {
+        return Ok(Some(network::help()));
+    }
+    let of_nic =
+        |v: &String| v.split(',').any(|part| part.strip_prefix("model=").is_some_and(is_help) || is_help(part));
+    if arguments.all("nic").iter().chain(arguments.all("net")).any(of_nic) {
+        return Ok(Some(network::models()));
     }
     for value in arguments.all("device") {
         if value.split(',').any(is_help) {
@@ -130,6 +138,8 @@ mod tests {
         assert!(printed(&["-accel", "help"]).starts_with("jit"));
         assert!(printed(&["-machine", "help"]).starts_with("pc "));
         assert!(printed(&["-device", "loader,help"]).contains("addr="));
+        assert!(printed(&["-netdev", "help"]).starts_with("user "));
+        assert!(printed(&["-nic", "user,model=help"]).starts_with("e1000 "));
         assert!(printed(&["-L", "/a/b", "-L", "help"]).starts_with("/a/b\n"));
     }
 }

@@ -12,6 +12,7 @@ mod help;
 mod logging;
 mod machine;
 mod memory;
+mod network;
 mod options;
 mod smbios;
 mod unsupported;
@@ -57,7 +58,8 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         bail!("-accel check=: compiled code is checked on one processor only; use -smp 1");
     }
     let chars = chars::settle(&arguments)?;
-    let devices = devices::settle(&arguments, chars)?;
+    let devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?)?;
+    let network = devices.network.finish(&arguments)?;
     let config = Config {
         name: machine::name(&arguments)?,
         uuid: machine::uuid(&arguments)?,
@@ -70,6 +72,8 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         loaders: devices.loaders,
         debug_exits: devices.debug_exits,
         debug_consoles: devices.debug_consoles,
+        netdevs: network.netdevs,
+        nics: network.nics,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
         chardevs: devices.chars.chardevs,
@@ -96,8 +100,6 @@ fn absent(arguments: &Arguments) -> Result<()> {
         ("display", "there is no display yet; use -display none, or -nographic for a console"),
         ("vga", "there is no graphics card yet; use -vga none"),
         ("parallel", "there is no parallel port; use -parallel none"),
-        ("net", "there is no network card yet; use -net none"),
-        ("nic", "there is no network card yet; use -nic none"),
     ];
     for (name, why) in ABSENT {
         if let Some(value) = arguments.all(name).iter().find(|v| *v != "none") {
@@ -166,7 +168,7 @@ pub(crate) mod tests {
             let values = "1 0 -1 help ? , ,, = a=b a,b=c on off {} {\"a\":1} 0x 9999999999999999999999 1.5G 1e9 - -- stdio \
                           mon:stdio file: file:/x null none chardev:c stdio,id=c,mux=on type=1,serial=x type=11,value=é \
                           pc,accel=jit cpus=2,cores=3 base=2020-02-30 loader,addr=1 loader,data=1,data-len=8,addr=0 \
-                          isa-debug-exit,iobase=0xffff /dev/null int,exec 1..2 5+6 3-9 é \u{1F600}\u{7f} qemu64,+x,-y";
+                          isa-debug-exit,iobase=0xffff user,id=n e1000,netdev=n nic user,hostfwd=tcp::0-:1 /dev/null int,exec 1..2 5+6 3-9 é \u{1F600}\u{7f} qemu64,+x,-y";
             options.chain(values.split_whitespace().map(str::to_owned)).collect()
         };
         let mut seed = 0x9e37_79b9_7f4a_7c15_u64;

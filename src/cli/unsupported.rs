@@ -38,7 +38,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("mem-prealloc", ""),
     ("msg", ""),
     ("mtdblock", DISKS),
-    ("netdev", NETWORK),
     ("no-acpi", "use -machine acpi=off"),
     ("no-fd-bootchk", ""),
     ("no-hpet", "use -machine hpet=off"),
@@ -83,7 +82,7 @@ const OPTIONS: &[(&str, &str)] = &[
 ];
 
 const DISKS: &str = "there are no disks yet; boot with -kernel and -initrd";
-const NETWORK: &str = "there is no network yet";
+const NETWORK: &str = "share files by -netdev user,tftp=DIR or over the network";
 const CONSOLE: &str = "there is no display yet; use -nographic or -serial stdio";
 
 /// The remedy for an option of QEMU's that is not supported; `None` if the option is unknown altogether.

@@ -2,6 +2,7 @@
 
 use super::{Machine, Request};
 use crate::monitor::{Control, MonitorHost, RunState, Topic};
+use crate::net::Netdev;
 use brolga_devices::bus::{Device, Space};
 use brolga_devices::state::Inspector;
 use brolga_jit::{CheckStats, Registers, TierStats};
@@ -59,6 +60,11 @@ impl MonitorHost for Machine {
             Topic::Roms => Some(self.roms()),
             Topic::Mtree => Some(self.map()),
             Topic::Jit => Some(self.engine_counters()),
+            Topic::Network => Some(self.network()),
+            Topic::Usernet => {
+                let state = |netdev: &Netdev| Some(format!("{}:\n{}", netdev.id, netdev.user_state()?));
+                Some(self.netdevs.iter().filter_map(state).collect())
+            }
         }
     }
 }
@@ -87,6 +93,25 @@ impl Machine {
         for p in self.placed() {
             let (start, size) = (p.range.start, p.range.end - p.range.start);
             let _ = writeln!(text, "addr={start:016x} size=0x{size:06x} name=\"{}\"", p.what);
+        }
+        text
+    }
+
+    /// Cards with their host ends, and host ends without a card.
+    fn network(&self) -> String {
+        let mut text = String::new();
+        let show = |netdev: &Netdev| format!("{}: type={}", netdev.id, netdev.kind);
+        for (index, nic) in self.nics.iter().enumerate() {
+            let [a, b, c, d, e, f] = nic.mac;
+            let _ =
+                writeln!(text, "e1000.{index}: model=e1000,macaddr={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            if let Some(netdev) = nic.netdev.and_then(|at| self.netdevs.get(at)) {
+                let _ = writeln!(text, " \\ {}", show(netdev));
+            }
+        }
+        let alone = |(at, _): &(usize, &Netdev)| self.nics.iter().all(|nic| nic.netdev != Some(*at));
+        for (_, netdev) in self.netdevs.iter().enumerate().filter(alone) {
+            let _ = writeln!(text, "{}", show(netdev));
         }
         text
     }

@@ -8,6 +8,7 @@ mod firmware;
 mod host;
 mod isa_irq;
 pub mod layout;
+mod nics;
 mod pc;
 mod shadow;
 mod signals;
@@ -16,10 +17,12 @@ mod tables;
 
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
+use crate::cli::config::network::NicSpec;
 use crate::cli::config::{Actions, BootOrder, Config};
 use crate::clock::GuestClock;
 use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Control, MonitorHost, RunState};
+use crate::net::Netdev;
 use crate::vcpu::{VcpuEvents, VcpuThread};
 use anyhow::{Context, Result, anyhow};
 use board::PcBoard;
@@ -70,6 +73,8 @@ pub struct Machine {
     boot_order: BootOrder,
     /// The machine was loaded before: `-boot once=` is over.
     loaded_before: AtomicBool,
+    nics: Vec<NicSpec>,
+    netdevs: Vec<Netdev>,
     vcpus: Vec<Arc<VcpuThread>>,
     requests: Sender<Request>,
     state: Mutex<RunState>,
@@ -94,6 +99,7 @@ pub fn run(config: Config) -> Result<i32> {
     }
     machine.vcpus.iter().for_each(|vcpu| vcpu.quit());
     drop(io);
+    machine.netdevs.iter().for_each(Netdev::close);
     status
 }
 
@@ -111,6 +117,8 @@ impl Machine {
         let chardevs = Arc::new(Chardevs::open(config)?);
         let (requests, receiver) = unbounded();
         let links: Vec<_> = (0..config.topology.processors()).map(|_| Arc::new(CpuLink::default())).collect();
+        let netdevs = config.netdevs.iter().map(|spec| Netdev::open(spec, clock.clone(), &io));
+        let netdevs = netdevs.collect::<Result<Vec<_>>>()?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
         let pc = Pc::build(&Surroundings {
             config,
@@ -119,6 +127,8 @@ impl Machine {
             shadow: shadow.clone(),
             clock: clock.clone(),
             timers: &io,
+            work: &io,
+            netdevs: &netdevs,
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
             links: &links,
             console: &|id| {
@@ -163,6 +173,8 @@ impl Machine {
             pc,
             boot_order: config.boot.order.clone(),
             loaded_before: AtomicBool::new(false),
+            nics: config.nics.clone(),
+            netdevs,
             vcpus,
             requests,
             state: Mutex::new(RunState::Prelaunch),

@@ -8,6 +8,7 @@ use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
 use crate::cli::config::{CharId, Config};
 use crate::clock::GuestClock;
+use crate::net::Netdev;
 use anyhow::{Context, Result};
 use brolga_devices::a20::A20;
 use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, SleepTypes};
@@ -27,7 +28,7 @@ use brolga_devices::pci::{DevFn, PciBus};
 use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
 use brolga_devices::rtc::{Rtc, cmos};
-use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, IrqSink, PowerSink, TimerService};
+use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, IrqSink, PowerSink, TimerService, WorkService};
 use brolga_devices::uart::IsaSerial;
 use brolga_jit::cpuid::{CpuModel, Dynamic, Feature};
 use std::ops::Range;
@@ -105,6 +106,10 @@ pub struct Surroundings<'a> {
     pub clock: Arc<GuestClock>,
     /// Timers.
     pub timers: &'a dyn TimerService,
+    /// Doorbells to the I/O thread.
+    pub work: &'a dyn WorkService,
+    /// Host ends of network cards, in the configuration's order.
+    pub netdevs: &'a [Netdev],
     /// Who acts on resets and power-off.
     pub power: Arc<dyn PowerSink>,
     /// The processors.
@@ -301,8 +306,9 @@ impl Builder<'_> {
         bus.register_pio(0xCF8, 8, "pci-config", mechanism.clone())?;
         bus.add_device("pci-config", mechanism);
         bus.add_device("i440fx", host);
-        bus.add_device("piix3", piix3);
+        bus.add_device("piix3", piix3.clone());
         bus.add_device("piix4-pm", piix4);
+        super::nics::plug_in(self.s, bus, &pci, &piix3)?;
         Ok(pci)
     }
 

@@ -60,6 +60,8 @@ fn build(args: &[&str]) -> Result<Fixture> {
         shadow: Shadow::new(ram, 0),
         clock: clock.clone(),
         timers: &io.handle(),
+        work: &io.handle(),
+        netdevs: &[],
         power: power.clone(),
         links: &[Arc::new(CpuLink::default())],
         console: &|_| {

@@ -83,6 +83,8 @@ const SUBJECTS: &[Command] = &[
     command(&["pic"], "", "interrupt controllers", |c| inspect(c, Topic::Pic)),
     command(&["mtree"], "", "memory and port maps", |c| inspect(c, Topic::Mtree)),
     command(&["roms"], "", "images placed in memory", |c| inspect(c, Topic::Roms)),
+    command(&["network"], "", "network cards and their host ends", |c| inspect(c, Topic::Network)),
+    command(&["usernet"], "", "ports, leases and connections of -netdev user", |c| inspect(c, Topic::Usernet)),
     command(&["jit"], "", "counters of the code engine", |c| inspect(c, Topic::Jit)),
 ];
 

@@ -57,6 +57,10 @@ pub enum Topic {
     Roms,
     /// Memory and port maps.
     Mtree,
+    /// Network cards and their host ends.
+    Network,
+    /// Forwarded ports, leases and connections of user-mode networks.
+    Usernet,
 }
 
 /// The machine as a monitor sees it. Methods may wait for vCPUs to reach a safe point, never for the guest.

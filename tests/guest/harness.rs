@@ -281,6 +281,23 @@ impl Guest {
         plain(&self.console.0.lock().expect("the output's lock").text)
     }
 
+    /// Wait until the error output has a line that begins with `start`; returns the rest of that line.
+    #[track_caller]
+    pub fn error_line(&self, start: &str, within: Duration) -> String {
+        let deadline = Instant::now() + within;
+        let shared = self.errors.as_ref().expect("a piped stderr");
+        loop {
+            let text = plain(&shared.0.lock().expect("the output's lock").text);
+            // The last line may be cut yet.
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            if let Some(rest) = whole.lines().find_map(|line| line.strip_prefix(start)) {
+                return rest.to_owned();
+            }
+            assert!(Instant::now() < deadline, "no line begins with {start:?}\n{}", self.last_words());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// The end of the console and of the error output, for a failure's message.
     fn last_words(&self) -> String {
         let tail = |shared: &Shared| {

@@ -8,6 +8,7 @@ mod boot;
 mod console;
 mod harness;
 mod kernels;
+mod network;
 mod processors;
 mod time;
 mod userland;

@@ -26,6 +26,12 @@ INITRAMFS = {
     "busybox-i386": "i386",
 }
 
+DRIVERS = {
+    # name: (the Debian architecture of its BusyBox, the kernel whose modules it holds, what modprobe finds besides
+    # their dependencies)
+    "drivers-amd64": ("amd64", "debian", ("e1000", "af_packet", "virtio_net", "virtio_pci")),
+}
+
 MODE_FORMAT = 3
 """Raised when the content of the images changes, so that a cache made before is renewed."""
 
@@ -45,7 +51,26 @@ class Cache:
             self._fetch_kernel(name, image)
         return image
 
-    def _fetch_kernel(self, name, image):
+    def modules(self, name):
+        """The folder with all modules of kernel `name`, of the very build that `kernel` gives."""
+        folder = self.folder / "modules" / name
+        image = self.kernel(name)
+        version = (image.parent / "version").read_text().strip()
+        if not (folder / version).exists():
+            deb = self._kernel_package(name)
+            with tempfile.TemporaryDirectory(dir=self.folder) as unpacked:
+                _extract_folder(deb, unpacked, "./lib/modules/*")
+                found = pathlib.Path(unpacked, "lib/modules")
+                if [entry.name for entry in found.iterdir()] != [version]:
+                    raise apt.AptError(f"kernel {name} is {version}, and {deb.name} is another by now; "
+                                       f"remove {image.parent} to renew it")
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(found, folder)
+            deb.unlink()
+        return folder / version
+
+    def _kernel_package(self, name):
         meta, pattern = KERNELS[name]
         self.progress(f"kernel {name}: looking up {meta}")
         package = self.apt.dependency(meta, pattern)
@@ -53,9 +78,13 @@ class Cache:
         if architecture:
             package = f"{package.partition(':')[0]}:{architecture}"
         self.progress(f"kernel {name}: downloading {package}")
-        deb = self.apt.download(package, self.folder / "debs")
+        return self.apt.download(package, self.folder / "debs")
+
+    def _fetch_kernel(self, name, image):
+        deb = self._kernel_package(name)
         with tempfile.TemporaryDirectory(dir=self.folder) as unpacked:
-            _extract_boot(deb, unpacked)
+            # Modules are a hundred times larger than the kernel.
+            _extract_folder(deb, unpacked, "./boot/vmlinuz-*")
             found = sorted(pathlib.Path(unpacked, "boot").glob("vmlinuz-*"))
             if not found:
                 raise apt.AptError(f"package {deb.name} has no /boot/vmlinuz-*")
@@ -80,15 +109,23 @@ class Cache:
     def initramfs(self, name):
         """The path of the initramfs `name`, built if it is missing or of an older format."""
         image = self.folder / "initramfs" / f"{name}.cpio.gz"
-        stamp = image.with_suffix(".format")
-        if image.exists() and stamp.exists() and stamp.read_text() == format_stamp():
+        stamp, wanted = image.with_suffix(".format"), format_stamp()
+        architecture, kernel, modules = DRIVERS.get(name) or (INITRAMFS[name], None, ())
+        if kernel:
+            wanted += f"{modules} {(self.kernel(kernel).parent / 'version').read_text()}"
+            wanted += (FILES / "udhcpc").read_text()
+        if image.exists() and stamp.exists() and stamp.read_text() == wanted:
             return image
         self.progress(f"initramfs {name}: building")
         archive = cpio.Archive()
-        add_base(archive, self.busybox(INITRAMFS[name]))
+        add_base(archive, self.busybox(architecture))
+        if kernel:
+            add_modules(archive, self.modules(kernel), modules)
+            archive.file("usr/share/udhcpc/default.script", (FILES / "udhcpc").read_bytes(), 0o755)
+            archive.file("etc/udhcpc/default.script", (FILES / "udhcpc").read_bytes(), 0o755)
         image.parent.mkdir(parents=True, exist_ok=True)
         archive.write(image)
-        stamp.write_text(format_stamp())
+        stamp.write_text(wanted)
         return image
 
 
@@ -98,10 +135,42 @@ def format_stamp():
     return f"{MODE_FORMAT}\n" + "".join(texts)
 
 
-def _extract_boot(deb, into):
-    """Unpack only ./boot of a kernel package: its modules are a hundred times larger."""
+def _extract_folder(deb, into, pattern):
+    """Unpack only what matches `pattern` of a package."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as tar:
-        subprocess.run(["tar", "-x", "-C", into, "--wildcards", "./boot/vmlinuz-*"], stdin=tar.stdout, check=True)
+        subprocess.run(["tar", "-x", "-C", into, "--wildcards", pattern], stdin=tar.stdout, check=True)
+
+
+def add_modules(archive, folder, names):
+    """Add modules from the folder of a kernel's, with those they depend on, so that BusyBox's modprobe finds them."""
+    files = {path.name.partition(".ko")[0].replace("-", "_"): path for path in sorted(folder.rglob("*.ko"))}
+    built_in = {pathlib.Path(line).stem.replace("-", "_") for line in (folder / "modules.builtin").read_text().split()}
+    needs = {}
+
+    def take(name):
+        """Note what a module depends on: the names stand in its .modinfo section."""
+        if name in needs or name in built_in:
+            return
+        if name not in files:
+            raise apt.AptError(f"kernel {folder.name} has no module {name}")
+        found = re.search(rb"\0depends=([^\0]*)\0", files[name].read_bytes())
+        words = found.group(1).decode().replace("-", "_").split(",") if found else []
+        needs[name] = [word for word in words if word and word not in built_in]
+        for word in needs[name]:
+            take(word)
+
+    def all_of(name):
+        """What must be there before a module, nearest first, as modules.dep has it."""
+        direct = needs[name]
+        return list(dict.fromkeys(direct + [far for near in direct for far in all_of(near)]))
+
+    for name in names:
+        take(name)
+    base = f"lib/modules/{folder.name}"
+    for name in needs:
+        archive.file(f"{base}/{name}.ko", files[name].read_bytes())
+    lines = (f"{name}.ko:{''.join(f' {other}.ko' for other in all_of(name))}\n" for name in sorted(needs))
+    archive.file(f"{base}/modules.dep", "".join(lines))
 
 
 def applets(busybox):

@@ -1,0 +1,188 @@
+//! What `-netdev`, `-nic` and `-net` ask for.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// A host end of network cards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetdevSpec {
+    /// `id=`, by which `-device ...,netdev=` names it.
+    pub id: String,
+    /// What it is on the host.
+    pub kind: NetdevKind,
+}
+
+/// Kinds of host ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetdevKind {
+    /// A network of its own behind address translation.
+    User(Box<UserNetConfig>),
+    /// A connection that carries frames.
+    Stream(StreamConfig),
+    /// A TAP interface.
+    Tap(TapConfig),
+}
+
+/// `-netdev user`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserNetConfig {
+    /// `ipv4=on|off`.
+    pub ipv4: bool,
+    /// `net=ADDRESS/PREFIX`: the network's address.
+    pub net: Ipv4Addr,
+    /// Its prefix length, 8 to 30.
+    pub prefix: u8,
+    /// `host=`: the guest's gateway, which stands for the host.
+    pub host: Ipv4Addr,
+    /// `dns=`: the name server that the guest sees.
+    pub dns: Ipv4Addr,
+    /// `dhcpstart=`: the first address leased.
+    pub dhcp_start: Ipv4Addr,
+    /// `ipv6=on|off`.
+    pub ipv6: bool,
+    /// `ipv6-net=PREFIX/64`.
+    pub net6: Ipv6Addr,
+    /// `ipv6-host=`.
+    pub host6: Ipv6Addr,
+    /// `ipv6-dns=`.
+    pub dns6: Ipv6Addr,
+    /// `restrict=on`: the guest reaches nothing but what is forwarded.
+    pub restrict: bool,
+    /// `hostname=`: the name that DHCP tells the guest.
+    pub hostname: Option<String>,
+    /// `domainname=`.
+    pub domain: Option<String>,
+    /// `dnssearch=`, repeated.
+    pub search: Vec<String>,
+    /// `tftp=`: folder that the TFTP server reads.
+    pub tftp: Option<PathBuf>,
+    /// `tftp-server-name=`.
+    pub tftp_server_name: Option<String>,
+    /// `bootfile=`.
+    pub bootfile: Option<String>,
+    /// `hostfwd=`.
+    pub forwards: Vec<HostForward>,
+    /// `guestfwd=`.
+    pub guest_forwards: Vec<GuestForward>,
+}
+
+impl Default for UserNetConfig {
+    fn default() -> Self {
+        Self {
+            ipv4: true,
+            net: Ipv4Addr::new(10, 0, 2, 0),
+            prefix: 24,
+            host: Ipv4Addr::new(10, 0, 2, 2),
+            dns: Ipv4Addr::new(10, 0, 2, 3),
+            dhcp_start: Ipv4Addr::new(10, 0, 2, 15),
+            ipv6: true,
+            net6: Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0),
+            host6: Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2),
+            dns6: Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 3),
+            restrict: false,
+            hostname: None,
+            domain: None,
+            search: Vec::new(),
+            tftp: None,
+            tftp_server_name: None,
+            bootfile: None,
+            forwards: Vec::new(),
+            guest_forwards: Vec::new(),
+        }
+    }
+}
+
+/// `hostfwd=[tcp|udp]:[ADDRESS]:PORT-[ADDRESS]:PORT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostForward {
+    /// UDP instead of TCP.
+    pub udp: bool,
+    /// Where the host listens; port 0 lets the host choose.
+    pub host: SocketAddr,
+    /// The guest's address, the first one leased if not given.
+    pub guest: Option<IpAddr>,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+/// `guestfwd=[tcp]:ADDRESS:PORT-TARGET`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestForward {
+    /// The address and port to which the guest connects.
+    pub guest: SocketAddr,
+    /// Where its connections go.
+    pub target: ForwardTarget,
+}
+
+/// Where a forwarded connection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwardTarget {
+    /// `tcp:ADDRESS:PORT`.
+    Tcp(SocketAddr),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+    /// `cmd:COMMAND`: its standard input and output, one process for each connection.
+    Command(String),
+}
+
+/// `-netdev stream` and `-netdev socket`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamConfig {
+    /// Wait for the peer instead of calling it.
+    pub server: bool,
+    /// Where.
+    pub address: StreamAddress,
+    /// `reconnect-ms=`: call again that long after the connection ended; 0: never.
+    pub reconnect_ms: u64,
+}
+
+/// The two ends' meeting point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamAddress {
+    /// TCP.
+    Inet(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// A descriptor that the process was started with.
+    Descriptor(i32),
+}
+
+/// `-netdev tap`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapConfig {
+    /// How the interface is found.
+    pub interface: TapInterface,
+    /// `script=`: run with the interface's name before the guest starts.
+    pub script: Option<PathBuf>,
+    /// `downscript=`: run with the interface's name at the end.
+    pub down_script: Option<PathBuf>,
+}
+
+/// A TAP interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TapInterface {
+    /// `ifname=`: made if it does not exist; the host chooses a name if none is given.
+    Name(Option<String>),
+    /// `fd=`: a descriptor that the process was started with.
+    Descriptor(i32),
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicSpec {
+    /// Its model.
+    pub model: NicModel,
+    /// Index of its host end in the list of them; `None`: no cable.
+    pub netdev: Option<usize>,
+    /// `mac=`.
+    pub mac: [u8; 6],
+    /// `addr=`: PCI device and function; the first free device if not given.
+    pub place: Option<(u8, u8)>,
+}
+
+/// Models of network cards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NicModel {
+    /// Intel 82540EM.
+    E1000,
+}

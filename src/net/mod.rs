@@ -1,0 +1,88 @@
+//! Host ends of network cards. A card and its host end are connected one to one; frames move on the I/O thread only.
+
+mod descriptor;
+mod framing;
+mod poller;
+mod stream;
+mod tap;
+pub mod user;
+
+use crate::cli::config::network::{NetdevKind, NetdevSpec};
+use crate::io_thread::IoHandle;
+use anyhow::{Context, Result};
+use brolga_devices::services::{Clock, NetBackend, NetFrontend};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use stream::StreamNet;
+use tap::TapNet;
+use user::{OpenPort, UserNet};
+
+/// The card that a host end is connected to.
+#[derive(Default)]
+struct Card(Mutex<Option<Weak<dyn NetFrontend>>>);
+
+impl Card {
+    fn connect(&self, card: Weak<dyn NetFrontend>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(card);
+    }
+
+    /// Gives the card a frame; `false`: it has no room now. Without a card, frames go nowhere.
+    fn receive(&self, frame: &[u8]) -> bool {
+        let card = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        card.and_then(|card| card.upgrade()).is_none_or(|card| card.receive(frame))
+    }
+}
+
+/// A host end, as the machine uses it.
+pub struct Netdev {
+    /// `id=`.
+    pub id: String,
+    /// Its kind, as the option names it.
+    pub kind: &'static str,
+    /// What a card is connected to.
+    pub backend: Arc<dyn NetBackend>,
+    user: Option<Arc<UserNet>>,
+    tap: Option<Arc<TapNet>>,
+}
+
+impl Netdev {
+    /// Opens the host end; ports that the host chose are printed.
+    pub fn open(spec: &NetdevSpec, clock: Arc<dyn Clock>, io: &IoHandle) -> Result<Self> {
+        let NetdevSpec { id, kind } = spec.clone();
+        match kind {
+            NetdevKind::User(config) => {
+                let opened = UserNet::open(&config, clock, io).with_context(|| format!("-netdev user,id={id}"));
+                let (net, ports) = opened?;
+                ports.iter().filter(|port| port.chosen).for_each(|port| announce(&id, port));
+                io.watch(net.clone());
+                Ok(Self { id, kind: "user", backend: net.clone(), user: Some(net), tap: None })
+            }
+            NetdevKind::Stream(config) => {
+                let opened = StreamNet::open(&id, &config, clock, io);
+                let net = opened.with_context(|| format!("-netdev stream,id={id}"))?;
+                io.watch(net.clone());
+                Ok(Self { id, kind: "stream", backend: net, user: None, tap: None })
+            }
+            NetdevKind::Tap(config) => {
+                let net = TapNet::open(&config).with_context(|| format!("-netdev tap,id={id}"))?;
+                io.watch(net.clone());
+                Ok(Self { id, kind: "tap", backend: net.clone(), user: None, tap: Some(net) })
+            }
+        }
+    }
+
+    /// The machine has ended.
+    pub fn close(&self) {
+        self.tap.iter().for_each(|tap| tap.close());
+    }
+
+    /// Forwarded ports, leases and connections of a user-mode network, for people.
+    pub fn user_state(&self) -> Option<String> {
+        self.user.as_ref().map(|user| user.describe())
+    }
+}
+
+/// Tells the user, and programs that read it, which port the host chose.
+fn announce(id: &str, port: &OpenPort) {
+    let kind = if port.udp { "udp" } else { "tcp" };
+    eprintln!("{id}: hostfwd={kind}:{}-{}", port.host, port.guest);
+}
