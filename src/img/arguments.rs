@@ -168,6 +168,11 @@ impl Arguments {
         self.given.iter().map(|(o, _)| o.long).filter(|l| names.contains(l))
     }
 
+    /// The same with their values.
+    pub fn valued<'a>(&'a self, names: &'a [&str]) -> impl Iterator<Item = (&'static str, &'a str)> {
+        self.given.iter().map(|(o, v)| (o.long, v.as_str())).filter(|(l, _)| names.contains(l))
+    }
+
     /// The value of the option read by `read`, whose refusal gets the option's name.
     pub fn parsed<T>(&self, long: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>> {
         let Some((option, value)) = self.given.iter().rev().find(|(o, _)| o.long == long) else {

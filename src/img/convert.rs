@@ -1,6 +1,5 @@
 //! `convert`: copies images into a new one, of another format or with other options.
 
-use super::Command;
 use super::arguments::{Arguments, FORCE_SHARE, IMAGE_OPTS, OBJECT, Opt, PROGRESS, QUIET};
 use super::copy::{Copy, Salvage, Source};
 use super::create::beside;
@@ -8,6 +7,7 @@ use super::format_options;
 use super::images::{self, Named, Opened};
 use super::progress::Progress;
 use super::rate::{self, Rate};
+use super::{Command, bitmap};
 use crate::block::{CacheMode, Format, Preallocation};
 use crate::words::values;
 use anyhow::{Result, bail};
@@ -42,8 +42,8 @@ pub(super) const COMMAND: Command = Command {
         Opt::switch(Some('n'), "no-create", "write into the TARGET that is there"),
         Opt::switch(None, "target-is-zero", "the TARGET that is there holds zeroes only"),
         Opt::value(Some('S'), "sparse-size", "SIZE", "zeroes of that length stay unwritten (4k); 0: write all"),
-        Opt::refused(None, "bitmaps", None, "persistent bitmaps are not copied; leave it out"),
-        Opt::refused(None, "skip-broken-bitmaps", None, "persistent bitmaps are not copied; leave it out"),
+        Opt::switch(None, "bitmaps", "copy persistent bitmaps too"),
+        Opt::switch(None, "skip-broken-bitmaps", "leave out those that are out of date"),
         FORCE_SHARE,
         Opt::value(Some('r'), "rate", "RATE", "write at most that many bytes a second"),
         Opt::value(Some('m'), "parallel", "NUMBER", "threads, 1 to 16 (8)"),
@@ -125,6 +125,9 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         salvage: arguments.has("salvage").then(|| Salvage { quiet: arguments.has("quiet") }),
     };
     copy.run(&progress)?;
+    if let (true, Some(source)) = (arguments.has("bitmaps"), opened.first()) {
+        bitmap::copy(source.image.qcow2()?, target.image.qcow2()?, arguments.has("skip-broken-bitmaps"))?;
+    }
     target.finish()?;
     progress.finish();
     Ok(0)
@@ -153,6 +156,12 @@ fn check_options(arguments: &Arguments, format: Format) -> Result<()> {
     }
     if arguments.has("target-image-opts") && arguments.has("target-format") {
         bail!("-O: cannot stand beside --target-image-opts; write driver= in the list");
+    }
+    if arguments.has("bitmaps") && arguments.operands.len() > 2 {
+        bail!("--bitmaps: only with one source");
+    }
+    if arguments.has("skip-broken-bitmaps") && !arguments.has("bitmaps") {
+        bail!("--skip-broken-bitmaps: only with --bitmaps");
     }
     if arguments.has("source-snapshot") && arguments.operands.len() > 2 {
         bail!("-l: only with one source");

@@ -292,7 +292,7 @@ mod tests {
                 "compat=0.10,refcount_bits=8",
                 "-o refcount_bits other than 16: not in version 2; use compat=1.1",
             ),
-            (Format::Qcow2, "data_file=x", "-o data_file=x: external data files are not made yet"),
+            (Format::Qcow2, "encryption=on", "-o encryption=on: encrypted images are not supported"),
         ] {
             assert_eq!(read(format, [text].into_iter()).unwrap_err().to_string(), error);
         }

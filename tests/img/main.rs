@@ -3,6 +3,7 @@
 //! Where `qemu-img` is not installed these tests check against what is known of it.
 #![forbid(unsafe_code)]
 
+mod amend;
 mod chains;
 mod full;
 mod hostile;

@@ -4,7 +4,7 @@ use super::{M, Scratch, mixed, model};
 use std::os::unix::fs::FileExt;
 
 /// The model finds no fault in the image, and neither do we.
-fn sound(dir: &Scratch, name: &str) {
+pub fn sound(dir: &Scratch, name: &str) {
     let ours = dir.ours(&format!("check -f qcow2 {name}"));
     assert_eq!(ours.status, 0, "{name}: {ours:?}");
     if model() {
@@ -14,7 +14,7 @@ fn sound(dir: &Scratch, name: &str) {
 }
 
 /// The image reads like the raw one, to both programs.
-fn reads_like(dir: &Scratch, name: &str, raw: &str) {
+pub fn reads_like(dir: &Scratch, name: &str, raw: &str) {
     dir.good(&format!("convert -f qcow2 {name} back.raw"));
     assert!(dir.bytes("back.raw") == dir.bytes(raw), "{name} and {raw} differ");
     let line = format!("compare -f qcow2 -F raw {name} {raw}");
@@ -22,7 +22,7 @@ fn reads_like(dir: &Scratch, name: &str, raw: &str) {
 }
 
 /// All that is told about an image is the same.
-fn told_alike(dir: &Scratch, name: &str) {
+pub fn told_alike(dir: &Scratch, name: &str) {
     dir.same(&format!("info {name}"));
     dir.same_json(&format!("info --output=json --backing-chain {name}"));
     dir.same_json(&format!("map --output=json {name}"));

@@ -57,7 +57,7 @@ fn commands_that_do_not_exist() {
     assert_eq!(dir.bad("creaet x 1M", 1), "creaet: unknown command; did you mean create?");
     assert_eq!(dir.bad("frobnicate", 1), "frobnicate: unknown command; --help lists all commands");
     assert_eq!(dir.bad("-T x info", 1), "-T: unknown option before the command; there are --help and --version");
-    assert!(dir.bad("amend x", 1).starts_with("amend: not supported yet: "));
+    assert!(dir.bad("amend x", 1).starts_with("amend: -o is missing"));
 }
 
 #[test]

@@ -10,28 +10,35 @@ use super::options::BitmapInfo;
 use crate::block::{BlockError, Result, Storage};
 use std::sync::atomic::Ordering;
 
-const EXTENSION: u32 = 0x2385_2875;
+pub(super) const EXTENSION: u32 = 0x2385_2875;
 /// A larger directory, or more entries in all tables together, is refused.
-const MAX_DIRECTORY: u64 = 64 << 20;
+pub(super) const MAX_DIRECTORY: u64 = 64 << 20;
 const MAX_ENTRIES: u64 = 16 << 20;
 /// Flags of an entry.
-const IN_USE: u32 = 1 << 0;
-const AUTO: u32 = 1 << 1;
+pub(super) const IN_USE: u32 = 1 << 0;
+pub(super) const AUTO: u32 = 1 << 1;
 
 /// An entry of the directory.
-struct Bitmap {
-    name: String,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bitmap {
+    pub(super) name: String,
     /// Host offset of the entry.
-    at: u64,
-    flags: u32,
-    granularity_bits: u8,
-    table: u64,
+    pub(super) at: u64,
+    pub(super) flags: u32,
+    pub(super) kind: u8,
+    pub(super) granularity_bits: u8,
+    pub(super) table: u64,
     /// Entries of the table.
-    size: u64,
+    pub(super) size: u64,
+    /// Kept as it is.
+    pub(super) extra: Vec<u8>,
 }
 
+/// Host offset, bytes, and entries of a directory.
+pub(super) type Directory = (u64, u64, Vec<Bitmap>);
+
 /// The directory: its host offset and length, and its entries. None if no bitmaps are in force.
-fn directory(file: &dyn Storage, header: &Header) -> Result<Option<(u64, u64, Vec<Bitmap>)>> {
+pub(super) fn directory(file: &dyn Storage, header: &Header) -> Result<Option<Directory>> {
     let extension = header.extensions.iter().find(|(kind, _)| *kind == EXTENSION);
     let Some((_, extension)) = extension.filter(|_| header.autoclear & BITMAPS_FIT != 0) else {
         return Ok(None);
@@ -58,6 +65,8 @@ fn directory(file: &dyn Storage, header: &Header) -> Result<Option<(u64, u64, Ve
             name: String::from_utf8_lossy(name).into_owned(),
             at: offset + at as u64,
             flags: be32(entry, 12),
+            kind: entry[16],
+            extra: bytes.get(at + 24..name_at).unwrap_or_default().to_vec(),
             granularity_bits: entry[17],
             table: be64(entry, 0),
             size,

@@ -5,6 +5,8 @@
 //! flush that frees clusters waits for the requests that were there before it. What changes the
 //! structure of the image keeps all out. `meta` is held for lookups and table changes only.
 
+mod amend;
+mod bitmap_edit;
 mod bitmaps;
 mod cache;
 mod caches;
@@ -32,6 +34,7 @@ mod tests;
 mod write;
 mod zero;
 
+pub use bitmap_edit::{BitmapChange, BitmapContent};
 pub use caches::TableCaches;
 pub use create::{create, create_in};
 pub use options::{BitmapInfo, CheckReport, Compression, CreateOptions, Info, Repair, SnapshotInfo};

@@ -1,0 +1,144 @@
+//! `amend`: other options for an image that is there.
+
+use super::Command;
+use super::arguments::{Arguments, FORMAT, IMAGE_OPTS, OBJECT, Opt, PROGRESS, QUIET};
+use super::format_options;
+use super::images::{self, Named, Opened};
+use super::progress::Progress;
+use crate::block::qcow2::{Info, Qcow2};
+use crate::block::{Format, Preallocation};
+use crate::words::keyval::KeyValues;
+use crate::words::values;
+use anyhow::{Result, anyhow, bail};
+use std::io::Write;
+
+pub(super) const COMMAND: Command = Command {
+    name: "amend",
+    summary: "Changes options of an image",
+    operands: "FILENAME",
+    options: &[
+        QUIET,
+        PROGRESS,
+        FORMAT,
+        IMAGE_OPTS,
+        Opt::value(Some('t'), "cache", images::CACHES, "how the image is cached (writeback)"),
+        Opt::value(Some('o'), "options", "OPTIONS", "what to change; -o help lists it"),
+        Opt::refused(None, "force", None, "it is for encrypted images, which are not supported; leave it out"),
+        OBJECT,
+    ],
+    error_status: 1,
+    run,
+};
+
+/// What can be changed.
+const HELP: &str = "Amend options for 'qcow2':
+  backing_file=<str>     - image below
+  backing_fmt=<str>      - its format
+  compat=<str>           - version: v2 (0.10) or v3 (1.1)
+  lazy_refcounts=<on|off> - write reference counts late
+  size=<size>            - size of the disk
+";
+
+/// Options that an image keeps: each with what it has now.
+fn kept(info: &Info) -> [(&'static str, String); 7] {
+    let switch = |on: bool| if on { "on" } else { "off" }.to_owned();
+    [
+        ("cluster_size", info.cluster_size.to_string()),
+        ("refcount_bits", info.refcount_bits.to_string()),
+        ("compression_type", info.compression.name().to_owned()),
+        ("extended_l2", switch(info.extended_l2)),
+        ("data_file", info.data_file.clone().unwrap_or_default()),
+        ("data_file_raw", switch(info.data_file_raw)),
+        ("preallocation", "off".to_owned()),
+    ]
+}
+
+/// What is asked for.
+struct Wanted {
+    version: Option<u32>,
+    lazy: Option<bool>,
+    size: Option<u64>,
+    /// The name, empty for none, and the format.
+    backing: Option<(String, Option<Format>)>,
+}
+
+fn read(arguments: &Arguments, info: &Info) -> Result<Wanted> {
+    let mut list = KeyValues::none("-o");
+    for text in arguments.all("options") {
+        list.add(text, None)?;
+    }
+    for (key, now) in kept(info) {
+        if let Some(asked) = list.take(key)? {
+            let same = asked == now || values::size(&asked, 1).is_ok_and(|n| n.to_string() == now);
+            if !same {
+                return Err(list.error(key, &asked, "an image keeps it; make a new one: convert -O qcow2 -o"));
+            }
+        }
+    }
+    let version = list.take_as("compat", |v| match v {
+        "1.1" | "v3" => Ok(3),
+        "0.10" | "v2" => Ok(2),
+        _ => Err("there are 0.10 (v2) and 1.1 (v3)".to_owned()),
+    })?;
+    let size = list.take_as("size", |v| values::size(v, 1))?;
+    let lazy = list.take_switch("lazy_refcounts")?;
+    let format = list.take_as("backing_fmt", images::format)?;
+    let backing = match (list.take("backing_file")?, format, &info.backing_file) {
+        (Some(file), format, _) => Some((file, format)),
+        (None, Some(format), Some(now)) => Some((now.clone(), Some(format))),
+        (None, Some(_), None) => bail!("-o backing_fmt: there is no backing file; add backing_file="),
+        (None, None, _) => None,
+    };
+    list.finish()?;
+    if lazy == Some(true) && version.unwrap_or(info.version) == 2 {
+        bail!("-o lazy_refcounts=on: not in version 2; use compat=1.1");
+    }
+    Ok(Wanted { version, lazy, size, backing })
+}
+
+fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
+    let cache = arguments.parsed("cache", images::cache)?;
+    if !arguments.has("options") {
+        bail!("-o is missing; -o help lists what can be changed");
+    }
+    if arguments.all("options").any(format_options::asks_help) {
+        out.write_all(HELP.as_bytes())?;
+        return Ok(0);
+    }
+    let [name] = arguments.exactly(["FILENAME"])?;
+    let opened = Named::from(arguments, name, "format")?.cached(cache).open(false)?;
+    let image = opened.image.qcow2().map_err(|_| anyhow!("{name}: raw images have no options; nothing to change"))?;
+    let info = image.info();
+    let wanted = read(arguments, &info)?;
+    let progress = Progress::new(arguments.has("progress") && !arguments.has("quiet"), 1);
+    change(&opened, image, &info, &wanted)?;
+    image.close()?;
+    progress.finish();
+    Ok(0)
+}
+
+/// Changes what is another one than now, what version 3 brings first and what only version 2 lacks last.
+fn change(opened: &Opened, image: &Qcow2, info: &Info, wanted: &Wanted) -> Result<()> {
+    if let Some(size) = wanted.size {
+        let size = size.next_multiple_of(512);
+        if size < opened.disk.len() {
+            bail!("-o size={size}: smaller than the {} bytes there are; use resize --shrink", opened.disk.len());
+        }
+        opened.disk.resize(size, Preallocation::Off)?;
+    }
+    if let Some((file, format)) = &wanted.backing {
+        image.set_backing((!file.is_empty()).then_some((file.as_str(), *format)))?;
+    }
+    let version = wanted.version.filter(|v| *v != info.version);
+    if version == Some(3) {
+        image.set_version(3)?;
+    }
+    if let Some(lazy) = wanted.lazy.filter(|l| *l != info.lazy_refcounts) {
+        image.set_lazy_refcounts(lazy)?;
+    }
+    if version == Some(2) {
+        image.set_lazy_refcounts(false)?;
+        image.set_version(2)?;
+    }
+    Ok(())
+}
