@@ -6,6 +6,7 @@ use crate::fault::Fault;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
 use crate::runtime::contexts::Contexts;
+use crate::runtime::debugger::Debugger;
 use crate::runtime::lockstep::Lockstep;
 use crate::runtime::tier::Tier;
 use crate::shared::{Mailbox, Shared};
@@ -47,6 +48,8 @@ pub struct Cpu {
     pub shutdown: Option<String>,
     /// Debug traps that are due after the current instruction (DR6 bits).
     pub pending_db: u64,
+    /// What a debugger wants.
+    pub debugger: Debugger,
     /// FERR# is asserted.
     pub fpu_error: bool,
     /// Compares generated code with the interpreter as it runs (`check=on`).
@@ -76,6 +79,7 @@ impl Cpu {
             pending_fault: None,
             shutdown: None,
             pending_db: 0,
+            debugger: Debugger::default(),
             fpu_error: false,
             lockstep: None,
         })
@@ -168,7 +172,7 @@ impl Cpu {
             | bit(unmasked, mode::FP_UNMASKED)
             | bit(s.cr0 & cr0::AM != 0 && ac && cpl == 3, mode::ALIGN_CHECK)
             | bit(s.rflags & flag::TF != 0, mode::TF)
-            | bit(s.dr[7] & 0xff != 0, mode::STEP)
+            | bit(s.dr[7] & 0xff != 0 || self.debugger.alone(), mode::STEP)
             | bit(s.xcr0 & 4 != 0, mode::AVX)
             | (mmu as u32) << mode::MMU_SHIFT;
         self.update_jump_check();

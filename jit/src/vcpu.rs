@@ -6,6 +6,7 @@ use crate::cpuid::{CpuModel, Topology};
 use crate::lower::Compiler;
 use crate::mmu::ram::Ram;
 use crate::runtime::compile::CompileService;
+pub use crate::runtime::debugger::{DebugStop, WatchKind, Watchpoint};
 pub use crate::runtime::lockstep::CheckStats;
 use crate::runtime::lockstep::Lockstep;
 use crate::runtime::place::CodeMemory;
@@ -156,6 +157,25 @@ pub struct Registers {
     pub efer: u64,
 }
 
+/// Registers beside [`Registers`] that debuggers show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MoreRegisters {
+    /// x87 registers ST0 to ST7, 80 bits each.
+    pub st: [[u8; 10]; 8],
+    /// x87 control word, status word, full tag word.
+    pub x87: [u16; 3],
+    /// x87 instruction pointer: selector and offset; operand pointer: selector and offset; opcode.
+    pub x87_pointers: [u64; 5],
+    /// XMM0 to XMM15.
+    pub xmm: [u128; 16],
+    /// MXCSR.
+    pub mxcsr: u32,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
+    /// CR8.
+    pub cr8: u8,
+}
+
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentRegister {
@@ -284,6 +304,36 @@ impl Vcpu {
     /// Sets all registers and drops what depends on them.
     pub fn set_registers(&mut self, registers: &Registers) {
         self.cpu.set_registers(registers);
+    }
+
+    /// x87, SSE and what else debuggers show.
+    pub fn more_registers(&self) -> MoreRegisters {
+        self.cpu.get_more_registers()
+    }
+
+    /// Sets what [`Vcpu::more_registers`] gives.
+    pub fn set_more_registers(&mut self, registers: &MoreRegisters) {
+        self.cpu.set_more_registers(registers);
+    }
+
+    /// Sets all breakpoints of the debugger (linear addresses): [`Exit::Debug`] comes before the instruction.
+    pub fn set_breakpoints(&mut self, addresses: &[u64]) {
+        self.cpu.set_breakpoints(addresses);
+    }
+
+    /// Sets all watchpoints of the debugger: [`Exit::Debug`] comes after the instruction that accesses one.
+    pub fn set_watchpoints(&mut self, watchpoints: &[Watchpoint]) {
+        self.cpu.set_watchpoints(watchpoints);
+    }
+
+    /// With `on`, each [`Vcpu::run`] ends after one instruction with [`Exit::Debug`].
+    pub fn set_single_step(&mut self, on: bool) {
+        self.cpu.set_single_step(on);
+    }
+
+    /// Why the last [`Exit::Debug`] came.
+    pub fn take_debug_stop(&mut self) -> Option<DebugStop> {
+        self.cpu.take_debug_stop()
     }
 
     /// Guest-physical address of linear address `linear`, without side effects.

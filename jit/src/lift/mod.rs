@@ -112,14 +112,15 @@ pub fn lift_block(
     model: &CpuModel,
     max_insns: u16,
 ) -> Result<Block, LiftError> {
-    lift_into(Vec::new(), bytes, rip, mode_word, model, max_insns)
+    lift_into(Vec::new(), bytes, (rip, rip), mode_word, model, max_insns)
 }
 
-/// As [`lift_block`], with the operations in `room`, in place of what is there.
+/// As [`lift_block`], with the operations in `room`, in place of what is there. The block ends before an instruction at
+/// `stop`, or behind it, unless it starts there.
 pub fn lift_into(
     room: Vec<Inst>,
     bytes: &[u8],
-    rip: u64,
+    (rip, stop): (u64, u64),
     mode_word: u32,
     model: &CpuModel,
     max_insns: u16,
@@ -158,7 +159,7 @@ pub fn lift_into(
         block.count += 1;
         match flow {
             Flow::End => break,
-            Flow::Next if block.count < max_insns && end < bytes.len() => {}
+            Flow::Next if block.count < max_insns && end < bytes.len() && !reaches(rip, l.next, stop) => {}
             Flow::Next => {
                 l.b.jmp(l.next);
                 break;
@@ -183,6 +184,12 @@ pub fn accepts(i: &Instruction, mode_word: u32, model: &CpuModel) -> bool {
     l.b.start_insn(0);
     l.b.insn_len(i.len() as u8);
     l.exists(i) && l.families(i).is_some()
+}
+
+/// Code from `rip` to `next` comes to `stop`, which does not count where the code starts.
+fn reaches(rip: u64, next: u64, stop: u64) -> bool {
+    let distance = stop.wrapping_sub(rip);
+    distance != 0 && distance <= next.wrapping_sub(rip)
 }
 
 /// How iced-x86 is set up everywhere in the engine.

@@ -221,6 +221,7 @@ impl Cpu {
 
     /// Atomic compare-and-swap of 16 aligned bytes at the current privilege: the old value.
     pub fn cas128(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Fault> {
+        self.watch(linear, 16, true);
         let index = self.state.mmu_index();
         let atomic = |cpu: &mut Self, tag| cpu.state.tlb.cas128(index, linear, tag, expected, new);
         if let Some(old) = self.atomically(index, linear, 16, atomic)? {

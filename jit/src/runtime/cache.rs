@@ -321,6 +321,15 @@ impl BlockCache {
         left
     }
 
+    /// Where the blocks start (guest-physical) that hold one of the linear addresses.
+    pub fn places_over(&mut self, addresses: &[u64]) -> Vec<u64> {
+        let held = |s: &Slot| {
+            let start = s.key.linear();
+            s.serial != 0 && addresses.iter().any(|a| a.wrapping_sub(start) < u64::from(s.len))
+        };
+        self.slots.all_mut().filter(|s| held(s)).map(|s| s.key.gpa).collect()
+    }
+
     /// Drops a block whose entry in the list of `page` is gone already.
     fn drop_block(&mut self, slot: u32, page: u64) {
         let running = self.running == Some(slot);
@@ -490,6 +499,8 @@ impl Cpu {
         } else {
             (self.state.segs[reg::CS].limit as u64).saturating_sub(key.rip) + 1
         };
+        // A block ends before a breakpoint; its last instruction may reach over one that is set amid it.
+        let stop = key.rip.wrapping_add(self.debugger.room(key.linear(), u64::from(u32::MAX)));
         let max = if key.mode & (SINGLE | mode::TF | mode::STEP) != 0 { 1 } else { lift::MAX_INSNS };
         let word = key.mode & !SINGLE;
         let most = in_page.min(FETCH_BYTES).min(limit_left) as usize;
@@ -499,7 +510,7 @@ impl Cpu {
             self.shared.ram.read(key.gpa + taken as u64, &mut buf[taken..take]);
             taken = take;
             let scratch = std::mem::take(&mut self.blocks.scratch);
-            match lift::lift_into(scratch, &buf[..take], key.rip, word, &self.model, max) {
+            match lift::lift_into(scratch, &buf[..take], (key.rip, stop), word, &self.model, max) {
                 // It ended where the bytes ended, and there are more.
                 Ok(block) if take < most && block.len as usize + LONGEST > take && block.count < max => {
                     self.blocks.scratch = block.insts;

@@ -18,6 +18,12 @@ impl Cpu {
             if wanted && let Some(exit) = self.service() {
                 break exit;
             }
+            if self.debugger.on() {
+                match self.run_debugged() {
+                    Some(exit) => break exit,
+                    None => continue,
+                }
+            }
             if let Err(fault) = self.run_once() {
                 self.raise(fault);
             }
@@ -28,7 +34,7 @@ impl Cpu {
 
     /// Delivers an exception, or waits as if halted before the instruction; a triple fault leaves the reason in `shutdown`.
     #[cold]
-    fn raise(&mut self, fault: Fault) {
+    pub(super) fn raise(&mut self, fault: Fault) {
         if fault == Fault::FROZEN {
             self.state.halted = true;
             return;
@@ -44,7 +50,7 @@ impl Cpu {
     }
 
     /// Runs one region or block, or one instruction where the mode asks for it.
-    fn run_once(&mut self) -> Result<(), Fault> {
+    pub(super) fn run_once(&mut self) -> Result<(), Fault> {
         if self.state.mode & (mode::TF | mode::STEP) != 0 {
             return self.run_step();
         }
@@ -153,6 +159,10 @@ impl Cpu {
 
     /// Delivers the NMI or interrupt that is due, if one is.
     fn deliver_next(&mut self, pending: u32) -> bool {
+        // A step of the debugger's goes to the next instruction, not into a handler.
+        if self.debugger.stepping() && !self.state.halted {
+            return false;
+        }
         if pending & request::NMI != 0 && self.nmi_possible() {
             self.handle().clear(request::NMI);
             self.state.halted = false;

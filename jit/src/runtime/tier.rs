@@ -281,6 +281,9 @@ impl Cpu {
         self.tier.stats.blocks += 1;
         let link = self.tier.open_link.take();
         self.tier.service.as_ref()?;
+        if self.debugger.breaks_at(self.state.linear_rip()) {
+            return None;
+        }
         let runs = self.blocks.count_run(slot)?;
         let code = match self.tier.warm {
             Some(warm) if runs < warm => return None,
@@ -385,6 +388,9 @@ impl Cpu {
                 let gpa =
                     key.gpa & !(PAGE_SIZE - 1) | rip.wrapping_add(key.gpa).wrapping_sub(key.rip) & (PAGE_SIZE - 1);
                 let found = self.blocks.slot_of(&Key { gpa, rip, ..key });
+                if self.debugger.breaks_at(Key { gpa, rip, ..key }.linear()) {
+                    continue;
+                }
                 if let Some(s) = found.filter(|s| !slots.contains(s) && self.blocks.within_page(*s))
                     && slots.len() < most
                 {

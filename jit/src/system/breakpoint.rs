@@ -94,6 +94,7 @@ impl Cpu {
         // R/W code 3 is reads and writes, 1 is writes.
         let conditions = if write { 1 << condition::WRITE | 1 << 3 } else { 1 << 3 };
         self.pending_db |= self.matches(linear, bytes, conditions);
+        self.note_watched(linear, bytes, write);
     }
 
     /// Notes a port access for I/O breakpoints (CR4.DE).

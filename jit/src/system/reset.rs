@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::state::{CpuState, Msrs, Segment, TableRegister, VecReg, X87, attr, cr0, reg};
-use crate::vcpu::{Registers, SegmentRegister};
+use crate::vcpu::{MoreRegisters, Registers, SegmentRegister};
 
 /// Data segment: present, writable, accessed.
 const DATA: u16 = attr::P | attr::S | attr::RW | attr::ACCESSED;
@@ -112,6 +112,46 @@ impl Cpu {
         }
         self.set_rflags(r.rflags);
         self.flush_tlb_all();
+    }
+
+    /// The other registers that debuggers see.
+    pub fn get_more_registers(&self) -> MoreRegisters {
+        let (s, x) = (&self.state, &self.state.x87);
+        let top = usize::from(x.fsw >> 11 & 7);
+        MoreRegisters {
+            st: std::array::from_fn(|n| std::array::from_fn(|i| x.regs[(top + n) & 7].to_le_bytes()[i])),
+            x87: [x.fcw, x.fsw, x.tag_word()],
+            x87_pointers: [x.fcs.into(), x.fip, x.fds.into(), x.fdp, x.fop.into()],
+            xmm: std::array::from_fn(|n| s.vecs[n].0[0]),
+            mxcsr: s.mxcsr,
+            kernel_gs_base: s.msr.kernel_gs_base,
+            cr8: self.board.cr8(self.index),
+        }
+    }
+
+    /// Sets the other registers that debuggers see.
+    pub fn set_more_registers(&mut self, r: &MoreRegisters) {
+        const MXCSR_DEFINED: u32 = 0xffff;
+        let (s, [fcs, fip, fds, fdp, fop]) = (&mut self.state, r.x87_pointers);
+        let x = &mut s.x87;
+        [x.fcw, x.fsw] = [r.x87[0], r.x87[1]];
+        let top = usize::from(x.fsw >> 11 & 7);
+        for (n, st) in r.st.iter().enumerate() {
+            let mut bytes = [0; 16];
+            bytes[..st.len()].copy_from_slice(st);
+            x.regs[(top + n) & 7] = u128::from_le_bytes(bytes);
+        }
+        x.set_tag_word(r.x87[2]);
+        (x.fcs, x.fds, x.fop) = (fcs as u16, fds as u16, fop as u16 & 0x7ff);
+        (x.fip, x.fdp) = (fip, fdp);
+        for (vec, xmm) in s.vecs.iter_mut().zip(r.xmm) {
+            vec.0[0] = xmm;
+        }
+        s.mxcsr = r.mxcsr & MXCSR_DEFINED;
+        s.msr.kernel_gs_base = r.kernel_gs_base;
+        self.board.set_cr8(self.index, r.cr8 & 15);
+        self.update_fpu_error();
+        self.update_mode();
     }
 
     /// Three-level PAE paging is on, with PDPTE registers.

@@ -1,0 +1,165 @@
+//! A debugger's breakpoints, watchpoints and single steps. Code without a breakpoint on its way stays compiled: a block with
+//! one inside ends before it, one that starts with one is only interpreted, and control comes here before it. Single steps
+//! and watchpoints run instructions alone in the interpreter.
+
+use crate::cpu::Cpu;
+use crate::vcpu::Exit;
+use rustc_hash::FxHashSet;
+
+/// Accesses that a watchpoint stops at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchKind {
+    /// Stores.
+    Write,
+    /// Loads.
+    Read,
+    /// Both.
+    Access,
+}
+
+/// Linear addresses to watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watchpoint {
+    /// First address.
+    pub address: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Which accesses count.
+    pub kind: WatchKind,
+}
+
+/// Why [`Exit::Debug`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugStop {
+    /// An instruction was executed, as was asked for.
+    Step,
+    /// The next instruction has a breakpoint; its linear address.
+    Breakpoint(u64),
+    /// The last instruction accessed what is watched.
+    Watchpoint(Watchpoint),
+}
+
+/// What a debugger wants of a processor.
+#[derive(Default)]
+pub struct Debugger {
+    /// There is anything to look at.
+    on: bool,
+    step: bool,
+    breakpoints: FxHashSet<u64>,
+    watchpoints: Vec<Watchpoint>,
+    /// The breakpoint that it stopped at: the instruction is not stopped at again before it has run.
+    passed: Option<u64>,
+    /// What the current instruction accessed.
+    hit: Option<Watchpoint>,
+    stop: Option<DebugStop>,
+}
+
+impl Debugger {
+    /// There is anything to look at before each block.
+    #[inline]
+    pub fn on(&self) -> bool {
+        self.on
+    }
+
+    /// Instructions are run alone.
+    pub fn alone(&self) -> bool {
+        self.step || !self.watchpoints.is_empty()
+    }
+
+    /// One instruction is to be executed, without interrupts.
+    pub fn stepping(&self) -> bool {
+        self.step
+    }
+
+    /// There is a breakpoint at this linear address.
+    pub fn breaks_at(&self, linear: u64) -> bool {
+        self.on && self.breakpoints.contains(&linear)
+    }
+
+    /// Bytes from `linear` to the first breakpoint behind it.
+    pub fn room(&self, linear: u64, most: u64) -> u64 {
+        if !self.on {
+            return most;
+        }
+        let distances = self.breakpoints.iter().map(|b| b.wrapping_sub(linear)).filter(|d| *d != 0);
+        distances.min().map_or(most, |d| d.min(most))
+    }
+
+    fn settle(&mut self) {
+        self.on = self.alone() || !self.breakpoints.is_empty();
+    }
+}
+
+impl Cpu {
+    /// Sets all breakpoints: linear addresses.
+    pub fn set_breakpoints(&mut self, breakpoints: &[u64]) {
+        let new: FxHashSet<u64> = breakpoints.iter().copied().collect();
+        let added: Vec<u64> = new.difference(&self.debugger.breakpoints).copied().collect();
+        self.debugger.breakpoints = new;
+        self.debugger.settle();
+        if !added.is_empty() {
+            for gpa in self.blocks.places_over(&added) {
+                self.invalidate_code(gpa, 1);
+            }
+        }
+    }
+
+    /// Sets all watchpoints.
+    pub fn set_watchpoints(&mut self, watchpoints: &[Watchpoint]) {
+        self.debugger.watchpoints = watchpoints.to_vec();
+        self.debugger.settle();
+        self.update_mode();
+    }
+
+    /// Has the next run end after one instruction, without taking interrupts before it; or not.
+    pub fn set_single_step(&mut self, on: bool) {
+        self.debugger.step = on;
+        self.debugger.settle();
+        self.update_mode();
+    }
+
+    /// Why the last [`Exit::Debug`] came.
+    pub fn take_debug_stop(&mut self) -> Option<DebugStop> {
+        self.debugger.stop.take()
+    }
+
+    /// Notes a data access under [`crate::state::mode::STEP`].
+    pub(crate) fn note_watched(&mut self, linear: u64, bytes: u64, write: bool) {
+        let last = linear.wrapping_add(bytes.max(1) - 1);
+        let hit = self.debugger.watchpoints.iter().find(|w| {
+            let wanted = match w.kind {
+                WatchKind::Write => write,
+                WatchKind::Read => !write,
+                WatchKind::Access => true,
+            };
+            wanted && linear <= w.address.wrapping_add(w.len.max(1) - 1) && w.address <= last
+        });
+        self.debugger.hit = hit.copied().or(self.debugger.hit);
+    }
+
+    /// Runs one block or instruction under a debugger's eyes; `Some`: it is to stop here.
+    #[cold]
+    pub(super) fn run_debugged(&mut self) -> Option<Exit> {
+        let at = self.state.linear_rip();
+        if self.debugger.breaks_at(at) && self.debugger.passed.take() != Some(at) {
+            self.debugger.passed = Some(at);
+            return self.stop_debugged(DebugStop::Breakpoint(at));
+        }
+        self.debugger.passed = None;
+        if let Err(fault) = self.run_once() {
+            self.raise(fault);
+        }
+        if let Some(hit) = self.debugger.hit.take() {
+            return self.stop_debugged(DebugStop::Watchpoint(hit));
+        }
+        if self.debugger.step {
+            return self.stop_debugged(DebugStop::Step);
+        }
+        None
+    }
+
+    fn stop_debugged(&mut self, why: DebugStop) -> Option<Exit> {
+        self.debugger.stop = Some(why);
+        Some(Exit::Debug)
+    }
+}

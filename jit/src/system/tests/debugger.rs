@@ -1,0 +1,160 @@
+//! What a debugger stops at, in code that is compiled otherwise.
+
+use super::Guest;
+use crate::fault::vector;
+use crate::state::{flag, reg};
+use crate::system::testing::place::*;
+use crate::vcpu::{DebugStop, Exit, WatchKind, Watchpoint, request};
+use iced_x86::code_asm::*;
+
+/// Runs on to the next stop; why.
+fn stop(g: &mut Guest) -> DebugStop {
+    assert_eq!(g.cpu.run_loop(), Exit::Debug, "{}", g.cpu.dump());
+    g.cpu.take_debug_stop().expect("a reason")
+}
+
+/// Counts RCX down to 0 from `n`, with DATA counted up in each round: 3 instructions, then HLT.
+fn counting(n: u64) -> Guest {
+    let mut g = Guest::long();
+    g.cpu.set_gpr(reg::RCX, n);
+    g.code(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.inc(dword_ptr(DATA))?;
+        a.dec(rcx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    g
+}
+
+/// Addresses of DEC and HLT in it.
+const DEC: u64 = CODE + 7;
+const HALT: u64 = CODE + 12;
+
+#[test]
+fn a_breakpoint_within_a_hot_loop() {
+    let mut g = counting(1000);
+    g.cpu.set_breakpoints(&[HALT]);
+    assert_eq!(stop(&mut g), DebugStop::Breakpoint(HALT));
+    assert_eq!((g.cpu.state.rip, g.read32(DATA)), (HALT, 1000));
+    // By now the loop is compiled. A breakpoint inside stops each round, before its instruction.
+    g.cpu.state.rip = CODE;
+    g.cpu.set_gpr(reg::RCX, 50);
+    g.cpu.state.halted = false;
+    g.cpu.set_breakpoints(&[DEC]);
+    for round in 1..=50 {
+        assert_eq!(stop(&mut g), DebugStop::Breakpoint(DEC));
+        assert_eq!((g.read32(DATA), g.cpu.gpr(reg::RCX)), (1000 + round, u64::from(51 - round)));
+    }
+    g.cpu.set_breakpoints(&[]);
+    g.run();
+    assert_eq!((g.cpu.state.rip, g.cpu.gpr(reg::RCX)), (HALT + 1, 0));
+}
+
+#[test]
+fn a_breakpoint_where_it_starts() {
+    let mut g = counting(3);
+    g.cpu.set_breakpoints(&[CODE]);
+    for _ in 0..3 {
+        assert_eq!(stop(&mut g), DebugStop::Breakpoint(CODE));
+    }
+    g.run();
+    // Code that is rewritten keeps its breakpoint.
+    g.bytes(CODE, &[0x90, 0xf4]);
+    g.cpu.invalidate_code(CODE, 2);
+    g.cpu.state.rip = CODE;
+    g.cpu.state.halted = false;
+    assert_eq!(stop(&mut g), DebugStop::Breakpoint(CODE));
+    g.run();
+    assert_eq!(g.cpu.state.rip, CODE + 2);
+}
+
+#[test]
+fn steps_go_through_every_instruction() {
+    let mut g = counting(2);
+    g.cpu.set_single_step(true);
+    let mut path = Vec::new();
+    for _ in 0..7 {
+        assert_eq!(stop(&mut g), DebugStop::Step);
+        path.push(g.cpu.state.rip - CODE);
+    }
+    assert_eq!(path, [7, 10, 0, 7, 10, 12, 13]);
+    g.cpu.set_single_step(false);
+    assert_eq!(g.cpu.rflags() & flag::TF, 0);
+}
+
+#[test]
+fn a_step_lands_where_silicon_lands() {
+    // An interrupt that waits does not get in; a fault does; REP goes round by round.
+    let mut g = Guest::long();
+    g.board.vectors.lock().unwrap().push(0x50);
+    g.cpu.handle().raise(request::INTERRUPT);
+    g.cpu.set_rflags(flag::IF | 2);
+    g.cpu.set_gpr(reg::RCX, 2);
+    g.cpu.set_gpr(reg::RDI, DATA);
+    g.code(|a| {
+        a.rep().stosb()?;
+        a.nop()?;
+        a.ud2()
+    });
+    g.cpu.set_single_step(true);
+    let mut step = || {
+        assert_eq!(stop(&mut g), DebugStop::Step);
+        (g.cpu.state.rip, g.cpu.gpr(reg::RCX))
+    };
+    assert_eq!([step(), step(), step()], [(CODE, 1), (CODE + 2, 0), (CODE + 3, 0)]);
+    let handler = STUBS + 16 * u64::from(vector::UD);
+    assert_eq!(step(), (handler, 0));
+    g.cpu.set_single_step(false);
+    g.run();
+    assert_eq!(g.cpu.state.rip, handler + 1);
+}
+
+#[test]
+fn watchpoints_stop_behind_the_access() {
+    let watch = |kind| [Watchpoint { address: DATA + 2, len: 1, kind }];
+    for kind in [WatchKind::Write, WatchKind::Access, WatchKind::Read] {
+        let mut g = counting(3);
+        g.cpu.set_watchpoints(&watch(kind));
+        assert_eq!(stop(&mut g), DebugStop::Watchpoint(watch(kind)[0]));
+        assert_eq!((g.cpu.state.rip, g.read32(DATA)), (DEC, 1));
+        g.cpu.set_watchpoints(&[]);
+        g.run();
+        assert_eq!(g.read32(DATA), 3);
+    }
+    // Next to it there is nothing to see, and a load is no store.
+    let mut g = Guest::long();
+    g.cpu.set_watchpoints(&watch(WatchKind::Write));
+    g.code(|a| {
+        a.mov(eax, dword_ptr(DATA))?;
+        a.mov(word_ptr(DATA), ax)?;
+        a.mov(byte_ptr(DATA + 3), al)?;
+        a.mov(dword_ptr(DATA + 1), eax)?;
+        a.hlt()
+    });
+    assert!(matches!(stop(&mut g), DebugStop::Watchpoint(_)));
+    assert_eq!(g.read16(g.cpu.state.rip) as u8, 0xf4, "only the last of them touches the byte");
+}
+
+#[test]
+fn registers_for_debuggers_go_both_ways() {
+    let mut g = Guest::long();
+    g.code(|a| {
+        a.fninit()?;
+        a.fld1()?;
+        a.fldz()?;
+        a.mov(eax, 7)?;
+        a.movd(xmm3, eax)?;
+        a.hlt()
+    });
+    g.run();
+    let mut r = g.cpu.get_more_registers();
+    assert_eq!((r.xmm[3], r.st[0], r.st[1][7..10].to_vec()), (7, [0; 10], vec![0x80, 0xff, 0x3f]));
+    assert_eq!((r.x87[1] >> 11 & 7, r.x87[2]), (6, 0x1fff));
+    r.xmm[3] = 9;
+    r.st.swap(0, 1);
+    g.cpu.set_more_registers(&r);
+    r.x87[2] = g.cpu.get_more_registers().x87[2];
+    assert_eq!(g.cpu.get_more_registers(), r);
+}
