@@ -5,6 +5,7 @@ mod boot;
 mod chardev;
 mod cli;
 mod clock;
+mod gdb;
 mod io_thread;
 mod log;
 mod machine;

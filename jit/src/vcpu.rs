@@ -336,6 +336,11 @@ impl Vcpu {
         self.cpu.take_debug_stop()
     }
 
+    /// Takes the last [`Exit::Debug`] back: it comes again when there is still cause.
+    pub fn forget_debug_stop(&mut self) {
+        self.cpu.forget_debug_stop();
+    }
+
     /// Guest-physical address of linear address `linear`, without side effects.
     pub fn translate(&self, linear: u64) -> Option<u64> {
         self.cpu.translate_debug(linear)

@@ -124,13 +124,7 @@ impl Chardevs {
     pub fn start(self: &Arc<Self>, config: &Config, host: &Arc<dyn MonitorHost>) -> Result<()> {
         let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
         for &id in &config.monitors {
-            let facts = Facts {
-                identity: config.identity.clone(),
-                name: config.name.clone(),
-                uuid: config.uuid,
-                chardevs: self.info(),
-            };
-            let monitor = Monitor::start(self.port(id), host, facts);
+            let monitor = Monitor::start(self.port(id), host, self.facts(config));
             if !config.chardevs[id.0].mux {
                 monitor.focused();
             }
@@ -158,6 +152,11 @@ impl Chardevs {
         let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
         input::start(stdin, waker.clone(), sink)?;
         Ok(())
+    }
+
+    /// What monitors know.
+    pub fn facts(&self, config: &Config) -> Facts {
+        Facts { identity: config.identity.clone(), name: config.name.clone(), uuid: config.uuid, chardevs: self.info() }
     }
 
     /// Lines for `info chardev`.

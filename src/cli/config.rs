@@ -5,6 +5,7 @@
 
 pub mod network;
 
+use crate::gdb::Endpoint;
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
 use network::{NetdevSpec, NicSpec};
@@ -61,6 +62,8 @@ pub struct Config {
     pub nographic: bool,
     /// `-S`: the vCPUs do not run before `cont`.
     pub start_paused: bool,
+    /// Where a debugger connects (`-gdb`).
+    pub debugger: Option<Endpoint>,
     /// `-d`, `-D`, `-dfilter`.
     pub log: LogConfig,
 }

@@ -8,6 +8,7 @@ mod boot;
 mod chars;
 pub mod config;
 mod devices;
+mod gdb;
 mod help;
 mod logging;
 mod machine;
@@ -84,6 +85,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         actions: machine::actions(&arguments)?,
         nographic: arguments.flag("nographic"),
         start_paused: arguments.flag("S"),
+        debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
         identity,
     };

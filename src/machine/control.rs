@@ -3,6 +3,7 @@
 use super::{Machine, Request};
 use crate::boot::{Placed, Placement};
 use crate::cli::config::{RebootAction, ShutdownAction};
+use crate::gdb::Stop;
 use crate::monitor::{Control, RunState};
 use anyhow::{Result, bail};
 use brolga_devices::services::PowerEvent;
@@ -65,8 +66,12 @@ impl Machine {
                 );
             }
             Request::DebugStop(cpu) => {
-                tracing::debug!("vCPU {cpu} stopped for the debugger");
-                self.pause(RunState::Paused);
+                self.debug_stop(cpu);
+            }
+            Request::Debug(actions, done) => {
+                self.go_on_as(&actions);
+                // Fails only if the asker did not wait.
+                let _ = done.send(());
             }
             Request::Died(cpu) => bail!("internal error: the thread of vCPU {cpu} panicked"),
             Request::Control(what, done) => {
@@ -109,7 +114,7 @@ impl Machine {
                 }
             }
             Control::Continue => {
-                if matches!(self.state(), RunState::Paused | RunState::Prelaunch) {
+                if matches!(self.state(), RunState::Paused | RunState::Prelaunch | RunState::Debug) {
                     self.resume();
                 }
             }
@@ -147,7 +152,7 @@ impl Machine {
             RunState::Running => self.release(),
             // A machine that was powered off is on again, and waits for the user.
             RunState::Shutdown => self.set_state(RunState::Paused),
-            RunState::Prelaunch | RunState::Paused => {}
+            RunState::Prelaunch | RunState::Paused | RunState::Debug => {}
         }
         Ok(())
     }
@@ -208,6 +213,12 @@ impl Machine {
     }
 
     fn pause(&self, state: RunState) {
+        self.stand_still(state);
+        self.tell(Stop::Paused);
+    }
+
+    /// Holds processors and time.
+    pub(super) fn stand_still(&self, state: RunState) {
         self.hold();
         self.clock.pause();
         self.io.clock_changed();
@@ -215,9 +226,18 @@ impl Machine {
     }
 
     fn resume(&self) {
+        for vcpu in self.vcpus.iter().filter(|_| self.state() == RunState::Debug) {
+            // Whoever lets it go on without a debugger's word wants no steps. `None`: the machine is ending.
+            let _ = vcpu.with(|vcpu| vcpu.set_single_step(false));
+        }
+        self.resume_clock();
+        self.release();
+    }
+
+    /// Time goes on.
+    pub(super) fn resume_clock(&self) {
         self.set_state(RunState::Running);
         self.clock.resume();
         self.io.clock_changed();
-        self.release();
     }
 }

@@ -3,6 +3,7 @@
 mod acpi;
 mod board;
 mod control;
+mod debug;
 mod dma;
 mod firmware;
 mod host;
@@ -20,8 +21,9 @@ use crate::chardev::Chardevs;
 use crate::cli::config::network::NicSpec;
 use crate::cli::config::{Actions, BootOrder, Config};
 use crate::clock::GuestClock;
+use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
-use crate::monitor::{Control, MonitorHost, RunState};
+use crate::monitor::{Commands, Control, MonitorHost, RunState};
 use crate::net::Netdev;
 use crate::vcpu::{VcpuEvents, VcpuThread};
 use anyhow::{Context, Result, anyhow};
@@ -53,6 +55,8 @@ pub enum Request {
     Diverged(u32, String),
     /// A debugger's condition was met.
     DebugStop(u32),
+    /// A debugger lets the guest go on, each processor as its entry says; the sender is told when it does.
+    Debug(Vec<Resume>, Sender<()>),
     /// A processor's thread panicked.
     Died(u32),
 }
@@ -80,6 +84,8 @@ pub struct Machine {
     state: Mutex<RunState>,
     /// When the last triple fault was shown.
     last_dump: Mutex<Option<Instant>>,
+    /// A debugger that wants to know of stops.
+    listener: Mutex<Option<Listener>>,
     /// What was loaded at the last reset.
     placed: Mutex<Vec<Placed>>,
 }
@@ -93,6 +99,9 @@ pub fn run(config: Config) -> Result<i32> {
     // From here on there is a guest, and the user can act on it.
     let host: Arc<dyn MonitorHost> = machine.clone();
     chardevs.start(&config, &host)?;
+    if let Some(endpoint) = &config.debugger {
+        gdb::start(endpoint, machine.clone(), Commands::new(chardevs.facts(&config)))?;
+    }
     let status = machine.control_loop(&requests, config.start_paused);
     if config.engine.check != Check::Off {
         machine.report_checks();
@@ -179,6 +188,7 @@ impl Machine {
             requests,
             state: Mutex::new(RunState::Prelaunch),
             last_dump: Mutex::new(None),
+            listener: Mutex::default(),
             placed: Mutex::default(),
         };
         Ok((Arc::new(machine), chardevs, receiver))

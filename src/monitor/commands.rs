@@ -96,6 +96,12 @@ pub fn run(host: &dyn MonitorHost, facts: &Facts, state: &mut State, line: &str)
     }
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let (name, format) = word.split_once('/').unwrap_or((word, ""));
+    // The format may stand apart: `x /4xg 0x1000`.
+    let rest = rest.trim();
+    let (format, rest) = match rest.strip_prefix('/').filter(|_| format.is_empty()) {
+        Some(apart) => apart.split_once(char::is_whitespace).unwrap_or((apart, "")),
+        None => (format, rest),
+    };
     let mut call = Call { host, facts, state, format, rest: rest.trim() };
     let outcome = match find(COMMANDS, name) {
         Some(command) => (command.run)(&mut call),

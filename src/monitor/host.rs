@@ -28,6 +28,8 @@ pub enum RunState {
     Prelaunch,
     /// Paused by `stop`.
     Paused,
+    /// Stopped by a debugger's breakpoint or step.
+    Debug,
     /// The guest powered off and `-no-shutdown` keeps the machine.
     Shutdown,
 }
@@ -39,6 +41,7 @@ impl RunState {
             Self::Running => "running",
             Self::Prelaunch => "paused (prelaunch)",
             Self::Paused => "paused",
+            Self::Debug => "paused (debug)",
             Self::Shutdown => "paused (shutdown)",
         }
     }

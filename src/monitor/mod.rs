@@ -26,6 +26,24 @@ pub struct Facts {
     pub chardevs: Vec<String>,
 }
 
+/// The monitor's commands for those who have a way of their own to type them.
+pub struct Commands {
+    facts: Facts,
+    state: commands::State,
+}
+
+impl Commands {
+    /// With what the monitor is to know.
+    pub fn new(facts: Facts) -> Self {
+        Self { facts, state: commands::State::default() }
+    }
+
+    /// Runs one command line: what it shows.
+    pub fn run(&mut self, host: &dyn MonitorHost, line: &str) -> String {
+        commands::run(host, &self.facts, &mut self.state, line)
+    }
+}
+
 /// A monitor on a character device. Commands run on the thread that brings input.
 pub struct Monitor {
     backend: Arc<dyn CharBackend>,

@@ -7,6 +7,8 @@
 //! error codes for reserved bits, #GP in place of #SS for non-canonical stack addresses.
 #![forbid(unsafe_code)]
 
+mod gdb;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -31,10 +33,15 @@ fn tool(command: &mut Command) {
     assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// The 64-bit ELF file that [`assemble`] makes first, for debuggers.
+fn program_with_symbols(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.elf64"))
+}
+
 /// Assemble a program to a 32-bit ELF file, as multiboot wants it.
 fn assemble(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let (wide, narrow) = (folder.join(format!("{name}.elf64")), folder.join(format!("{name}.elf")));
+    let wide = program_with_symbols(name);
+    let narrow = wide.with_extension("elf");
     tool(
         Command::new("gcc")
             .args(["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-T"])

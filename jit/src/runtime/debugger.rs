@@ -123,6 +123,11 @@ impl Cpu {
         self.debugger.stop.take()
     }
 
+    /// The last stop is not told to anybody: a breakpoint stops again.
+    pub fn forget_debug_stop(&mut self) {
+        (self.debugger.stop, self.debugger.passed) = (None, None);
+    }
+
     /// Notes a data access under [`crate::state::mode::STEP`].
     pub(crate) fn note_watched(&mut self, linear: u64, bytes: u64, write: bool) {
         let last = linear.wrapping_add(bytes.max(1) - 1);

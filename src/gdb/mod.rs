@@ -1,0 +1,303 @@
+//! Remote debugging by gdb (`-gdb`, `-s`): one client at a time, served on a thread of its own.
+//!
+//! A client that connects stops the guest. One that goes without a word leaves it as it is, without breakpoints; one that
+//! detaches lets it run.
+
+mod packets;
+mod registers;
+mod target;
+
+pub use registers::State;
+pub use target::Resume;
+
+use crate::monitor::{Commands, Control, MonitorHost};
+use anyhow::{Context, Result, anyhow};
+use brolga_jit::{DebugStop, Watchpoint};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use gdbstub::common::{Signal, Tid};
+use gdbstub::conn::Connection;
+use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use packets::Filter;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use target::{Debuggee, tid, to_gdb};
+
+/// Where a debugger connects (`-gdb`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Host and port.
+    Tcp(String, u16),
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// Standard input and output.
+    Stdio,
+}
+
+/// Why the machine stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// What a debugger asked for happened on this vCPU.
+    Debug(u32, Option<DebugStop>),
+    /// Somebody stopped it.
+    Paused,
+}
+
+/// The machine as a debugger uses it. vCPUs stand still while registers are read.
+pub trait DebugHost: MonitorHost {
+    /// All registers of a vCPU.
+    fn all_registers(&self, cpu: u32) -> Option<State>;
+    /// Sets all registers of a vCPU.
+    fn set_all_registers(&self, cpu: u32, state: &State);
+    /// Writes guest-physical memory, ROM too; `false` if some of it is neither RAM nor ROM.
+    fn write_physical(&self, gpa: u64, bytes: &[u8]) -> bool;
+    /// Sets all breakpoints (linear addresses) and watchpoints, for all vCPUs.
+    fn set_stops(&self, breakpoints: &[u64], watchpoints: &[Watchpoint]);
+    /// Lets the guest go on, each vCPU as its entry says.
+    fn go_on(&self, actions: Vec<Resume>);
+    /// Says to `listener` from now on why the machine stops.
+    fn listen(&self, listener: Listener);
+}
+
+/// Hears of stops; an eventfd tells its thread.
+#[derive(Clone)]
+pub struct Listener {
+    sender: Sender<Stop>,
+    bell: Arc<EventFd>,
+}
+
+impl Listener {
+    /// The machine stopped. Never waits.
+    pub fn stopped(&self, why: Stop) {
+        if self.sender.send(why).is_ok() {
+            // Fails only if the counter is full, and then the bell rings already.
+            let _ = self.bell.write(1);
+        }
+    }
+}
+
+/// The receiving end of a [`Listener`].
+struct Ears {
+    stops: Receiver<Stop>,
+    bell: Arc<EventFd>,
+}
+
+/// Starts to listen at `endpoint`. A client finds the guest by `host`.
+pub fn start(endpoint: &Endpoint, host: Arc<dyn DebugHost>, commands: Commands) -> Result<()> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let (sender, stops) = unbounded();
+    let bell = Arc::new(EventFd::from_flags(flags).context("-gdb")?);
+    host.listen(Listener { sender, bell: bell.clone() });
+    let mut server = Server { ears: Ears { stops, bell }, debuggee: Debuggee::new(host.clone(), commands), host };
+    let accept = listen(endpoint)?;
+    let serve = move || {
+        loop {
+            match accept() {
+                Ok(Some(connection)) => server.serve(connection),
+                Ok(None) => return,
+                Err(error) => tracing::warn!("gdb: {error}"),
+            }
+        }
+    };
+    std::thread::Builder::new().name("gdb".into()).spawn(serve).context("-gdb: cannot start its thread")?;
+    Ok(())
+}
+
+/// Gives the next client's connection; `None`: there will be no more.
+type Accept = Box<dyn Fn() -> io::Result<Option<Wire>> + Send>;
+
+fn listen(endpoint: &Endpoint) -> Result<Accept> {
+    match endpoint {
+        Endpoint::Tcp(host, port) => {
+            let listener = TcpListener::bind((host.as_str(), *port))
+                .map_err(|e| anyhow!("-gdb tcp:{host}:{port}: {e}; choose another port"))?;
+            Ok(Box::new(move || {
+                let (stream, _) = listener.accept()?;
+                // Packets are short and each waits for its answer.
+                stream.set_nodelay(true)?;
+                Wire::of(stream.into()).map(Some)
+            }))
+        }
+        Endpoint::Unix(path) => {
+            // A socket that nobody listens at any more is in the way.
+            if std::os::unix::net::UnixStream::connect(path)
+                .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+            {
+                let _ = std::fs::remove_file(path);
+            }
+            let listener = UnixListener::bind(path)
+                .map_err(|e| anyhow!("-gdb unix:{}: {e}; choose another path", path.display()))?;
+            Ok(Box::new(move || Wire::of(listener.accept()?.0.into()).map(Some)))
+        }
+        Endpoint::Stdio => {
+            let once = std::sync::atomic::AtomicBool::new(false);
+            Ok(Box::new(move || {
+                if once.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+                let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+                Ok(Some(Wire { input, output, filter: Filter::default(), arrived: VecDeque::new(), out: Vec::new() }))
+            }))
+        }
+    }
+}
+
+/// A connection to a client.
+struct Wire {
+    input: File,
+    output: File,
+    filter: Filter,
+    /// Bytes for gdbstub.
+    arrived: VecDeque<u8>,
+    /// Bytes on their way out.
+    out: Vec<u8>,
+}
+
+impl Wire {
+    fn of(socket: OwnedFd) -> io::Result<Self> {
+        let input = File::from(socket.try_clone()?);
+        let output = File::from(socket);
+        Ok(Self { input, output, filter: Filter::default(), arrived: VecDeque::new(), out: Vec::new() })
+    }
+
+    /// Reads what is there; `false` at the end.
+    fn receive(&mut self) -> io::Result<bool> {
+        let mut buf = [0; 4096];
+        let n = self.input.read(&mut buf)?;
+        self.arrived.extend(&buf[..n]);
+        Ok(n != 0)
+    }
+}
+
+impl Connection for Wire {
+    type Error = io::Error;
+
+    fn write(&mut self, byte: u8) -> io::Result<()> {
+        self.out.push(byte);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.write_all(&std::mem::take(&mut self.out))
+    }
+}
+
+struct Server {
+    ears: Ears,
+    host: Arc<dyn DebugHost>,
+    debuggee: Debuggee,
+}
+
+/// How a session went on.
+enum Next {
+    /// A byte came.
+    Byte(u8),
+    /// The machine stopped.
+    Stopped(Stop),
+}
+
+impl Server {
+    fn serve(&mut self, wire: Wire) {
+        self.host.control(Control::Stop);
+        self.debuggee.physical = false;
+        match self.session(wire) {
+            Ok(Some(DisconnectReason::Kill)) => self.host.control(Control::Quit),
+            Ok(Some(_)) => {
+                self.debuggee.clear();
+                self.host.control(Control::Continue);
+            }
+            Ok(None) => self.debuggee.clear(),
+            Err(error) => {
+                tracing::warn!("gdb: {error:#}; the connection is closed");
+                self.debuggee.clear();
+            }
+        }
+    }
+
+    /// Serves a client to its end. `None`: it vanished.
+    fn session(&mut self, wire: Wire) -> Result<Option<DisconnectReason>> {
+        let stub = GdbStub::builder(wire).packet_buffer_size(64 << 10).build()?;
+        let mut gdb = stub.run_state_machine(&mut self.debuggee)?;
+        loop {
+            gdb = match gdb {
+                GdbStubStateMachine::Idle(mut inner) => {
+                    // What stopped the machine while the client knew that it stands is no news.
+                    while self.ears.stops.try_recv().is_ok() {}
+                    match self.next(inner.borrow_conn(), false)? {
+                        Some(Next::Byte(byte)) => inner.incoming_data(&mut self.debuggee, byte)?,
+                        _ => return Ok(None),
+                    }
+                }
+                GdbStubStateMachine::Running(mut inner) => match self.next(inner.borrow_conn(), true)? {
+                    Some(Next::Byte(byte)) => inner.incoming_data(&mut self.debuggee, byte)?,
+                    Some(Next::Stopped(why)) => inner.report_stop(&mut self.debuggee, reason(why))?,
+                    None => return Ok(None),
+                },
+                GdbStubStateMachine::CtrlCInterrupt(inner) => {
+                    self.host.control(Control::Stop);
+                    inner.interrupt_handled(&mut self.debuggee, Some(reason(Stop::Paused)))?
+                }
+                GdbStubStateMachine::Disconnected(inner) => return Ok(Some(inner.get_reason())),
+            };
+        }
+    }
+
+    /// Waits for a byte of the client's or, if it is `running`, for the machine to stop. `None`: the client is gone.
+    fn next(&mut self, wire: &mut Wire, running: bool) -> Result<Option<Next>> {
+        loop {
+            if running && let Ok(why) = self.ears.stops.try_recv() {
+                return Ok(Some(Next::Stopped(why)));
+            }
+            if let Some(byte) = wire.arrived.pop_front() {
+                match wire.filter.take(byte, &mut self.debuggee.physical) {
+                    packets::Taken::Pass(byte) => return Ok(Some(Next::Byte(byte))),
+                    packets::Taken::Held => {}
+                    packets::Taken::Release(bytes) => bytes.into_iter().rev().for_each(|b| wire.arrived.push_front(b)),
+                    packets::Taken::Answer(answer) => wire.output.write_all(&answer)?,
+                }
+                continue;
+            }
+            let (from_client, from_machine) = {
+                let mut fds = [
+                    PollFd::new(wire.input.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(self.ears.bell.as_fd(), PollFlags::POLLIN),
+                ];
+                match poll(&mut fds[..if running { 2 } else { 1 }], PollTimeout::NONE) {
+                    Err(nix::errno::Errno::EINTR) => continue,
+                    other => other.context("waiting for the client")?,
+                };
+                let ready = |n: usize| fds[n].revents().is_some_and(|events| !events.is_empty());
+                (ready(0), running && ready(1))
+            };
+            if from_machine {
+                // Only there to wake this thread.
+                let _ = self.ears.bell.read();
+            }
+            if from_client && !wire.receive().unwrap_or(false) {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// A stop in gdb's words.
+fn reason(stop: Stop) -> MultiThreadStopReason<u64> {
+    let first: Tid = tid(0);
+    match stop {
+        Stop::Debug(cpu, Some(DebugStop::Breakpoint(_))) => MultiThreadStopReason::SwBreak(tid(cpu)),
+        Stop::Debug(cpu, Some(DebugStop::Watchpoint(w))) => {
+            MultiThreadStopReason::Watch { tid: tid(cpu), kind: to_gdb(w.kind), addr: w.address }
+        }
+        Stop::Debug(cpu, _) => MultiThreadStopReason::SignalWithThread { tid: tid(cpu), signal: Signal::SIGTRAP },
+        Stop::Paused => MultiThreadStopReason::SignalWithThread { tid: first, signal: Signal::SIGINT },
+    }
+}
