@@ -79,7 +79,8 @@ pub struct Extent {
     pub content: Content,
     /// Which image of the chain decides: 0 is the image itself, 1 its backing file, and so on.
     pub depth: u32,
-    /// Where the bytes stand in the host file of that image, if they stand there as they are.
+    /// Where the bytes stand in the host file of that image if they stand there as they are, or the
+    /// place that is kept for them.
     pub host_offset: Option<u64>,
     /// Whether the bytes are stored compressed.
     pub compressed: bool,

@@ -216,6 +216,13 @@ impl Opened {
         }
     }
 
+    /// The file where the image `depth` steps down the chain has its data.
+    pub fn data_file_at(&self, depth: u32) -> String {
+        let image = self.chain().get(depth as usize).cloned();
+        let external = image.and_then(|image| image.qcow2().ok()?.info().data_file);
+        external.unwrap_or_else(|| self.file_at(depth))
+    }
+
     /// From now on it reads as the internal snapshot.
     pub fn show(&self, snapshot: &Wanted) -> Result<()> {
         let Ok(qcow2) = self.image.qcow2() else {

@@ -96,7 +96,7 @@ fn as_table(opened: &Opened, all: &[Extent], out: &mut dyn Write) -> Result<()> 
                 opened.named.shown
             );
         };
-        let file = opened.file_at(extent.depth);
+        let file = opened.data_file_at(extent.depth);
         writeln!(out, "{:<16}{:<16}{:<16}{file}", hex(extent.offset), hex(extent.len), hex(host))?;
     }
     Ok(())

@@ -354,10 +354,10 @@ impl Qcow2 {
         let report = meta.check(repair)?;
         if repair != Repair::None {
             meta.settle()?;
+            meta.write_blocks()?;
             self.file.flush()?;
         }
         if repair == Repair::All && report.corruptions == report.corruptions_fixed {
-            meta.write_blocks()?;
             meta.mark(DIRTY | CORRUPT, false)?;
         }
         Ok(report)

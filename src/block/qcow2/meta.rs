@@ -9,6 +9,7 @@ use super::cache::{Cache, Copy};
 use super::caches::TableCaches;
 use super::header::{DIRTY, Header, LAZY_REFCOUNTS, be64, corrupt};
 use super::layout::{Layout, OFFSET};
+use super::options::Repair;
 use super::snapshot::{self, Snapshot};
 use crate::block::{Result, Storage};
 use std::collections::HashSet;
@@ -116,6 +117,10 @@ pub(super) struct Meta {
     pub(super) first_free: u64,
     /// Host clusters from this offset on were never written: they read as zeroes.
     pub(super) fresh_from: u64,
+    /// A change of counts was broken off: they may be too high, and flags may not fit to them.
+    pub(super) unsure: bool,
+    /// We said that the image is dirty, and have not yet taken it back.
+    pub(super) marked: bool,
     /// Commits begun here, which overtake one that is on its way to the file.
     pub(super) commits: u64,
     /// Where the next compressed cluster may start; 0 if a new host cluster is needed.
@@ -156,6 +161,8 @@ impl Meta {
             snapshot_bytes,
             first_free: 0,
             fresh_from: 0,
+            unsure: false,
+            marked: false,
             commits: 0,
             packing: 0,
             waiting: Vec::new(),
@@ -195,11 +202,14 @@ impl Meta {
             return Ok(());
         }
         self.flush_all()?;
+        // Not taken back on an error: the file may say so already.
+        self.marked |= on && bits & DIRTY != 0;
         self.header.incompatible = new;
         if let Err(e) = self.write_header() {
             self.header.incompatible = old;
             return Err(e);
         }
+        self.marked &= on || bits & DIRTY == 0;
         self.file.flush()
     }
 
@@ -276,6 +286,14 @@ impl Meta {
     /// Brings counts to the file that lag behind, and says so. Nobody else uses the image.
     pub(super) fn counts_follow(&mut self) -> Result<()> {
         self.settle()?;
+        if self.unsure {
+            let report = self.check(Repair::All)?;
+            if report.corruptions > report.corruptions_fixed {
+                return self.corrupt("counts could not be repaired; run brolga-img check -r all".to_string());
+            }
+            self.settle()?;
+            self.unsure = false;
+        }
         self.write_blocks()?;
         self.mark(DIRTY, false)
     }

@@ -193,7 +193,7 @@ impl Qcow2 {
             return Ok(());
         }
         self.flush()?;
-        if self.meta().is_lazy() {
+        if self.meta().marked {
             let _alone = self.alone();
             self.meta().counts_follow()?;
         }

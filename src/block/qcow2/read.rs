@@ -105,14 +105,17 @@ impl Qcow2 {
                 extent.host_offset = host.map(|h| h + within);
             }
             Mapping::Compressed { .. } => extent.compressed = true,
-            Mapping::Unallocated { .. } => {
+            Mapping::Unallocated { host, .. } => {
                 let below = self.backing.as_ref().map(|b| b.backend());
                 match below.filter(|b| offset < b.len()) {
                     Some(below) => {
                         extent = below.map(offset, run.len.min(below.len() - offset))?;
                         extent.depth += 1;
                     }
-                    None => extent.content = Content::Hole,
+                    None => {
+                        extent.content = Content::Hole;
+                        extent.host_offset = host.map(|h| h + within);
+                    }
                 }
             }
         }

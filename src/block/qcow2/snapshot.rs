@@ -137,12 +137,14 @@ impl Meta {
     /// Counts one reference more to all that an L1 table leads to.
     fn count_tree_up(&mut self, l1: &[u64]) -> Result<()> {
         let mut counted = Vec::new();
+        self.unsure = true;
         let result = self.count_tree_up_into(l1, &mut counted);
         if result.is_err() {
             for cluster in counted {
                 let count = self.refcount(cluster)?;
                 self.set_refcount(cluster, count.saturating_sub(1))?;
             }
+            self.unsure = false;
         }
         result
     }
@@ -295,6 +297,7 @@ impl Meta {
         let gone = snapshots.remove(index);
         let entries = self.foreign_l1(gone.l1_offset, gone.l1_size)?;
         self.switch_snapshots(snapshots)?;
+        self.unsure = true;
         self.release_tree(&entries)?;
         if gone.l1_size > 0 {
             self.release(gone.l1_offset, u64::from(gone.l1_size) * 8);
@@ -373,15 +376,24 @@ impl Qcow2 {
         self.no_data_file("have snapshots; use an overlay")?;
         let _alone = self.alone();
         let mut meta = self.meta();
+        if meta.unsure {
+            meta.counts_follow()?;
+        }
         meta.settle()?;
         meta.mark(DIRTY, true)?;
         let result = change(&mut meta);
         self.size.store(meta.header.size, Ordering::Release);
-        if result.is_err() {
-            // The flags again follow the counts, whatever part of the change was made.
-            meta.refresh_copied()?;
+        if result.is_ok() {
+            meta.unsure = false;
+            meta.counts_follow()?;
+            return result;
         }
-        meta.counts_follow()?;
+        // The flags again follow the counts, whatever part of the change was made. If that fails as
+        // well, the image stays dirty, and the next such change or closing it repairs it.
+        if let Err(e) = meta.refresh_copied().and_then(|_| meta.counts_follow()) {
+            meta.unsure = true;
+            tracing::warn!("{e}");
+        }
         result
     }
 }

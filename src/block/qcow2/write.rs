@@ -169,6 +169,8 @@ impl Qcow2 {
 
     fn fill(&self, place: &Place, (start, end): (u64, u64), at: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
         let len = total(bufs);
+        // A data file is no longer than the disk.
+        let end = if self.layout.data_file { end.min(self.len()).max(at + len) } else { end };
         let head = self.around(place, start, at)?;
         let tail = self.around(place, at + len, end)?;
         let mut parts = Vec::with_capacity(bufs.len() + 2);

@@ -256,7 +256,9 @@ fn turns(seed: u64, rounds: u32) {
         agree(&path, &raw, &model, &told);
         if options.data_file_raw {
             let data = std::fs::read(dir.path("disk.data")).unwrap();
-            assert!(data == model.disk, "{told}: the data file alone reads otherwise");
+            let differs = data.iter().zip(&model.disk).position(|(a, b)| a != b);
+            let lengths = (data.len(), model.disk.len());
+            assert!(data == model.disk, "{told}: the data file alone reads otherwise at {differs:?}, {lengths:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //! can go on when the host can.
 
 use super::memory::Memory;
-use super::{open, small};
+use super::{open, open_tight, small};
 use crate::block::drive::{DriveOptions, ErrorAction, Verdict};
 use crate::block::qcow2::{CreateOptions, Qcow2, Repair, create_in};
 use crate::block::scratch::{Dice, seeds};
@@ -15,7 +15,7 @@ const SECTOR: u64 = 512;
 
 fn sound(image: &Qcow2, told: &str) {
     let report = image.check(Repair::None).unwrap();
-    assert_eq!(report.corruptions, 0, "{told}: {:?}", report.messages);
+    assert_eq!(report.corruptions, 0, "{told}: {:?}", report.messages.first());
 }
 
 /// What each sector may hold: a request that failed may have reached any part of it.
@@ -79,7 +79,7 @@ fn a_host_disk_that_fills_again_and_again() {
         let cluster = if extended_l2 { 16384 } else { [512, 4096, 65536][seed as usize % 3] };
         let options = CreateOptions { lazy_refcounts, extended_l2, ..small(SIZE, cluster) };
         create_in(file.clone(), &options).unwrap();
-        let image = open(file.clone()).unwrap();
+        let image = if seed % 2 == 0 { open(file.clone()) } else { open_tight(file.clone()) }.unwrap();
         let mut model = Model(vec![vec![0]; (SIZE / SECTOR) as usize]);
         let mut failures = 0;
         for round in 0..12 {
@@ -100,7 +100,9 @@ fn a_host_disk_that_fills_again_and_again() {
             image.write(round * 5000, &[7; 512]).unwrap();
             let first = round * 5000 / SECTOR;
             model.apply(first, 2, 7, false);
-            image.flush().unwrap();
+            // A change of snapshots that was broken off is mended at the latest when the image is closed.
+            image.close().unwrap();
+            assert!(!image.info().dirty, "{told}");
             sound(&image, &told);
         }
         assert!(failures > 0);
