@@ -5,8 +5,8 @@ use super::arguments::{Arguments, FORMAT, IMAGE_OPTS, OBJECT, Opt, PROGRESS, QUI
 use super::format_options;
 use super::images::{self, Named, Opened};
 use super::progress::Progress;
+use crate::block::Preallocation;
 use crate::block::qcow2::{Info, Qcow2};
-use crate::block::{Format, Preallocation};
 use crate::words::keyval::KeyValues;
 use crate::words::values;
 use anyhow::{Result, anyhow, bail};
@@ -32,8 +32,6 @@ pub(super) const COMMAND: Command = Command {
 
 /// What can be changed.
 const HELP: &str = "Amend options for 'qcow2':
-  backing_file=<str>     - image below
-  backing_fmt=<str>      - its format
   compat=<str>           - version: v2 (0.10) or v3 (1.1)
   lazy_refcounts=<on|off> - write reference counts late
   size=<size>            - size of the disk
@@ -58,8 +56,6 @@ struct Wanted {
     version: Option<u32>,
     lazy: Option<bool>,
     size: Option<u64>,
-    /// The name, empty for none, and the format.
-    backing: Option<(String, Option<Format>)>,
 }
 
 fn read(arguments: &Arguments, info: &Info) -> Result<Wanted> {
@@ -82,18 +78,16 @@ fn read(arguments: &Arguments, info: &Info) -> Result<Wanted> {
     })?;
     let size = list.take_as("size", |v| values::size(v, 1))?;
     let lazy = list.take_switch("lazy_refcounts")?;
-    let format = list.take_as("backing_fmt", images::format)?;
-    let backing = match (list.take("backing_file")?, format, &info.backing_file) {
-        (Some(file), format, _) => Some((file, format)),
-        (None, Some(format), Some(now)) => Some((now.clone(), Some(format))),
-        (None, Some(_), None) => bail!("-o backing_fmt: there is no backing file; add backing_file="),
-        (None, None, _) => None,
-    };
+    for key in ["backing_file", "backing_fmt"] {
+        if let Some(asked) = list.take(key)? {
+            return Err(list.error(key, &asked, "not here; use rebase -b, with -u if the content is the same"));
+        }
+    }
     list.finish()?;
     if lazy == Some(true) && version.unwrap_or(info.version) == 2 {
         bail!("-o lazy_refcounts=on: not in version 2; use compat=1.1");
     }
-    Ok(Wanted { version, lazy, size, backing })
+    Ok(Wanted { version, lazy, size })
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
@@ -125,9 +119,6 @@ fn change(opened: &Opened, image: &Qcow2, info: &Info, wanted: &Wanted) -> Resul
             bail!("-o size={size}: smaller than the {} bytes there are; use resize --shrink", opened.disk.len());
         }
         opened.disk.resize(size, Preallocation::Off)?;
-    }
-    if let Some((file, format)) = &wanted.backing {
-        image.set_backing((!file.is_empty()).then_some((file.as_str(), *format)))?;
     }
     let version = wanted.version.filter(|v| *v != info.version);
     if version == Some(3) {
