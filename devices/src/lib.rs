@@ -15,6 +15,7 @@ pub mod i8042;
 pub mod ide;
 pub mod ioapic;
 pub mod lapic;
+pub mod offload;
 pub mod pci;
 pub mod pic;
 pub mod pit;

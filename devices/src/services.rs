@@ -291,6 +291,11 @@ pub trait NetBackend: Send + Sync {
     fn connect(&self, card: Weak<dyn NetFrontend>);
     /// Sends an Ethernet frame, without its checksum. What the host cannot take is lost, as on any network.
     fn send(&self, frame: &[u8]);
+    /// Longest frame that `send` takes. Where it is longer than the guest's network has frames, a TCP segment as long as
+    /// the guest's own sends may be sent whole, which spares both sides work.
+    fn longest_frame(&self) -> usize {
+        1518
+    }
     /// That was the last frame for now: work that serves several at once is done here.
     fn sent(&self);
     /// The card has room for frames again after it had refused one.

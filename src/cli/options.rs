@@ -79,7 +79,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(CONSOLE, "vga", Times::Once, "none", "there is no graphics card yet"),
     row(CONSOLE, "parallel", Times::Many, "none", "there is no parallel port"),
     row(DEVICES, "device", Times::Many, "MODEL[,KEY=VALUE...]", "add a device, e.g. -device isa-debug-exit,iobase=0xf4 (-device help)"),
-    row(DEVICES, "nodefaults", Times::Flag, "", "no default serial port and monitor"),
+    row(DEVICES, "nodefaults", Times::Flag, "", "no default serial port, monitor and network card"),
     row(DEVICES, "netdev", Times::Many, "KIND,id=NAME,...", "host end of a network card, e.g. -netdev user,id=n,hostfwd=tcp::2222-:22 (-netdev help)"),
     row(DEVICES, "nic", Times::Many, "KIND[,model=MODEL,mac=MAC,...]", "network card with its host end, e.g. -nic user,model=e1000; or none"),
     row(DEVICES, "net", Times::Many, "nic[,...]|KIND[,...]", "the same in two options: -net nic -net user; or none"),

@@ -62,19 +62,6 @@ pub struct Surroundings<'a> {
     pub work: &'a dyn WorkService,
 }
 
-/// The internet checksum (RFC 1071).
-fn internet_checksum(bytes: &[u8]) -> u16 {
-    let mut words = bytes.chunks_exact(4);
-    let mut sum: u64 = words.by_ref().map(|w| u64::from(u32::from_be_bytes([w[0], w[1], w[2], w[3]]))).sum();
-    let mut last = [0; 4];
-    last.iter_mut().zip(words.remainder()).for_each(|(to, from)| *to = *from);
-    sum += u64::from(u32::from_be_bytes(last));
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
 /// The state of sending.
 #[derive(Default)]
 struct Sender {
@@ -197,6 +184,7 @@ impl Core {
     /// Sends what is in the ring, up to the budget.
     fn transmit(&self) {
         let mut sender = locked(&self.sender);
+        let longest = self.backend.as_ref().map_or(0, |backend| backend.longest_frame());
         let mut budget = BUDGET;
         let mut sent_any = false;
         while budget > 0 {
@@ -204,7 +192,7 @@ impl Core {
             let registers = &live.registers;
             let (ring, epoch, loops) = (registers.tx, live.epoch, registers.rctl & rctl::LBM != 0);
             let vlan_type = (registers.ctrl & ctrl::VME != 0).then_some(registers.vet as u16);
-            let setup = Setup { vlan_type, pad: registers.tctl & PAD_SHORT != 0 };
+            let setup = Setup { vlan_type, pad: registers.tctl & PAD_SHORT != 0, longest };
             let enabled = registers.tctl & tctl::EN != 0 && self.may_master();
             let up = registers.link_up();
             drop(live);

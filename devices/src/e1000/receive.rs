@@ -1,6 +1,7 @@
 //! Which frames the guest wants (manual section 3.2.1), and what a receive descriptor says about them (3.2.3).
 
 use super::registers::{ADDRESS_VALID, Registers, ctrl, rctl};
+use crate::offload::{self, be16};
 
 /// Longest frame without and with a VLAN tag, without its checksum.
 const LONGEST: usize = 1518;
@@ -49,10 +50,6 @@ pub enum Refusal {
     NotOurs,
     /// Longer than allowed.
     TooLong,
-}
-
-fn be16(frame: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// The frame's VLAN tag.
@@ -117,7 +114,7 @@ pub fn examine(registers: &Registers, frame: &mut Vec<u8>) -> Verdict {
         verdict.special = tag;
     }
     if let Some(covered) = frame.get((registers.rxcsum & 0xff) as usize..) {
-        verdict.sum = !super::internet_checksum(covered);
+        verdict.sum = !offload::internet_checksum(covered);
     }
     check_sums(registers, frame, &mut verdict);
     verdict
@@ -125,32 +122,18 @@ pub fn examine(registers: &Registers, frame: &mut Vec<u8>) -> Verdict {
 
 /// The sums of IPv4, and of TCP and UDP over it, where the guest wants them checked.
 fn check_sums(registers: &Registers, frame: &[u8], verdict: &mut Verdict) {
-    const IPV4: u16 = 0x0800;
-    let Some(ip) = frame.get(14..).filter(|_| be16(frame, 12) == Some(IPV4)) else { return };
-    let header_len = usize::from(ip.first().copied().unwrap_or(0) & 0xf) * 4;
-    let (Some(header), Some(total)) = (ip.get(..header_len).filter(|h| h.len() >= 20), be16(ip, 2)) else { return };
-    if registers.rxcsum & IP_OFFLOAD != 0 {
-        verdict.status |= status::IPCS;
-        if super::internet_checksum(header) != 0 {
-            verdict.errors |= error::IPE;
-        }
-    }
-    let fragment = be16(header, 6).is_none_or(|flags| flags & 0x3fff != 0);
-    let Some(message) = ip.get(header_len..total.into()).filter(|_| !fragment) else { return };
-    let protocol = header[9];
-    // UDP may go without (RFC 768).
-    let absent = protocol == 17 && be16(message, 6) == Some(0);
-    if registers.rxcsum & TRANSPORT_OFFLOAD == 0 || !matches!(protocol, 6 | 17) || absent {
+    let wanted = |bit: u32| registers.rxcsum & bit != 0;
+    if !wanted(IP_OFFLOAD | TRANSPORT_OFFLOAD) {
         return;
     }
-    verdict.status |= status::TCPCS;
-    let mut pseudo = [0; 12];
-    pseudo[..8].copy_from_slice(&header[12..20]);
-    pseudo[9] = protocol;
-    pseudo[10..].copy_from_slice(&(message.len() as u16).to_be_bytes());
-    let folded = u32::from(!super::internet_checksum(&pseudo)) + u32::from(!super::internet_checksum(message));
-    if !matches!(folded, 0xffff | 0x1_fffe) {
-        verdict.errors |= error::TCPE;
+    let check = offload::check_sums(frame);
+    if let Some(right) = check.ip.filter(|_| wanted(IP_OFFLOAD)) {
+        verdict.status |= status::IPCS;
+        verdict.errors |= if right { 0 } else { error::IPE };
+    }
+    if let Some(right) = check.transport.filter(|_| wanted(TRANSPORT_OFFLOAD)) {
+        verdict.status |= status::TCPCS;
+        verdict.errors |= if right { 0 } else { error::TCPE };
     }
 }
 
@@ -226,11 +209,11 @@ mod tests {
         r.rxcsum = IP_OFFLOAD | TRANSPORT_OFFLOAD;
         let mut frame = to(MAC);
         frame[14..34].copy_from_slice(&[0x45, 0, 0, 31, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 2, 2, 10, 0, 2, 15]);
-        let sum = super::super::internet_checksum(&frame[14..34]);
+        let sum = offload::internet_checksum(&frame[14..34]);
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
         frame[34..45].copy_from_slice(&[0, 53, 0, 99, 0, 11, 0, 0, b'a', b'b', b'c']);
         let pseudo = [10, 0, 2, 2, 10, 0, 2, 15, 0, 17, 0, 11, 0, 53, 0, 99, 0, 11, 0, 0, b'a', b'b', b'c'];
-        let sum = super::super::internet_checksum(&pseudo);
+        let sum = offload::internet_checksum(&pseudo);
         frame[40..42].copy_from_slice(&sum.to_be_bytes());
         let good = examine(&r, &mut frame);
         assert_eq!((good.status, good.errors), (status::IPCS | status::TCPCS, 0));

@@ -1,12 +1,11 @@
 //! From descriptors to frames (manual section 3.3 and 3.5): gathers buffers into packets, cuts large ones into segments,
 //! fills in checksums and VLAN tags. It touches nothing but what it is given.
 
+use crate::offload::{self, Headers};
 use serde::{Deserialize, Serialize};
 
 /// Longest packet gathered. The largest that drivers send has 64 KiB and its headers.
 const LONGEST: usize = 0x2_0000;
-/// Most frames of one packet: 64 KiB of the smallest segments that TCP makes.
-const SEGMENTS: usize = 4096;
 /// Shortest frame, without its checksum.
 const SHORTEST: usize = 60;
 
@@ -63,6 +62,8 @@ pub struct Setup {
     pub vlan_type: Option<u16>,
     /// Short frames are filled up (TCTL.PSP).
     pub pad: bool,
+    /// TCP packets up to this length need not be cut.
+    pub longest: usize,
 }
 
 /// What one descriptor came to.
@@ -180,21 +181,17 @@ impl Transmitter {
             return false;
         }
         let context = &self.segment_context;
-        let (header, mss) = (usize::from(context.header), usize::from(context.mss));
-        let Some((header, payload)) = self.packet.split_at_checked(header).filter(|_| mss != 0) else { return false };
-        if payload.len().div_ceil(mss) > SEGMENTS {
-            return false;
-        }
-        let count = payload.len().div_ceil(mss).max(1);
-        for i in 0..count {
-            let at = i * mss;
-            let part = payload.get(at..payload.len().min(at + mss)).unwrap_or_default();
-            let mut frame = [header, part].concat();
-            context.adapt(&mut frame, i, at, i + 1 == count);
+        let headers = context.headers();
+        // A back end that takes it whole saves the cutting, and the guest cannot tell.
+        let whole = headers.tcp && self.packet.len() <= setup.longest;
+        let mss = if whole { self.packet.len() } else { context.mss.into() };
+        offload::segment(&self.packet, headers, mss, |mut frame| {
+            // The driver's sum over the pseudo header leaves the length out, as each segment has its own (3.5.7).
+            let len = frame.len().saturating_sub(headers.transport);
+            offload::add_to_sum(&mut frame, headers.sum, len as u32);
             context.put_sums(&mut frame, options);
             send(frame);
-        }
-        true
+        })
     }
 }
 
@@ -227,43 +224,16 @@ impl Context {
         }
     }
 
-    /// Changes the headers of a packet to those of its `index`th segment, which begins at byte `at` of the data (3.5.7).
-    fn adapt(&self, frame: &mut [u8], index: usize, at: usize, last: bool) {
-        let total = frame.len();
-        let (ip, transport) = (usize::from(self.ip.start), usize::from(self.transport.start));
-        let be16 = |frame: &[u8], at: usize| frame.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
-        if self.command & IPV4 != 0 {
-            put(frame, ip + 2, &(total.saturating_sub(ip) as u16).to_be_bytes());
-            let id = be16(frame, ip + 4).unwrap_or(0).wrapping_add(index as u16);
-            put(frame, ip + 4, &id.to_be_bytes());
-        } else {
-            put(frame, ip + 4, &(total.saturating_sub(ip + 40) as u16).to_be_bytes());
+    /// What it says about a large packet's headers.
+    fn headers(&self) -> Headers {
+        Headers {
+            ip: self.ip.start.into(),
+            ipv4: self.command & IPV4 != 0,
+            transport: self.transport.start.into(),
+            tcp: self.command & TCP != 0,
+            sum: self.transport.place.into(),
+            len: self.header.into(),
         }
-        let len = total.saturating_sub(transport);
-        if self.command & TCP != 0 {
-            if let Some(seq) = frame.get(transport + 4..transport + 8) {
-                let seq = u32::from_be_bytes([seq[0], seq[1], seq[2], seq[3]]).wrapping_add(at as u32);
-                put(frame, transport + 4, &seq.to_be_bytes());
-            }
-            // FIN and PSH belong to the last one.
-            if let Some(flags) = frame.get_mut(transport + 13).filter(|_| !last) {
-                *flags &= !0x09;
-            }
-        } else {
-            put(frame, transport + 4, &(len as u16).to_be_bytes());
-        }
-        // The driver's sum over the pseudo header leaves the length out, as each segment has its own.
-        let place = usize::from(self.transport.place);
-        let sum = u32::from(be16(frame, place).unwrap_or(0)) + len as u32;
-        let sum = (sum & 0xffff) + (sum >> 16);
-        put(frame, place, &(((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
-    }
-}
-
-/// Overwrites bytes, if they all are there.
-fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
-    if let Some(to) = frame.get_mut(at..at + bytes.len()) {
-        to.copy_from_slice(bytes);
     }
 }
 
@@ -271,18 +241,16 @@ fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
 fn put_sum(frame: &mut [u8], sum: Sum) {
     let end = match usize::from(sum.last) {
         0 => frame.len(),
-        last => frame.len().min(last + 1),
+        last => last + 1,
     };
-    let Some(covered) = frame.get(usize::from(sum.start)..end) else { return };
-    let value = super::internet_checksum(covered);
-    put(frame, sum.place.into(), &value.to_be_bytes());
+    offload::put_sum(frame, sum.start.into(), end, sum.place.into());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SETUP: Setup = Setup { vlan_type: None, pad: false };
+    const SETUP: Setup = Setup { vlan_type: None, pad: false, longest: 1518 };
 
     fn data(len: u32, cmd: u8, popts: u8) -> [u8; 16] {
         let mut d = [0; 16];
@@ -303,7 +271,7 @@ mod tests {
         let mut p = vec![0x11; 14];
         p.extend([0x45, 0, 0, 0, 0, 9, 0x40, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
         p.extend([0, 80, 1, 0, 0xff, 0xff, 0xff, 0x00, 0, 0, 0, 0, 0x50, 0x19, 0, 0, 0, 0, 0, 0]);
-        let pseudo = super::super::internet_checksum(&[10, 0, 2, 15, 10, 0, 2, 2, 0, 6]);
+        let pseudo = offload::internet_checksum(&[10, 0, 2, 15, 10, 0, 2, 2, 0, 6]);
         p[50..52].copy_from_slice(&(!pseudo).to_be_bytes());
         p.extend((0..len).map(|i| i as u8));
         p
@@ -324,7 +292,7 @@ mod tests {
         let mut gathered = Vec::new();
         for (i, frame) in frames.iter().enumerate() {
             let ip = &frame[14..34];
-            assert_eq!(super::super::internet_checksum(ip), 0, "IP sum of {i}");
+            assert_eq!(offload::internet_checksum(ip), 0, "IP sum of {i}");
             assert_eq!(u16::from_be_bytes([ip[2], ip[3]]) as usize, frame.len() - 14);
             assert_eq!(ip[5] as usize, 9 + i, "identification");
             let tcp = &frame[34..];
@@ -334,10 +302,14 @@ mod tests {
             let mut pseudo = vec![10, 0, 2, 15, 10, 0, 2, 2, 0, 6];
             pseudo.extend((tcp.len() as u16).to_be_bytes());
             pseudo.extend(tcp);
-            assert_eq!(super::super::internet_checksum(&pseudo), 0, "TCP sum of {i}");
+            assert_eq!(offload::internet_checksum(&pseudo), 0, "TCP sum of {i}");
             gathered.extend_from_slice(&tcp[20..]);
         }
         assert!(gathered == packet[54..]);
+        let whole = send(&mut t, d, &packet, Setup { longest: 65549, ..SETUP });
+        assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [packet.len()]);
+        assert_eq!(offload::internet_checksum(&whole[0][14..34]), 0);
+        assert_eq!((&whole[0][16..18], whole[0][47]), (&5040u16.to_be_bytes()[..], 0x19));
     }
 
     #[test]
@@ -352,7 +324,7 @@ mod tests {
         let done = t.descriptor(&d, SETUP, |_, to| to.fill(4), &mut frames);
         assert!(done.report && frames.len() == 1 && frames[0].len() == 25);
         let mut plain = [vec![3u8; 20], vec![4; 5]].concat();
-        let sum = super::super::internet_checksum(&plain[10..]);
+        let sum = offload::internet_checksum(&plain[10..]);
         plain[16..18].copy_from_slice(&sum.to_be_bytes());
         assert_eq!(frames[0], plain);
     }
@@ -362,7 +334,7 @@ mod tests {
         let mut t = Transmitter::default();
         let mut d = data(20, command::EOP | command::VLE, 0);
         d[14..16].copy_from_slice(&0x0123u16.to_le_bytes());
-        let setup = Setup { vlan_type: Some(0x8100), pad: true };
+        let setup = Setup { vlan_type: Some(0x8100), pad: true, longest: 1518 };
         let frames = send(&mut t, d, &[9; 20], setup);
         assert_eq!(frames[0][12..18], [0x81, 0x00, 0x01, 0x23, 9, 9]);
         assert_eq!(frames[0].len(), 60);

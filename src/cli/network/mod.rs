@@ -114,8 +114,12 @@ impl Network {
         Ok(())
     }
 
-    /// Adds what `-nic` and `-net` ask for, and gives each card an address.
+    /// Adds what `-nic` and `-net` ask for, or the card that a PC has without them, and gives each card an address.
     pub fn finish(mut self, arguments: &Arguments) -> Result<Self> {
+        let silent = ["netdev", "nic", "net"].iter().all(|option| arguments.all(option).is_empty());
+        if silent && !arguments.flag("nodefaults") {
+            self.nic("user", 0)?;
+        }
         for (i, value) in arguments.all("nic").iter().enumerate() {
             self.nic(value, i)?;
         }
@@ -260,8 +264,16 @@ mod tests {
         assert_eq!(c.netdevs[1].id, "b");
         let c = with(&["-net", "nic,macaddr=52:54:00:00:00:09", "-net", "user,hostname=x"]).unwrap();
         assert_eq!((c.nics[0].netdev, c.nics[0].mac[5]), (Some(0), 9));
-        let c = with(&["-device", "e1000", "-device", "e1000,mac=52:54:00:12:34:56"]).unwrap();
+        let c = with(&["-nodefaults", "-device", "e1000", "-device", "e1000,mac=52:54:00:12:34:56"]).unwrap();
         assert_eq!(c.nics.iter().map(|n| (n.netdev, n.mac[5])).collect::<Vec<_>>(), [(None, 0x57), (None, 0x56)]);
+    }
+
+    #[test]
+    fn a_pc_has_a_card_unless_told_otherwise() {
+        let cards = |line: &[&str]| with(line).unwrap().nics.len();
+        assert_eq!(cards(&[]), 1);
+        let none: [&[&str]; 4] = [&["-nodefaults"], &["-nic", "none"], &["-net", "none"], &["-netdev", "user,id=n"]];
+        assert!(none.iter().all(|line| cards(line) == 0));
     }
 
     #[test]

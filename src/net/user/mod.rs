@@ -125,6 +125,10 @@ impl NetBackend for UserNet {
         self.stack().guest_frame(frame, now);
     }
 
+    fn longest_frame(&self) -> usize {
+        packet::ETHERNET + usize::from(u16::MAX)
+    }
+
     fn sent(&self) {
         self.serve();
     }

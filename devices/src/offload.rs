@@ -1,0 +1,142 @@
+//! Work on whole packets that network cards take off drivers: checksums, and cutting large packets into segments. What
+//! the packets say is the guest's word: fields are changed only where they all lie inside.
+
+/// Most frames of one packet: 64 KiB of the smallest segments that TCP makes.
+pub const MOST_SEGMENTS: usize = 4096;
+
+/// The internet checksum (RFC 1071).
+pub fn internet_checksum(bytes: &[u8]) -> u16 {
+    let mut words = bytes.chunks_exact(4);
+    let mut sum: u64 = words.by_ref().map(|w| u64::from(u32::from_be_bytes([w[0], w[1], w[2], w[3]]))).sum();
+    let mut last = [0; 4];
+    last.iter_mut().zip(words.remainder()).for_each(|(to, from)| *to = *from);
+    sum += u64::from(u32::from_be_bytes(last));
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Where the headers of a large packet are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// Start of the IP header.
+    pub ip: usize,
+    /// It is IPv4; otherwise IPv6.
+    pub ipv4: bool,
+    /// Start of the TCP or UDP header.
+    pub transport: usize,
+    /// It is TCP; otherwise UDP.
+    pub tcp: bool,
+    /// Where the transport's checksum is.
+    pub sum: usize,
+    /// Bytes of all headers.
+    pub len: usize,
+}
+
+/// Cuts `packet` into frames of at most `mss` bytes of data each and adapts their headers, all but the checksums, which
+/// are left to `finish`. `false`: the packet is not in order, or comes to more than [`MOST_SEGMENTS`].
+pub fn segment(packet: &[u8], headers: Headers, mss: usize, mut finish: impl FnMut(Vec<u8>)) -> bool {
+    let Some((header, payload)) = packet.split_at_checked(headers.len).filter(|_| mss != 0) else { return false };
+    let count = payload.len().div_ceil(mss).max(1);
+    if count > MOST_SEGMENTS {
+        return false;
+    }
+    for i in 0..count {
+        let at = i * mss;
+        let part = payload.get(at..payload.len().min(at + mss)).unwrap_or_default();
+        let mut frame = [header, part].concat();
+        headers.adapt(&mut frame, i, at, i + 1 == count);
+        finish(frame);
+    }
+    true
+}
+
+impl Headers {
+    /// Changes the headers of a packet to those of its `index`th segment, which begins at byte `at` of the data.
+    fn adapt(&self, frame: &mut [u8], index: usize, at: usize, last: bool) {
+        let (total, ip, transport) = (frame.len(), self.ip, self.transport);
+        if self.ipv4 {
+            put(frame, ip + 2, &(total.saturating_sub(ip) as u16).to_be_bytes());
+            let id = be16(frame, ip + 4).unwrap_or(0).wrapping_add(index as u16);
+            put(frame, ip + 4, &id.to_be_bytes());
+        } else {
+            put(frame, ip + 4, &(total.saturating_sub(ip + 40) as u16).to_be_bytes());
+        }
+        if self.tcp {
+            if let Some(seq) = frame.get(transport + 4..transport + 8) {
+                let seq = u32::from_be_bytes([seq[0], seq[1], seq[2], seq[3]]).wrapping_add(at as u32);
+                put(frame, transport + 4, &seq.to_be_bytes());
+            }
+            // FIN and PSH belong to the last one.
+            if let Some(flags) = frame.get_mut(transport + 13).filter(|_| !last) {
+                *flags &= !0x09;
+            }
+        } else {
+            put(frame, transport + 4, &(total.saturating_sub(transport) as u16).to_be_bytes());
+        }
+    }
+}
+
+/// A big-endian 16-bit number.
+pub fn be16(frame: &[u8], at: usize) -> Option<u16> {
+    frame.get(at..at.checked_add(2)?).map(|b| u16::from_be_bytes([b[0], b[1]]))
+}
+
+/// Overwrites bytes, if they all are there.
+pub fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(to) = at.checked_add(bytes.len()).and_then(|end| frame.get_mut(at..end)) {
+        to.copy_from_slice(bytes);
+    }
+}
+
+/// Adds `value` to the sum at `at`, as ones' complement has it.
+pub fn add_to_sum(frame: &mut [u8], at: usize, value: u32) {
+    let sum = u32::from(be16(frame, at).unwrap_or(0)) + (value & 0xffff) + (value >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    put(frame, at, &(((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+}
+
+/// Fills in the checksum over `start..end` at `place`; nothing happens if that is outside.
+pub fn put_sum(frame: &mut [u8], start: usize, end: usize, place: usize) {
+    let Some(covered) = frame.get(start..end.min(frame.len())) else { return };
+    let value = internet_checksum(covered);
+    put(frame, place, &value.to_be_bytes());
+}
+
+/// What the checksums of a received frame are worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SumCheck {
+    /// The IPv4 header's sum is right; `None`: there is none.
+    pub ip: Option<bool>,
+    /// The TCP or UDP sum is right; `None`: there is none, or only a fragment.
+    pub transport: Option<bool>,
+}
+
+/// Checks the sums of IPv4, and of TCP and UDP over it.
+pub fn check_sums(frame: &[u8]) -> SumCheck {
+    const IPV4: u16 = 0x0800;
+    const ETHERNET: usize = 14;
+    let mut check = SumCheck::default();
+    let Some(ip) = frame.get(ETHERNET..).filter(|_| be16(frame, 12) == Some(IPV4)) else { return check };
+    let header_len = usize::from(ip.first().copied().unwrap_or(0) & 0xf) * 4;
+    let (Some(header), Some(total)) = (ip.get(..header_len).filter(|h| h.len() >= 20), be16(ip, 2)) else {
+        return check;
+    };
+    check.ip = Some(internet_checksum(header) == 0);
+    let fragment = be16(header, 6).is_none_or(|flags| flags & 0x3fff != 0);
+    let Some(message) = ip.get(header_len..total.into()).filter(|_| !fragment) else { return check };
+    let protocol = header[9];
+    // UDP may go without (RFC 768).
+    let absent = protocol == 17 && be16(message, 6) == Some(0);
+    if !matches!(protocol, 6 | 17) || absent {
+        return check;
+    }
+    let mut pseudo = [0; 12];
+    pseudo[..8].copy_from_slice(&header[12..20]);
+    pseudo[9] = protocol;
+    pseudo[10..].copy_from_slice(&(message.len() as u16).to_be_bytes());
+    let folded = u32::from(!internet_checksum(&pseudo)) + u32::from(!internet_checksum(message));
+    check.transport = Some(matches!(folded, 0xffff | 0x1_fffe));
+    check
+}
