@@ -110,6 +110,15 @@ impl Qcow2 {
         Ok(Qcow2::assemble(file, meta, false, Some(backing)))
     }
 
+    /// Opens an image for writing whose data file the tests have.
+    #[cfg(test)]
+    fn open_with_data(file: Arc<dyn Storage>, data: Arc<dyn Storage>) -> Result<Qcow2> {
+        let header = Header::read(&*file)?;
+        let mut meta = Meta::load(file.clone(), Some(data), header, &TableCaches::default())?;
+        prepare_for_writing(&mut meta)?;
+        Ok(Qcow2::assemble(file, meta, false, None))
+    }
+
     fn assemble(file: Arc<dyn Storage>, meta: Meta, read_only: bool, backing: Option<Image>) -> Qcow2 {
         let header = &meta.header;
         Qcow2 {

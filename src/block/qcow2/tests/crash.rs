@@ -1,10 +1,10 @@
 //! Power cuts: what was flushed is there, and nothing is damaged, wherever the power goes.
 
-use super::memory::{Memory, after_cut};
+use super::memory::{Memory, Part, after_cut};
 use super::{open, open_tight, small};
 use crate::block::qcow2::{CreateOptions, Qcow2, Repair, create_in};
 use crate::block::scratch::{Dice, Scratch, have, run, seeds};
-use crate::block::{BlockBackend, OpenOptions, Preallocation};
+use crate::block::{BlockBackend, OpenOptions, Preallocation, Storage};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,7 +52,9 @@ impl Expected {
 }
 
 /// Runs a program on an image in memory and notes what may be found after each step of the file.
+/// An image with a data file has no packed clusters and no snapshots.
 fn program(dice: &mut Dice, file: &Arc<Memory>, image: &Qcow2, requests: u32) -> Expected {
+    let kinds = if image.info().data_file.is_some() { 14 } else { 18 };
     let mut expected = Expected::new();
     expected.mark(file.steps());
     let mut snapshot: Option<Vec<u8>> = None;
@@ -60,7 +62,7 @@ fn program(dice: &mut Dice, file: &Arc<Memory>, image: &Qcow2, requests: u32) ->
         let first = dice.below(SIZE / SECTOR);
         let count = (1 + dice.below(64)).min(SIZE / SECTOR - first);
         let (offset, len) = (first * SECTOR, count * SECTOR);
-        match dice.below(20) {
+        match if dice.below(10) == 0 { 19 } else { dice.below(kinds) } {
             0..10 => {
                 let value = 1 + dice.below(255) as u8;
                 expected.set(first, count, value);
@@ -114,12 +116,7 @@ fn program(dice: &mut Dice, file: &Arc<Memory>, image: &Qcow2, requests: u32) ->
     expected
 }
 
-fn verify(bytes: Vec<u8>, allowed: &[HashSet<u8>], told: &str) {
-    let file = Arc::new(Memory::with(bytes));
-    let image = open(file.clone()).unwrap_or_else(|e| panic!("{told}: {e}"));
-    only_flags(&image, told);
-    check_as_found(&file.bytes(), told);
-    assert!(!image.info().dirty, "{told}: opened for writing, and not repaired");
+fn content_as_allowed(image: &Qcow2, allowed: &[HashSet<u8>], told: &str) {
     let mut content = vec![0; SIZE as usize];
     image.read(0, &mut content).unwrap();
     for (sector, bytes) in content.chunks(SECTOR as usize).enumerate() {
@@ -132,6 +129,15 @@ fn verify(bytes: Vec<u8>, allowed: &[HashSet<u8>], told: &str) {
             allowed[sector]
         );
     }
+}
+
+fn verify(bytes: Vec<u8>, allowed: &[HashSet<u8>], told: &str) {
+    let file = Arc::new(Memory::with(bytes));
+    let image = open(file.clone()).unwrap_or_else(|e| panic!("{told}: {e}"));
+    only_flags(&image, told);
+    check_as_found(&file.bytes(), told);
+    assert!(!image.info().dirty, "{told}: opened for writing, and not repaired");
+    content_as_allowed(&image, allowed, told);
 }
 
 /// No errors. Version 2 has no dirty bit: a cut within a snapshot's making or end leaves "copied"
@@ -233,6 +239,46 @@ fn power_cuts_while_the_size_changes() {
             image.resize(1 << 20, Preallocation::Off).unwrap();
             image.flush().unwrap();
             only_flags(&image, &told);
+        }
+    }
+}
+
+#[test]
+fn power_cuts_with_a_data_file() {
+    const ROOM: u64 = 4 << 20;
+    let dir = Scratch::new();
+    for seed in seeds(0..12) {
+        let mut dice = Dice::new(seed);
+        let extended_l2 = seed % 2 == 1;
+        let data_file = dir.path("data");
+        std::fs::write(&data_file, []).unwrap();
+        let options = CreateOptions {
+            data_file: Some(data_file.to_str().unwrap().to_string()),
+            data_file_raw: seed % 3 == 0,
+            extended_l2,
+            ..small(SIZE, if extended_l2 { 16384 } else { [512, 4096, 65536][seed as usize % 3] })
+        };
+        let made = Arc::new(Memory::default());
+        create_in(made.clone(), &options).unwrap();
+        let record = Arc::new(Memory::default());
+        let parts = |record: &Arc<Memory>, len| {
+            let file = Part::new(record, 0..ROOM, len);
+            (Arc::new(file), Arc::new(Part::new(record, ROOM..2 * ROOM, SIZE)))
+        };
+        let (file, data) = parts(&record, made.bytes().len() as u64);
+        file.write(0, &made.bytes()).unwrap();
+        file.flush().unwrap();
+        let created = record.steps();
+        let image = Qcow2::open_with_data(file, data).unwrap();
+        let expected = program(&mut dice, &record, &image, 60);
+        let steps = record.recorded();
+        for _ in 0..40 {
+            let cut = created + dice.below((steps.len() - created) as u64 + 1) as usize;
+            let told = format!("seed {seed}: cut before step {cut} of {}", steps.len());
+            let (file, data) = parts(&Arc::new(Memory::with(after_cut(&steps[..cut], &mut dice))), ROOM);
+            let image = Qcow2::open_with_data(file, data).unwrap_or_else(|e| panic!("{told}: {e}"));
+            only_flags(&image, &told);
+            content_as_allowed(&image, expected.at(cut), &told);
         }
     }
 }

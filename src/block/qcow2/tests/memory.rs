@@ -4,7 +4,9 @@ use crate::block::scratch::Dice;
 use crate::block::vectors::gather;
 use crate::block::{BlockError, Result, Storage};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// One change of the file.
@@ -15,8 +17,18 @@ pub(super) enum Step {
     /// At least so long.
     Grow(u64),
     Zero(u64, u64),
-    /// Made durable what was there after so many steps.
-    Flush(usize),
+    /// Made durable what was done in this part of the file by so many steps.
+    Flush(usize, Range<u64>),
+}
+
+impl Step {
+    /// Where the file is changed.
+    fn place(&self) -> u64 {
+        match self {
+            Step::Write(offset, _) | Step::Zero(offset, _) => *offset,
+            Step::SetLen(_) | Step::Grow(_) | Step::Flush(..) => 0,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -102,6 +114,22 @@ impl Memory {
         }
     }
 
+    fn flush_part(&self, part: Range<u64>) -> Result<()> {
+        let (there, delay) = {
+            let content = self.content();
+            if content.flush_fails {
+                let source = io::Error::from_raw_os_error(libc::EIO);
+                return Err(BlockError::Io { name: "memory".into(), action: "cannot flush".into(), source });
+            }
+            (content.steps.len(), content.flush_delay)
+        };
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
+        }
+        self.change(Step::Flush(there, part));
+        Ok(())
+    }
+
     fn change(&self, step: Step) {
         let mut content = self.content();
         apply(&mut content.bytes, &step);
@@ -125,21 +153,26 @@ fn apply(bytes: &mut Vec<u8>, step: &Step) {
             let start = end.min(*offset as usize);
             bytes[start..end].fill(0);
         }
-        Step::Flush(_) => {}
+        Step::Flush(..) => {}
     }
 }
 
 /// The file after a power cut that let `steps` begin: everything up to the last flush is there; of
 /// what follows, any part, in any order, and a write may be torn between sectors.
 pub(super) fn after_cut(steps: &[Step], dice: &mut Dice) -> Vec<u8> {
-    let flushed = steps.iter().filter_map(|s| if let Step::Flush(there) = s { Some(*there) } else { None }).max();
-    let flushed = flushed.unwrap_or(0);
-    let (safe, loose) = steps.split_at(flushed);
+    let flushes: Vec<_> =
+        steps.iter().filter_map(|s| if let Step::Flush(n, part) = s { Some((n, part)) } else { None }).collect();
+    let safe =
+        |(index, step): (usize, &Step)| flushes.iter().any(|(n, part)| index < **n && part.contains(&step.place()));
     let mut bytes = Vec::new();
-    for step in safe {
-        apply(&mut bytes, step);
+    let mut left: Vec<&Step> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        if safe((index, step)) {
+            apply(&mut bytes, step);
+        } else {
+            left.push(step);
+        }
     }
-    let mut left: Vec<&Step> = loose.iter().collect();
     let everything = dice.below(4) == 0;
     while !left.is_empty() {
         let near = (left.len() as u64).min(8);
@@ -190,19 +223,7 @@ impl Storage for Memory {
     }
 
     fn flush(&self) -> Result<()> {
-        let (there, delay) = {
-            let content = self.content();
-            if content.flush_fails {
-                let source = io::Error::from_raw_os_error(libc::EIO);
-                return Err(BlockError::Io { name: "memory".into(), action: "cannot flush".into(), source });
-            }
-            (content.steps.len(), content.flush_delay)
-        };
-        if !delay.is_zero() {
-            std::thread::sleep(delay);
-        }
-        self.change(Step::Flush(there));
-        Ok(())
+        self.flush_part(0..u64::MAX)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
@@ -225,6 +246,73 @@ impl Storage for Memory {
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
         self.pay(offset.saturating_add(len))?;
         self.change(Step::Grow(offset + len));
+        Ok(())
+    }
+
+    fn data_at(&self, _offset: u64) -> Result<(bool, u64)> {
+        Ok((true, self.len()))
+    }
+}
+
+/// A part of a recorded file that is a file of its own, so that two files have one record.
+pub(super) struct Part {
+    memory: Arc<Memory>,
+    part: Range<u64>,
+    len: AtomicU64,
+}
+
+impl Part {
+    pub(super) fn new(memory: &Arc<Memory>, part: Range<u64>, len: u64) -> Part {
+        Part { memory: memory.clone(), part, len: len.into() }
+    }
+
+    fn grown(&self, end: u64) {
+        assert!(end <= self.part.end - self.part.start, "the test's file is too small");
+        self.len.fetch_max(end, Ordering::SeqCst);
+    }
+}
+
+impl Storage for Part {
+    fn name(&self) -> &str {
+        "part"
+    }
+
+    fn len(&self) -> u64 {
+        self.len.load(Ordering::SeqCst)
+    }
+
+    fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.memory.readv(self.part.start + offset, bufs)
+    }
+
+    fn writev(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        self.memory.writev(self.part.start + offset, bufs)?;
+        self.grown(offset + crate::block::total(bufs));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.memory.flush_part(self.part.clone())
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.memory.punch(self.part.start + len, self.part.end - self.part.start - len)?;
+        self.len.store(len, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64, punch: bool) -> Result<()> {
+        self.memory.zero(self.part.start + offset, len, punch)?;
+        self.grown(offset + len);
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        self.memory.punch(self.part.start + offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        self.grown(offset + len);
         Ok(())
     }
 
