@@ -1,6 +1,7 @@
 //! Drives: images as `-drive` and `-blockdev` open them for a machine.
 
 mod filter;
+mod keys;
 mod overlay;
 mod policy;
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What the host writes whole: changes reach the file in these pieces.
-const SECTOR: usize = 512;
+/// Changes reach the file in these pieces, which suit all devices.
+const SECTOR: usize = 4096;
 
 struct Table {
     /// Shared while a copy is on its way to the file.
@@ -149,17 +149,17 @@ mod tests {
     #[test]
     fn copies_are_of_their_moment() {
         let mut cache = Cache::new(4);
-        cache.insert(4096, vec![0; 4096], false);
+        cache.insert(65536, vec![0; 65536], false);
         assert!(!cache.any_dirty());
-        cache.change(4096, 1000..1008, |t| t[1000] = 1);
+        cache.change(65536, 9000..9008, |t| t[9000] = 1);
         let copies = cache.copies();
-        cache.change(4096, 3000..3001, |t| t[3000] = 2);
+        cache.change(65536, 30000..30001, |t| t[30000] = 2);
         let (at, bytes) = copies[0].part();
-        assert_eq!((at, bytes.len(), bytes[1000 - 512]), (4096 + 512, 512, 1));
+        assert_eq!((at, bytes.len(), bytes[9000 - 8192]), (65536 + 8192, 4096, 1));
         cache.stored(&copies[0]);
         assert!(cache.any_dirty(), "changed since");
         let copies = cache.copies();
-        assert_eq!(copies[0].part().1.len(), 3072 - 512);
+        assert_eq!(copies[0].part().1.len(), 32768 - 8192);
         cache.stored(&copies[0]);
         assert!(!cache.any_dirty());
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// Clusters that wait for their release; more force a commit.
 const MAX_WAITING: usize = 1 << 16;
 /// Table entries written at once.
-const SECTOR_ENTRIES: usize = 64;
+const SECTOR_ENTRIES: usize = 512;
 
 /// A table that is in memory whole: L1 or refcount table.
 pub(super) struct FlatTable {
