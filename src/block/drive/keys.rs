@@ -21,9 +21,8 @@ impl DriveOptions {
     /// and `cache.*`, `aio`, `discard`, `detect-zeroes`, `copy-on-read`, `werror`, `rerror`, the sizes of
     /// caches, and `file.locking`. `file`, `if`, `media` and the like stay for the caller.
     pub fn take(keys: &mut KeyValues) -> Result<DriveOptions> {
-        let mut options = DriveOptions::default();
-        // The image's name is no key of its own here, so that an unknown format is told whole.
-        options.format = keys.take("format")?.map(|name| Format::from_name(&name)).transpose()?;
+        let format = keys.take("format")?.map(|name| Format::from_name(&name)).transpose()?;
+        let mut options = DriveOptions { format, ..DriveOptions::default() };
         options.read_only = match (keys.take_switch("readonly")?, keys.take_switch("read-only")?) {
             (Some(_), Some(_)) => bail!("readonly and read-only are one option; leave one of them out"),
             (one, other) => one.or(other).unwrap_or(false),
