@@ -23,6 +23,7 @@ pub mod rtc;
 pub mod services;
 pub mod state;
 pub mod uart;
+pub mod virtio;
 pub mod wire;
 
 #[cfg(test)]

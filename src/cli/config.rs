@@ -6,6 +6,7 @@
 pub mod network;
 
 use crate::gdb::Endpoint;
+use brolga::block::drive::DriveOptions;
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
 use network::{NetdevSpec, NicSpec};
@@ -42,6 +43,8 @@ pub struct Config {
     pub netdevs: Vec<NetdevSpec>,
     /// Network cards, in the order in which they get their places.
     pub nics: Vec<NicSpec>,
+    /// `-drive` and its short forms, with the devices they end at.
+    pub drives: Vec<DriveSpec>,
     /// `-smbios`.
     pub smbios: SmbiosConfig,
     /// `-rtc`.
@@ -177,6 +180,59 @@ pub struct DebugConsole {
     pub readback: u8,
     /// Where the bytes go.
     pub chardev: CharId,
+}
+
+/// A drive and the device that it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriveSpec {
+    /// The option that asked for it, for messages.
+    pub what: String,
+    /// `id=`.
+    pub id: Option<String>,
+    /// The image; a CD drive may be empty.
+    pub file: Option<PathBuf>,
+    /// A CD drive.
+    pub cd: bool,
+    /// How the image is used.
+    pub options: DriveOptions,
+    /// `serial=`.
+    pub serial: Option<String>,
+    /// `model=`.
+    pub model: Option<String>,
+    /// `ver=`.
+    pub version: Option<String>,
+    /// `bootindex=`: place in the order in which firmware tries devices.
+    pub boot_index: Option<u32>,
+    /// Where it is. Always given once the command line was read.
+    pub attachment: Option<Attachment>,
+}
+
+impl DriveSpec {
+    /// A drive without a place.
+    pub fn new(what: &str, file: Option<PathBuf>, cd: bool, options: DriveOptions) -> Self {
+        let what = what.to_owned();
+        let (id, serial, model, version, boot_index, attachment) = Default::default();
+        Self { what, id, file, cd, options, serial, model, version, boot_index, attachment }
+    }
+}
+
+/// Where a drive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// On an IDE channel.
+    Ide {
+        /// 0 or 1.
+        channel: u8,
+        /// 0 or 1.
+        unit: u8,
+    },
+    /// In a virtio-blk device.
+    VirtioBlk {
+        /// PCI slot; the next that is free if none.
+        slot: Option<u8>,
+        /// Number of queues.
+        queues: u16,
+    },
 }
 
 /// `-smbios`: fields that override the tables' defaults. Repeated types add to each other.

@@ -4,6 +4,7 @@ use super::boot::readable;
 use super::chars::Chars;
 use super::config::network::NicModel;
 use super::config::{DebugConsole, DebugExit, Loader};
+use super::drives::Drives;
 use super::keyval::KeyValues;
 use super::network::Network;
 use super::options::Arguments;
@@ -14,6 +15,8 @@ use std::path::PathBuf;
 /// A device model for `-device`.
 struct Model {
     name: &'static str,
+    /// Another name for it.
+    alias: Option<&'static str>,
     about: &'static str,
     /// Keys with what they mean.
     keys: &'static [(&'static str, &'static str)],
@@ -23,6 +26,7 @@ struct Model {
 const MODELS: &[Model] = &[
     Model {
         name: "e1000",
+        alias: None,
         about: "Intel 82540EM gigabit Ethernet card",
         keys: &[
             ("netdev", "its host end: the id of a -netdev"),
@@ -33,12 +37,14 @@ const MODELS: &[Model] = &[
     },
     Model {
         name: "isa-debug-exit",
+        alias: None,
         about: "a write of V to its port ends the process with status (V << 1) | 1",
         keys: &[("iobase", "first I/O port (default 0x501)"), ("iosize", "number of ports (default 2)")],
         add: debug_exit,
     },
     Model {
         name: "isa-debugcon",
+        alias: None,
         about: "bytes written to its port go to a host end",
         keys: &[
             ("iobase", "I/O port"),
@@ -49,6 +55,7 @@ const MODELS: &[Model] = &[
     },
     Model {
         name: "loader",
+        alias: None,
         about: "places a file or a value in guest memory, or sets a program counter",
         keys: &[
             ("file", "file to load: ELF by its own addresses, others at addr"),
@@ -61,6 +68,37 @@ const MODELS: &[Model] = &[
         ],
         add: loader,
     },
+    Model { name: "ide-hd", alias: None, about: "disk on an IDE channel", keys: IDE_KEYS, add: ide_disk },
+    Model {
+        name: "ide-cd",
+        alias: None,
+        about: "CD drive on an IDE channel; empty without drive=",
+        keys: IDE_KEYS,
+        add: ide_cd,
+    },
+    Model {
+        name: "virtio-blk-pci",
+        alias: Some("virtio-blk"),
+        about: "disk that guests with a virtio driver reach fastest",
+        keys: &[
+            ("drive", "the id of a -drive with if=none"),
+            ("addr", "PCI slot, in hexadecimal"),
+            ("num-queues", "number of queues (default 1)"),
+            ("serial", "serial number, up to 20 characters"),
+            ("bootindex", "place in the order in which firmware tries devices"),
+        ],
+        add: virtio_blk,
+    },
+];
+
+const IDE_KEYS: &[(&str, &str)] = &[
+    ("drive", "the id of a -drive with if=none"),
+    ("bus", "ide.0 or ide.1"),
+    ("unit", "0 or 1"),
+    ("serial", "serial number, up to 20 characters"),
+    ("model", "model, up to 40 characters"),
+    ("ver", "firmware version, up to 8 characters"),
+    ("bootindex", "place in the order in which firmware tries devices"),
 ];
 
 /// Devices while they are collected.
@@ -71,12 +109,13 @@ pub struct Devices {
     pub debug_consoles: Vec<DebugConsole>,
     pub chars: Chars,
     pub network: Network,
+    pub drives: Drives,
 }
 
 /// The devices asked for.
-pub fn settle(arguments: &Arguments, chars: Chars, network: Network) -> Result<Devices> {
-    let mut devices =
-        Devices { loaders: Vec::new(), debug_exits: Vec::new(), debug_consoles: Vec::new(), chars, network };
+pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Drives) -> Result<Devices> {
+    let (loaders, debug_exits, debug_consoles) = Default::default();
+    let mut devices = Devices { loaders, debug_exits, debug_consoles, chars, network, drives };
     for target in arguments.all("debugcon") {
         let label = format!("debugcon{}", devices.debug_consoles.len());
         match devices.chars.add("-debugcon", target, label)? {
@@ -87,7 +126,9 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network) -> Result<D
     for value in arguments.all("device") {
         let mut keys = KeyValues::parse("-device", value, Some("driver"))?;
         let Some(name) = keys.take("driver")? else { bail!("-device {value}: no model named; use -device MODEL,...") };
-        let Some(model) = MODELS.iter().find(|m| m.name == name) else { return Err(unknown(&name)) };
+        let Some(model) = MODELS.iter().find(|m| m.name == name || m.alias == Some(name.as_str())) else {
+            return Err(unknown(&name));
+        };
         // Names given by clients that manage devices; nothing refers to them yet.
         keys.take("id")?;
         (model.add)(&mut devices, keys, value)?;
@@ -111,6 +152,18 @@ fn port(text: &str) -> Result<u16, values::Refusal> {
 
 fn e1000(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
     devices.network.device(NicModel::E1000, keys, value)
+}
+
+fn ide_disk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.drives.ide_device(keys, value, false)
+}
+
+fn ide_cd(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.drives.ide_device(keys, value, true)
+}
+
+fn virtio_blk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.drives.virtio_device(keys, value)
 }
 
 fn debug_exit(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()> {
@@ -205,7 +258,7 @@ pub fn help(value: &str) -> Result<String> {
         }
         return Ok(out);
     }
-    let model = MODELS.iter().find(|m| m.name == name).ok_or_else(|| unknown(name))?;
+    let model = MODELS.iter().find(|m| m.name == name || m.alias == Some(name)).ok_or_else(|| unknown(name))?;
     out += &format!("{}: {}\n", model.name, model.about);
     for (key, about) in model.keys {
         out += &format!("  {:<12} {about}\n", format!("{key}="));
@@ -259,7 +312,7 @@ mod tests {
     #[test]
     fn strangers() {
         assert_eq!(err("isa-debug-exti"), "-device isa-debug-exti: unknown model; did you mean isa-debug-exit?");
-        assert!(err("virtio-blk-pci,drive=x").starts_with("-device virtio-blk-pci: not supported yet; there are "));
+        assert!(err("usb-tablet").starts_with("-device usb-tablet: not supported yet; there are "));
         assert!(err("frobnicator").starts_with("-device frobnicator: unknown model"));
         assert!(err("loader,fiel=x").contains("did you mean file?"));
         assert!(help("help").unwrap().contains("isa-debug-exit"));

@@ -8,6 +8,7 @@ mod boot;
 mod chars;
 pub mod config;
 mod devices;
+mod drives;
 mod gdb;
 mod help;
 mod logging;
@@ -27,6 +28,7 @@ use anyhow::{Result, bail};
 use brolga::words::keyval;
 use brolga_jit::Check;
 use config::{Config, Identity};
+use drives::Drives;
 use options::Arguments;
 use std::path::Path;
 
@@ -59,8 +61,9 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         bail!("-accel check=: compiled code is checked on one processor only; use -smp 1");
     }
     let chars = chars::settle(&arguments)?;
-    let devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?)?;
+    let devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?, Drives::collect(&arguments)?)?;
     let network = devices.network.finish(&arguments)?;
+    let drives = devices.drives.place()?;
     let config = Config {
         name: machine::name(&arguments)?,
         uuid: machine::uuid(&arguments)?,
@@ -69,12 +72,13 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         topology,
         cpu: machine::cpu(&arguments)?,
         engine,
-        boot: boot::settle(&arguments, arguments.flag("boot"))?,
+        boot: boot::settle(&arguments, !drives.is_empty())?,
         loaders: devices.loaders,
         debug_exits: devices.debug_exits,
         debug_consoles: devices.debug_consoles,
         netdevs: network.netdevs,
         nics: network.nics,
+        drives,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
         chardevs: devices.chars.chardevs,
@@ -91,7 +95,10 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     };
     absent(&arguments)?;
     if config.boot.kernel.is_none() && config.boot.bios.is_none() && config.loaders.is_empty() {
-        bail!("nothing to start; give -kernel FILE, -bios FILE or -device loader,file=FILE (-help lists all options)");
+        bail!(
+            "nothing to start; give a disk image or -hda FILE, -cdrom FILE, -kernel FILE, -bios FILE or -device \
+             loader,file=FILE (-help lists all options)"
+        );
     }
     Ok(Request::Run(Box::new(config)))
 }
@@ -153,7 +160,7 @@ pub(crate) mod tests {
 
     #[test]
     fn something_must_be_started() {
-        assert!(parse_line(&["-nographic"]).unwrap_err().starts_with("nothing to start; give -kernel FILE"));
+        assert!(parse_line(&["-nographic"]).unwrap_err().starts_with("nothing to start; give a disk image"));
     }
 
     #[test]

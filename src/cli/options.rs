@@ -45,6 +45,7 @@ const fn row(
 const BOOT: &str = "What to start";
 const MACHINE: &str = "The machine";
 const CONSOLE: &str = "Consoles";
+const DISKS: &str = "Disks";
 const DEVICES: &str = "Devices";
 const RUN: &str = "How it runs";
 const LOOK: &str = "Looking inside";
@@ -78,6 +79,13 @@ pub const OPTIONS: &[OptionRow] = &[
     row(CONSOLE, "display", Times::Once, "none", "there is no display yet"),
     row(CONSOLE, "vga", Times::Once, "none", "there is no graphics card yet"),
     row(CONSOLE, "parallel", Times::Many, "none", "there is no parallel port"),
+    row(DISKS, "hda", Times::Once, "FILE", "disk image on IDE; -hdb, -hdc and -hdd likewise, or just FILE for the first"),
+    row(DISKS, "hdb", Times::Once, "FILE", "second disk of the first IDE channel"),
+    row(DISKS, "hdc", Times::Once, "FILE", "first disk of the second IDE channel"),
+    row(DISKS, "hdd", Times::Once, "FILE", "second disk of the second IDE channel"),
+    row(DISKS, "cdrom", Times::Once, "FILE", "CD image on IDE (in the place of -hdc)"),
+    row(DISKS, "drive", Times::Many, "KEY=VALUE,...", "image and how it is used: file, format, if=ide|virtio|none, media, index, id, readonly, snapshot, cache, discard, ..., e.g. -drive file=disk.qcow2,if=virtio"),
+    row(DISKS, "snapshot", Times::Flag, "", "images do not change: writes are gone at the end"),
     row(DEVICES, "device", Times::Many, "MODEL[,KEY=VALUE...]", "add a device, e.g. -device isa-debug-exit,iobase=0xf4 (-device help)"),
     row(DEVICES, "nodefaults", Times::Flag, "", "no default serial port, monitor and network card"),
     row(DEVICES, "netdev", Times::Many, "KIND,id=NAME,...", "host end of a network card, e.g. -netdev user,id=n,hostfwd=tcp::2222-:22 (-netdev help)"),
@@ -126,7 +134,12 @@ impl Arguments {
         while let Some(word) = rest.next() {
             let Some(name) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).filter(|n| !n.is_empty())
             else {
-                return Err(stray(word, before));
+                if let Some(error) = stray(word, before) {
+                    return Err(error);
+                }
+                this.put(find("hda").expect("the table has it"), Some(word))?;
+                before = None;
+                continue;
             };
             let Some(row) = find(name) else { return Err(unknown(word, name)) };
             let value = if row.takes_value() { Some(Self::value_of(word, row, rest.next())?) } else { None };
@@ -173,17 +186,19 @@ impl Arguments {
     }
 }
 
-/// A word that is no option: QEMU would take it as a disk image.
-fn stray(word: &str, before: Option<(&'static OptionRow, &str)>) -> anyhow::Error {
-    match before {
+/// Why a word that is no option is no disk image either.
+fn stray(word: &str, before: Option<(&'static OptionRow, &str)>) -> Option<anyhow::Error> {
+    let error = match before {
         Some((row, value)) if matches!(row.name, "m") && word.len() <= 3 => {
             anyhow!("{word}: stray word after -m {value}; sizes are written in one word: -m {value}{word}")
         }
         Some((row, _)) if row.name == "append" => {
             anyhow!("{word}: stray word after -append; put the whole kernel command line in quotes")
         }
-        _ => anyhow!("{word}: not an option, and disk images are not supported yet; boot with -kernel or -bios"),
-    }
+        _ if word == "-" => anyhow!("-: not an option; a disk image is named by its path"),
+        _ => return None,
+    };
+    Some(error)
 }
 
 /// An option that is not in the table.
@@ -229,9 +244,10 @@ mod tests {
         assert_eq!(err(&["-kernel", "a", "-kernel", "b"]), "-kernel b: given twice (first as a); give it once");
         assert_eq!(err(&["-m", "4", "G"]), "G: stray word after -m 4; sizes are written in one word: -m 4G");
         assert!(err(&["-append", "a", "b"]).contains("quotes"));
-        assert!(err(&["disk.img"]).contains("disk images are not supported yet"));
+        assert_eq!(read(&["disk.img"]).unwrap().one("hda"), Some("disk.img"));
+        assert!(err(&["a.img", "b.img"]).contains("given twice"));
         assert!(err(&["-"]).starts_with("-: not an option"));
-        assert!(err(&["-hda", "x"]).starts_with("-hda: not supported yet"));
+        assert!(err(&["-fda", "x"]).starts_with("-fda: not supported yet"));
     }
 
     #[test]

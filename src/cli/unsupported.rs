@@ -8,12 +8,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ("audio", ""),
     ("audiodev", ""),
     ("blockdev", DISKS),
-    ("cdrom", DISKS),
     ("compat", ""),
     ("ctrl-grab", ""),
     ("curses", CONSOLE),
     ("daemonize", "start it in the background with your shell's & instead"),
-    ("drive", DISKS),
     ("dtb", "x86 machines have no device tree"),
     ("enable-fips", ""),
     ("enable-kvm", "use -accel jit"),
@@ -24,10 +22,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("fw_cfg", ""),
     ("g", CONSOLE),
     ("global", "give the property to the device itself with -device or -machine"),
-    ("hda", DISKS),
-    ("hdb", DISKS),
-    ("hdc", DISKS),
-    ("hdd", DISKS),
     ("icount", ""),
     ("incoming", ""),
     ("iscsi", DISKS),
@@ -64,7 +58,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("set", "give the property to the device itself with -device or -machine"),
     ("shim", ""),
     ("smb", NETWORK),
-    ("snapshot", DISKS),
     ("spice", CONSOLE),
     ("tpmdev", ""),
     ("trace", "use -d (-d help lists the items)"),
@@ -79,7 +72,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("xen-domid", ""),
 ];
 
-const DISKS: &str = "there are no disks yet; boot with -kernel and -initrd";
+const DISKS: &str = "use -drive, -hda or -cdrom";
 const NETWORK: &str = "share files by -netdev user,tftp=DIR or over the network";
 const CONSOLE: &str = "there is no display yet; use -nographic or -serial stdio";
 

@@ -65,6 +65,10 @@ impl Machine {
                     "-accel check=on: compiled code is wrong, see the report above; use -accel interp to go on without"
                 );
             }
+            Request::DiskFailed(why) => {
+                eprintln!("{}: {why}; the machine is paused, 'cont' in the monitor tries again", self.program);
+                self.pause(RunState::Paused);
+            }
             Request::DebugStop(cpu) => {
                 self.debug_stop(cpu);
             }
@@ -146,6 +150,7 @@ impl Machine {
 
     fn reset(&self) -> Result<()> {
         self.hold();
+        self.disks.drain();
         self.pc.bus.reset();
         self.load_guest()?;
         match self.state() {
@@ -237,6 +242,7 @@ impl Machine {
     /// Time goes on.
     pub(super) fn resume_clock(&self) {
         self.set_state(RunState::Running);
+        self.disks.resume();
         self.clock.resume();
         self.io.clock_changed();
     }

@@ -16,7 +16,8 @@ const SLEEP_STATES: [u8; 6] = [0x80, 0, 0, 0x01, 0x02, 0x80];
 const E820_RAM: u32 = 1;
 
 /// Everything for the machine of `config`, whose devices `acpi` describes.
-pub fn items(config: &Config, layout: &Layout, acpi: &AcpiConfig) -> Result<Items> {
+/// `boot_paths`: devices with a place in the boot order.
+pub fn items(config: &Config, layout: &Layout, acpi: &AcpiConfig, boot_paths: &[(u32, String)]) -> Result<Items> {
     let mut items = Items::new();
     // Firmware has room for APIC IDs below the second number, and waits for as many processors as the first says.
     let (cpus, ids) = (acpi.apic_ids.len(), acpi.apic_ids.iter().max().map_or(1, |id| id + 1));
@@ -34,7 +35,7 @@ pub fn items(config: &Config, layout: &Layout, acpi: &AcpiConfig) -> Result<Item
     if config.nographic && config.serials[0].is_some() {
         items.add_file("etc/sercon-port", CONSOLE_PORT.to_le_bytes().to_vec())?;
     }
-    boot_order(config, &mut items)?;
+    boot_order(config, boot_paths, &mut items)?;
     if config.machine.acpi {
         let loader::Files { rsdp, tables, commands } = loader::files(acpi)?;
         items.add_file(loader::RSDP_FILE, rsdp)?;
@@ -59,7 +60,7 @@ fn e820(layout: &Layout) -> Vec<u8> {
 }
 
 /// What `-boot` says; the order by kinds of devices is in CMOS.
-fn boot_order(config: &Config, items: &mut Items) -> Result<()> {
+fn boot_order(config: &Config, paths: &[(u32, String)], items: &mut Items) -> Result<()> {
     let order = &config.boot.order;
     items.set(item::BOOT_MENU, &u16::from(order.menu).to_le_bytes());
     if let Some(wait) = order.menu_wait {
@@ -68,22 +69,36 @@ fn boot_order(config: &Config, items: &mut Items) -> Result<()> {
     // All ones: never.
     let retry = order.retry_wait.map_or(u32::MAX, u32::from);
     items.add_file("etc/boot-fail-wait", retry.to_le_bytes().to_vec())?;
-    let mut places = String::new();
-    if order.strict {
-        places.push_str("HALT\n");
-    }
-    let mut places = places.into_bytes();
-    if let Some(last) = places.last_mut() {
-        // Lines are parted by newlines, and the last one ends with a zero.
-        *last = 0;
-    }
-    items.add_file("bootorder", places)?;
+    items.add_file("bootorder", order_file(paths, order.strict))?;
     Ok(())
+}
+
+/// The file that firmware reads: one path a line, the first to be tried first; nothing else is tried after `HALT`.
+fn order_file(paths: &[(u32, String)], strict: bool) -> Vec<u8> {
+    let mut paths: Vec<_> = paths.iter().collect();
+    paths.sort_by_key(|(index, _)| *index);
+    let mut lines: Vec<&str> = paths.into_iter().map(|(_, path)| path.as_str()).collect();
+    if strict {
+        lines.push("HALT");
+    }
+    let mut out = lines.join("\n").into_bytes();
+    if !out.is_empty() {
+        out.push(0);
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_boot_order_follows_the_indexes() {
+        let paths = [(5, "/b".to_owned()), (0, "/a".to_owned())];
+        assert_eq!(order_file(&paths, true), b"/a\n/b\nHALT\0");
+        assert_eq!(order_file(&paths[..1], false), b"/b\0");
+        assert!(order_file(&[], false).is_empty());
+    }
 
     #[test]
     fn memory_has_one_entry_below_and_one_above_the_hole() {

@@ -1,9 +1,11 @@
 //! The machine: built as a whole before anything starts, then run until the guest or the user ends it.
 
 mod acpi;
+mod bars;
 mod board;
 mod control;
 mod debug;
+mod disks;
 mod dma;
 mod firmware;
 mod host;
@@ -14,6 +16,7 @@ mod pc;
 mod shadow;
 mod signals;
 mod smbios;
+mod storage;
 mod tables;
 
 use crate::boot::{Boot, Facts, Placed};
@@ -33,6 +36,7 @@ use brolga_jit::cpuid::{CpuModel, Feature};
 use brolga_jit::mmu::ram::Ram;
 use brolga_jit::{Check, Engine, EngineConfig, Vcpu};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use disks::Disks;
 use dma::GuestMemory;
 use layout::Layout;
 use pc::{Console, Pc, Surroundings};
@@ -53,6 +57,8 @@ pub enum Request {
     TripleFault(u32, String),
     /// Compiled code of a processor was found to be wrong, with the report.
     Diverged(u32, String),
+    /// A drive's request failed in a way that `werror=` or `rerror=` lets stop the machine; what went wrong.
+    DiskFailed(String),
     /// A debugger's condition was met.
     DebugStop(u32),
     /// A debugger lets the guest go on, each processor as its entry says; the sender is told when it does.
@@ -74,6 +80,7 @@ pub struct Machine {
     clock: Arc<GuestClock>,
     io: IoHandle,
     pc: Pc,
+    disks: Arc<Disks>,
     boot_order: BootOrder,
     /// The machine was loaded before: `-boot once=` is over.
     loaded_before: AtomicBool,
@@ -129,6 +136,7 @@ impl Machine {
         let netdevs = config.netdevs.iter().map(|spec| Netdev::open(spec, clock.clone(), &io));
         let netdevs = netdevs.collect::<Result<Vec<_>>>()?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
+        let disks = Arc::new(Disks::default());
         let pc = Pc::build(&Surroundings {
             config,
             layout,
@@ -138,6 +146,7 @@ impl Machine {
             timers: &io,
             work: &io,
             netdevs: &netdevs,
+            disk: &|spec| disks.open(spec, &memory, &io, &requests),
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
             links: &links,
             console: &|id| {
@@ -167,7 +176,7 @@ impl Machine {
             true => SystemTables::build(config, &layout, &pc.acpi)?,
             false => SystemTables::none(),
         };
-        pc.fw_cfg.provide(firmware::items(config, &layout, &pc.acpi)?);
+        pc.fw_cfg.provide(firmware::items(config, &layout, &pc.acpi, &pc.boot_paths)?);
         let machine = Self {
             program: config.identity.program.clone(),
             actions: config.actions,
@@ -180,6 +189,7 @@ impl Machine {
             clock,
             io,
             pc,
+            disks,
             boot_order: config.boot.order.clone(),
             loaded_before: AtomicBool::new(false),
             nics: config.nics.clone(),

@@ -1,12 +1,14 @@
 //! The i440FX PC: which devices it has, at which addresses, with which interrupts. No other place knows.
 
 use super::acpi::AcpiConfig;
+use super::bars;
 use super::dma::GuestMemory;
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
 use super::layout::Layout;
 use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
-use crate::cli::config::{CharId, Config};
+use super::storage::{self, IDE_CHANNELS, IDE_FUNCTION, Slots};
+use crate::cli::config::{CharId, Config, DriveSpec};
 use crate::clock::GuestClock;
 use crate::net::Netdev;
 use anyhow::{Context, Result};
@@ -28,7 +30,9 @@ use brolga_devices::pci::{DevFn, PciBus};
 use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
 use brolga_devices::rtc::{Rtc, cmos};
-use brolga_devices::services::{CharBackend, CharFrontend, IrqLine, IrqSink, PowerSink, TimerService, WorkService};
+use brolga_devices::services::{
+    CharBackend, CharFrontend, Disk, IrqLine, IrqSink, PowerSink, TimerService, WorkService,
+};
 use brolga_devices::uart::IsaSerial;
 use brolga_jit::cpuid::{CpuModel, Dynamic, Feature};
 use std::ops::Range;
@@ -65,6 +69,8 @@ const FW_CFG: u16 = 0x510;
 const ELCR: u16 = 0x4D0;
 /// The engine has no system management mode.
 const SMM: bool = false;
+/// Timing registers of both, where firmware turns them on (82371SB datasheet 2.6.8).
+const IDE_TIMING: u8 = 0x40;
 /// Power management ports, as the ACPI tables have them.
 const PM_BASE: u16 = 0x600;
 /// General purpose events.
@@ -81,6 +87,8 @@ const S5_TYPE: u8 = 0;
 const PM_TIMER_32_BIT: bool = false;
 /// Memory addresses of PCI devices: from the end of the largest low RAM to the I/O APIC.
 const PCI_WINDOW: Range<u32> = 0xC000_0000..0xFEC0_0000;
+/// Ports of PCI devices.
+const PCI_PORTS: Range<u32> = 0xC000..0x1_0000;
 /// Where PCI interrupt lines A to D go.
 const PCI_INTERRUPTS: [u8; 4] = [10, 10, 11, 11];
 
@@ -114,6 +122,8 @@ pub struct Surroundings<'a> {
     pub power: Arc<dyn PowerSink>,
     /// The processors.
     pub links: &'a [Arc<CpuLink>],
+    /// Opens the image of a drive.
+    pub disk: &'a dyn Fn(&DriveSpec) -> Result<Option<Arc<dyn Disk>>>,
     /// Host ends of character devices.
     pub console: &'a dyn Fn(CharId) -> Console,
 }
@@ -136,9 +146,12 @@ pub struct Pc {
     pub acpi: AcpiConfig,
     /// What firmware is told.
     pub fw_cfg: Arc<FwCfg>,
+    /// Devices with a place in the boot order, and what firmware calls them.
+    pub boot_paths: Vec<(u32, String)>,
     rtc: Arc<Rtc>,
     pm: Arc<AcpiPm>,
     pci: Arc<PciBus>,
+    piix3: Arc<Piix3>,
 }
 
 /// Adds devices to the bus one after the other.
@@ -165,13 +178,15 @@ impl Pc {
         let rtc = b.timers(&apics, &ioapic)?;
         b.serial_ports()?;
         let pm = b.power_management()?;
-        let pci = b.pci(&pm)?;
+        let (pci, piix3) = b.pci(&pm)?;
+        let isa = [IDE_CHANNELS[0].2, IDE_CHANNELS[1].2].map(|irq| b.isa_line(irq));
+        let boot_paths = storage::plug_in(&Slots { s, bus: &b.bus, pci: &pci, piix3: &piix3, apics: &apics }, isa)?;
         let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
         let fw_cfg = b.fw_cfg()?;
         let acpi = b.acpi_config();
-        Ok(Self { bus: b.bus, apics, pic, fpu_error, a20, ioapic, acpi, fw_cfg, rtc, pm, pci })
+        Ok(Self { bus: b.bus, apics, pic, fpu_error, a20, ioapic, acpi, fw_cfg, boot_paths, rtc, pm, pci, piix3 })
     }
 
     /// Makes all memory below 1 MiB RAM, as firmware does before it looks for more.
@@ -204,6 +219,8 @@ impl Pc {
         }
         let level = PCI_INTERRUPTS.iter().fold(1 << SCI, |bits, irq| bits | 1u32 << irq);
         self.bus.pio_write(ELCR, 2, level);
+        self.pci.config_write(IDE_FUNCTION, IDE_TIMING, 4, 0x8000_8000);
+        bars::assign(&self.pci, PCI_WINDOW, PCI_PORTS, |device, pin| self.piix3.routed_irq(device, pin));
     }
 
     /// The user presses the power button.
@@ -291,7 +308,7 @@ impl Builder<'_> {
     }
 
     /// The PCI bus with the chipset's functions.
-    fn pci(&self, pm: &Arc<AcpiPm>) -> Result<Arc<PciBus>> {
+    fn pci(&self, pm: &Arc<AcpiPm>) -> Result<(Arc<PciBus>, Arc<Piix3>)> {
         let bus = &self.bus;
         let isa: Arc<dyn IrqSink> = self.isa.clone();
         let shadow = &self.s.shadow;
@@ -309,7 +326,7 @@ impl Builder<'_> {
         bus.add_device("piix3", piix3.clone());
         bus.add_device("piix4-pm", piix4);
         super::nics::plug_in(self.s, bus, &pci, &piix3)?;
-        Ok(pci)
+        Ok((pci, piix3))
     }
 
     /// Keyboard controller and port 0x92, which both reset the machine and move the A20 gate.

@@ -64,6 +64,7 @@ fn build(args: &[&str]) -> Result<Fixture> {
         netdevs: &[],
         power: power.clone(),
         links: &[Arc::new(CpuLink::default())],
+        disk: &|_| Ok(None),
         console: &|_| {
             let (backend, host) = (host.clone(), host.clone());
             Console { backend, connect: Box::new(move |device| *locked(&host.device) = Some(device)) }

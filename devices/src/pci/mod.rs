@@ -5,7 +5,9 @@ pub mod bar;
 pub mod config;
 pub mod i440fx;
 pub mod mechanism;
+pub mod msix;
 pub mod piix3;
+pub mod piix3_ide;
 pub mod piix4_pm;
 
 use std::collections::BTreeMap;

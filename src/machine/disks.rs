@@ -1,0 +1,289 @@
+//! Drives as devices use them: requests go to a drive's threads, completions come back on the I/O thread.
+
+use super::Request;
+use super::dma::GuestMemory;
+use crate::cli::config::DriveSpec;
+use crate::io_thread::{FdWatcher, IoHandle};
+use anyhow::{Context, Result};
+use brolga::block::BlockError;
+use brolga::block::drive::{Drive, Verdict};
+use brolga::block::queue::{self, Completed, Operation, Queue, RequestMemory};
+use brolga_devices::services::{Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, GuestRange};
+use brolga_devices::wire::locked;
+use crossbeam_channel::Sender;
+use nix::poll::PollFlags;
+use std::collections::HashMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+/// Threads of a drive, at most: a disk has as many requests under way.
+const THREADS: usize = 4;
+
+/// All drives of a machine.
+#[derive(Default)]
+pub struct Disks {
+    disks: Mutex<Vec<Arc<HostDisk>>>,
+}
+
+impl Disks {
+    /// Opens the image of `spec`. `None`: a drive without a medium.
+    pub fn open(
+        &self,
+        spec: &DriveSpec,
+        memory: &Arc<GuestMemory>,
+        io: &IoHandle,
+        requests: &Sender<Request>,
+    ) -> Result<Option<Arc<dyn Disk>>> {
+        let Some(path) = &spec.file else { return Ok(None) };
+        let drive = Drive::open(path, &spec.options).with_context(|| spec.what.clone())?;
+        let queue = Queue::new(drive.backend(), THREADS).with_context(|| format!("{}: no descriptor", spec.what))?;
+        let disk = Arc::new(HostDisk {
+            what: spec.what.clone(),
+            drive,
+            queue,
+            memory: memory.clone(),
+            requests: requests.clone(),
+            collecting: Mutex::default(),
+            state: Mutex::default(),
+        });
+        io.watch(disk.clone());
+        locked(&self.disks).push(disk.clone());
+        Ok(Some(disk))
+    }
+
+    fn all(&self) -> Vec<Arc<HostDisk>> {
+        locked(&self.disks).clone()
+    }
+
+    /// Waits until no request is with the host any more, and its device has heard of it.
+    pub fn drain(&self) {
+        for disk in self.all() {
+            disk.queue.drain();
+            disk.collect();
+        }
+    }
+
+    /// Submits again what stopped the machine.
+    pub fn resume(&self) {
+        for disk in self.all() {
+            let held = std::mem::take(&mut locked(&disk.state).held);
+            disk.queue.submit_all(held);
+        }
+    }
+}
+
+/// What a device waits for.
+struct Waiting {
+    token: u64,
+    client: Weak<dyn DiskClient>,
+    /// Where a read's bytes go.
+    to: Option<Vec<GuestRange>>,
+    write: bool,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: HashMap<u64, Waiting>,
+    next: u64,
+    /// Requests that failed in a way that stops the machine.
+    held: Vec<queue::Request>,
+    /// The user was told of an error.
+    told: bool,
+}
+
+/// A drive. `collecting` is held while devices hear of completions; `state` is a leaf.
+struct HostDisk {
+    what: String,
+    drive: Drive,
+    queue: Queue,
+    memory: Arc<GuestMemory>,
+    requests: Sender<Request>,
+    collecting: Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// Bytes from guest memory for a write. They are collected by the thread that writes them.
+struct Gather {
+    memory: Arc<GuestMemory>,
+    ranges: Vec<GuestRange>,
+    bytes: OnceLock<Vec<u8>>,
+}
+
+impl RequestMemory for Gather {
+    fn parts(&self) -> Vec<IoSlice<'_>> {
+        let bytes = self.bytes.get_or_init(|| {
+            let len: u64 = self.ranges.iter().map(|r| r.len).sum();
+            let mut bytes = vec![0; len as usize];
+            let mut rest = bytes.as_mut_slice();
+            for range in &self.ranges {
+                let (now, later) = rest.split_at_mut(range.len as usize);
+                self.memory.read(range.gpa, now);
+                rest = later;
+            }
+            bytes
+        });
+        vec![IoSlice::new(bytes)]
+    }
+
+    fn parts_mut(&mut self) -> Vec<IoSliceMut<'_>> {
+        // Only what is written is gathered.
+        Vec::new()
+    }
+}
+
+/// Room for what a read brings, made by the thread that reads: requests that wait take no memory.
+struct Room {
+    len: usize,
+    bytes: Vec<u8>,
+}
+
+impl RequestMemory for Room {
+    fn parts(&self) -> Vec<IoSlice<'_>> {
+        vec![IoSlice::new(&self.bytes)]
+    }
+
+    fn parts_mut(&mut self) -> Vec<IoSliceMut<'_>> {
+        self.bytes.resize(self.len, 0);
+        vec![IoSliceMut::new(&mut self.bytes)]
+    }
+}
+
+impl HostDisk {
+    /// The request as the queue takes it.
+    fn translate(&self, request: DiskRequest) -> (u64, Operation) {
+        match request {
+            DiskRequest::Read { offset, buffer } => {
+                let room = Room { len: buffer.len() as usize, bytes: Vec::new() };
+                (offset, Operation::Read(Box::new(room)))
+            }
+            DiskRequest::Write { offset, buffer } => {
+                let memory: Box<dyn RequestMemory> = match buffer {
+                    DiskBuffer::Own(bytes) => Box::new(bytes),
+                    DiskBuffer::Guest(ranges) => {
+                        Box::new(Gather { memory: self.memory.clone(), ranges, bytes: OnceLock::new() })
+                    }
+                };
+                (offset, Operation::Write { memory, fua: false })
+            }
+            DiskRequest::Flush => (0, Operation::Flush),
+            DiskRequest::Discard { offset, len } => (offset, Operation::Discard { len }),
+            DiskRequest::WriteZeroes { offset, len, unmap } => (offset, Operation::WriteZeroes { len, unmap }),
+        }
+    }
+
+    /// Tells devices of all that is carried out. When it returns, all of it has been told.
+    fn collect(&self) {
+        let _one = locked(&self.collecting);
+        self.queue.completed().into_iter().for_each(|completed| self.finish(completed));
+    }
+
+    /// Tells the device what became of its request, unless the request is kept for later.
+    fn finish(&self, Completed { request, result }: Completed) {
+        let verdict = match &result {
+            Ok(()) => Verdict::Ignore,
+            Err(error) => self.judge(request.tag, error),
+        };
+        if verdict == Verdict::Stop {
+            locked(&self.state).held.push(request);
+            return;
+        }
+        let Some(waiting) = locked(&self.state).waiting.remove(&request.tag) else { return };
+        let result = match result {
+            Err(error) if verdict == Verdict::Report => Err(reason(&error)),
+            _ => Ok(()),
+        };
+        let mut bytes = Vec::new();
+        if let (Ok(()), Operation::Read(memory)) = (&result, &request.operation) {
+            let parts = memory.parts();
+            let read = parts.first().map_or(&[][..], |part| part);
+            match waiting.to {
+                Some(ranges) => self.scatter(read, &ranges),
+                None => bytes = read.to_vec(),
+            }
+        }
+        if let Some(client) = waiting.client.upgrade() {
+            client.disk_done(DiskDone { token: waiting.token, result, bytes });
+        }
+    }
+
+    /// What becomes of a failed request; the user hears of the first one.
+    fn judge(&self, tag: u64, error: &BlockError) -> Verdict {
+        let (write, told) = {
+            let mut state = locked(&self.state);
+            let write = state.waiting.get(&tag).is_some_and(|w| w.write);
+            (write, std::mem::replace(&mut state.told, true))
+        };
+        let verdict = self.drive.verdict(write, error);
+        let guests_own = matches!(error, BlockError::OutOfRange { .. } | BlockError::ReadOnly { .. });
+        if verdict == Verdict::Stop {
+            // Fails only when the machine is ending.
+            let _ = self.requests.send(Request::DiskFailed(format!("{}: {error}", self.what)));
+        } else if !told && !guests_own {
+            eprintln!("{}: {error}; the guest sees an I/O error", self.what);
+        }
+        verdict
+    }
+
+    fn scatter(&self, mut bytes: &[u8], ranges: &[GuestRange]) {
+        for range in ranges {
+            let (now, later) = bytes.split_at(bytes.len().min(range.len as usize));
+            self.memory.write(range.gpa, now);
+            bytes = later;
+        }
+    }
+}
+
+/// The failure as the guest can be told.
+fn reason(error: &BlockError) -> DiskError {
+    match error {
+        BlockError::OutOfRange { .. } => DiskError::OutOfRange,
+        BlockError::ReadOnly { .. } => DiskError::ReadOnly,
+        _ => DiskError::Host,
+    }
+}
+
+impl Disk for HostDisk {
+    fn len(&self) -> u64 {
+        self.drive.backend().len()
+    }
+
+    fn read_only(&self) -> bool {
+        self.drive.backend().read_only()
+    }
+
+    fn write_cache(&self) -> bool {
+        self.drive.has_write_cache()
+    }
+
+    fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>) {
+        let to = match &request {
+            DiskRequest::Read { buffer: DiskBuffer::Guest(ranges), .. } => Some(ranges.clone()),
+            _ => None,
+        };
+        let (offset, operation) = self.translate(request);
+        let tag = {
+            let mut state = locked(&self.state);
+            let tag = state.next;
+            state.next = tag.wrapping_add(1);
+            state.waiting.insert(tag, Waiting { token, client, to, write: operation.is_write() });
+            tag
+        };
+        self.queue.submit(queue::Request { tag, offset, operation });
+    }
+}
+
+impl FdWatcher for HostDisk {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+
+    fn interest(&self) -> PollFlags {
+        PollFlags::POLLIN
+    }
+
+    fn ready(&self, _events: PollFlags) -> bool {
+        self.collect();
+        true
+    }
+}
