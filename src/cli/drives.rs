@@ -304,8 +304,8 @@ fn ide_place(what: &str, index: Option<u8>, bus: Option<u8>, unit: Option<u8>) -
 
 /// How the image is used.
 fn options(keys: &mut KeyValues, cd: bool, snapshot: bool) -> Result<DriveOptions> {
-    let mut o = DriveOptions::default();
-    o.format = keys.take_as("format", by_name(Format::from_name))?;
+    let format = keys.take_as("format", by_name(Format::from_name))?;
+    let mut o = DriveOptions { format, ..DriveOptions::default() };
     let read_only = match keys.take_switch("readonly")? {
         Some(v) => Some(v),
         None => keys.take_switch("read-only")?,

@@ -10,6 +10,8 @@ use brolga::block::drive::{Drive, Verdict};
 use brolga::block::queue::{self, Completed, Operation, Queue, RequestMemory};
 use brolga_devices::services::{Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, GuestRange};
 use brolga_devices::wire::locked;
+use brolga_jit::mmu::ram::SHADOW;
+use brolga_jit::mmu::ram_buffer::RamBuffer;
 use crossbeam_channel::Sender;
 use nix::poll::PollFlags;
 use std::collections::HashMap;
@@ -73,12 +75,21 @@ impl Disks {
     }
 }
 
+/// Where the bytes of a read go.
+enum Target {
+    /// To the device, with the completion.
+    Device,
+    /// To guest memory, from a buffer.
+    Copy(Vec<GuestRange>),
+    /// They are in guest memory already.
+    InPlace(Vec<GuestRange>),
+}
+
 /// What a device waits for.
 struct Waiting {
     token: u64,
     client: Weak<dyn DiskClient>,
-    /// Where a read's bytes go.
-    to: Option<Vec<GuestRange>>,
+    target: Target,
     write: bool,
 }
 
@@ -149,26 +160,57 @@ impl RequestMemory for Room {
     }
 }
 
+/// Guest memory as the block layer names it.
+fn pairs(ranges: &[GuestRange]) -> Vec<(u64, u64)> {
+    ranges.iter().map(|range| (range.gpa, range.len)).collect()
+}
+
+/// Guest memory that the host fills in place, if it can: not where the chipset may have made it read-only.
+fn in_place(memory: &GuestMemory, ranges: &[GuestRange]) -> Option<RamBuffer> {
+    let shadow = |r: &GuestRange| r.gpa < SHADOW.end && r.gpa.saturating_add(r.len) > SHADOW.start;
+    if ranges.iter().any(shadow) {
+        return None;
+    }
+    RamBuffer::new(memory.ram().clone(), &pairs(ranges), true)
+}
+
 impl HostDisk {
-    /// The request as the queue takes it.
-    fn translate(&self, request: DiskRequest) -> (u64, Operation) {
+    /// The request as the queue takes it, and where what it reads has to be copied.
+    fn translate(&self, request: DiskRequest) -> (u64, Operation, Target) {
+        let room = |len: u64| Box::new(Room { len: len as usize, bytes: Vec::new() });
+        let len = match &request {
+            DiskRequest::Read { buffer, .. } | DiskRequest::Write { buffer, .. } => buffer.len(),
+            _ => 0,
+        };
         match request {
-            DiskRequest::Read { offset, buffer } => {
-                let room = Room { len: buffer.len() as usize, bytes: Vec::new() };
-                (offset, Operation::Read(Box::new(room)))
+            DiskRequest::Read { offset, buffer: DiskBuffer::Own(_) } => {
+                (offset, Operation::Read(room(len)), Target::Device)
             }
+            DiskRequest::Read { offset, buffer: DiskBuffer::Guest(ranges) } => match in_place(&self.memory, &ranges) {
+                Some(buffer) => (offset, Operation::Read(Box::new(buffer)), Target::InPlace(ranges)),
+                None => (offset, Operation::Read(room(len)), Target::Copy(ranges)),
+            },
             DiskRequest::Write { offset, buffer } => {
-                let memory: Box<dyn RequestMemory> = match buffer {
-                    DiskBuffer::Own(bytes) => Box::new(bytes),
-                    DiskBuffer::Guest(ranges) => {
-                        Box::new(Gather { memory: self.memory.clone(), ranges, bytes: OnceLock::new() })
-                    }
-                };
-                (offset, Operation::Write { memory, fua: false })
+                let memory = self.source(buffer);
+                (offset, Operation::Write { memory, fua: false }, Target::Device)
             }
-            DiskRequest::Flush => (0, Operation::Flush),
-            DiskRequest::Discard { offset, len } => (offset, Operation::Discard { len }),
-            DiskRequest::WriteZeroes { offset, len, unmap } => (offset, Operation::WriteZeroes { len, unmap }),
+            DiskRequest::Flush => (0, Operation::Flush, Target::Device),
+            DiskRequest::Discard { offset, len } => (offset, Operation::Discard { len }, Target::Device),
+            DiskRequest::WriteZeroes { offset, len, unmap } => {
+                (offset, Operation::WriteZeroes { len, unmap }, Target::Device)
+            }
+        }
+    }
+
+    /// What a write stores.
+    fn source(&self, buffer: DiskBuffer) -> Box<dyn RequestMemory> {
+        let ranges = match buffer {
+            DiskBuffer::Own(bytes) => return Box::new(bytes),
+            DiskBuffer::Guest(ranges) => ranges,
+        };
+        match RamBuffer::new(self.memory.ram().clone(), &pairs(&ranges), false) {
+            Some(buffer) => Box::new(buffer),
+            None => Box::new(Gather { memory: self.memory.clone(), ranges, bytes: OnceLock::new() }),
         }
     }
 
@@ -197,9 +239,10 @@ impl HostDisk {
         if let (Ok(()), Operation::Read(memory)) = (&result, &request.operation) {
             let parts = memory.parts();
             let read = parts.first().map_or(&[][..], |part| part);
-            match waiting.to {
-                Some(ranges) => self.scatter(read, &ranges),
-                None => bytes = read.to_vec(),
+            match waiting.target {
+                Target::Device => bytes = read.to_vec(),
+                Target::Copy(ranges) => self.scatter(read, &ranges),
+                Target::InPlace(ranges) => ranges.iter().for_each(|r| self.memory.written(r.gpa, r.len)),
             }
         }
         if let Some(client) = waiting.client.upgrade() {
@@ -257,16 +300,12 @@ impl Disk for HostDisk {
     }
 
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>) {
-        let to = match &request {
-            DiskRequest::Read { buffer: DiskBuffer::Guest(ranges), .. } => Some(ranges.clone()),
-            _ => None,
-        };
-        let (offset, operation) = self.translate(request);
+        let (offset, operation, target) = self.translate(request);
         let tag = {
             let mut state = locked(&self.state);
             let tag = state.next;
             state.next = tag.wrapping_add(1);
-            state.waiting.insert(tag, Waiting { token, client, to, write: operation.is_write() });
+            state.waiting.insert(tag, Waiting { token, client, target, write: operation.is_write() });
             tag
         };
         self.queue.submit(queue::Request { tag, offset, operation });

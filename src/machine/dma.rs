@@ -17,6 +17,18 @@ impl GuestMemory {
         Arc::new(Self { ram, engine: OnceLock::new() })
     }
 
+    /// The RAM itself, for requests of the host's that need no copy.
+    pub fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    /// The host wrote these bytes.
+    pub fn written(&self, gpa: u64, len: u64) {
+        if let Some(engine) = self.engine.get() {
+            engine.memory_written(gpa, len);
+        }
+    }
+
     /// Connects the engine, which has to know of stores; the first one stays.
     pub fn connect(&self, engine: Arc<Engine>) {
         // A second engine would be a mistake of the machine's, which makes one.
@@ -31,8 +43,6 @@ impl Dma for GuestMemory {
 
     fn write(&self, gpa: u64, buf: &[u8]) {
         self.ram.write(gpa, buf, false);
-        if let Some(engine) = self.engine.get() {
-            engine.memory_written(gpa, buf.len() as u64);
-        }
+        self.written(gpa, buf.len() as u64);
     }
 }

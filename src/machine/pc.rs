@@ -100,6 +100,9 @@ pub struct Console {
     pub connect: Box<dyn FnOnce(Weak<dyn CharFrontend>)>,
 }
 
+/// Opens the image of a drive, if it has one.
+pub type OpenDisk<'a> = dyn Fn(&DriveSpec) -> Result<Option<Arc<dyn Disk>>> + 'a;
+
 /// What the board is built from and connected to.
 pub struct Surroundings<'a> {
     /// What was asked for.
@@ -123,7 +126,7 @@ pub struct Surroundings<'a> {
     /// The processors.
     pub links: &'a [Arc<CpuLink>],
     /// Opens the image of a drive.
-    pub disk: &'a dyn Fn(&DriveSpec) -> Result<Option<Arc<dyn Disk>>>,
+    pub disk: &'a OpenDisk<'a>,
     /// Host ends of character devices.
     pub console: &'a dyn Fn(CharId) -> Console,
 }

@@ -94,7 +94,7 @@ fn virtio(slots: &Slots) -> Result<BootPaths> {
         let slot = slot.with_context(|| format!("{}: all PCI slots are taken; leave a device out", spec.what))?;
         let disk = (s.disk)(spec)?.with_context(|| format!("{}: it needs an image", spec.what))?;
         let serial = spec.serial.as_deref().unwrap_or("");
-        let parts = VirtioBlk::new(disk, serial, queues, s.memory.clone(), s.work);
+        let parts = VirtioBlk::parts(disk, serial, queues, s.memory.clone(), s.work);
         let device = VirtioPci::new(bus, parts, piix3.intx(slot, 1), Arc::clone(apics) as Arc<dyn MsiSink>)?;
         pci.insert(DevFn::new(slot, 0), device.clone()).with_context(|| spec.what.clone())?;
         bus.add_device(format!("virtio-blk@{slot:02x}"), device);

@@ -111,7 +111,7 @@ pub struct VirtioBlk {
 
 impl VirtioBlk {
     /// A device on `disk` with `queues` queues (1 to 64); `serial` has up to 20 characters. Its work is done by `work`.
-    pub fn new(disk: Arc<dyn Disk>, serial: &str, queues: u16, dma: Arc<dyn Dma>, work: &dyn WorkService) -> Parts {
+    pub fn parts(disk: Arc<dyn Disk>, serial: &str, queues: u16, dma: Arc<dyn Dma>, work: &dyn WorkService) -> Parts {
         let queues = Queues::new(dma, queues.clamp(1, 64).into(), QUEUE_SIZE);
         let mut identification = [0; IDENTIFICATION];
         identification.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);

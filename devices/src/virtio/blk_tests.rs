@@ -135,7 +135,7 @@ impl Bench {
         let (bus, memory) = (Arc::new(Bus::new()), FakeMemory::new(0x2_0000));
         let (disk, work) = (FakeDisk::new(100, memory.clone()), FakeWork::default());
         let (irq, msi) = (FakeIrq::new(), Arc::new(FakeMsi::default()));
-        let parts = VirtioBlk::new(disk.clone(), "SERIAL-1", 1, memory.clone(), &work);
+        let parts = VirtioBlk::parts(disk.clone(), "SERIAL-1", 1, memory.clone(), &work);
         let device = VirtioPci::new(&bus, parts, irq.line(11), msi.clone()).unwrap();
         device.config_write(0x10, 4, 0xc000);
         device.config_write(0x14, 4, 0xd000_0000);
@@ -369,7 +369,7 @@ fn state_moves_with_a_request_under_way() {
 fn fresh() -> Arc<VirtioPci> {
     let memory = FakeMemory::new(16);
     let disk = FakeDisk::new(100, memory.clone());
-    let parts = VirtioBlk::new(disk, "SERIAL-1", 1, memory, &FakeWork::default());
+    let parts = VirtioBlk::parts(disk, "SERIAL-1", 1, memory, &FakeWork::default());
     VirtioPci::new(&Arc::new(Bus::new()), parts, FakeIrq::new().line(1), Arc::new(FakeMsi::default())).unwrap()
 }
 

@@ -168,7 +168,8 @@ impl QueueState {
             let d = descriptor(dma, table, index);
             if d.flags & INDIRECT != 0 {
                 let count = d.len / DESCRIPTOR as u32;
-                let sound = indirect_taken && !indirect && d.flags & NEXT == 0 && d.len % DESCRIPTOR as u32 == 0;
+                let sound =
+                    indirect_taken && !indirect && d.flags & NEXT == 0 && d.len.is_multiple_of(DESCRIPTOR as u32);
                 if !sound || count == 0 || count > self.size.into() {
                     return Err(Broken);
                 }
@@ -267,7 +268,7 @@ impl Queues {
 
     /// Looks at or sets up queue `index`, if there is one.
     pub fn with<R>(&self, index: usize, f: impl FnOnce(&mut Queue) -> R) -> Option<R> {
-        Some(f(&mut *locked(self.queues.get(index)?)))
+        Some(f(&mut locked(self.queues.get(index)?)))
     }
 
     /// Takes queue `index` into use.
