@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the kernels and initramfs images that guests boot, under .cache/ of the project.
 
-usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | default | all | list | benchmark | qemu
+usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | disks | default | all | list | benchmark | qemu
 Each word prints the path of what it made. What is there already is not made again.
 `benchmark` makes the image of benches/guest.py; `qemu` installs QEMU from backports on this machine: the rival that benches/guest.py measures.
 """
@@ -9,7 +9,7 @@ Each word prints the path of what it made. What is there already is not made aga
 import pathlib
 import sys
 
-from guestkit import apt, benchmark, images, rival, userland
+from guestkit import apt, benchmark, disks, images, rival, userland
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -23,6 +23,7 @@ def main(words):
             for kind, (table, _) in kinds.items():
                 print(f"{kind}: {' '.join(table)}")
             print("userland")
+            print("disks")
         case ["default"]:
             print(cache.kernel("debian"))
             print(cache.initramfs("busybox-amd64"))
@@ -31,8 +32,11 @@ def main(words):
                 for name in table:
                     print(make(name))
             print(userland.Userland(cache).make())
+            print(disks.Disks(cache).make())
         case ["userland"]:
             print(userland.Userland(cache).make())
+        case ["disks"]:
+            print(disks.Disks(cache).make())
         case ["benchmark"]:
             print(benchmark.Benchmark(cache).make())
         case ["qemu"]:

@@ -6,6 +6,7 @@
 
 mod boot;
 mod console;
+mod disks;
 mod harness;
 mod kernels;
 mod network;

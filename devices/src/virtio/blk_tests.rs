@@ -87,11 +87,14 @@ impl Driver {
     }
 }
 
+/// Who was rung for, and with which tag.
+type Rung = Arc<Mutex<Vec<(Weak<dyn WorkTarget>, u32)>>>;
+
 /// Doorbells that are answered when told.
 #[derive(Default)]
-struct FakeWork(Arc<Mutex<Vec<(Weak<dyn WorkTarget>, u32)>>>);
+struct FakeWork(Rung);
 
-struct FakeDoorbell(Arc<Mutex<Vec<(Weak<dyn WorkTarget>, u32)>>>, Weak<dyn WorkTarget>, u32);
+struct FakeDoorbell(Rung, Weak<dyn WorkTarget>, u32);
 
 impl Doorbell for FakeDoorbell {
     fn ring(&self) {
