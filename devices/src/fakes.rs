@@ -2,8 +2,9 @@
 
 use crate::bus::{Device, RegisterBlock};
 use crate::services::{
-    CharBackend, Clock, CpuSignals, Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, IrqLine,
-    IrqSink, MsiSink, PowerEvent, PowerSink, ShadowMode, ShadowRam, Timer, TimerService, TimerTarget,
+    CharBackend, Clock, CpuSignals, Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, Doorbell,
+    IrqLine, IrqSink, MsiSink, NetBackend, NetFrontend, PowerEvent, PowerSink, ShadowMode, ShadowRam, Timer,
+    TimerService, TimerTarget, WorkService, WorkTarget,
 };
 use crate::wire::locked;
 use std::collections::BTreeMap;
@@ -295,6 +296,71 @@ impl Disk for FakeDisk {
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>) {
         locked(&self.log).push(request.clone());
         locked(&self.waiting).push((request, token, client));
+    }
+}
+
+type Rung = Arc<Mutex<Vec<(Weak<dyn WorkTarget>, u32)>>>;
+
+/// Doorbells that are answered when told.
+#[derive(Default)]
+pub struct FakeWork(Rung);
+
+struct FakeDoorbell(Rung, Weak<dyn WorkTarget>, u32);
+
+impl Doorbell for FakeDoorbell {
+    fn ring(&self) {
+        locked(&self.0).push((self.1.clone(), self.2));
+    }
+}
+
+impl WorkService for FakeWork {
+    fn doorbell(&self, target: Weak<dyn WorkTarget>, tag: u32) -> Box<dyn Doorbell> {
+        Box::new(FakeDoorbell(self.0.clone(), target, tag))
+    }
+}
+
+impl FakeWork {
+    /// Does the work that was asked for.
+    pub fn run(&self) {
+        let rung = std::mem::take(&mut *locked(&self.0));
+        for (target, tag) in rung {
+            target.upgrade().into_iter().for_each(|target| target.work(tag));
+        }
+    }
+}
+
+/// The host's end of a cable: keeps what is sent and counts what it is told.
+#[derive(Default)]
+pub struct FakeNet {
+    /// Frames sent.
+    pub frames: Mutex<Vec<Vec<u8>>>,
+    /// How often sending was over.
+    pub batches: Mutex<usize>,
+    /// How often the card said that it has room.
+    pub ready: Mutex<usize>,
+    card: Mutex<Option<Weak<dyn NetFrontend>>>,
+}
+
+impl FakeNet {
+    /// Gives the card a frame; whether it took it.
+    pub fn deliver(&self, frame: &[u8]) -> bool {
+        let card = locked(&self.card).clone().and_then(|card| card.upgrade());
+        card.expect("a card").receive(frame)
+    }
+}
+
+impl NetBackend for FakeNet {
+    fn connect(&self, card: Weak<dyn NetFrontend>) {
+        *locked(&self.card) = Some(card);
+    }
+    fn send(&self, frame: &[u8]) {
+        locked(&self.frames).push(frame.to_vec());
+    }
+    fn sent(&self) {
+        *locked(&self.batches) += 1;
+    }
+    fn receive_ready(&self) {
+        *locked(&self.ready) += 1;
     }
 }
 

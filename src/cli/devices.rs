@@ -36,6 +36,18 @@ const MODELS: &[Model] = &[
         add: e1000,
     },
     Model {
+        name: "virtio-net-pci",
+        alias: Some("virtio-net"),
+        about: "network card that guests with a virtio driver reach fastest",
+        keys: &[
+            ("netdev", "its host end: the id of a -netdev"),
+            ("mac", "hardware address"),
+            ("addr", "PCI device and function, e.g. 4.0"),
+            ("queues", "pairs of queues, 1 to 8 (default 1)"),
+        ],
+        add: virtio_net,
+    },
+    Model {
         name: "isa-debug-exit",
         alias: None,
         about: "a write of V to its port ends the process with status (V << 1) | 1",
@@ -148,6 +160,10 @@ fn unknown(name: &str) -> anyhow::Error {
 
 fn port(text: &str) -> Result<u16, values::Refusal> {
     values::number_in(text, 0, 0xffff).map(|n| n as u16)
+}
+
+fn virtio_net(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.network.device(NicModel::VirtioNet { pairs: 1 }, keys, value)
 }
 
 fn e1000(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The machine as monitors see it.
 
 use super::{Machine, Request};
+use crate::cli::config::network::NicModel;
 use crate::monitor::{Control, MonitorHost, RunState, Topic};
 use crate::net::Netdev;
 use brolga_devices::bus::{Device, Space};
@@ -103,8 +104,11 @@ impl Machine {
         let show = |netdev: &Netdev| format!("{}: type={}", netdev.id, netdev.kind);
         for (index, nic) in self.nics.iter().enumerate() {
             let [a, b, c, d, e, f] = nic.mac;
-            let _ =
-                writeln!(text, "e1000.{index}: model=e1000,macaddr={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            let model = match nic.model {
+                NicModel::E1000 => "e1000",
+                NicModel::VirtioNet { .. } => "virtio-net-pci",
+            };
+            let _ = writeln!(text, "nic{index}: model={model},macaddr={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
             if let Some(netdev) = nic.netdev.and_then(|at| self.netdevs.get(at)) {
                 let _ = writeln!(text, " \\ {}", show(netdev));
             }

@@ -5,6 +5,7 @@ use super::bars;
 use super::dma::GuestMemory;
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
 use super::layout::Layout;
+use super::nics;
 use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
 use super::storage::{self, IDE_CHANNELS, IDE_FUNCTION, Slots};
@@ -183,7 +184,9 @@ impl Pc {
         let pm = b.power_management()?;
         let (pci, piix3) = b.pci(&pm)?;
         let isa = [IDE_CHANNELS[0].2, IDE_CHANNELS[1].2].map(|irq| b.isa_line(irq));
-        let boot_paths = storage::plug_in(&Slots { s, bus: &b.bus, pci: &pci, piix3: &piix3, apics: &apics }, isa)?;
+        let slots = Slots { s, bus: &b.bus, pci: &pci, piix3: &piix3, apics: &apics };
+        nics::plug_in(&slots)?;
+        let boot_paths = storage::plug_in(&slots, isa)?;
         let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
@@ -328,7 +331,6 @@ impl Builder<'_> {
         bus.add_device("i440fx", host);
         bus.add_device("piix3", piix3.clone());
         bus.add_device("piix4-pm", piix4);
-        super::nics::plug_in(self.s, bus, &pci, &piix3)?;
         Ok((pci, piix3))
     }
 

@@ -97,6 +97,17 @@ fn talks(guest: &mut Guest) {
 }
 
 #[test]
+fn virtio_net_leases_fetches_and_serves() {
+    let mut guest = guest("virtio-net-pci", "virtio_pci && modprobe virtio_net");
+    assert_eq!(guest.run("readlink /sys/class/net/eth0/device/driver").rsplit('/').next(), Some("virtio_net"));
+    talks(&mut guest);
+    guest.run("rmmod virtio_net && modprobe virtio_net");
+    guest.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
+    guest.run("ping -c 1 -W 5 10.0.2.2");
+    guest.run("grep -q virtio /proc/interrupts");
+}
+
+#[test]
 fn e1000_leases_fetches_and_serves() {
     let mut guest = guest("e1000", "e1000");
     talks(&mut guest);

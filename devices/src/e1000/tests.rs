@@ -1,9 +1,9 @@
-//! The card as a driver sees it: memory that stands in for the guest's, and a back end that keeps what it gets.
+//! The card as a driver sees it.
 
 use super::registers::reg;
 use super::*;
 use crate::bus::Space;
-use crate::fakes::{FakeIrq, FakeTime, Random, moves_to, same_after_restore};
+use crate::fakes::{FakeIrq, FakeMemory, FakeNet, FakeTime, FakeWork, Random, moves_to, same_after_restore};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const BAR: u64 = 0xfebc_0000;
@@ -13,83 +13,12 @@ const TX_RING: u64 = 0x2000;
 const BUFFERS: u64 = 0x1_0000;
 const DESCRIPTORS: u32 = 8;
 
-struct Ram(Mutex<Vec<u8>>);
-
-impl Dma for Ram {
-    fn read(&self, gpa: u64, buf: &mut [u8]) {
-        let ram = locked(&self.0);
-        for (i, byte) in (0u64..).zip(buf) {
-            *byte = ram.get(gpa.wrapping_add(i) as usize).copied().unwrap_or(0xff);
-        }
-    }
-    fn write(&self, gpa: u64, buf: &[u8]) {
-        let mut ram = locked(&self.0);
-        for (i, byte) in (0u64..).zip(buf) {
-            ram.get_mut(gpa.wrapping_add(i) as usize).into_iter().for_each(|to| *to = *byte);
-        }
-    }
-}
-
-#[derive(Default)]
-struct Host {
-    frames: Mutex<Vec<Vec<u8>>>,
-    batches: Mutex<usize>,
-    ready: Mutex<usize>,
-    card: Mutex<Option<Weak<dyn NetFrontend>>>,
-}
-
-impl NetBackend for Host {
-    fn connect(&self, card: Weak<dyn NetFrontend>) {
-        *locked(&self.card) = Some(card);
-    }
-    fn send(&self, frame: &[u8]) {
-        locked(&self.frames).push(frame.to_vec());
-    }
-    fn sent(&self) {
-        *locked(&self.batches) += 1;
-    }
-    fn receive_ready(&self) {
-        *locked(&self.ready) += 1;
-    }
-}
-
-/// Doorbells that ring when told.
-#[derive(Default)]
-struct Bells(Mutex<Vec<(Weak<dyn WorkTarget>, u32)>>, Arc<Mutex<Vec<usize>>>);
-
-struct Bell(usize, Arc<Mutex<Vec<usize>>>);
-
-impl Doorbell for Bell {
-    fn ring(&self) {
-        locked(&self.1).push(self.0);
-    }
-}
-
-impl WorkService for Bells {
-    fn doorbell(&self, target: Weak<dyn WorkTarget>, tag: u32) -> Box<dyn Doorbell> {
-        let mut list = locked(&self.0);
-        list.push((target, tag));
-        Box::new(Bell(list.len() - 1, self.1.clone()))
-    }
-}
-
-impl Bells {
-    /// Does the work that was asked for.
-    fn answer(&self) {
-        let rung = std::mem::take(&mut *locked(&self.1));
-        for index in rung {
-            let (target, tag) = locked(&self.0)[index].clone();
-            target.upgrade().into_iter().for_each(|target| target.work(tag));
-        }
-    }
-}
-
 struct Bench {
     bus: Arc<Bus>,
     card: Arc<E1000>,
-    ram: Arc<Ram>,
-    host: Arc<Host>,
-    bells: Bells,
+    ram: Arc<FakeMemory>,
+    host: Arc<FakeNet>,
+    bells: FakeWork,
     time: Arc<FakeTime>,
     irq: Arc<FakeIrq>,
 }
@@ -97,8 +26,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let (bus, time, irq) = (Arc::new(Bus::new()), FakeTime::new(), FakeIrq::new());
-        let ram = Arc::new(Ram(Mutex::new(vec![0; MEMORY])));
-        let (host, bells) = (Arc::new(Host::default()), Bells::default());
+        let ram = FakeMemory::new(MEMORY);
+        let (host, bells) = (Arc::new(FakeNet::default()), FakeWork::default());
         let surroundings = Surroundings {
             bus: &bus,
             irq: irq.line(0),
@@ -149,8 +78,7 @@ impl Bench {
     }
 
     fn receive(&self, frame: &[u8]) -> bool {
-        let card = locked(&self.host.card).clone().unwrap().upgrade().unwrap();
-        card.receive(frame)
+        self.host.deliver(frame)
     }
 
     /// Puts a legacy descriptor for `len` bytes at `buffer` into the transmit ring.
@@ -199,7 +127,7 @@ fn frames_go_out() {
     b.queue(2, 0x8000, 20, EOP);
     b.set(reg::TDBAL + 0x18, 3);
     assert!(locked(&b.host.frames).is_empty(), "not on the vCPU's thread");
-    b.bells.answer();
+    b.bells.run();
     let sent = locked(&b.host.frames).clone();
     assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [100, 60], "the short one is filled up");
     assert_eq!(sent[0], frame([0xff; 6], 100));
@@ -229,10 +157,10 @@ fn frames_come_in_until_the_ring_is_full() {
     assert_eq!(b.read(reg::RDBAL + 0x10), 1);
     (1..7).for_each(|_| assert!(b.receive(&f)));
     assert!(!b.receive(&f), "seven descriptors were ours");
-    b.bells.answer();
+    b.bells.run();
     assert_eq!(*locked(&b.host.ready), 0);
     b.set(reg::RDBAL + 0x18, 2);
-    b.bells.answer();
+    b.bells.run();
     assert_eq!(*locked(&b.host.ready), 1, "room again");
     assert!(b.receive(&f));
     b.set(reg::RCTL, 0);
@@ -283,9 +211,9 @@ fn reset_gives_up_rings_and_waiting_frames() {
     let b = Bench::started();
     b.queue(0, 0x8000, 40, 0);
     b.set(reg::TDBAL + 0x18, 1);
-    b.bells.answer();
+    b.bells.run();
     b.set(reg::CTRL, ctrl::RST);
-    b.bells.answer();
+    b.bells.run();
     assert_eq!(*locked(&b.host.ready), 1);
     assert_eq!((b.read(reg::TCTL), b.read(reg::TDBAL + 0x18), b.read(reg::IMS)), (0, 0, 0));
     assert_eq!(b.read(reg::RA + 4), 0x8000_5634);
@@ -300,14 +228,14 @@ fn state_moves() {
     let b = Bench::started();
     b.queue(0, 0x8000, 40, 0);
     b.set(reg::TDBAL + 0x18, 1);
-    b.bells.answer();
+    b.bells.run();
     b.receive(&frame(MAC, 64));
     same_after_restore(&*b.card);
     let other = Bench::new();
     moves_to(&*b.card, &*other.card);
     assert_eq!(other.read(reg::RDBAL), RX_RING as u32);
     assert_ne!(other.read(reg::ICR), 0);
-    other.bells.answer();
+    other.bells.run();
     assert_eq!(other.irq.history(), [(0, false)], "the level came with the state");
 }
 
@@ -337,7 +265,7 @@ fn hostile_drivers_harm_nobody() {
                     b.set(reg::TDBAL + 8, 128 << random.below(4));
                     b.set(reg::TDBAL + 0x18, random.below(64) as u32);
                 }
-                8 => b.bells.answer(),
+                8 => b.bells.run(),
                 _ => b.time.advance(random.below(1_000_000)),
             }
             let waiting = locked(&b.host.frames).drain(..).map(|f| f.len()).max().unwrap_or(0);

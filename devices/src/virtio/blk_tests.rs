@@ -4,7 +4,7 @@ use super::super::feature as common;
 use super::super::pci::VirtioPci;
 use super::*;
 use crate::bus::{Bus, Device};
-use crate::fakes::{FakeDisk, FakeIrq, FakeMemory, FakeMsi, Random, moves_to, same_after_restore};
+use crate::fakes::{FakeDisk, FakeIrq, FakeMemory, FakeMsi, FakeWork, Random, moves_to, same_after_restore};
 use crate::pci::PciFunction;
 use crate::services::DiskError;
 
@@ -84,34 +84,6 @@ impl Driver {
             self.seen += 1;
         }
         out
-    }
-}
-
-/// Who was rung for, and with which tag.
-type Rung = Arc<Mutex<Vec<(Weak<dyn WorkTarget>, u32)>>>;
-
-/// Doorbells that are answered when told.
-#[derive(Default)]
-struct FakeWork(Rung);
-
-struct FakeDoorbell(Rung, Weak<dyn WorkTarget>, u32);
-
-impl Doorbell for FakeDoorbell {
-    fn ring(&self) {
-        locked(&self.0).push((self.1.clone(), self.2));
-    }
-}
-
-impl WorkService for FakeWork {
-    fn doorbell(&self, target: Weak<dyn WorkTarget>, tag: u32) -> Box<dyn Doorbell> {
-        Box::new(FakeDoorbell(self.0.clone(), target, tag))
-    }
-}
-
-impl FakeWork {
-    fn run(&self) {
-        let rung = std::mem::take(&mut *locked(&self.0));
-        rung.into_iter().filter_map(|(target, tag)| Some((target.upgrade()?, tag))).for_each(|(t, tag)| t.work(tag));
     }
 }
 

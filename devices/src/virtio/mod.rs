@@ -3,6 +3,7 @@
 //! Everything that the guest can write is hostile: a ring that contradicts itself stops its device until it is reset.
 
 pub mod blk;
+pub mod net;
 pub mod pci;
 pub mod queue;
 

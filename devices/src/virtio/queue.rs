@@ -216,13 +216,16 @@ impl QueueState {
         self.follow(dma, head, features & super::feature::INDIRECT != 0).map(Some)
     }
 
-    /// Gives a request back, with `len` bytes written. `true`: the driver wants to be told.
-    fn push(&mut self, dma: &dyn Dma, features: u64, head: u16, len: u32) -> bool {
-        let slot = self.next_used & (self.size.max(1) - 1);
-        let entry = [u32::from(head).to_le_bytes(), len.to_le_bytes()].concat();
-        dma.write(self.used.wrapping_add(4 + 8 * u64::from(slot)), &entry);
+    /// Gives requests back, each with the bytes written for it; the driver sees all of them at once. `true`: it wants
+    /// to be told.
+    fn push(&mut self, dma: &dyn Dma, features: u64, done: &[(u16, u32)]) -> bool {
+        for (head, len) in done {
+            let slot = self.next_used & (self.size.max(1) - 1);
+            let entry = [u32::from(*head).to_le_bytes(), len.to_le_bytes()].concat();
+            dma.write(self.used.wrapping_add(4 + 8 * u64::from(slot)), &entry);
+            self.next_used = self.next_used.wrapping_add(1);
+        }
         fence(Ordering::SeqCst);
-        self.next_used = self.next_used.wrapping_add(1);
         dma.write(self.used.wrapping_add(2), &self.next_used.to_le_bytes());
         fence(Ordering::SeqCst);
         if features & super::feature::EVENT_IDX == 0 {
@@ -315,9 +318,14 @@ impl Queues {
 
     /// Gives a request back to queue `index`, with `len` bytes written.
     pub fn push(&self, index: usize, head: u16, len: u32) {
+        self.push_all(index, &[(head, len)]);
+    }
+
+    /// Gives several requests back at once, see [`Queues::push`].
+    pub fn push_all(&self, index: usize, done: &[(u16, u32)]) {
         let features = self.features();
         let dma = &*self.dma;
-        let tell = self.with(index, |queue| queue.state.ready && queue.state.push(dma, features, head, len));
+        let tell = self.with(index, |queue| queue.state.ready && queue.state.push(dma, features, done));
         if tell == Some(true)
             && let Some(events) = self.events.get().and_then(Weak::upgrade)
         {

@@ -185,4 +185,9 @@ pub struct NicSpec {
 pub enum NicModel {
     /// Intel 82540EM.
     E1000,
+    /// A virtio device.
+    VirtioNet {
+        /// Pairs of queues.
+        pairs: u16,
+    },
 }

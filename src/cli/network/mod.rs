@@ -20,7 +20,16 @@ const KINDS: &[(&str, &str)] = &[
 const ABSENT: &[&str] =
     &["bridge", "dgram", "hubport", "l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"];
 /// Card models, with other names of theirs.
-const MODELS: &[(&str, NicModel)] = &[("e1000", NicModel::E1000), ("e1000-82540em", NicModel::E1000)];
+const MODELS: &[(&str, NicModel)] = &[
+    ("e1000", NicModel::E1000),
+    ("e1000-82540em", NicModel::E1000),
+    ("virtio-net-pci", VIRTIO),
+    ("virtio-net", VIRTIO),
+    ("virtio", VIRTIO),
+];
+const VIRTIO: NicModel = NicModel::VirtioNet { pairs: 1 };
+/// Most pairs of queues.
+const MOST_PAIRS: u64 = 8;
 /// What QEMU gives the first card.
 const FIRST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
@@ -54,7 +63,8 @@ pub fn help() -> String {
 
 /// Models as `-nic model=help` lists them.
 pub fn models() -> String {
-    "e1000            Intel 82540EM gigabit Ethernet\n".to_owned()
+    let rows = [("e1000", "Intel 82540EM gigabit Ethernet"), ("virtio-net-pci", "virtio network device (also virtio)")];
+    rows.map(|(name, about)| format!("{name:<16} {about}\n")).concat()
 }
 
 impl Network {
@@ -97,7 +107,11 @@ impl Network {
     }
 
     /// Adds a card.
-    fn card(&mut self, option: &str, model: NicModel, netdev: Option<usize>, mut keys: KeyValues) -> Result<()> {
+    fn card(&mut self, option: &str, mut model: NicModel, netdev: Option<usize>, mut keys: KeyValues) -> Result<()> {
+        if let NicModel::VirtioNet { pairs } = &mut model {
+            let queues = keys.take_as("queues", |text| values::number_in(text, 1, MOST_PAIRS))?;
+            *pairs = queues.map_or(1, |queues| queues as u16);
+        }
         let mac = keys.take_as("mac", mac)?;
         let other = keys.take_as("macaddr", self::mac)?;
         let place = keys.take_as("addr", place)?;
@@ -138,7 +152,7 @@ impl Network {
         let model = keys.take_as("model", model)?.unwrap_or(NicModel::E1000);
         let id = keys.take("id")?;
         let mut card = KeyValues::none("-nic");
-        for key in ["mac", "macaddr", "addr", "romfile"] {
+        for key in ["mac", "macaddr", "addr", "romfile", "queues"] {
             if let Some(value) = keys.take(key)? {
                 card.add(&format!("{key}={}", value.replace(',', ",,")), None)?;
             }
@@ -262,6 +276,16 @@ mod tests {
         let c = with(&["-nic", "user,model=e1000,mac=52:54:0:0:0:1", "-nic", "user,id=b", "-nic", "none"]).unwrap();
         assert_eq!(c.nics.iter().map(|n| n.mac[5]).collect::<Vec<_>>(), [1, 0x56]);
         assert_eq!(c.netdevs[1].id, "b");
+        let c = with(&[
+            "-nic",
+            "user,model=virtio-net-pci,queues=2",
+            "-netdev",
+            "user,id=x",
+            "-device",
+            "virtio-net,netdev=x",
+        ]);
+        let models: Vec<_> = c.unwrap().nics.iter().map(|n| n.model).collect();
+        assert_eq!(models, [NicModel::VirtioNet { pairs: 1 }, NicModel::VirtioNet { pairs: 2 }]);
         let c = with(&["-net", "nic,macaddr=52:54:00:00:00:09", "-net", "user,hostname=x"]).unwrap();
         assert_eq!((c.nics[0].netdev, c.nics[0].mac[5]), (Some(0), 9));
         let c = with(&["-nodefaults", "-device", "e1000", "-device", "e1000,mac=52:54:00:12:34:56"]).unwrap();
