@@ -39,7 +39,7 @@ enum Difference {
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
-    let [first, second] = arguments.exactly(["FILENAME1", "FILENAME2"])?;
+    let [first, second] = arguments.exactly(["FILENAME1", "FILENAME2"]).map_err(super::wrong_words)?;
     let cache = arguments.parsed("cache", images::cache)?;
     let a = Named::from(arguments, first, "a-format")?.cached(cache).open(true)?;
     let b = Named::from(arguments, second, "b-format")?.cached(cache).open(true)?;

@@ -168,12 +168,17 @@ fn dispatch(program: &str, words: &[String], out: &mut dyn Write) -> Ending {
 }
 
 fn call(program: &str, command: &Command, words: &[String], out: &mut dyn Write) -> Result<u8> {
-    let arguments = Arguments::read(command.options, &command.prepared(words))?;
+    let arguments = Arguments::read(command.options, &command.prepared(words)).map_err(wrong_words)?;
     if arguments.help {
         out.write_all(help::one(program, command).as_bytes())?;
         return Ok(0);
     }
     (command.run)(&arguments, out)
+}
+
+/// Words that make no sense end all commands with the same status.
+fn wrong_words(e: anyhow::Error) -> anyhow::Error {
+    StatusError { status: 1, message: format!("{e:#}") }.into()
 }
 
 impl Command {

@@ -12,6 +12,7 @@ mod programs;
 mod qcow2;
 mod random;
 mod raw;
+mod table;
 mod tree;
 
 use serde_json::Value;

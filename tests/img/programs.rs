@@ -46,6 +46,9 @@ impl Run {
         node.refcount_bits = self.random.pick(&[1, 2, 4, 8, 16, 32, 64]);
         text += &format!(",compat=1.1,refcount_bits={}", node.refcount_bits);
         text += &format!(",compression_type={}", self.random.pick(&["zlib", "zlib", "zstd"]));
+        if node.cluster >= 16384 && self.random.below(3) == 0 {
+            text += ",extended_l2=on";
+        }
         text + self.random.pick(&["", "", ",lazy_refcounts=on"])
     }
 
@@ -141,7 +144,9 @@ impl Run {
         let len = cluster.min(content.len() as u64 - start);
         let image = open_ours(&self.dir, &name, true);
         let extent = image.backend().map(start, len).unwrap();
-        if extent.depth > 0 || extent.content == Content::Hole {
+        // With subclusters a host cluster may be there where nothing is stored.
+        let extended = image.qcow2().is_ok_and(|q| q.info().extended_l2);
+        if !extended && (extent.depth > 0 || extent.content == Content::Hole) {
             let value = self.random.below(256);
             command.args(["-c", &format!("write -q -c -P {value} {start} {len}")]);
             self.tree.nodes[index].content[start as usize..(start + len) as usize].fill(value as u8);
@@ -269,7 +274,12 @@ impl Run {
         if !node.snapshots.is_empty() {
             return;
         }
-        self.either(&format!("{line} {}", node.name));
+        let line = format!("{line} {}", node.name);
+        match node.version {
+            // QEMU 10.0 forgets to store zeroes in images of version 2: what lies below comes up.
+            2 => assert_eq!(self.dir.ours(&line).status, 0, "{line}"),
+            _ => drop(self.either(&line)),
+        }
         self.tree.nodes[index].below = below;
     }
 
@@ -372,7 +382,8 @@ fn snapshots_hold(run: &mut Run, told: &str) {
     for node in run.tree.nodes.clone() {
         for (tag, content) in &node.snapshots {
             std::fs::copy(run.dir.path(&node.name), run.dir.path("copy.qcow2")).unwrap();
-            run.either(&format!("convert -l {tag} -O raw {} copy.raw", node.name));
+            // QEMU takes the size of now.
+            run.dir.good(&format!("convert -l {tag} -O raw {} copy.raw", node.name));
             differs(&run.dir.bytes("copy.raw"), content, &format!("{told}: -l {tag} of {}", node.name));
             run.either(&format!("snapshot -a {tag} copy.qcow2"));
             let image = open_ours(&run.dir, "copy.qcow2", true);
