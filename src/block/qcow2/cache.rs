@@ -103,6 +103,11 @@ impl Cache {
         self.tables.remove(&offset);
     }
 
+    /// Forgets all tables.
+    pub(super) fn clear(&mut self) {
+        self.tables.clear();
+    }
+
     pub(super) fn any_dirty(&self) -> bool {
         self.tables.values().any(|t| t.dirty.is_some())
     }

@@ -14,17 +14,18 @@ const MAX_MESSAGES: usize = 1000;
 const CHUNK: u64 = 4096;
 
 /// References found, by host cluster. Only what is referred to takes memory.
-struct References {
+#[derive(Default)]
+pub(super) struct References {
     chunks: HashMap<u64, Vec<u32>>,
 }
 
 impl References {
-    fn get(&self, cluster: u64) -> u64 {
+    pub(super) fn get(&self, cluster: u64) -> u64 {
         let chunk = self.chunks.get(&(cluster / CHUNK));
         chunk.and_then(|c| c.get((cluster % CHUNK) as usize)).map_or(0, |&n| u64::from(n))
     }
 
-    fn add(&mut self, cluster: u64) {
+    pub(super) fn add(&mut self, cluster: u64) {
         let chunk = self.chunks.entry(cluster / CHUNK).or_insert_with(|| vec![0; CHUNK as usize]);
         if let Some(count) = chunk.get_mut((cluster % CHUNK) as usize) {
             *count = count.saturating_add(1);
@@ -306,7 +307,7 @@ impl Meta {
     /// Checks all tables, and repairs what is asked for.
     pub(super) fn check(&mut self, repair: Repair) -> Result<CheckReport> {
         let file_clusters = self.layout.clusters(self.file.len());
-        let references = References { chunks: HashMap::new() };
+        let references = References::default();
         let mut check = Check {
             meta: self,
             report: CheckReport::default(),

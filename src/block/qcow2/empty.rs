@@ -16,6 +16,9 @@ impl Qcow2 {
             return Err(BlockError::Invalid { what });
         }
         meta.cut(0)?;
+        if self.layout.data_file {
+            self.data.punch(0, self.data.len())?;
+        }
         self.file.flush()?;
         let end = meta.used_end()?;
         if end < self.file.len() {

@@ -26,6 +26,7 @@ mod read;
 mod refcount;
 mod resize;
 mod running;
+mod shadow;
 mod snapshot;
 mod state;
 mod table;

@@ -5,6 +5,7 @@ use super::header::{DIRTY, Header, MAX_L1_BYTES, be32, be64, corrupt};
 use super::layout::{COPIED, Entry, OFFSET, Refers};
 use super::meta::{FlatTable, Meta};
 use super::options::SnapshotInfo;
+use super::shadow::Target;
 use super::state::MachineState;
 use crate::block::{BlockError, Result, Storage};
 use std::collections::HashSet;
@@ -74,7 +75,7 @@ pub(super) fn read_table(file: &dyn Storage, header: &Header) -> Result<(Vec<Sna
     Ok((snapshots, at - header.snapshots_offset))
 }
 
-fn table_bytes(snapshots: &[Snapshot]) -> Vec<u8> {
+pub(super) fn table_bytes(snapshots: &[Snapshot]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for Snapshot { info, l1_offset, l1_size, unknown } in snapshots {
         bytes.extend_from_slice(&l1_offset.to_be_bytes());
@@ -125,7 +126,7 @@ impl Meta {
 
     /// The L2 tables that an L1 table names. Each is named once: a table that says otherwise is
     /// damaged, and would take hours to walk.
-    fn tables_of(&self, l1: &[u64]) -> Result<Vec<u64>> {
+    pub(super) fn tables_of(&self, l1: &[u64]) -> Result<Vec<u64>> {
         let tables: Vec<u64> = l1.iter().map(|e| e & OFFSET).filter(|&t| t != 0).collect();
         let different: HashSet<u64> = tables.iter().copied().collect();
         if different.len() < tables.len() {
@@ -232,38 +233,49 @@ impl Meta {
         })
     }
 
-    fn add_snapshot(&mut self, name: &str, when: SystemTime, state: MachineState) -> Result<String> {
+    /// The entry of a new snapshot, whose L1 table has no place yet.
+    fn new_snapshot(&self, name: &str, when: SystemTime, state: MachineState, l1_size: usize) -> Snapshot {
         let highest = self.snapshots.iter().filter_map(|s| s.info.id.parse::<u64>().ok()).max();
         let since = when.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let id = highest.unwrap_or(0).saturating_add(1).to_string();
+        let info = SnapshotInfo {
+            id: highest.unwrap_or(0).saturating_add(1).to_string(),
+            name: name.to_string(),
+            vm_state_size: state.size,
+            date_sec: u32::try_from(since.as_secs()).unwrap_or(u32::MAX),
+            date_nsec: since.subsec_nanos(),
+            vm_clock_nsec: state.clock_nsec,
+            icount: state.icount,
+            disk_size: self.header.size,
+        };
+        Snapshot { info, l1_offset: 0, l1_size: l1_size as u32, unknown: Vec::new() }
+    }
+
+    /// Keeps the present content; the active image is cut at `base`, where a machine's state begins.
+    fn add_snapshot(&mut self, name: &str, when: SystemTime, state: MachineState, base: u64) -> Result<String> {
         let entries: Vec<u64> = self.l1.entries.iter().map(|e| e & OFFSET).collect();
+        let mut snapshot = self.new_snapshot(name, when, state, entries.len());
+        let id = snapshot.info.id.clone();
+        let mut snapshots = self.snapshots.clone();
+        if self.layout.version < 3 {
+            snapshots.push(snapshot);
+            let mut active = entries.clone();
+            active.iter_mut().skip(self.layout.l1_index(base)).for_each(|e| *e = 0);
+            self.become_at_once(Target { active, size: self.header.size, snapshots, kept: Some(entries) })?;
+            return Ok(id);
+        }
         self.count_tree_up(&entries)?;
         self.refresh_copied()?;
         self.settle()?;
-        let l1 = FlatTable::new(entries);
-        let bytes = l1.bytes(0..l1.entries.len());
-        let host = match self.layout.clusters(bytes.len() as u64) {
+        let bytes = FlatTable::new(entries).bytes(0..self.l1.entries.len());
+        snapshot.l1_offset = match self.layout.clusters(bytes.len() as u64) {
             0 => 0,
             clusters => self.allocate_exactly(clusters)?,
         };
-        self.file.write(host, &bytes)?;
-        let mut snapshots = self.snapshots.clone();
-        snapshots.push(Snapshot {
-            info: SnapshotInfo {
-                id: id.clone(),
-                name: name.to_string(),
-                vm_state_size: state.size,
-                date_sec: u32::try_from(since.as_secs()).unwrap_or(u32::MAX),
-                date_nsec: since.subsec_nanos(),
-                vm_clock_nsec: state.clock_nsec,
-                icount: state.icount,
-                disk_size: self.header.size,
-            },
-            l1_offset: host,
-            l1_size: l1.entries.len() as u32,
-            unknown: Vec::new(),
-        });
+        self.file.write(snapshot.l1_offset, &bytes)?;
+        snapshots.push(snapshot);
         self.switch_snapshots(snapshots)?;
+        self.cut(base)?;
+        self.refresh_copied()?;
         Ok(id)
     }
 
@@ -283,6 +295,10 @@ impl Meta {
     fn go_to_snapshot(&mut self, index: usize) -> Result<()> {
         let Some(snapshot) = self.snapshots.get(index).cloned() else { return Ok(()) };
         let (entries, size) = self.content_of(&snapshot)?;
+        if self.layout.version < 3 {
+            let snapshots = self.snapshots.clone();
+            return self.become_at_once(Target { active: entries, size, snapshots, kept: None });
+        }
         self.count_tree_up(&entries)?;
         let old = self.l1.entries.clone();
         self.switch_l1(entries, size)?;
@@ -295,6 +311,10 @@ impl Meta {
     fn remove_snapshot(&mut self, index: usize) -> Result<()> {
         let mut snapshots = self.snapshots.clone();
         let gone = snapshots.remove(index);
+        if self.layout.version < 3 {
+            let active = self.l1.entries.iter().map(|e| e & OFFSET).collect();
+            return self.become_at_once(Target { active, size: self.header.size, snapshots, kept: None });
+        }
         let entries = self.foreign_l1(gone.l1_offset, gone.l1_size)?;
         self.switch_snapshots(snapshots)?;
         self.unsure = true;
@@ -325,13 +345,8 @@ impl Qcow2 {
             return Err(BlockError::Invalid { what: "a snapshot name has at most 65535 bytes".to_string() });
         }
         let base = self.state_base();
-        self.change_counts(|meta| {
-            let id = meta.add_snapshot(name, when, state)?;
-            // The active image needs the state no more.
-            meta.cut(base)?;
-            meta.refresh_copied()?;
-            Ok(id)
-        })
+        // The active image needs the state no more.
+        self.change_counts(|meta| meta.add_snapshot(name, when, state, base))
     }
 
     /// Goes back to a snapshot, given by id or name: size and content. The present content is lost.
