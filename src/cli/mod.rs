@@ -23,6 +23,7 @@ pub use boot::os_reason;
 pub use brolga::words::{suggest, values};
 pub use help::{VERSION, version};
 pub use logging::parse_items as parse_log_items;
+pub use network::{host_forward, host_port};
 
 use anyhow::{Result, bail};
 use brolga::words::keyval;

@@ -1,6 +1,7 @@
 //! The machine as monitors see it.
 
 use super::{Machine, Request};
+use crate::cli;
 use crate::cli::config::network::NicModel;
 use crate::monitor::{Control, MonitorHost, RunState, Topic};
 use crate::net::Netdev;
@@ -41,6 +42,27 @@ impl MonitorHost for Machine {
 
     fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> bool {
         self.ram.read(gpa, buf)
+    }
+
+    fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String> {
+        let mut networks = self.netdevs.iter().filter_map(|netdev| Some((netdev.id.as_str(), netdev.user()?)));
+        let (id, network) = match netdev {
+            None => networks.next().ok_or("there is no user-mode network")?,
+            Some(id) => {
+                let named = networks.find(|(other, _)| *other == id);
+                named.ok_or_else(|| format!("there is no user-mode network with id={id}"))?
+            }
+        };
+        if open {
+            let port = network.add_forward(&cli::host_forward(rule)?).map_err(|e| e.to_string())?;
+            let kind = if port.udp { "udp" } else { "tcp" };
+            return Ok(format!("{id}: hostfwd={kind}:{}-{}\n", port.host, port.guest));
+        }
+        let (udp, host) = cli::host_port(rule)?;
+        match network.remove_forward(udp, host) {
+            true => Ok(format!("host forwarding rule for {rule} removed\n")),
+            false => Err(format!("host forwarding rule for {rule} not found; info usernet lists them")),
+        }
     }
 
     fn inspect(&self, topic: Topic) -> Option<String> {

@@ -66,6 +66,8 @@ const COMMANDS: &[Command] = &[
     command(&["x"], "/FMT ADDR", "memory at a linear address, e.g. x/4xg $rsp, x/8i $rip", |c| memory(c, false)),
     command(&["xp"], "/FMT ADDR", "memory at a physical address, e.g. xp/64xb 0x7c00", |c| memory(c, true)),
     command(&["print", "p"], "/FMT EXPR", "the value of an expression, e.g. print $rip+4", print),
+    command(&["hostfwd_add"], "[ID] [tcp|udp]:[HOST]:PORT-[GUEST]:PORT", "forward a port of the host's to the guest (port 0: a free one)", |c| forward(c, true)),
+    command(&["hostfwd_remove"], "[ID] [tcp|udp]:[HOST]:PORT", "end the forwarding of a port", |c| forward(c, false)),
     command(&["log"], "ITEM,...|none", "log items as -d does", log),
 ];
 
@@ -159,6 +161,15 @@ fn info(call: &mut Call<'_>) -> Outcome {
 fn control(call: &mut Call<'_>, what: Control) -> Outcome {
     call.host.control(what);
     Ok(String::new())
+}
+
+fn forward(call: &mut Call<'_>, open: bool) -> Outcome {
+    let words: Vec<&str> = call.rest.split_whitespace().collect();
+    match words[..] {
+        [rule] => call.host.forward(open, None, rule),
+        [netdev, rule] => call.host.forward(open, Some(netdev), rule),
+        _ => Err("give a rule, like tcp::2222-:22, and before it the -netdev's id if there are several".into()),
+    }
 }
 
 fn inspect(call: &mut Call<'_>, topic: Topic) -> Outcome {
@@ -278,6 +289,9 @@ mod tests {
                 buf.iter_mut().enumerate().for_each(|(i, b)| *b = (gpa as usize + i) as u8);
             }
             inside
+        }
+        fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String> {
+            Ok(format!("{open} {netdev:?} {rule}\n"))
         }
         fn inspect(&self, topic: Topic) -> Option<String> {
             (topic == Topic::Pic).then(|| "irr = 0".into())

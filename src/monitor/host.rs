@@ -82,6 +82,9 @@ pub trait MonitorHost: Send + Sync {
     fn translate(&self, cpu: u32, linear: u64) -> Option<u64>;
     /// Reads guest-physical memory; `false` if some of it is neither RAM nor ROM.
     fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> bool;
+    /// Opens a forwarded port of `netdev` (the first user-mode network if it is not named), or closes one; the answer or
+    /// what is wrong.
+    fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String>;
     /// Lines about `topic`; `None` if the machine has nothing to say about it.
     fn inspect(&self, topic: Topic) -> Option<String>;
 }

@@ -70,6 +70,11 @@ impl Netdev {
         }
     }
 
+    /// The user-mode network, if it is one.
+    pub fn user(&self) -> Option<&UserNet> {
+        self.user.as_deref()
+    }
+
     /// The machine has ended.
     pub fn close(&self) {
         self.tap.iter().for_each(|tap| tap.close());

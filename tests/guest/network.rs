@@ -96,6 +96,55 @@ fn talks(guest: &mut Guest) {
     guest.run("! nc -w 20 10.0.2.2 1 </dev/null");
 }
 
+/// A file that the TFTP server has, and its folder.
+fn served_folder() -> std::path::PathBuf {
+    let folder = std::env::temp_dir().join(format!("brolga-guest-tftp-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join("boot"), &data()[..70_000]).expect("a file");
+    folder
+}
+
+#[test]
+fn tftp_ipv6_and_forwarded_programs() {
+    let folder = served_folder();
+    let netdev = format!("user,id=n0,tftp={},guestfwd=tcp:10.0.2.100:7-cmd:cat", folder.display());
+    let options = ["-no-reboot", "-netdev", &netdev, "-device", "virtio-net-pci,netdev=n0,queues=2", "-smp", "2"];
+    let boot = Boot::new("debian").initramfs("drivers-amd64").append("quiet").options(&options);
+    let mut guest = boot.to_shell();
+    guest.run("modprobe virtio_pci && modprobe virtio_net");
+    guest.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
+    assert_eq!(guest.run("ls -d /sys/class/net/eth0/queues/tx-* | wc -l"), "2", "a pair for each processor");
+    guest.run_within("tftp -g -r boot -l /tmp/boot 10.0.2.2", PATIENCE);
+    let (port, sink) = sink();
+    guest.run_within(&format!("nc -w 10 10.0.2.2 {port} </tmp/boot"), PATIENCE);
+    assert!(sink.join().expect("the sink's part") == data()[..70_000], "TFTP changed the file");
+    assert_eq!(guest.run("echo over there and back | nc -w 10 10.0.2.100 7"), "over there and back");
+    // The address comes by router advertisement, once it was found to be nobody else's.
+    guest.run("for i in 1 2 3 4 5 6 7 8 9; do ip -6 addr show eth0 | grep -q 'fec0::5054.* scope site dynamic' && break; sleep 1; done");
+    guest.run("sleep 2; ping6 -c 2 -W 5 fec0::2");
+    std::fs::remove_dir_all(folder).expect("the folder");
+}
+
+#[test]
+fn two_guests_reach_each_other_over_a_socket() {
+    let at = std::env::temp_dir().join(format!("brolga-guest-stream-{}", std::process::id()));
+    let start = |server: &str, address: &str| {
+        let netdev = format!("stream,id=n0,server={server},addr.type=unix,addr.path={}", at.display());
+        let options = ["-no-reboot", "-netdev", &netdev, "-device", "e1000,netdev=n0"];
+        let mut guest = Boot::new("debian").initramfs("drivers-amd64").append("quiet").options(&options).start();
+        // Before it is up, the other one may already call.
+        guest.expect(crate::harness::INIT, crate::harness::BOOT);
+        guest.expect(crate::harness::PROMPT, COMMAND);
+        guest.run(&format!("modprobe e1000 && ip addr add {address}/24 dev eth0 && ip link set eth0 up"));
+        guest
+    };
+    let (mut one, mut two) = (start("on", "192.168.7.1"), start("off", "192.168.7.2"));
+    one.run("ping -c 3 -W 5 192.168.7.2");
+    one.run("mkdir /tmp/www && dd if=/dev/urandom of=/tmp/www/file bs=1000 count=1500 2>/dev/null && httpd -p 80 -h /tmp/www");
+    two.run_within("wget -q -O /tmp/file http://192.168.7.1/file", PATIENCE);
+    assert_eq!(one.run("md5sum </tmp/www/file"), two.run("md5sum </tmp/file"));
+}
+
 #[test]
 fn virtio_net_leases_fetches_and_serves() {
     let mut guest = guest("virtio-net-pci", "virtio_pci && modprobe virtio_net");
@@ -121,6 +170,12 @@ fn e1000_leases_fetches_and_serves() {
     guest.expect(") ", COMMAND);
     guest.send("info usernet\r");
     guest.expect("DHCP lease 10.0.2.15 52:54:00:aa:bb:cc", COMMAND);
+    guest.send("hostfwd_remove tcp:127.0.0.1:9\r");
+    guest.expect("not found", COMMAND);
+    guest.send("hostfwd_add n0 tcp:127.0.0.1:0-:80\r");
+    guest.expect("n0: hostfwd=tcp:127.0.0.1:", COMMAND);
+    let port = guest.expect("-10.0.2.15:80", COMMAND).parse().expect("a port");
+    assert!(get(port, "/file") == data(), "what the guest serves through the new port is not what it got");
     guest.send("quit\r");
     guest.ends_with(0);
 }

@@ -3,6 +3,8 @@
 mod host_ends;
 mod user;
 
+pub use user::{host_forward, host_port};
+
 use super::config::network::{NetdevKind, NetdevSpec, NicModel, NicSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;

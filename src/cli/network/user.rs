@@ -207,6 +207,13 @@ pub fn host_forward(text: &str) -> Result<HostForward, Refusal> {
     Ok(HostForward { udp, host, guest, guest_port })
 }
 
+/// The host's end of a forward, `[tcp|udp]:[HOST]:PORT`: whether UDP, and where.
+pub fn host_port(text: &str) -> Result<(bool, SocketAddr), Refusal> {
+    let (udp, rest) = protocol(text)?;
+    let (host, port) = end(rest)?;
+    Ok((udp, SocketAddr::new(host.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port)))
+}
+
 /// `[tcp]:ADDRESS:PORT-TARGET`.
 fn guest_forward(text: &str) -> Result<GuestForward, Refusal> {
     let (udp, rest) = protocol(text)?;
@@ -272,6 +279,8 @@ mod tests {
         let f = host_forward("udp:127.0.0.1:0-10.0.2.20:53").unwrap();
         assert!(f.udp && f.host.port() == 0 && f.guest == Some("10.0.2.20".parse().unwrap()));
         assert_eq!(host_forward(":[::1]:80-:80").unwrap().host, "[::1]:80".parse().unwrap());
+        assert_eq!(host_port("udp::53"), Ok((true, "0.0.0.0:53".parse().unwrap())));
+        assert!(host_port("tcp:22").is_err());
         assert!(host_forward("tcp::2222").unwrap_err().contains("the guest's end is missing"));
         assert!(host_forward("tcp::2222-:0").unwrap_err().contains("1 to 65535"));
         assert!(host_forward("tcp::99999-:22").unwrap_err().contains("out of range"));

@@ -75,6 +75,14 @@ impl Forwards {
         Ok(bound)
     }
 
+    /// Closes a port; `false`: there is none. Connections through it go on.
+    pub fn remove(&mut self, udp: bool, host: SocketAddr) -> bool {
+        let same = |f: &Forward| f.bound == host && matches!(f.listener, Listener::Udp(_)) == udp;
+        let before = self.forwards.len();
+        self.forwards.retain(|_, forward| !same(forward));
+        self.forwards.len() != before
+    }
+
     /// The ports: whether UDP, where on the host, where in the guest.
     pub fn list(&self) -> Vec<(bool, SocketAddr, SocketAddr)> {
         let row = |f: &Forward| (matches!(f.listener, Listener::Udp(_)), f.bound, f.guest);

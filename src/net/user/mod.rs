@@ -22,7 +22,7 @@ mod udp;
 mod tests;
 
 use super::Card;
-use crate::cli::config::network::UserNetConfig;
+use crate::cli::config::network::{HostForward, UserNetConfig};
 use crate::io_thread::FdWatcher;
 use crate::net::poller::Poller;
 use anyhow::Result;
@@ -107,6 +107,16 @@ impl UserNet {
                 return false;
             }
         }
+    }
+
+    /// Opens a forwarded port while the guest runs.
+    pub fn add_forward(&self, forward: &HostForward) -> Result<OpenPort> {
+        self.stack().add_forward(forward)
+    }
+
+    /// Closes a forwarded port; `false`: there is none.
+    pub fn remove_forward(&self, udp: bool, host: SocketAddr) -> bool {
+        self.stack().remove_forward(udp, host)
     }
 
     /// What `info usernet` shows.

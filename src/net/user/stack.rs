@@ -82,10 +82,16 @@ impl Stack {
         Ok((this, ports))
     }
 
-    fn add_forward(&mut self, forward: &HostForward) -> Result<OpenPort> {
+    /// Opens a forwarded port.
+    pub fn add_forward(&mut self, forward: &HostForward) -> Result<OpenPort> {
         let guest = SocketAddr::new(forward.guest.unwrap_or(self.config.dhcp_start.into()), forward.guest_port);
         let host = self.forwards.add(forward, guest, &self.poller)?;
         Ok(OpenPort { udp: forward.udp, host, guest, chosen: forward.host.port() == 0 })
+    }
+
+    /// Closes a forwarded port; `false`: there is none.
+    pub fn remove_forward(&mut self, udp: bool, host: SocketAddr) -> bool {
+        self.forwards.remove(udp, host)
     }
 
     /// The next frame for the guest.
