@@ -6,8 +6,7 @@ use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, values};
 use anyhow::{Result, anyhow, bail};
-use brolga::block::drive::{DetectZeroes, DiscardMode, DriveOptions, ErrorAction};
-use brolga::block::{BlockError, CacheMode, Format};
+use brolga::block::drive::DriveOptions;
 use std::path::PathBuf;
 
 /// Units of an IDE channel, and channels.
@@ -39,16 +38,6 @@ enum Wants {
     Virtio,
     /// Where a `-device` takes it.
     Device,
-}
-
-/// Converts with a function of the block layer, whose errors name the option's key again.
-fn by_name<T>(convert: fn(&str) -> Result<T, BlockError>) -> impl FnOnce(&str) -> Result<T, values::Refusal> {
-    move |text| {
-        convert(text).map_err(|e| {
-            let text = e.to_string();
-            text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned())
-        })
-    }
 }
 
 impl Drives {
@@ -106,7 +95,7 @@ impl Drives {
         let (index, bus, unit) =
             (keys.take_as("index", number)?, keys.take_as("bus", number)?, keys.take_as("unit", number)?);
         let serial = keys.take("serial")?;
-        let options = options(&mut keys, cd, snapshot)?;
+        let options = options(&mut keys, value, cd, snapshot)?;
         keys.finish()?;
         let wants = match interface.as_str() {
             "ide" => Wants::Ide(ide_place(&what, index, bus, unit)?),
@@ -302,51 +291,28 @@ fn ide_place(what: &str, index: Option<u8>, bus: Option<u8>, unit: Option<u8>) -
     }
 }
 
-/// How the image is used.
-fn options(keys: &mut KeyValues, cd: bool, snapshot: bool) -> Result<DriveOptions> {
-    let format = keys.take_as("format", by_name(Format::from_name))?;
-    let mut o = DriveOptions { format, ..DriveOptions::default() };
-    let read_only = match keys.take_switch("readonly")? {
-        Some(v) => Some(v),
-        None => keys.take_switch("read-only")?,
-    };
-    o.read_only = read_only.unwrap_or(cd);
-    if cd && read_only == Some(false) {
+/// How the image is used. A CD is read-only, and `-snapshot` is for all disks that do not say otherwise.
+fn options(keys: &mut KeyValues, value: &str, cd: bool, snapshot: bool) -> Result<DriveOptions> {
+    let mut asked = KeyValues::parse("-drive", value, None)?;
+    let told = asked.take("snapshot")?.is_some();
+    let writable = asked.take_switch("readonly")?.or(asked.take_switch("read-only")?) == Some(false);
+    let mut options = DriveOptions::take(keys)?;
+    if cd && writable {
         return Err(keys.error("readonly", "off", "a CD cannot be written; leave it out"));
     }
-    o.snapshot = keys.take_switch("snapshot")?.unwrap_or(snapshot && !o.read_only);
-    o.cache = keys.take_as("cache", by_name(CacheMode::from_name))?.unwrap_or_default();
-    o.cache.writeback = keys.take_switch("cache.writeback")?.unwrap_or(o.cache.writeback);
-    o.cache.direct = keys.take_switch("cache.direct")?.unwrap_or(o.cache.direct);
-    o.cache.no_flush = keys.take_switch("cache.no-flush")?.unwrap_or(o.cache.no_flush);
-    keys.take_as("aio", |t| match t {
-        "threads" => Ok(()),
-        "native" | "io_uring" => Err("not supported yet; use aio=threads".to_owned()),
-        _ => Err(format!("'{t}' is none{}", suggest::hint(t, ["threads"]))),
-    })?;
-    o.discard = keys.take_as("discard", by_name(DiscardMode::from_name))?.unwrap_or_default();
-    o.detect_zeroes = keys.take_as("detect-zeroes", by_name(DetectZeroes::from_name))?.unwrap_or_default();
-    o.copy_on_read = keys.take_switch("copy-on-read")?.unwrap_or(false);
-    o.write_errors = keys.take_as("werror", by_name(ErrorAction::for_writes))?.unwrap_or(o.write_errors);
-    o.read_errors = keys.take_as("rerror", by_name(ErrorAction::for_reads))?.unwrap_or(o.read_errors);
-    let size = |t: &str| values::size(t, 1);
-    o.tables.l2 = keys.take_as("l2-cache-size", size)?;
-    o.tables.refcounts = keys.take_as("refcount-cache-size", size)?;
-    o.tables.both = keys.take_as("cache-size", size)?;
-    o.lock = keys
-        .take_as("file.locking", |t| match t {
-            "auto" => Ok(true),
-            _ => values::switch(t),
-        })?
-        .unwrap_or(true);
-    o.check().map_err(|e| anyhow!("-drive: {e}"))?;
-    Ok(o)
+    options.read_only |= cd;
+    if !told {
+        options.snapshot = snapshot && !options.read_only;
+    }
+    Ok(options)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::{parse_line, with};
     use super::*;
+    use brolga::block::Format;
+    use brolga::block::drive::ErrorAction;
 
     /// A file that exists and is readable: what it holds is looked at later.
     const FILE: &str = "/proc/self/exe";
@@ -442,8 +408,8 @@ mod tests {
         assert!(err("file=FILE,cache=wroteback").contains("there are writeback"));
         assert!(err("file=FILE,readonly=on").contains("cannot be write-protected"));
         assert!(err("file=FILE,media=cdrom,readonly=off").contains("cannot be written"));
-        assert!(err("file=FILE,aio=native").contains("use aio=threads"));
+        assert!(err("file=FILE,aio=native").contains("needs cache.direct=on"));
         assert!(err("if=ide").contains("file= is missing"));
-        assert!(err("file=FILE,detect-zeroes=unmap").contains("needs discard=unmap"));
+        assert!(err("file=FILE,detect-zeroes=unmap").contains("discard=unmap"));
     }
 }
