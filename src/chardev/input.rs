@@ -1,4 +1,4 @@
-//! Input from standard input: one thread that waits for bytes and hands them on as fast as their receiver takes them.
+//! Input: a thread that waits for bytes and hands them on as fast as their receiver takes them.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -41,6 +41,12 @@ impl Waker {
         }
     }
 
+    /// Waits until it is woken.
+    fn wait(&self) {
+        let _ = poll(&mut [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        let _ = self.event.read();
+    }
+
     /// Says that input waits, so that the next [`Waker::wake`] counts.
     pub fn set_stuck(&self) {
         self.stuck.store(true, Ordering::SeqCst);
@@ -50,37 +56,50 @@ impl Waker {
 /// Starts the thread that reads `source` for `sink`. End of input ends the reading, not the thread: what the sink
 /// kept still has to be passed on.
 pub fn start(source: OwnedFd, waker: Waker, sink: Arc<dyn InputSink>) -> std::io::Result<()> {
-    thread::Builder::new().name("input".into()).spawn(move || run(source, &waker, &*sink))?;
+    thread::Builder::new().name("input".into()).spawn(move || {
+        let mut left = read(source, &waker, &*sink, |bytes, data| data.extend_from_slice(bytes));
+        loop {
+            waker.set_stuck();
+            sink.pump(&mut left);
+            waker.wait();
+        }
+    })?;
     Ok(())
 }
 
-fn run(source: OwnedFd, waker: &Waker, sink: &dyn InputSink) {
-    let mut source = Some(source);
+/// Reads `source` for `sink` to its end, on this thread; `decode` adds what it reads of the bytes to the data. What the sink
+/// has no room for at the end is lost.
+pub fn read_to_end(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, decode: impl FnMut(&[u8], &mut Vec<u8>)) {
+    read(source, waker, sink, decode);
+}
+
+/// Reads `source` for `sink` to its end: what the sink has not taken yet.
+fn read(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, mut decode: impl FnMut(&[u8], &mut Vec<u8>)) -> Vec<u8> {
     let mut input = Vec::with_capacity(READ_AHEAD);
     loop {
         // Before looking whether the device has room: room made after that look wakes us again.
         waker.set_stuck();
         sink.pump(&mut input);
         let mut fds = vec![PollFd::new(waker.event.as_fd(), PollFlags::POLLIN)];
-        if let Some(source) = source.as_ref().filter(|_| input.is_empty()) {
+        if input.is_empty() {
             fds.push(PollFd::new(source.as_fd(), PollFlags::POLLIN));
         }
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR | Errno::EAGAIN) => {}
             Err(e) => {
-                tracing::warn!("standard input: {e}; no more input is read");
-                return;
+                tracing::warn!("input: {e}; no more is read");
+                return input;
             }
         }
         let readable = fds.get(1).and_then(PollFd::revents).is_some_and(|r| !r.is_empty());
         let _ = waker.event.read();
         if readable {
             let mut buf = [0; READ_AHEAD];
-            match source.as_ref().map(|s| nix::unistd::read(s, &mut buf)) {
-                Some(Ok(n)) if n > 0 => input.extend_from_slice(&buf[..n]),
-                Some(Err(Errno::EINTR | Errno::EAGAIN)) => {}
+            match nix::unistd::read(&source, &mut buf) {
+                Ok(n) if n > 0 => decode(&buf[..n], &mut input),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
                 // End of file, or the terminal hung up.
-                _ => source = None,
+                _ => return input,
             }
         }
     }
@@ -88,6 +107,7 @@ fn run(source: OwnedFd, waker: &Waker, sink: &dyn InputSink) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outlet::Outlet;
     use super::super::plain::Plain;
     use super::*;
     use brolga_devices::services::{CharBackend, CharFrontend};
@@ -117,7 +137,7 @@ mod tests {
     fn input_waits_for_the_device_and_survives_end_of_file() {
         let (r, w) = nix::unistd::pipe().unwrap();
         let waker = Waker::new().unwrap();
-        let plain = Plain::new(None, Some(waker.clone()));
+        let plain = Plain::new(Outlet::to(None), Some(waker.clone()));
         start(r, waker, plain.clone()).unwrap();
         let mut w = std::fs::File::from(w);
         w.write_all(b"hello, guest").unwrap();

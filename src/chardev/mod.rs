@@ -5,11 +5,15 @@
 
 mod input;
 mod mux;
+mod outlet;
 mod output;
 mod plain;
+mod stream;
+mod telnet;
 pub mod terminal;
 
 pub use mux::FocusListener;
+pub use stream::{held_by, listen_unix};
 
 use crate::cli::config::{CharId, CharKind, CharSpec, Config};
 use crate::monitor::{Control, Facts, Monitor, MonitorHost};
@@ -18,14 +22,17 @@ use anyhow::{Context, Result, anyhow};
 use brolga_devices::services::{CharBackend, CharFrontend};
 use input::{InputSink, Waker};
 use mux::{Mux, MuxPort};
+use outlet::Outlet;
 use output::Output;
 use plain::Plain;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
+use stream::Stream;
 
 /// How long an output may make no progress at the end of the process before what is left is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,6 +49,10 @@ pub struct Chardevs {
     specs: Vec<CharSpec>,
     /// Standard input's reader to be, if a host end has it.
     stdin: Option<(usize, Waker)>,
+    /// Streams that nobody listens to yet, with their host ends.
+    streams: Mutex<Vec<(usize, Stream)>>,
+    /// Names of pseudo-terminals, by host end.
+    ptys: BTreeMap<usize, String>,
     /// Monitors live as long as the host ends.
     monitors: Mutex<Vec<Arc<Monitor>>>,
 }
@@ -73,8 +84,9 @@ impl CharPort {
 
     /// Tells `listener` when input goes to this port (on a shared terminal).
     pub fn listen(&self, listener: Weak<dyn FocusListener>) {
-        if let Port::Mux(port) = &self.0 {
-            port.listen(listener);
+        match &self.0 {
+            Port::Plain(plain) => plain.listen(listener),
+            Port::Mux(port) => port.listen(listener),
         }
     }
 }
@@ -82,34 +94,56 @@ impl CharPort {
 impl Chardevs {
     /// Opens the host ends that `config` names. Nothing is read and the terminal stays as it is before [`Self::start`].
     pub fn open(config: &Config) -> Result<Self> {
-        let mut this =
-            Self { ends: Vec::new(), specs: config.chardevs.clone(), stdin: None, monitors: Mutex::default() };
+        let mut this = Self {
+            ends: Vec::new(),
+            specs: config.chardevs.clone(),
+            stdin: None,
+            streams: Mutex::default(),
+            ptys: BTreeMap::new(),
+            monitors: Mutex::default(),
+        };
         for (i, spec) in config.chardevs.iter().enumerate() {
-            let end = match &spec.kind {
-                CharKind::Null => HostEnd::Plain(Plain::new(None, None)),
-                CharKind::File { path, append } => {
-                    let output = open_file(&spec.label, path, *append)?;
-                    if spec.mux {
-                        HostEnd::Mux(Mux::new(output, Waker::new()?, config.mux_escape))
-                    } else {
-                        HostEnd::Plain(Plain::new(Some(output), None))
-                    }
-                }
-                CharKind::Stdio { .. } => {
-                    let stdout = std::io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
-                    let output = Output::start("stdout".into(), stdout.into())?;
-                    let waker = Waker::new().context("standard input")?;
-                    this.stdin = Some((i, waker.clone()));
-                    if spec.mux {
-                        HostEnd::Mux(Mux::new(output, waker, config.mux_escape))
-                    } else {
-                        HostEnd::Plain(Plain::new(Some(output), Some(waker)))
-                    }
-                }
-            };
+            let end = this.open_one(i, spec, config)?;
             this.ends.push(end);
         }
         Ok(this)
+    }
+
+    fn open_one(&mut self, index: usize, spec: &CharSpec, config: &Config) -> Result<HostEnd> {
+        let (outlet, waker) = match &spec.kind {
+            CharKind::Null => (Outlet::to(None), None),
+            CharKind::File { path, append } => (Outlet::to(Some(open_file(&spec.label, path, *append)?)), None),
+            CharKind::Stdio { .. } => {
+                let stdout = std::io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
+                let output = Output::start("stdout".into(), stdout.into())?;
+                let waker = Waker::new().context("standard input")?;
+                self.stdin = Some((index, waker.clone()));
+                (Outlet::to(Some(output)), Some(waker))
+            }
+            CharKind::Socket(socket) => {
+                let stream = Stream::socket(&spec.label, socket, &config.identity.program)?;
+                self.keep(index, stream)
+            }
+            CharKind::Pty => {
+                let (stream, name) = Stream::pty(&spec.label)?;
+                // Where scripts look for it.
+                println!("char device redirected to {name} (label {})", spec.label);
+                self.ptys.insert(index, name);
+                self.keep(index, stream)
+            }
+        };
+        Ok(if spec.mux {
+            HostEnd::Mux(Mux::new(outlet, waker.map_or_else(Waker::new, Ok)?, config.mux_escape))
+        } else {
+            HostEnd::Plain(Plain::new(outlet, waker))
+        })
+    }
+
+    /// Keeps a stream until [`Self::start`].
+    fn keep(&mut self, index: usize, stream: Stream) -> (Arc<Outlet>, Option<Waker>) {
+        let (outlet, waker) = stream.ends();
+        self.streams.get_mut().unwrap_or_else(PoisonError::into_inner).push((index, stream));
+        (outlet, Some(waker))
     }
 
     /// The end for one more device at host end `id`. On a shared terminal the first one has the keyboard.
@@ -139,6 +173,7 @@ impl Chardevs {
             })
         };
         signals::on_termination(quit.clone());
+        self.start_streams(&quit)?;
         let Some((index, waker)) = &self.stdin else { return Ok(()) };
         let sink: Arc<dyn InputSink> = match &self.ends[*index] {
             HostEnd::Plain(plain) => plain.clone(),
@@ -154,6 +189,24 @@ impl Chardevs {
         Ok(())
     }
 
+    fn start_streams(&self, quit: &Arc<dyn Fn() + Send + Sync>) -> Result<()> {
+        let streams = std::mem::take(&mut *self.streams.lock().unwrap_or_else(PoisonError::into_inner));
+        for (index, stream) in streams {
+            match &self.ends[index] {
+                HostEnd::Plain(plain) => {
+                    let opened = plain.clone();
+                    stream.start(plain.clone(), move || opened.opened())?;
+                }
+                HostEnd::Mux(mux) => {
+                    mux.on_quit(quit.clone());
+                    let opened = mux.clone();
+                    stream.start(mux.clone(), move || opened.opened())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What monitors know.
     pub fn facts(&self, config: &Config) -> Facts {
         Facts { identity: config.identity.clone(), name: config.name.clone(), uuid: config.uuid, chardevs: self.info() }
@@ -161,13 +214,17 @@ impl Chardevs {
 
     /// Lines for `info chardev`.
     fn info(&self) -> Vec<String> {
-        let shown = |spec: &CharSpec| match &spec.kind {
+        let shown = |i: usize, spec: &CharSpec| match &spec.kind {
             CharKind::Null => "null".to_owned(),
             CharKind::Stdio { .. } => "stdio".to_owned(),
             CharKind::File { path, .. } => format!("file:{}", path.display()),
+            CharKind::Socket(s) if s.server => format!("{},server=on", s.address),
+            CharKind::Socket(s) => s.address.to_string(),
+            CharKind::Pty => format!("pty:{}", self.ptys.get(&i).map_or("", String::as_str)),
         };
         let mux = |spec: &CharSpec| if spec.mux { "mux, " } else { "" };
-        self.specs.iter().map(|spec| format!("{}: filename={}{}", spec.label, mux(spec), shown(spec))).collect()
+        let lines = self.specs.iter().enumerate();
+        lines.map(|(i, spec)| format!("{}: filename={}{}", spec.label, mux(spec), shown(i, spec))).collect()
     }
 }
 

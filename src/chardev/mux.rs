@@ -1,7 +1,7 @@
 //! A terminal shared by a serial port and the monitor: one escape character (Ctrl-A) and a letter switch between them.
 
 use super::input::{InputSink, Waker};
-use super::output::Output;
+use super::outlet::Outlet;
 use super::plain::Attached;
 use brolga_devices::services::{CharBackend, CharFrontend};
 use std::collections::VecDeque;
@@ -15,6 +15,8 @@ const KEPT: usize = 64 << 10;
 pub trait FocusListener: Send + Sync {
     /// Input goes to this user from now on.
     fn focused(&self);
+    /// Somebody new has connected, who has seen nothing yet.
+    fn opened(&self);
 }
 
 /// One user of the terminal.
@@ -26,7 +28,7 @@ struct Slot {
 
 /// The shared terminal. `state` is a leaf lock: devices and listeners are called without it.
 pub struct Mux {
-    output: Arc<Output>,
+    output: Arc<Outlet>,
     waker: Waker,
     escape: u8,
     /// Ends the process (Ctrl-A x).
@@ -85,7 +87,7 @@ fn action(state: &mut State, escape: u8, byte: u8) -> Action {
 
 impl Mux {
     /// A shared terminal without users.
-    pub fn new(output: Arc<Output>, waker: Waker, escape: u8) -> Arc<Self> {
+    pub fn new(output: Arc<Outlet>, waker: Waker, escape: u8) -> Arc<Self> {
         let state = State { slots: Vec::new(), focus: 0, escaped: false, stamps: Stamps::default() };
         Arc::new(Self { output, waker, escape, quit: Mutex::default(), state: Mutex::new(state) })
     }
@@ -175,6 +177,14 @@ impl Mux {
         let listener = lock_slot(&slot).listener.as_ref().and_then(Weak::upgrade);
         if let Some(listener) = listener {
             listener.focused();
+        }
+    }
+
+    /// Somebody new has connected: the user with the keyboard hears of it.
+    pub fn opened(&self) {
+        let listener = self.focused().and_then(|slot| lock_slot(&slot).listener.as_ref().and_then(Weak::upgrade));
+        if let Some(listener) = listener {
+            listener.opened();
         }
     }
 
@@ -278,6 +288,7 @@ impl CharBackend for MuxPort {
 
 #[cfg(test)]
 mod tests {
+    use super::super::output::Output;
     use super::*;
     use std::fs::File;
     use std::io::Read;
@@ -309,6 +320,7 @@ mod tests {
         fn focused(&self) {
             self.focus.fetch_add(1, Ordering::SeqCst);
         }
+        fn opened(&self) {}
     }
 
     struct Rig {
@@ -316,13 +328,14 @@ mod tests {
         ports: Vec<MuxPort>,
         devices: Vec<Arc<Device>>,
         screen: File,
+        output: Arc<Output>,
     }
 
     fn rig() -> Rig {
         let (r, w) = nix::unistd::pipe().unwrap();
         let output = Output::start("mux".into(), w.into()).unwrap();
-        let mux = Mux::new(output, Waker::new().unwrap(), 1);
-        let mut rig = Rig { mux, ports: Vec::new(), devices: Vec::new(), screen: r.into() };
+        let mux = Mux::new(Outlet::to(Some(output.clone())), Waker::new().unwrap(), 1);
+        let mut rig = Rig { output, mux, ports: Vec::new(), devices: Vec::new(), screen: r.into() };
         for _ in 0..2 {
             let device = Arc::new(Device::default());
             device.room.store(100, Ordering::SeqCst);
@@ -347,7 +360,7 @@ mod tests {
         }
 
         fn shown(&mut self) -> String {
-            self.mux.output.flush(Duration::from_secs(5));
+            self.output.flush(Duration::from_secs(5));
             let mut buf = [0; 4096];
             let n = self.screen.read(&mut buf).unwrap();
             String::from_utf8(buf[..n].to_vec()).unwrap()

@@ -106,6 +106,12 @@ impl Output {
         }
     }
 
+    /// Nobody reads any more: what is queued is dropped, and the writer ends.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
     /// Waits until all is written; gives up after `patience` without progress. Returns whether all was written.
     pub fn flush(&self, patience: Duration) -> bool {
         let mut state = self.lock();
@@ -125,6 +131,9 @@ impl Output {
             let mut state = self.lock();
             if state.queue.is_empty() {
                 while state.queue.is_empty() {
+                    if state.closed {
+                        return;
+                    }
                     state.idle = true;
                     state = self.wait(state);
                 }
@@ -133,6 +142,9 @@ impl Output {
                 thread::sleep(GATHER);
                 state = self.lock();
             }
+            if state.closed {
+                return;
+            }
             let batch = std::mem::take(&mut state.queue);
             state.writing = true;
             drop(state);
@@ -140,7 +152,7 @@ impl Output {
             let result = self.write_out(&mut file, &batch);
             let mut state = self.lock();
             state.writing = false;
-            state.closed = result.is_err();
+            state.closed |= result.is_err();
             drop(state);
             self.changed.notify_all();
             if let Err(e) = result {

@@ -1,7 +1,8 @@
 //! Host ends with one device: null, a file, a terminal that is not shared.
 
 use super::input::{InputSink, Waker};
-use super::output::Output;
+use super::mux::FocusListener;
+use super::outlet::Outlet;
 use brolga_devices::services::{CharBackend, CharFrontend};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -23,15 +24,29 @@ impl Attached {
 
 /// A host end with one device.
 pub struct Plain {
-    output: Option<Arc<Output>>,
+    outlet: Arc<Outlet>,
     waker: Option<Waker>,
     device: Attached,
+    listener: Mutex<Option<Weak<dyn FocusListener>>>,
 }
 
 impl Plain {
-    /// Bytes go to `output` or nowhere; `waker` wakes the thread that reads input, if there is any.
-    pub fn new(output: Option<Arc<Output>>, waker: Option<Waker>) -> Arc<Self> {
-        Arc::new(Self { output, waker, device: Attached::default() })
+    /// Bytes go to `outlet`; `waker` wakes the thread that reads input, if there is any.
+    pub fn new(outlet: Arc<Outlet>, waker: Option<Waker>) -> Arc<Self> {
+        Arc::new(Self { outlet, waker, device: Attached::default(), listener: Mutex::default() })
+    }
+
+    /// Tells `listener` of each peer that connects.
+    pub fn listen(&self, listener: Weak<dyn FocusListener>) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+    }
+
+    /// A peer has connected.
+    pub fn opened(&self) {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(listener) = listener.and_then(|l| l.upgrade()) {
+            listener.opened();
+        }
     }
 
     /// Makes `frontend` the receiver of input.
@@ -43,9 +58,7 @@ impl Plain {
 
 impl CharBackend for Plain {
     fn write(&self, bytes: &[u8]) {
-        if let Some(output) = &self.output {
-            output.write(bytes);
-        }
+        self.outlet.write(bytes);
     }
 
     fn input_ready(&self) {

@@ -3,7 +3,7 @@
 use super::config::{CharId, CharKind, CharSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;
-use super::{suggest, values};
+use super::{sockets, suggest, values};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 
@@ -102,11 +102,16 @@ impl Chars {
                     _ => bail!("-chardev {value}: path= is missing; use -chardev file,id={id},path=FILE"),
                 }
             }
+            "socket" => CharKind::Socket(sockets::chardev(&format!("-chardev {value}"), &mut keys)?),
+            "pty" => CharKind::Pty,
             other if FOREIGN.contains(&other) => {
-                bail!("-chardev {value}: {other} is not supported yet; use stdio, file or null")
+                bail!("-chardev {value}: {other} is not supported yet; use stdio, socket, pty, file or null")
             }
             other => {
-                bail!("-chardev {value}: unknown kind '{other}'{}", suggest::hint(other, ["stdio", "file", "null"]))
+                bail!(
+                    "-chardev {value}: unknown kind '{other}'{}",
+                    suggest::hint(other, ["stdio", "socket", "pty", "file", "null"])
+                )
             }
         };
         keys.finish()?;
@@ -155,12 +160,8 @@ impl Chars {
 /// Kinds of host ends that QEMU has and Brolga has not.
 const FOREIGN: &[&str] = &[
     "vc",
-    "pty",
-    "tcp",
     "udp",
-    "telnet",
     "websocket",
-    "unix",
     "pipe",
     "con",
     "mon",
@@ -169,7 +170,6 @@ const FOREIGN: &[&str] = &[
     "parport",
     "parallel",
     "serial",
-    "socket",
     "console",
     "fdset",
     "ringbuf",
@@ -191,7 +191,16 @@ fn parse_target(option: &str, target: &str) -> Result<Target> {
         "stdio" => Target::HostEnd(stdio(true), false),
         // Ctrl-C belongs to the guest here: Ctrl-A x ends the process.
         "mon:stdio" => Target::HostEnd(stdio(false), true),
+        "pty" => Target::HostEnd(CharKind::Pty, false),
+        "mon:pty" => Target::HostEnd(CharKind::Pty, true),
         _ => match target.split_once(':') {
+            Some(("mon", rest)) if let Some(socket) = sockets::target(&format!("{option} {target}"), rest)? => {
+                Target::HostEnd(CharKind::Socket(socket), true)
+            }
+            Some(("tcp" | "telnet" | "unix", _)) => {
+                let socket = sockets::target(&format!("{option} {target}"), target)?;
+                Target::HostEnd(socket.map_or(CharKind::Null, CharKind::Socket), false)
+            }
             Some(("file", "")) => bail!("{option} {target}: a file name is missing; use file:PATH"),
             Some(("file", path)) => Target::HostEnd(CharKind::File { path: PathBuf::from(path), append: false }, false),
             _ => return Err(bad_target(option, target)),
@@ -201,7 +210,8 @@ fn parse_target(option: &str, target: &str) -> Result<Target> {
 
 fn bad_target(option: &str, target: &str) -> anyhow::Error {
     let kind = target.split([':', ',']).next().unwrap_or(target);
-    let known = ["stdio", "mon:stdio", "file:PATH", "null", "none"];
+    let known =
+        ["stdio", "mon:stdio", "telnet:HOST:PORT,server=on", "unix:PATH,server=on", "pty", "file:PATH", "null", "none"];
     if FOREIGN.contains(&kind) || target.starts_with("/dev/") {
         return anyhow::anyhow!("{option} {target}: this target is not supported yet; use {}", known.join(", "));
     }
@@ -323,7 +333,8 @@ mod tests {
         assert_eq!(err(&["-serial", "stido"]), "-serial stido: unknown target; did you mean stdio?");
         assert!(err(&["-serial", "chardev:c"]).ends_with("there is no -chardev with id=c"));
         assert!(err(&["-chardev", "stdio"]).contains("id= is missing"));
-        assert!(err(&["-chardev", "socket,id=a,path=x"]).contains("socket is not supported yet"));
+        assert!(err(&["-chardev", "ringbuf,id=a"]).contains("ringbuf is not supported yet"));
+        assert!(err(&["-chardev", "socket,id=a"]).contains("give path=PATH"));
         assert!(err(&["-chardev", "null,id=a", "-chardev", "null,id=a"]).contains("another -chardev with id=a"));
         assert!(err(&["-chardev", "file,id=a"]).contains("path= is missing"));
         let twice = ["-chardev", "stdio,id=c", "-serial", "chardev:c", "-mon", "chardev=c"];
@@ -332,7 +343,7 @@ mod tests {
             "-mon chardev=c: c is used by -serial chardev:c already; add mux=on to -chardev to share it"
         );
         assert!(err(&["-mon", "c,mode=control"]).contains("QMP is not supported yet"));
-        assert!(err(&["-serial", "pty"]).contains("not supported yet; use stdio"));
+        assert!(err(&["-serial", "udp:x"]).contains("not supported yet; use stdio"));
         assert!(err(&["-serial", "file:"]).contains("a file name is missing"));
         assert!(err(&["-monitor", "null"]).contains("needs input"));
         assert_eq!(err(&["-echr", "300"]), "-echr 300: 300 is out of range: 0 to 127");

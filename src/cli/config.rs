@@ -10,7 +10,9 @@ use brolga::block::drive::DriveOptions;
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
 use network::{NetdevSpec, NicSpec};
+use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Everything a machine is made from.
 #[derive(Clone, Debug)]
@@ -381,6 +383,48 @@ pub enum CharKind {
         /// Keep what it holds and write behind it; otherwise it is emptied first.
         append: bool,
     },
+    /// A socket.
+    Socket(SocketSpec),
+    /// A pseudo-terminal.
+    Pty,
+}
+
+/// A socket as a host end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketSpec {
+    /// Where.
+    pub address: SocketAddress,
+    /// Listens there; otherwise it connects.
+    pub server: bool,
+    /// The machine is not made before somebody has connected.
+    pub wait: bool,
+    /// Speaks telnet.
+    pub telnet: bool,
+    /// Time after which a lost connection is made anew.
+    pub reconnect: Option<Duration>,
+}
+
+/// Where a socket is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SocketAddress {
+    /// On a network.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// In the file system.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// What happens at power events.

@@ -122,7 +122,7 @@ mod tests {
             let start = format!("\n-{} ", row.name);
             assert!(text.contains(&start), "{}", row.name);
         }
-        assert!(!text.contains("\n-gdb"), "only what works");
+        assert!(!text.contains("\n-qmp"), "only what works");
     }
 
     #[test]

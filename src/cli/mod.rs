@@ -17,6 +17,7 @@ mod memory;
 mod network;
 mod options;
 mod smbios;
+mod sockets;
 mod unsupported;
 
 pub use boot::os_reason;

@@ -10,6 +10,8 @@ mod target;
 pub use registers::State;
 pub use target::Resume;
 
+use crate::chardev::{held_by, listen_unix};
+use crate::cli::config::SocketAddress;
 use crate::monitor::{Commands, Control, MonitorHost};
 use anyhow::{Context, Result, anyhow};
 use brolga_jit::{DebugStop, Watchpoint};
@@ -26,7 +28,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use target::{Debuggee, tid, to_gdb};
@@ -117,8 +118,10 @@ type Accept = Box<dyn Fn() -> io::Result<Option<Wire>> + Send>;
 fn listen(endpoint: &Endpoint) -> Result<Accept> {
     match endpoint {
         Endpoint::Tcp(host, port) => {
-            let listener = TcpListener::bind((host.as_str(), *port))
-                .map_err(|e| anyhow!("-gdb tcp:{host}:{port}: {e}; choose another port"))?;
+            let listener = TcpListener::bind((host.as_str(), *port)).map_err(|e| {
+                let holder = held_by(&SocketAddress::Tcp { host: host.clone(), port: *port }, &e);
+                anyhow!("-gdb tcp:{host}:{port}: {}{holder}; choose another port", crate::cli::os_reason(&e))
+            })?;
             Ok(Box::new(move || {
                 let (stream, _) = listener.accept()?;
                 // Packets are short and each waits for its answer.
@@ -127,14 +130,8 @@ fn listen(endpoint: &Endpoint) -> Result<Accept> {
             }))
         }
         Endpoint::Unix(path) => {
-            // A socket that nobody listens at any more is in the way.
-            if std::os::unix::net::UnixStream::connect(path)
-                .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-            {
-                let _ = std::fs::remove_file(path);
-            }
-            let listener = UnixListener::bind(path)
-                .map_err(|e| anyhow!("-gdb unix:{}: {e}; choose another path", path.display()))?;
+            let listener =
+                listen_unix(path).map_err(|e| anyhow!("-gdb unix:{}: {e}; choose another path", path.display()))?;
             Ok(Box::new(move || Wire::of(listener.accept()?.0.into()).map(Some)))
         }
         Endpoint::Stdio => {

@@ -94,6 +94,14 @@ impl Monitor {
 }
 
 impl FocusListener for Monitor {
+    fn opened(&self) {
+        {
+            let mut session = self.session();
+            (session.greeted, session.editor) = (false, LineEditor::new());
+        }
+        self.focused();
+    }
+
     fn focused(&self) {
         let mut text = String::new();
         let mut session = self.session();

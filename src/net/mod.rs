@@ -2,6 +2,7 @@
 
 mod descriptor;
 mod framing;
+pub mod holder;
 mod poller;
 mod stream;
 mod tap;

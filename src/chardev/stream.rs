@@ -1,0 +1,221 @@
+//! Host ends that others connect to: sockets (TCP, Unix, telnet) and pseudo-terminals. Each has a thread that waits for a
+//! peer, reads what it sends, and waits for the next one when it has gone.
+
+use super::input::{self, InputSink, Waker};
+use super::outlet::Outlet;
+use super::output::Output;
+use super::telnet;
+use crate::cli::config::{SocketAddress, SocketSpec};
+use crate::net::holder::holder;
+use anyhow::{Context, Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use std::fs::File;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// How often a pseudo-terminal that nobody has open is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long the last bytes of a connection may take to go out once the peer has closed its side.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Someone who is connected.
+pub struct Peer {
+    input: OwnedFd,
+    output: File,
+}
+
+/// Where peers come from.
+enum Source {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+    /// Connects itself; anew after this time, or not.
+    Client(SocketAddress, Option<Duration>),
+    Pty(PtyMaster),
+}
+
+/// A stream to be: open, but nobody is listened to yet.
+pub struct Stream {
+    label: String,
+    source: Source,
+    /// Who is there already.
+    first: Option<Peer>,
+    telnet: bool,
+    outlet: Arc<Outlet>,
+    waker: Waker,
+}
+
+fn tcp(stream: TcpStream) -> io::Result<OwnedFd> {
+    // Keystrokes and their echo are not to wait for more.
+    stream.set_nodelay(true)?;
+    Ok(stream.into())
+}
+
+impl Source {
+    /// Waits for the next peer; `None`: there will be none.
+    fn next(&mut self) -> io::Result<Option<Peer>> {
+        let socket: OwnedFd = match self {
+            Self::Tcp(listener) => tcp(listener.accept()?.0)?,
+            Self::Unix(listener) => listener.accept()?.0.into(),
+            Self::Client(_, None) => return Ok(None),
+            Self::Client(address, Some(pause)) => {
+                thread::sleep(*pause);
+                connect(address)?
+            }
+            Self::Pty(master) => {
+                // Nobody has the other side open: hung up.
+                while hung_up(master)? {
+                    thread::sleep(LOOK);
+                }
+                master.as_fd().try_clone_to_owned()?
+            }
+        };
+        Peer::of(socket).map(Some)
+    }
+}
+
+impl Peer {
+    fn of(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { output: socket.try_clone()?.into(), input: socket })
+    }
+}
+
+fn hung_up(master: &PtyMaster) -> io::Result<bool> {
+    let mut fds = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    Ok(fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
+}
+
+fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
+    match address {
+        SocketAddress::Tcp { host, port } => tcp(TcpStream::connect((host.as_str(), *port))?),
+        SocketAddress::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+    }
+}
+
+/// Who has the address that is taken already.
+pub fn held_by(address: &SocketAddress, error: &io::Error) -> String {
+    match address {
+        SocketAddress::Tcp { port, .. } if error.kind() == io::ErrorKind::AddrInUse => {
+            holder(false, *port).map_or(String::new(), |(pid, command)| format!(" by process {pid} ({command})"))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Listens at a path; a socket there that nobody listens at any more makes way.
+pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    if UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+        std::fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
+impl Stream {
+    /// A socket as `spec` says. With `wait`, somebody is connected when this returns.
+    pub fn socket(label: &str, spec: &SocketSpec, program: &str) -> Result<Self> {
+        let shown = &spec.address;
+        let failed = |e: io::Error| {
+            let remedy = if spec.server { "choose another address" } else { "start the other side first" };
+            anyhow!("{label}: socket {shown}: {}{}; {remedy}", crate::cli::os_reason(&e), held_by(&spec.address, &e))
+        };
+        let mut first = None;
+        let mut source = match (&spec.address, spec.server) {
+            (SocketAddress::Tcp { host, port }, true) => {
+                Source::Tcp(TcpListener::bind((host.as_str(), *port)).map_err(failed)?)
+            }
+            (SocketAddress::Unix(path), true) => Source::Unix(listen_unix(path).map_err(failed)?),
+            (address, false) => {
+                match connect(address).and_then(Peer::of) {
+                    Ok(peer) => first = Some(peer),
+                    // It is tried again.
+                    Err(_) if spec.reconnect.is_some() => {}
+                    Err(e) => return Err(failed(e)),
+                }
+                Source::Client(address.clone(), spec.reconnect)
+            }
+        };
+        if spec.server && spec.wait {
+            eprintln!("{program}: {label} waits for a connection at {shown}");
+            first = source.next().map_err(failed)?;
+        }
+        Ok(Self::over(label, source, first, spec.telnet)?)
+    }
+
+    /// A pseudo-terminal, with its name.
+    pub fn pty(label: &str) -> Result<(Self, String)> {
+        let open = || -> nix::Result<(PtyMaster, String)> {
+            let master = posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY)?;
+            grantpt(&master)?;
+            unlockpt(&master)?;
+            let name = ptsname_r(&master)?;
+            // The guest echoes and edits, not the terminal's line discipline.
+            let mut settings = tcgetattr(&master)?;
+            cfmakeraw(&mut settings);
+            tcsetattr(&master, SetArg::TCSANOW, &settings)?;
+            // Opened and closed once, it shows from now on whether somebody has it open.
+            drop(File::options().read(true).write(true).open(&name));
+            Ok((master, name))
+        };
+        let (master, name) = open().with_context(|| format!("{label}: no pseudo-terminal"))?;
+        Ok((Self::over(label, Source::Pty(master), None, false)?, name))
+    }
+
+    fn over(label: &str, source: Source, first: Option<Peer>, telnet: bool) -> io::Result<Self> {
+        Ok(Self { label: label.into(), source, first, telnet, outlet: Outlet::to_peers(telnet), waker: Waker::new()? })
+    }
+
+    /// Where bytes for whoever is connected go, and what wakes the reader.
+    pub fn ends(&self) -> (Arc<Outlet>, Waker) {
+        (self.outlet.clone(), self.waker.clone())
+    }
+
+    /// Starts the thread: input goes to `sink`, and `opened` hears of each peer.
+    pub fn start(self, sink: Arc<dyn InputSink>, opened: impl Fn() + Send + 'static) -> io::Result<()> {
+        thread::Builder::new().name(format!("in-{}", self.label)).spawn(move || self.run(&*sink, opened))?;
+        Ok(())
+    }
+
+    fn run(mut self, sink: &dyn InputSink, opened: impl Fn()) {
+        loop {
+            let next = match self.first.take() {
+                Some(peer) => Ok(Some(peer)),
+                None => self.source.next(),
+            };
+            let served = match next {
+                Ok(Some(peer)) => self.serve(peer, sink, &opened),
+                Ok(None) => return,
+                Err(e) => Err(e),
+            };
+            if let Err(e) = served {
+                tracing::warn!("{}: {e}", self.label);
+                thread::sleep(LOOK);
+            }
+        }
+    }
+
+    fn serve(&self, peer: Peer, sink: &dyn InputSink, opened: &impl Fn()) -> io::Result<()> {
+        let output = Output::start(self.label.clone(), peer.output)?;
+        if self.telnet {
+            output.write(&telnet::GREETING);
+        }
+        self.outlet.set(Some(output.clone()));
+        opened();
+        let mut decoder = telnet::Decoder::default();
+        input::read_to_end(peer.input, &self.waker, sink, |bytes, data| match self.telnet {
+            true => decoder.decode(bytes, data),
+            false => data.extend_from_slice(bytes),
+        });
+        self.outlet.set(None);
+        output.flush(LINGER);
+        output.close();
+        Ok(())
+    }
+}
