@@ -265,10 +265,12 @@ impl Shared {
         loop {
             self.wait();
             self.fire_due();
-            while let Ok(task) = tasks.try_recv() {
-                task();
-            }
+            // What these post comes after timers and descriptors have had their turn.
+            let run_posted = || (0..tasks.len()).filter_map(|_| tasks.try_recv().ok()).for_each(|task| task());
+            run_posted();
             if self.stopping.load(Ordering::SeqCst) {
+                // What was posted before the end was asked for.
+                run_posted();
                 // They may own timers, which own us.
                 let watchers = std::mem::take(&mut *lock(&self.watchers));
                 drop(watchers);
@@ -483,6 +485,27 @@ mod tests {
         }
         drop(io);
         assert!(calls.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_doorbell_that_rings_itself_starves_nobody() {
+        struct Busy(Mutex<Option<Box<dyn Doorbell>>>);
+        impl WorkTarget for Busy {
+            fn work(&self, _tag: u32) {
+                lock(&self.0).iter().for_each(|bell| bell.ring());
+            }
+        }
+        let (clock, io, target, fired) = setup();
+        clock.resume();
+        let busy = Arc::new(Busy(Mutex::new(None)));
+        let as_target: Arc<dyn WorkTarget> = busy.clone();
+        *lock(&busy.0) = Some(io.handle().doorbell(Arc::downgrade(&as_target), 0));
+        busy.work(0);
+        let timer = io.handle().create(Arc::downgrade(&target), 3);
+        timer.arm(clock.now_ns() + 20 * MS);
+        assert_eq!(fired.recv_timeout(SOON).unwrap().0, 3);
+        drop(io);
+        *lock(&busy.0) = None;
     }
 
     #[test]

@@ -72,6 +72,35 @@ fn options_that_do_not_exist() {
 }
 
 #[test]
+fn networks() {
+    let machine = ["-nodefaults", "-device", "loader,addr=0,cpu-num=0"];
+    let refused = |extra: &[&str]| error(&[&machine, extra].concat());
+    assert_eq!(refused(&["-netdev", "usr,id=n"]), "-netdev usr: unknown kind; did you mean user?");
+    assert_eq!(
+        refused(&["-netdev", "user,id=net0", "-device", "e1000,netdev=net"]),
+        "-device e1000,netdev=net: there is no -netdev with id=net; did you mean net0?"
+    );
+    assert_eq!(
+        refused(&["-netdev", "user,id=n,hostfwd=tcp::2222"]),
+        "-netdev hostfwd=tcp::2222: the guest's end is missing; write tcp::2222-:22 for the guest's port 22"
+    );
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = holder.local_addr().expect("its address").port();
+    let line = refused(&["-netdev", &format!("user,id=n,hostfwd=tcp:127.0.0.1:{port}-:22")]);
+    let (start, id) = (
+        format!("-netdev user,id=n: hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:22: port {port} is taken"),
+        std::process::id(),
+    );
+    assert!(line.starts_with(&format!("{start} by process {id} (")), "{line}");
+    assert!(line.ends_with("); end that, or choose another, or 0 for a free one"), "{line}");
+    let line = refused(&["-netdev", "stream,id=n,addr.type=unix,addr.path=/does/not/exist"]);
+    assert!(
+        line.contains("cannot connect to /does/not/exist: no such file or directory; start the other end"),
+        "{line}"
+    );
+}
+
+#[test]
 fn files() {
     let dir = Scratch::new("files");
     let kernel = dir.file("kernel", b"text");

@@ -311,6 +311,12 @@ impl Core {
             );
             index = ring.after(index);
         }
+        self.stored(frame, index, epoch);
+        true
+    }
+
+    /// A frame is in the ring, up to descriptor `index`; unless the card was reset since `epoch`.
+    fn stored(&self, frame: &[u8], index: u32, epoch: u64) {
         let mut live = locked(&self.live);
         if live.epoch == epoch {
             let registers = &mut live.registers;
@@ -325,7 +331,6 @@ impl Core {
         }
         drop(live);
         self.flush();
-        true
     }
 
     /// Fills one buffer with `len` bytes of `data` from `at` on, and its descriptor; `last`: what the frame's last one says.
