@@ -2,7 +2,7 @@
 
 use crate::block::qcow2::{Compression, CreateOptions, create};
 use crate::block::scratch::{Dice, Scratch, have, run, seeds};
-use crate::block::{BlockBackend, Format, Image, OpenOptions, Preallocation, open};
+use crate::block::{BlockBackend, BlockError, CacheMode, Format, Image, OpenOptions, Preallocation, open};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -37,9 +37,18 @@ fn our_image(path: &Path) -> Image {
     open(path, &OpenOptions::default()).unwrap()
 }
 
+/// Past the host's cache half the time, where the host can.
+fn image_of_our_turn(dice: &mut Dice, path: &Path) -> Image {
+    let cache = CacheMode { direct: dice.below(2) == 0, ..CacheMode::default() };
+    match open(path, &OpenOptions { cache, ..OpenOptions::default() }) {
+        Err(BlockError::Unsupported { .. }) if cache.direct => our_image(path),
+        opened => opened.unwrap(),
+    }
+}
+
 /// Requests of ours, checked against the model at once.
 fn our_turn(dice: &mut Dice, path: &Path, model: &mut Model) {
-    let image = our_image(path);
+    let image = image_of_our_turn(dice, path);
     let disk = image.backend();
     let qcow2 = image.qcow2().unwrap();
     for _ in 0..12 {
