@@ -5,6 +5,7 @@ use crate::boot::{Placed, Placement};
 use crate::cli::config::{RebootAction, ShutdownAction};
 use crate::gdb::Stop;
 use crate::monitor::{Control, RunState};
+use crate::net::Netdev;
 use anyhow::{Result, bail};
 use brolga_devices::services::PowerEvent;
 use brolga_jit::request;
@@ -225,6 +226,7 @@ impl Machine {
     /// Holds processors and time.
     pub(super) fn stand_still(&self, state: RunState) {
         self.hold();
+        self.netdevs.iter().for_each(Netdev::hold);
         self.clock.pause();
         self.io.clock_changed();
         self.set_state(state);
@@ -245,5 +247,6 @@ impl Machine {
         self.disks.resume();
         self.clock.resume();
         self.io.clock_changed();
+        self.netdevs.iter().for_each(|netdev| netdev.release(&self.io));
     }
 }

@@ -12,6 +12,7 @@ use crate::cli::config::network::{NetdevKind, NetdevSpec};
 use crate::io_thread::IoHandle;
 use anyhow::{Context, Result};
 use brolga_devices::services::{Clock, NetBackend, NetFrontend};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use stream::StreamNet;
 use tap::TapNet;
@@ -19,16 +20,23 @@ use user::{OpenPort, UserNet};
 
 /// The card that a host end is connected to.
 #[derive(Default)]
-struct Card(Mutex<Option<Weak<dyn NetFrontend>>>);
+pub struct Card {
+    card: Mutex<Option<Weak<dyn NetFrontend>>>,
+    /// The machine stands still: nothing reaches the guest's memory.
+    held: Arc<AtomicBool>,
+}
 
 impl Card {
     fn connect(&self, card: Weak<dyn NetFrontend>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(card);
+        *self.card.lock().unwrap_or_else(PoisonError::into_inner) = Some(card);
     }
 
     /// Gives the card a frame; `false`: it has no room now. Without a card, frames go nowhere.
     fn receive(&self, frame: &[u8]) -> bool {
-        let card = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if self.held.load(Ordering::SeqCst) {
+            return false;
+        }
+        let card = self.card.lock().unwrap_or_else(PoisonError::into_inner).clone();
         card.and_then(|card| card.upgrade()).is_none_or(|card| card.receive(frame))
     }
 }
@@ -43,6 +51,7 @@ pub struct Netdev {
     pub backend: Arc<dyn NetBackend>,
     user: Option<Arc<UserNet>>,
     tap: Option<Arc<TapNet>>,
+    held: Arc<AtomicBool>,
 }
 
 impl Netdev {
@@ -55,18 +64,21 @@ impl Netdev {
                 let (net, ports) = opened?;
                 ports.iter().filter(|port| port.chosen).for_each(|port| announce(&id, port));
                 io.watch(net.clone());
-                Ok(Self { id, kind: "user", backend: net.clone(), user: Some(net), tap: None })
+                let held = net.card().held.clone();
+                Ok(Self { id, kind: "user", backend: net.clone(), user: Some(net), tap: None, held })
             }
             NetdevKind::Stream(config) => {
                 let opened = StreamNet::open(&id, &config, clock, io);
                 let net = opened.with_context(|| format!("-netdev stream,id={id}"))?;
                 io.watch(net.clone());
-                Ok(Self { id, kind: "stream", backend: net, user: None, tap: None })
+                let held = net.card().held.clone();
+                Ok(Self { id, kind: "stream", backend: net, user: None, tap: None, held })
             }
             NetdevKind::Tap(config) => {
                 let net = TapNet::open(&config).with_context(|| format!("-netdev tap,id={id}"))?;
                 io.watch(net.clone());
-                Ok(Self { id, kind: "tap", backend: net.clone(), user: None, tap: Some(net) })
+                let held = net.card().held.clone();
+                Ok(Self { id, kind: "tap", backend: net.clone(), user: None, tap: Some(net), held })
             }
         }
     }
@@ -74,6 +86,19 @@ impl Netdev {
     /// The user-mode network, if it is one.
     pub fn user(&self) -> Option<&UserNet> {
         self.user.as_deref()
+    }
+
+    /// The machine stands still: frames for the guest wait.
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::SeqCst);
+    }
+
+    /// The machine goes on.
+    pub fn release(&self, io: &IoHandle) {
+        if self.held.swap(false, Ordering::SeqCst) {
+            let backend = self.backend.clone();
+            io.post(move || backend.receive_ready());
+        }
     }
 
     /// The machine has ended.

@@ -94,6 +94,11 @@ impl StreamNet {
         Ok(this)
     }
 
+    /// The card at the other end.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -73,6 +73,11 @@ impl TapNet {
         Ok(Arc::new(Self { interface, name, down_script, refused, card }))
     }
 
+    /// The card at the other end.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
     /// Runs the script for the end.
     pub fn close(&self) {
         let script = self.down_script.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -79,8 +79,8 @@ fn guest(model: &str, module: &str) -> Guest {
     guest
 }
 
-/// Pings, downloads, uploads, and is called.
-fn talks(guest: &mut Guest) {
+/// Pings, downloads, uploads, and is called; returns the port that leads to its web server.
+fn talks(guest: &mut Guest) -> u16 {
     guest.run("ping -c 3 -W 5 10.0.2.2");
     let (port, server) = web_server();
     guest.run_within(&format!("wget -q -O /tmp/file http://10.0.2.2:{port}/file"), PATIENCE);
@@ -94,6 +94,7 @@ fn talks(guest: &mut Guest) {
     assert!(get(port, "/file") == data(), "what the guest serves is not what it got");
     // Nobody listens there: the refusal comes at once and not by running out of patience.
     guest.run("! nc -w 20 10.0.2.2 1 </dev/null");
+    port
 }
 
 /// A file that the TFTP server has, and its folder.
@@ -159,7 +160,7 @@ fn virtio_net_leases_fetches_and_serves() {
 #[test]
 fn e1000_leases_fetches_and_serves() {
     let mut guest = guest("e1000", "e1000");
-    talks(&mut guest);
+    let port = talks(&mut guest);
     // The driver gives up its rings and starts anew.
     guest.run("rmmod e1000 && modprobe e1000");
     guest.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
@@ -170,6 +171,15 @@ fn e1000_leases_fetches_and_serves() {
     guest.expect(") ", COMMAND);
     guest.send("info usernet\r");
     guest.expect("DHCP lease 10.0.2.15 52:54:00:aa:bb:cc", COMMAND);
+    // A machine that stands still takes nothing, and loses nothing either.
+    guest.send("stop\r");
+    guest.expect("stop", COMMAND);
+    guest.expect(") ", COMMAND);
+    let called = thread::spawn(move || get(port, "/file"));
+    thread::sleep(Duration::from_millis(500));
+    assert!(!called.is_finished(), "a guest that stands still has answered");
+    guest.send("cont\r");
+    assert!(called.join().expect("the caller's part") == data(), "the answer after a pause is not the file");
     guest.send("hostfwd_remove tcp:127.0.0.1:9\r");
     guest.expect("not found", COMMAND);
     guest.send("hostfwd_add n0 tcp:127.0.0.1:0-:80\r");

@@ -109,6 +109,11 @@ impl UserNet {
         }
     }
 
+    /// The card at the other end.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
     /// Opens a forwarded port while the guest runs.
     pub fn add_forward(&self, forward: &HostForward) -> Result<OpenPort> {
         self.stack().add_forward(forward)
