@@ -56,20 +56,20 @@ class Cache:
         """The folder with all modules of kernel `name`, of the very build that `kernel` gives."""
         folder = self.folder / "modules" / name
         image = self.kernel(name)
-        version = (image.parent / "version").read_text().strip()
-        if not (folder / version).exists():
+        version = image.parent / "version"
+        if not (folder / version.read_text().strip()).exists():
             deb = self._kernel_package(name)
             with tempfile.TemporaryDirectory(dir=self.folder) as unpacked:
                 _extract_folder(deb, unpacked, "./lib/modules/*")
                 found = pathlib.Path(unpacked, "lib/modules")
-                if [entry.name for entry in found.iterdir()] != [version]:
-                    raise apt.AptError(f"kernel {name} is {version}, and {deb.name} is another by now; "
-                                       f"remove {image.parent} to renew it")
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(found, folder)
+            if not (folder / version.read_text().strip()).exists():
+                # Debian has a newer kernel by now: modules and kernel go together.
+                self._unpack_kernel(deb, image)
             deb.unlink()
-        return folder / version
+        return folder / version.read_text().strip()
 
     def _kernel_package(self, name):
         meta, pattern = KERNELS[name]
@@ -83,6 +83,10 @@ class Cache:
 
     def _fetch_kernel(self, name, image):
         deb = self._kernel_package(name)
+        self._unpack_kernel(deb, image)
+        deb.unlink()
+
+    def _unpack_kernel(self, deb, image):
         with tempfile.TemporaryDirectory(dir=self.folder) as unpacked:
             # Modules are a hundred times larger than the kernel.
             _extract_folder(deb, unpacked, "./boot/vmlinuz-*")
@@ -92,7 +96,6 @@ class Cache:
             image.parent.mkdir(parents=True, exist_ok=True)
             (image.parent / "version").write_text(found[0].name.removeprefix("vmlinuz-") + "\n")
             shutil.move(found[0], image)
-        deb.unlink()
 
     def busybox(self, architecture):
         """The path of a static BusyBox for a Debian architecture."""
@@ -113,7 +116,7 @@ class Cache:
         stamp, wanted = image.with_suffix(".format"), format_stamp()
         architecture, kernel, modules = DRIVERS.get(name) or (INITRAMFS[name], None, ())
         if kernel:
-            wanted += f"{modules} {(self.kernel(kernel).parent / 'version').read_text()}"
+            wanted += f"{modules} {self.modules(kernel).name}"
             wanted += (FILES / "udhcpc").read_text()
         if image.exists() and stamp.exists() and stamp.read_text() == wanted:
             return image
