@@ -66,6 +66,21 @@ impl Disks {
         }
     }
 
+    /// Ends all drives: what the guest gave is carried out and made durable. The user hears of what fails.
+    pub fn close(&self) {
+        self.drain();
+        for disk in std::mem::take(&mut *locked(&self.disks)) {
+            if disk.drive.backend().read_only() {
+                continue;
+            }
+            let flushed = disk.drive.backend().flush();
+            let closed = flushed.and_then(|()| disk.drive.image().qcow2().map_or(Ok(()), |image| image.close()));
+            if let Err(error) = closed {
+                eprintln!("{}: {error}; what the guest wrote last may be lost", disk.what);
+            }
+        }
+    }
+
     /// Submits again what stopped the machine.
     pub fn resume(&self) {
         for disk in self.all() {

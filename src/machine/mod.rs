@@ -114,6 +114,7 @@ pub fn run(config: Config) -> Result<i32> {
         machine.report_checks();
     }
     machine.vcpus.iter().for_each(|vcpu| vcpu.quit());
+    machine.disks.close();
     drop(io);
     machine.netdevs.iter().for_each(Netdev::close);
     status
