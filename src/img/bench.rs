@@ -2,6 +2,7 @@
 
 use super::Command;
 use super::arguments::{Arguments, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, Opt, QUIET};
+use super::buffer::Buffer;
 use super::images::{self, Named};
 use crate::block::BlockBackend;
 use crate::words::values;
@@ -147,7 +148,9 @@ fn measure(plan: &Plan, disk: &dyn BlockBackend) -> Result<()> {
     // Requests hold it to read, a flush that waits for them holds it to write.
     let under_way = RwLock::new(());
     let work = || -> crate::block::Result<()> {
-        let mut buffer = vec![plan.pattern; plan.size as usize];
+        let mut buffer = Buffer::default();
+        let buffer = buffer.get(plan.size as usize);
+        buffer.fill(plan.pattern);
         while !failed.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= plan.count {
@@ -157,8 +160,8 @@ fn measure(plan: &Plan, disk: &dyn BlockBackend) -> Result<()> {
             {
                 let _guard = under_way.read().unwrap_or_else(|e| e.into_inner());
                 match plan.write {
-                    true => disk.write(at, &buffer)?,
-                    false => disk.read(at, &mut buffer)?,
+                    true => disk.write(at, buffer)?,
+                    false => disk.read(at, buffer)?,
                 }
             }
             if plan.flush_interval > 0 && (index + 1).is_multiple_of(plan.flush_interval) {

@@ -2,6 +2,7 @@
 
 use super::Command;
 use super::arguments::{Arguments, FORCE_SHARE, IMAGE_OPTS, OBJECT, Opt, PROGRESS, QUIET};
+use super::buffer::Buffer;
 use super::copy::{PIECE, is_zero};
 use super::images::{self, Named};
 use super::progress::Progress;
@@ -84,7 +85,7 @@ fn both(
     strict: bool,
     progress: &Progress,
 ) -> Result<Option<Difference>> {
-    let (mut left, mut right) = (Vec::new(), Vec::new());
+    let (mut left, mut right) = (Buffer::default(), Buffer::default());
     let mut at = 0;
     while at < end {
         let (state_a, state_b) = (a.map(at, end - at)?, b.map(at, end - at)?);
@@ -107,10 +108,9 @@ fn both(
         }
         while at < stop {
             let len = PIECE.min(stop - at);
-            left.resize(len as usize, 0);
-            right.resize(len as usize, 0);
-            a.read(at, &mut left)?;
-            b.read(at, &mut right)?;
+            let (left, right) = (left.get(len as usize), right.get(len as usize));
+            a.read(at, left)?;
+            b.read(at, right)?;
             if left != right {
                 let same = left.chunks(SECTOR).zip(right.chunks(SECTOR)).take_while(|(l, r)| l == r).count();
                 return Ok(Some(Difference::Bytes(at + (same * SECTOR) as u64)));
@@ -124,7 +124,7 @@ fn both(
 
 /// The first sector from `at` to `end` that is not all zeroes.
 fn not_zero(disk: &dyn BlockBackend, mut at: u64, end: u64, progress: &Progress) -> Result<Option<u64>> {
-    let mut buffer = Vec::new();
+    let mut buffer = Buffer::default();
     while at < end {
         let extent = disk.map(at, end - at)?;
         if extent.content != Content::Data {
@@ -133,8 +133,8 @@ fn not_zero(disk: &dyn BlockBackend, mut at: u64, end: u64, progress: &Progress)
             continue;
         }
         let len = PIECE.min(extent.len);
-        buffer.resize(len as usize, 0);
-        disk.read(at, &mut buffer)?;
+        let buffer = buffer.get(len as usize);
+        disk.read(at, buffer)?;
         if let Some(sector) = buffer.chunks(SECTOR).position(|s| !is_zero(s)) {
             return Ok(Some(at + (sector * SECTOR) as u64));
         }

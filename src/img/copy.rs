@@ -1,5 +1,6 @@
 //! Copies disks into one: pieces of data are read on several threads and written in order.
 
+use super::buffer::Buffer;
 use super::progress::Progress;
 use super::rate::Rate;
 use super::warn;
@@ -216,30 +217,27 @@ impl Copy<'_> {
 
     /// One thread.
     fn work(&self, take: Receiver<Piece>, turn: &Turn, failed: &AtomicBool, progress: &Progress) -> Result<()> {
-        let mut buffer = Vec::new();
+        let mut buffer = Buffer::default();
         for piece in take {
             if failed.load(Ordering::Acquire) {
                 break;
             }
             let whole_zero = piece.zero && self.sparse > 0;
             if !whole_zero {
-                if piece.zero {
-                    buffer.clear();
-                }
-                buffer.resize(piece.len as usize, 0);
-                if !piece.zero {
-                    let source = self.sources.get(piece.source).ok_or_else(|| anyhow!("no such source"))?;
-                    match self.salvage {
-                        Some(salvage) => salvage.read(&*source.disk, piece.from, &mut buffer),
-                        None => source.disk.read(piece.from, &mut buffer)?,
-                    }
+                let bytes = buffer.get(piece.len as usize);
+                let source = self.sources.get(piece.source).ok_or_else(|| anyhow!("no such source"))?;
+                match self.salvage {
+                    _ if piece.zero => bytes.fill(0),
+                    Some(salvage) => salvage.read(&*source.disk, piece.from, bytes),
+                    None => source.disk.read(piece.from, bytes)?,
                 }
             }
-            let runs = if whole_zero { vec![(piece.len, true)] } else { self.runs(piece.to, &buffer) };
+            let buffer = buffer.bytes();
+            let runs = if whole_zero { vec![(piece.len, true)] } else { self.runs(piece.to, buffer) };
             if self.ordered && !turn.wait(piece.number, failed) {
                 break;
             }
-            self.write(&piece, &runs, &buffer)?;
+            self.write(&piece, &runs, buffer)?;
             turn.pass();
             progress.add(piece.len);
         }

@@ -6,6 +6,7 @@ mod amend;
 mod arguments;
 mod bench;
 mod bitmap;
+mod buffer;
 mod check;
 mod commit;
 mod compare;
