@@ -380,8 +380,9 @@ impl Device for AcpiPm {
         self.with(|regs, ticks| *regs = Regs::power_on(&self.config, carry_after(ticks, half_period(&self.config))));
     }
 
+    /// The state as of now: what the timer did since the guest looked last is in it.
     fn save(&self) -> StateValue {
-        to_state(&*locked(&self.regs))
+        self.with(|regs, _| to_state(&*regs))
     }
 
     fn restore(&self, state: &StateValue) -> Result<(), StateError> {
