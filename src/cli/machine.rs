@@ -70,8 +70,8 @@ fn is_version(text: &str) -> bool {
     text.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// How code is executed: the first accelerator named that there is.
-pub fn engine(arguments: &Arguments, machine_accel: Option<&str>) -> Result<EngineConfig> {
+/// How code of the processors is executed: the first accelerator named that there is.
+pub fn engine(arguments: &Arguments, machine_accel: Option<&str>, topology: Topology) -> Result<EngineConfig> {
     let mut options = arguments.all("accel").to_vec();
     let from_machine = machine_accel.is_some();
     if let Some(list) = machine_accel {
@@ -89,7 +89,7 @@ pub fn engine(arguments: &Arguments, machine_accel: Option<&str>) -> Result<Engi
         let mut keys = KeyValues::parse("-accel", value, Some("accel"))?;
         let name = keys.take("accel")?.unwrap_or_default();
         match name.as_str() {
-            "jit" | "tcg" | "interp" => return accelerator(&name, keys),
+            "jit" | "tcg" | "interp" => return accelerator(&name, keys, topology.processors()),
             "kvm" | "xen" | "hvf" | "whpx" | "nvmm" | "mshv" | "hax" => {
                 refusal.get_or_insert(anyhow!("{shown} {name}: not supported yet; use -accel jit"));
             }
@@ -102,7 +102,7 @@ pub fn engine(arguments: &Arguments, machine_accel: Option<&str>) -> Result<Engi
     Err(refusal.unwrap_or_else(|| anyhow!("-accel: no accelerator named; use -accel jit")))
 }
 
-fn accelerator(name: &str, mut keys: KeyValues) -> Result<EngineConfig> {
+fn accelerator(name: &str, mut keys: KeyValues, processors: u32) -> Result<EngineConfig> {
     let mut engine = EngineConfig { jit: name != "interp", ..EngineConfig::default() };
     if let Some(sync) = keys.take_switch("sync")? {
         if sync && !engine.jit {
@@ -126,8 +126,8 @@ fn accelerator(name: &str, mut keys: KeyValues) -> Result<EngineConfig> {
         }
         engine.check = check;
     }
-    // With one vCPU both ways are the same: it has its thread.
     keys.take_as("thread", |t| match t {
+        "single" if processors > 1 => Err("each of several processors has a thread; use thread=multi".to_owned()),
         "single" | "multi" => Ok(()),
         _ => Err(format!("'{t}' is neither single nor multi")),
     })?;
@@ -315,6 +315,8 @@ mod tests {
         assert_eq!(with(&["-accel", "jit,tb-size=64"]).unwrap().engine.code_cache, 64 << 20);
         assert_eq!(err(&["-accel", "kvm"]), "-accel kvm: not supported yet; use -accel jit");
         assert_eq!(err(&["-accel", "jti"]), "-accel jti: unknown accelerator; did you mean jit?");
+        assert!(err(&["-accel", "jit,thread=single", "-smp", "2"]).contains("use thread=multi"));
+        assert!(err(&["-accel", "jit,check=on", "-smp", "2"]).contains("use -smp 1"));
         assert!(err(&["-accel", "jit,thread=many"]).contains("neither single nor multi"));
         assert!(err(&["-accel", "interp,sync=on"]).starts_with("-accel sync=on: the interpreter compiles nothing"));
         assert!(err(&["-accel", "interp,check=on"]).starts_with("-accel check=on: the interpreter is what is checked"));

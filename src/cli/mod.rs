@@ -58,7 +58,8 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         return Ok(Request::Print(text));
     }
     let (machine, accel) = machine::board(&arguments)?;
-    let (topology, engine) = (machine::topology(&arguments)?, machine::engine(&arguments, accel.as_deref())?);
+    let topology = machine::topology(&arguments)?;
+    let engine = machine::engine(&arguments, accel.as_deref(), topology)?;
     if engine.check != Check::Off && topology.processors() > 1 {
         bail!("-accel check=: compiled code is checked on one processor only; use -smp 1");
     }
