@@ -1,13 +1,13 @@
 //! `-gdb` and `-s`.
 
+use super::config::SocketAddress;
 use super::options::Arguments;
+use super::sockets;
 use crate::gdb::Endpoint;
 use anyhow::{Result, bail};
 
 /// What `-s` stands for.
 const SHORT: &str = "tcp::1234";
-/// Where a socket without a host listens: others' machines are not to get at the guest.
-const LOOPBACK: &str = "127.0.0.1";
 
 /// Where a debugger is to connect.
 pub fn settle(arguments: &Arguments) -> Result<Option<Endpoint>> {
@@ -31,15 +31,8 @@ fn endpoint(text: &str) -> Result<Endpoint> {
     }
     match address.split_once(':') {
         None if address == "stdio" => Ok(Endpoint::Stdio),
-        Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::Unix(path.into())),
-        Some(("tcp", rest)) => {
-            let Some((host, port)) = rest.rsplit_once(':') else {
-                bail!("-gdb {text}: no port; write tcp:[HOST]:PORT, e.g. {SHORT}");
-            };
-            let Ok(port) = port.parse() else { bail!("-gdb {text}: '{port}' is no port number") };
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            Ok(Endpoint::Tcp(if host.is_empty() { LOOPBACK } else { host }.into(), port))
-        }
+        Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::Socket(SocketAddress::Unix(path.into()))),
+        Some(("tcp", rest)) => sockets::host_and_port(&format!("-gdb {text}"), rest).map(Endpoint::Socket),
         _ => bail!("-gdb {text}: not an endpoint; write tcp:[HOST]:PORT, unix:PATH or stdio, e.g. -gdb {SHORT}"),
     }
 }
@@ -55,13 +48,16 @@ mod tests {
 
     #[test]
     fn endpoints() {
-        let tcp = |host: &str, port| Some(Endpoint::Tcp(host.into(), port));
+        let tcp = |host: &str, port| Some(Endpoint::Socket(SocketAddress::Tcp { host: host.into(), port }));
         assert_eq!(with(&[]).unwrap(), None);
         assert_eq!(with(&["-s"]).unwrap(), tcp("127.0.0.1", 1234));
         assert_eq!(with(&["-gdb", "tcp::9"]).unwrap(), tcp("127.0.0.1", 9));
         assert_eq!(with(&["-gdb", "tcp:0.0.0.0:9,server=on,wait=off"]).unwrap(), tcp("0.0.0.0", 9));
         assert_eq!(with(&["-gdb", "tcp:[::1]:9"]).unwrap(), tcp("::1", 9));
-        assert_eq!(with(&["-gdb", "unix:/tmp/x"]).unwrap(), Some(Endpoint::Unix("/tmp/x".into())));
+        assert_eq!(
+            with(&["-gdb", "unix:/tmp/x"]).unwrap(),
+            Some(Endpoint::Socket(SocketAddress::Unix("/tmp/x".into())))
+        );
         assert_eq!(with(&["-gdb", "stdio"]).unwrap(), Some(Endpoint::Stdio));
         assert_eq!(with(&["-gdb", "none"]).unwrap(), None);
         let wrong = |text: &str| with(&["-gdb", text]).unwrap_err().to_string();

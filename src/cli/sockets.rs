@@ -45,8 +45,9 @@ pub fn chardev(what: &str, keys: &mut KeyValues) -> Result<SocketSpec> {
     settle(what, address, telnet, keys)
 }
 
-fn host_and_port(what: &str, text: &str) -> Result<SocketAddress> {
-    let Some((host, port)) = text.rsplit_once(':') else { bail!("{what}: no port; write tcp:HOST:PORT") };
+/// `HOST:PORT`, the host in brackets or absent.
+pub fn host_and_port(what: &str, text: &str) -> Result<SocketAddress> {
+    let Some((host, port)) = text.rsplit_once(':') else { bail!("{what}: no port; write tcp:[HOST]:PORT") };
     let Ok(port) = port.parse() else { bail!("{what}: '{port}' is no port number") };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     Ok(SocketAddress::Tcp { host: if host.is_empty() { LOOPBACK } else { host }.into(), port })

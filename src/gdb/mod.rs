@@ -28,17 +28,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use target::{Debuggee, tid, to_gdb};
 
 /// Where a debugger connects (`-gdb`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// Host and port.
-    Tcp(String, u16),
-    /// A socket in the file system.
-    Unix(PathBuf),
+    /// A socket to listen at.
+    Socket(SocketAddress),
     /// Standard input and output.
     Stdio,
 }
@@ -117,10 +114,10 @@ type Accept = Box<dyn Fn() -> io::Result<Option<Wire>> + Send>;
 
 fn listen(endpoint: &Endpoint) -> Result<Accept> {
     match endpoint {
-        Endpoint::Tcp(host, port) => {
+        Endpoint::Socket(address @ SocketAddress::Tcp { host, port }) => {
             let listener = TcpListener::bind((host.as_str(), *port)).map_err(|e| {
-                let holder = held_by(&SocketAddress::Tcp { host: host.clone(), port: *port }, &e);
-                anyhow!("-gdb tcp:{host}:{port}: {}{holder}; choose another port", crate::cli::os_reason(&e))
+                let reason = crate::cli::os_reason(&e);
+                anyhow!("-gdb {address}: {reason}{}; choose another port", held_by(address, &e))
             })?;
             Ok(Box::new(move || {
                 let (stream, _) = listener.accept()?;
@@ -129,7 +126,7 @@ fn listen(endpoint: &Endpoint) -> Result<Accept> {
                 Wire::of(stream.into()).map(Some)
             }))
         }
-        Endpoint::Unix(path) => {
+        Endpoint::Socket(SocketAddress::Unix(path)) => {
             let listener =
                 listen_unix(path).map_err(|e| anyhow!("-gdb unix:{}: {e}; choose another path", path.display()))?;
             Ok(Box::new(move || Wire::of(listener.accept()?.0.into()).map(Some)))
