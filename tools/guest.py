@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Makes the kernels and initramfs images that guests boot, under .cache/ of the project.
 
-usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | disks | default | all | list | benchmark | qemu
+usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | disks | installer | default | all | list | benchmark | qemu
 Each word prints the path of what it made. What is there already is not made again.
+`installer` makes the disc of an unattended Debian install, for tools/install; it is no part of `all`.
 `benchmark` makes the image of benches/guest.py; `qemu` installs QEMU from backports on this machine: the rival that benches/guest.py measures.
 """
 
 import pathlib
 import sys
 
-from guestkit import apt, benchmark, disks, images, rival, userland
+from guestkit import apt, benchmark, disks, images, installer, rival, userland
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -24,6 +25,7 @@ def main(words):
                 print(f"{kind}: {' '.join(table)}")
             print("userland")
             print("disks")
+            print("installer")
         case ["default"]:
             print(cache.kernel("debian"))
             print(cache.initramfs("busybox-amd64"))
@@ -37,6 +39,8 @@ def main(words):
             print(userland.Userland(cache).make())
         case ["disks"]:
             print(disks.Disks(cache).make())
+        case ["installer"]:
+            print(installer.Installer(cache).make())
         case ["benchmark"]:
             print(benchmark.Benchmark(cache).make())
         case ["qemu"]:

@@ -1,8 +1,8 @@
 """Debian packages without touching the host's own package state.
 
 A private apt root under the cache holds its own sources (the host's, plus backports from the same
-mirror), indexes for amd64 and i386, and an empty dpkg status, so that a dependency closure is complete
-and nothing is installed. Only `install_on_host` changes the machine.
+mirror; or another suite of that mirror's), indexes for amd64 and i386, and an empty dpkg status, so that a
+dependency closure is complete and nothing is installed. Only `install_on_host` changes the machine.
 """
 
 import os
@@ -48,24 +48,35 @@ def _host_security(mirror):
 
 
 class Apt:
-    """The private apt root in `root`."""
+    """The private apt root in `root`.
 
-    def __init__(self, root):
+    With another suite than the host's it has that alone: no updates, security fixes and backports, so that all
+    packages are of one point release.
+    """
+
+    def __init__(self, root, suite=CODENAME, components=("main",), architectures=("amd64", "i386")):
         self.root = pathlib.Path(root).resolve()
         self.config = self.root / "apt.conf"
+        self.suite, self.components, self.architectures = suite, components, architectures
+
+    def _stanzas(self):
+        """Pairs of an archive's address and the suites taken from there."""
+        mirror = host_mirror()
+        if self.suite != CODENAME:
+            return [(mirror, self.suite)]
+        security = _host_security(mirror)
+        stanzas = [(mirror, f"{CODENAME} {CODENAME}-updates {CODENAME}-backports")]
+        return stanzas + ([(security, f"{CODENAME}-security")] if security else [])
 
     def _prepare(self):
         for folder in ("etc", "lists/partial"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "status").touch()
-        mirror = host_mirror()
-        stanzas = [(mirror, f"{CODENAME} {CODENAME}-updates {CODENAME}-backports")]
-        security = _host_security(mirror)
-        if security:
-            stanzas.append((security, f"{CODENAME}-security"))
+        architectures = " ".join(f'"{name}";' for name in self.architectures)
         (self.root / "etc/debian.sources").write_text("\n".join(
-            f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
-            for uri, suites in stanzas))
+            f"Types: deb\nURIs: {uri}\nSuites: {suites}\n"
+            f"Components: {' '.join(self.components)}\nSigned-By: {KEYRING}\n"
+            for uri, suites in self._stanzas()))
         self.config.write_text(f'''Dir::State "{self.root}";
 Dir::State::lists "{self.root}/lists";
 Dir::State::status "{self.root}/status";
@@ -75,7 +86,7 @@ Dir::Cache::srcpkgcache "";
 Dir::Etc::sourcelist "/dev/null";
 Dir::Etc::sourceparts "{self.root}/etc";
 Dir::Etc::preferencesparts "/dev/null";
-APT::Architectures {{ "amd64"; "i386"; }};
+APT::Architectures {{ {architectures} }};
 APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 Acquire::Languages "none";
@@ -129,6 +140,28 @@ Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
                     return files[0].replace(into / files[0].name)
                 self.update(force=True)
         raise AptError(f"apt-get download {package} failed:\n{done.stdout.strip()}")
+
+    def try_download(self, packages, into):
+        """Download those of `packages` that the mirror holds (udebs too); the files by package name."""
+        self.update()
+        into = pathlib.Path(into)
+        into.mkdir(parents=True, exist_ok=True)
+        self._run("apt-get", "download", *packages, cwd=into)
+        found = {}
+        for path in sorted(into.iterdir()):
+            name = path.name.partition("_")[0]
+            if path.suffix in (".deb", ".udeb") and name in packages:
+                found[name] = path
+        return found
+
+    def index(self, component="main"):
+        """The text of a component's package index."""
+        self.update()
+        where = self._run("apt-get", "indextargets", "--format", "$(FILENAME)", f"Component: {component}",
+                          "Created-By: Packages").stdout.split()
+        if not where:
+            raise AptError(f"the mirror has no {component} of {self.suite}")
+        return self._run("/usr/lib/apt/apt-helper", "cat-file", where[0]).stdout
 
     def closure(self, packages, into):
         """Download `packages` with everything they need on an empty system; returns the files in the folder `into`."""

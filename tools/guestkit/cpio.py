@@ -1,10 +1,39 @@
-"""Writes initramfs archives: the "newc" format of the kernel's driver-api/early-userspace/buffer-format.rst."""
+"""Writes and reads initramfs archives: the "newc" format of the kernel's driver-api/early-userspace/buffer-format.rst."""
 
 import gzip
 import os
 import stat
+import typing
 
 S_IFCHR, S_IFDIR, S_IFREG, S_IFLNK = stat.S_IFCHR, stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK
+
+
+class Entry(typing.NamedTuple):
+    """A member of an archive that was read."""
+
+    name: str
+    mode: int
+    data: bytes
+    device: tuple
+
+
+def read(data):
+    """The members of a plain archive. Of files with several names, each gets the content."""
+    entries, at, linked = [], 0, {}
+    while data[at:at + 6] in (b"070701", b"070702"):
+        fields = [int(data[at + 6 + 8 * k:at + 14 + 8 * k], 16) for k in range(13)]
+        inode, mode, size, device, length = fields[0], fields[1], fields[6], tuple(fields[9:11]), fields[11]
+        name = data[at + 110:at + 109 + length].decode()
+        start = at + 110 + length + (-(110 + length) % 4)
+        content = data[start:start + size]
+        at = start + size + (-size % 4)
+        if name == "TRAILER!!!":
+            break
+        if stat.S_ISREG(mode) and fields[4] > 1:
+            # Only one of the names, the last by custom, comes with the content.
+            linked[inode] = content or linked.get(inode, b"")
+        entries.append((inode if stat.S_ISREG(mode) and fields[4] > 1 else None, Entry(name, mode, content, device)))
+    return [entry if inode is None else entry._replace(data=linked[inode]) for inode, entry in entries]
 
 
 class Archive:
@@ -55,6 +84,11 @@ class Archive:
         """Add a character device node."""
         self._parents(name)
         self._entry(name, S_IFCHR | mode, device=(major, minor))
+
+    def entries(self, entries):
+        """Add what was read from another archive, but for the names that are here already."""
+        for entry in entries:
+            self._entry(entry.name, entry.mode, entry.data, entry.device)
 
     def tree(self, folder, prefix=""):
         """Add the files, links and folders below a host folder."""

@@ -1,0 +1,91 @@
+"""What else an installed disk must do: start without boot loader, keep still under -snapshot, and take a NoCloud seed."""
+
+import hashlib
+import pathlib
+import subprocess
+
+from . import console, mirror
+
+ROOTS = {"virtio": "/dev/vda1", "ide": "/dev/sda1"}
+USER_DATA = """#cloud-config
+hostname: seeded
+ssh_pwauth: false
+write_files:
+  - path: /etc/seed-was-here
+    content: "written by cloud-init\\n"
+runcmd:
+  - [sh, -c, "cat /etc/seed-was-here >/run/seed-ran"]
+"""
+META_DATA = "instance-id: brolga-seed-1\nlocal-hostname: seeded\n"
+
+
+def digest(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_kernel(shell, folder):
+    """The installed kernel and its initramfs as files of the host's."""
+    folder = pathlib.Path(folder)
+    version = shell.run("uname -r")
+    return (shell.get(f"/boot/vmlinuz-{version}", folder / "vmlinuz"),
+            shell.get(f"/boot/initrd.img-{version}", folder / "initrd.img"))
+
+
+def direct_boots(installation, emulator, kernel, initrd):
+    """`-kernel` with the root on each bus, under `-snapshot`; the image is the same to the last bit afterwards."""
+    before, walls = digest(installation.disk), {}
+    for bus, root in ROOTS.items():
+        append = f"root={root} rw console=ttyS0 net.ifnames=0"
+        more = ("-kernel", kernel, "-initrd", initrd, "-append", append, "-snapshot")
+        with installation.booted(emulator, f"direct-{bus}", *more, marks=(), bus=bus) as (guest, shell):
+            walls[bus] = guest.clocks()[0]
+            if shell.run("findmnt -n -o SOURCE /") != root or f"root={root} " not in shell.run("cat /proc/cmdline"):
+                raise console.GuestFailed(f"the root file system is not {root}: {shell.run('findmnt -n /')}")
+            shell.run("dd if=/dev/urandom of=/var/tmp/gone bs=1M count=64 conv=fsync status=none; rm -rf /usr/share/doc; sync")
+            installation.power_off(guest)
+        if digest(installation.disk) != before:
+            raise console.GuestFailed(f"-snapshot with if={bus} has changed {installation.disk}")
+    return {"ssh": walls, "sha256": before}
+
+
+def make_seed(folder):
+    """A NoCloud seed on a CD."""
+    folder = pathlib.Path(folder)
+    (folder / "user-data").write_text(USER_DATA)
+    (folder / "meta-data").write_text(META_DATA)
+    seed = folder / "seed.iso"
+    command = ["xorriso", "-as", "mkisofs", "-quiet", "-r", "-J", "-V", "CIDATA", "-o", seed,
+               folder / "user-data", folder / "meta-data"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise console.GuestFailed(f"cannot make the seed: {done.stderr.strip()[-500:]}")
+    return seed
+
+
+def seeded_boot(installation, emulator, tools, work):
+    """cloud-init, installed into an overlay from the mirror, finds the seed on `-cdrom` and does what it says."""
+    overlay = pathlib.Path(work) / "cloud.qcow2"
+    tools.img("create", "-q", "-f", "qcow2", "-b", installation.disk.resolve(), "-F", "qcow2", overlay)
+    with mirror.Mirror(installation.disc, work) as packages:
+        if "cloud-init" not in packages.packages():
+            raise console.GuestFailed(f"the disc {installation.disc} has no cloud-init: tools/guest.py installer makes one")
+        with installation.booted(emulator, "cloud-install", disk=overlay) as (guest, shell):
+            packages.use(shell)
+            packages.install(shell, ["cloud-init"])
+            shell.run("cloud-init clean --logs")
+            installation.power_off(guest)
+    seed = make_seed(work)
+    with installation.booted(emulator, "cloud", "-cdrom", seed, disk=overlay) as (guest, shell):
+        # Status 2: done, with warnings that are told as deprecations.
+        status = shell.run("cloud-init status --wait --long", 900, status=(0, 2))
+        seen = shell.run("hostname; cat /etc/seed-was-here /run/seed-ran; cloud-id")
+        if seen.split("\n") != ["seeded", "written by cloud-init", "written by cloud-init", "nocloud"]:
+            raise console.GuestFailed(f"cloud-init did not do what the seed says: {seen}; {status}")
+        wall = guest.clocks()[0]
+        installation.power_off(guest)
+    wrong = tools.check_image(overlay)
+    if wrong:
+        raise console.GuestFailed(wrong)
+    return {"seconds": wall, "status": status.splitlines()[0] if status else ""}
