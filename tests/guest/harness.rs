@@ -260,6 +260,19 @@ impl Guest {
         assert_eq!(ended.code(), Some(status), "ended with {ended}\n{}", self.last_words());
     }
 
+    /// Kill the process, and return all that its console has shown until then.
+    #[track_caller]
+    pub fn kill(&mut self) -> String {
+        self.child.kill().expect("a process that can be killed");
+        self.child.wait().expect("a process that can be waited for");
+        let (output, changed) = &*self.console;
+        let mut output = output.lock().expect("the output's lock");
+        while !output.closed {
+            output = changed.wait(output).expect("the output's lock");
+        }
+        plain(&output.text)
+    }
+
     /// The process's id.
     pub fn id(&self) -> u32 {
         self.child.id()

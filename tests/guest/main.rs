@@ -6,10 +6,12 @@
 
 mod boot;
 mod console;
+mod crash;
 mod disks;
 mod harness;
 mod kernels;
 mod network;
 mod processors;
+mod rescue;
 mod time;
 mod userland;

@@ -56,7 +56,7 @@ class Disks:
         wanted = f"{FORMAT}\n{(kernel.parent / 'version').read_text()}{initrd.with_suffix('.format').read_text()}"
         if stamp.exists() and stamp.read_text() == wanted:
             return self.folder
-        self._install_tools()
+        self.install_tools()
         self.folder.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=self.cache.folder) as work:
@@ -68,7 +68,8 @@ class Disks:
         stamp.write_text(wanted)
         return self.folder
 
-    def _install_tools(self):
+    def install_tools(self):
+        """Install on this machine what makes media."""
         missing = {package for tool, package in TOOLS.items() if not shutil.which(tool)}
         missing |= {package for path, package in [(GRUB / "boot.img", "grub-pc-bin"), (ISOLINUX, "isolinux"),
                                                   (SYSLINUX_LIBRARY, "syslinux-common")] if not path.exists()}
