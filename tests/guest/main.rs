@@ -13,5 +13,6 @@ mod kernels;
 mod network;
 mod processors;
 mod rescue;
+mod root;
 mod time;
 mod userland;

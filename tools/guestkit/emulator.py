@@ -71,19 +71,40 @@ class Tools:
 
     def check_files(self, disk, work, replay=False):
         """What e2fsck finds wrong with the root file system in an image; with `replay` after playing its journal."""
-        raw = pathlib.Path(work) / "raw"
+        raw, partition = pathlib.Path(work) / "raw", pathlib.Path(work) / "partition"
         try:
             self.img("convert", "-O", "raw", disk, raw)
-            at = f"{raw}?offset={root_offset(raw)}"
+            copy_data(raw, root_offset(raw), partition)
             if replay:
-                done = subprocess.run(["e2fsck", "-p", at], capture_output=True, text=True)
+                done = subprocess.run(["e2fsck", "-p", partition], capture_output=True, text=True)
                 if done.returncode not in (0, 1):
                     return f"e2fsck -p: {(done.stdout + done.stderr).strip()}"
-            done = subprocess.run(["e2fsck", "-fn", at], capture_output=True, text=True)
+            done = subprocess.run(["e2fsck", "-fn", partition], capture_output=True, text=True)
             text = (done.stdout + done.stderr).strip()
             return f"e2fsck -fn: {text}" if done.returncode or re.search(r"WARNING|skipping journal", text) else ""
         finally:
             raw.unlink(missing_ok=True)
+            partition.unlink(missing_ok=True)
+
+
+def copy_data(source, start, target):
+    """Copy a file from an offset on, its holes remaining holes."""
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size - start)
+        at = start
+        while at < size:
+            try:
+                at = os.lseek(reader.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                # ENXIO: a hole up to the end.
+                return
+            end = os.lseek(reader.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                moved = os.copy_file_range(reader.fileno(), writer.fileno(), end - at, at, at - start)
+                at += moved
+                if not moved:
+                    return
 
 
 def root_offset(raw):
