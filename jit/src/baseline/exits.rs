@@ -58,7 +58,7 @@ impl Emit<'_> {
             return self.leave_with(LEAVE_LOOKUP);
         }
         if self.block.is_relative() {
-            return self.to_rax(None);
+            return self.jump_to_rax(None);
         }
         let entry = offset_of!(CpuState, jump_cache) + jump_slot(rip) * size_of::<JumpEntry>();
         self.through_cache(|part| state(entry + part), None);
@@ -74,11 +74,11 @@ impl Emit<'_> {
             return self.leave_with(LEAVE_LOOKUP);
         }
         let from = (self.block.mode & mode::CS64 != 0).then_some(self.rip);
-        self.to_rax(from);
+        self.jump_to_rax(from);
     }
 
     /// Goes to the RIP in RAX, that of relative code or from the indirect branch at `from`.
-    fn to_rax(&mut self, from: Option<u64>) {
+    fn jump_to_rax(&mut self, from: Option<u64>) {
         self.a.mov(RCX, RAX);
         self.a.shift_imm(Shift::Shr, Ty::I64, RCX, 12);
         self.a.alu(Alu::Xor, Ty::I32, RCX, RAX);
