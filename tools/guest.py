@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the kernels and initramfs images that guests boot, under .cache/ of the project.
 
-usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | disks | rescue | installer | default | all | list | benchmark | qemu
+usage: tools/guest.py kernel NAME... | initramfs NAME... | userland | disks | network | rescue | installer | default | all | list | benchmark | qemu
 Each word prints the path of what it made. What is there already is not made again.
 `installer` makes the disc of an unattended Debian install, for tools/install; it is no part of `all`.
 `benchmark` makes the image of benches/guest.py; `qemu` installs QEMU from backports on this machine: the rival that benches/guest.py measures.
@@ -10,7 +10,7 @@ Each word prints the path of what it made. What is there already is not made aga
 import pathlib
 import sys
 
-from guestkit import apt, benchmark, disks, images, installer, rescue, rival, userland
+from guestkit import apt, benchmark, disks, images, installer, network, rescue, rival, userland
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -27,6 +27,7 @@ def main(words):
             print("disks")
             print("rescue")
             print("installer")
+            print("network")
         case ["default"]:
             print(cache.kernel("debian"))
             print(cache.initramfs("busybox-amd64"))
@@ -37,6 +38,7 @@ def main(words):
             print(userland.Userland(cache).make())
             print(disks.Disks(cache).make())
             print(rescue.Rescue(cache).make())
+            print(network.Network(cache).make())
         case ["userland"]:
             print(userland.Userland(cache).make())
         case ["disks"]:
@@ -45,6 +47,8 @@ def main(words):
             print(rescue.Rescue(cache).make())
         case ["installer"]:
             print(installer.Installer(cache).make())
+        case ["network"]:
+            print(network.Network(cache).make())
         case ["benchmark"]:
             print(benchmark.Benchmark(cache).make())
         case ["qemu"]:

@@ -4,7 +4,7 @@ use crate::bus::{Device, RegisterBlock};
 use crate::services::{
     CharBackend, Clock, CpuSignals, Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, Doorbell,
     IrqLine, IrqSink, MsiSink, NetBackend, NetFrontend, PowerEvent, PowerSink, ShadowMode, ShadowRam, Timer,
-    TimerService, TimerTarget, WorkService, WorkTarget,
+    TimerService, TimerTarget, Unfinished, WorkService, WorkTarget,
 };
 use crate::wire::locked;
 use std::collections::BTreeMap;
@@ -345,7 +345,12 @@ impl FakeNet {
     /// Gives the card a frame; whether it took it.
     pub fn deliver(&self, frame: &[u8]) -> bool {
         let card = locked(&self.card).clone().and_then(|card| card.upgrade());
-        card.expect("a card").receive(frame)
+        card.expect("a card").receive(frame, Unfinished::default())
+    }
+
+    /// The card at the other end.
+    pub fn card(&self) -> Arc<dyn NetFrontend> {
+        locked(&self.card).clone().and_then(|card| card.upgrade()).expect("a card")
     }
 }
 

@@ -52,6 +52,26 @@ pub fn segment(packet: &[u8], headers: Headers, mss: usize, mut finish: impl FnM
     true
 }
 
+/// [`segment`] for a packet whose transport checksum is open: the sum over the pseudo header, with the whole length in
+/// it, stands in its place. The frames have all their checksums.
+pub fn segment_open(packet: &[u8], headers: Headers, mss: usize, mut each: impl FnMut(Vec<u8>)) -> bool {
+    let full = packet.len().saturating_sub(headers.transport);
+    segment(packet, headers, mss, |mut frame| {
+        if headers.ipv4 {
+            put(&mut frame, headers.ip + 10, &[0, 0]);
+            let end = headers.ip + usize::from(frame.get(headers.ip).copied().unwrap_or(0) & 0xf) * 4;
+            put_sum(&mut frame, headers.ip, end, headers.ip + 10);
+        }
+        // The whole length leaves the sum, and the segment's own comes in.
+        let len = frame.len().saturating_sub(headers.transport);
+        add_to_sum(&mut frame, headers.sum, len as u32);
+        add_to_sum(&mut frame, headers.sum, u32::from(!(full as u16)));
+        let end = frame.len();
+        put_sum(&mut frame, headers.transport, end, headers.sum);
+        each(frame);
+    })
+}
+
 impl Headers {
     /// Changes the headers of a packet to those of its `index`th segment, which begins at byte `at` of the data.
     fn adapt(&self, frame: &mut [u8], index: usize, at: usize, last: bool) {

@@ -302,9 +302,36 @@ pub trait NetBackend: Send + Sync {
     fn receive_ready(&self);
 }
 
+/// Work on a frame for the guest that a host side may leave to a card that takes it over ([`NetFrontend::takes`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Where the TCP header starts, if its checksum is open: the sum over the pseudo header stands in its place.
+    pub sum: Option<u16>,
+    /// Bytes of data of each of the TCP segments that the frame stands for; 0: it is one.
+    pub segment: u16,
+}
+
+/// What unfinished frames a card takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Takes {
+    /// TCP checksums may be open.
+    pub sums: bool,
+    /// Large frames of TCP over IPv4, their sums open.
+    pub large_v4: bool,
+    /// The same over IPv6.
+    pub large_v6: bool,
+}
+
 /// The card's side: what a host side calls with frames, on the I/O thread, without its locks.
 pub trait NetFrontend: Send + Sync {
     /// An Ethernet frame for the guest, without its checksum. `false`: no room; the host side keeps it until
     /// [`NetBackend::receive_ready`]. A frame that the guest does not want counts as taken. Must not call the back end.
-    fn receive(&self, frame: &[u8]) -> bool;
+    /// `rest` is within what the card last said it takes.
+    fn receive(&self, frame: &[u8], rest: Unfinished) -> bool;
+    /// What the card takes now.
+    fn takes(&self) -> Takes {
+        Takes::default()
+    }
+    /// The cable is plugged in, or pulled out: then no frame comes or goes.
+    fn set_link(&self, up: bool);
 }

@@ -117,6 +117,13 @@ pub struct BootConfig {
     pub order: BootOrder,
 }
 
+impl BootOrder {
+    /// Starting over the network was asked for.
+    pub fn asks_network(&self) -> bool {
+        self.order.contains('n') || self.once.as_deref().is_some_and(|once| once.contains('n'))
+    }
+}
+
 /// `-boot`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BootOrder {

@@ -23,6 +23,13 @@ struct Model {
     add: fn(&mut Devices, KeyValues, &str) -> Result<()>,
 }
 
+/// Keys for starting over the network.
+const ROM_KEYS: [(&str, &str); 3] = [
+    ("romfile", "boot ROM (default: iPXE from the package ipxe-qemu, if it is there); empty: none"),
+    ("rombar", "0: the ROM goes to firmware by itself and is not on the card"),
+    ("bootindex", "place in the order in which firmware tries devices"),
+];
+
 const MODELS: &[Model] = &[
     Model {
         name: "e1000",
@@ -32,6 +39,9 @@ const MODELS: &[Model] = &[
             ("netdev", "its host end: the id of a -netdev"),
             ("mac", "hardware address"),
             ("addr", "PCI device and function, e.g. 4.0"),
+            ROM_KEYS[0],
+            ROM_KEYS[1],
+            ROM_KEYS[2],
         ],
         add: e1000,
     },
@@ -44,6 +54,19 @@ const MODELS: &[Model] = &[
             ("mac", "hardware address"),
             ("addr", "PCI device and function, e.g. 4.0"),
             ("queues", "pairs of queues, 1 to 8 (default 1)"),
+            ("mq", "on: as many as the host end has"),
+            (
+                "csum",
+                "off: without that; so also guest_csum, gso, host_tso4, host_tso6, host_ecn, host_uso, guest_tso4",
+            ),
+            (
+                "mrg_rxbuf",
+                "off: without that; so also guest_tso6, guest_announce, status, ctrl_vq, ctrl_rx, ctrl_rx_extra",
+            ),
+            ("ctrl_vlan", "off: without that; so also ctrl_mac_addr, ctrl_guest_offloads"),
+            ROM_KEYS[0],
+            ROM_KEYS[1],
+            ROM_KEYS[2],
         ],
         add: virtio_net,
     },
@@ -163,7 +186,7 @@ fn port(text: &str) -> Result<u16, values::Refusal> {
 }
 
 fn virtio_net(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
-    devices.network.device(NicModel::VirtioNet { pairs: 1 }, keys, value)
+    devices.network.device(super::network::VIRTIO, keys, value)
 }
 
 fn e1000(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {

@@ -67,6 +67,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     let devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?, Drives::collect(&arguments)?)?;
     let network = devices.network.finish(&arguments)?;
     let drives = devices.drives.place()?;
+    let from_network = network.nics.iter().any(|nic| nic.boot_index.is_some());
     let config = Config {
         name: machine::name(&arguments)?,
         uuid: machine::uuid(&arguments)?,
@@ -75,7 +76,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         topology,
         cpu: machine::cpu(&arguments)?,
         engine,
-        boot: boot::settle(&arguments, !drives.is_empty())?,
+        boot: boot::settle(&arguments, !drives.is_empty() || from_network)?,
         loaders: devices.loaders,
         debug_exits: devices.debug_exits,
         debug_consoles: devices.debug_consoles,
@@ -96,6 +97,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         log: logging::settle(&arguments)?,
         identity,
     };
+    network::check_boot(&config.nics, &config.drives, &config.boot)?;
     absent(&arguments)?;
     if config.boot.kernel.is_none() && config.boot.bios.is_none() && config.loaders.is_empty() {
         bail!(

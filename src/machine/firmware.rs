@@ -5,7 +5,7 @@ use super::acpi::loader;
 use super::layout::Layout;
 use super::{smbios, tables};
 use crate::cli::config::Config;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use brolga_devices::fw_cfg::{Items, item};
 
 /// First port of the serial port on which firmware shows its text screen.
@@ -36,6 +36,7 @@ pub fn items(config: &Config, layout: &Layout, acpi: &AcpiConfig, boot_paths: &[
         items.add_file("etc/sercon-port", CONSOLE_PORT.to_le_bytes().to_vec())?;
     }
     boot_order(config, boot_paths, &mut items)?;
+    boot_roms(config, &mut items)?;
     if config.machine.acpi {
         let loader::Files { rsdp, tables, commands } = loader::files(acpi)?;
         items.add_file(loader::RSDP_FILE, rsdp)?;
@@ -57,6 +58,19 @@ fn e820(layout: &Layout) -> Vec<u8> {
         out.extend(E820_RAM.to_le_bytes());
     }
     out
+}
+
+/// Boot ROMs that are not on their cards (`rombar=0`): firmware runs all in this folder.
+fn boot_roms(config: &Config, items: &mut Items) -> Result<()> {
+    let mut paths: Vec<_> = config.nics.iter().filter(|nic| !nic.rom_bar).filter_map(|nic| nic.rom.as_ref()).collect();
+    paths.sort();
+    paths.dedup();
+    for path in paths.into_iter().filter(|_| config.boot.bios.is_some()) {
+        let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy());
+        let image = std::fs::read(path).with_context(|| format!("romfile={}: cannot be read", path.display()))?;
+        items.add_file(&format!("genroms/{name}"), image)?;
+    }
+    Ok(())
 }
 
 /// What `-boot` says; the order by kinds of devices is in CMOS.

@@ -2,7 +2,7 @@
 
 use super::{Machine, Request};
 use crate::cli;
-use crate::cli::config::network::NicModel;
+use crate::cli::config::network::{NicModel, NicSpec};
 use crate::monitor::{Control, MonitorHost, RunState, Topic};
 use crate::net::Netdev;
 use brolga_devices::bus::{Device, Space};
@@ -63,6 +63,20 @@ impl MonitorHost for Machine {
             true => Ok(format!("host forwarding rule for {rule} removed\n")),
             false => Err(format!("host forwarding rule for {rule} not found; info usernet lists them")),
         }
+    }
+
+    fn set_link(&self, name: &str, up: bool) -> Result<(), String> {
+        let of_card = |index: usize, nic: &NicSpec| match &nic.id {
+            Some(id) => id == name,
+            None => format!("nic{index}") == name,
+        };
+        let of_netdev = |nic: &NicSpec| nic.netdev.and_then(|at| self.netdevs.get(at)).is_some_and(|n| n.id == name);
+        let at = self.nics.iter().enumerate().position(|(index, nic)| of_card(index, nic) || of_netdev(nic));
+        let card = at.and_then(|at| self.pc.cards.get(at)?.upgrade());
+        let card = card.ok_or_else(|| format!("there is no card or host end {name}; info network lists them"))?;
+        // Frames move on the I/O thread.
+        self.io.post(move || card.set_link(up));
+        Ok(())
     }
 
     fn inspect(&self, topic: Topic) -> Option<String> {
@@ -130,7 +144,8 @@ impl Machine {
                 NicModel::E1000 => "e1000",
                 NicModel::VirtioNet { .. } => "virtio-net-pci",
             };
-            let _ = writeln!(text, "nic{index}: model={model},macaddr={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            let name = nic.id.clone().unwrap_or_else(|| format!("nic{index}"));
+            let _ = writeln!(text, "{name}: model={model},macaddr={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
             if let Some(netdev) = nic.netdev.and_then(|at| self.netdevs.get(at)) {
                 let _ = writeln!(text, " \\ {}", show(netdev));
             }

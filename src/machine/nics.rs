@@ -5,28 +5,68 @@ use crate::cli::config::network::{NicModel, NicSpec};
 use anyhow::{Context, Result, anyhow};
 use brolga_devices::e1000::{self, E1000};
 use brolga_devices::pci::DevFn;
-use brolga_devices::services::MsiSink;
+use brolga_devices::pci::bar::Rom;
+use brolga_devices::services::{MsiSink, NetBackend, NetFrontend};
 use brolga_devices::virtio::net::VirtioNet;
 use brolga_devices::virtio::pci::VirtioPci;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// INTA#.
 const PIN: u8 = 1;
 
+/// The cards that were plugged in.
+#[derive(Default)]
+pub struct Plugged {
+    /// In the order of the command line.
+    pub cards: Vec<Weak<dyn NetFrontend>>,
+    /// Those with a place in the boot order, and what firmware calls them.
+    pub boot_paths: Vec<(u32, String)>,
+}
+
 /// Plugs in the cards that were asked for.
-pub fn plug_in(slots: &Slots) -> Result<()> {
+pub fn plug_in(slots: &Slots) -> Result<Plugged> {
     let Slots { s, pci, .. } = slots;
     // Those that say where they go come first, or another might be there.
     let (placed, others): (Vec<_>, Vec<_>) = (0..).zip(&s.config.nics).partition(|(_, nic)| nic.place.is_some());
-    placed.into_iter().chain(others).try_for_each(|(index, nic)| {
+    let mut plugged = Vec::new();
+    let mut boot_paths = Vec::new();
+    for (index, nic) in placed.into_iter().chain(others) {
         let place = match nic.place {
             Some((device, function)) => DevFn::new(device, function),
             None => {
                 DevFn::new(pci.free_device().ok_or_else(|| anyhow!("all PCI slots are in use; leave cards out"))?, 0)
             }
         };
-        card(slots, (index, nic), place).with_context(|| format!("-device {},addr={place}", name(nic.model)))
-    })
+        let card = card(slots, (index, nic), place);
+        plugged.push((index, card.with_context(|| format!("-device {},addr={place}", name(nic.model)))?));
+        let path = || format!("/pci@i0cf8/ethernet@{:x}{}/ethernet-phy@0", place.device(), function(place));
+        boot_paths.extend(nic.boot_index.map(|at| (at, path())));
+    }
+    plugged.sort_by_key(|(index, _)| *index);
+    Ok(Plugged { cards: plugged.into_iter().map(|(_, card)| card).collect(), boot_paths })
+}
+
+/// How Open Firmware's paths show a function: not at all if it is the first.
+fn function(place: DevFn) -> String {
+    match place.function() {
+        0 => String::new(),
+        function => format!(",{function:x}"),
+    }
+}
+
+/// The card's boot ROM. Without firmware nobody would run it.
+fn rom(slots: &Slots, nic: &NicSpec) -> Result<Option<Rom>> {
+    let Some(path) = nic.rom.as_ref().filter(|_| nic.rom_bar && slots.s.config.boot.bios.is_some()) else {
+        return Ok(None);
+    };
+    let shown = path.display();
+    let image = std::fs::read(path).with_context(|| format!("romfile={shown}: cannot be read"))?;
+    let rom = Rom::new(&image).ok_or_else(|| anyhow!("romfile={shown}: larger than 16 MiB; use another"))?;
+    // Code for modern virtio cards serves the transitional one too, which has another id.
+    Ok(Some(match nic.model {
+        NicModel::VirtioNet { .. } => rom.made_for(0x1af4, 0x1041, 0x1000),
+        NicModel::E1000 => rom,
+    }))
 }
 
 fn name(model: NicModel) -> &'static str {
@@ -36,9 +76,11 @@ fn name(model: NicModel) -> &'static str {
     }
 }
 
-fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<()> {
+fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<Weak<dyn NetFrontend>> {
     let Slots { s, bus, pci, piix3, apics } = slots;
-    let backend = nic.netdev.and_then(|netdev| s.netdevs.get(netdev)).map(|netdev| netdev.backend.clone());
+    let rom = rom(slots, nic)?;
+    let backend: Option<Arc<dyn NetBackend>> =
+        nic.netdev.and_then(|netdev| s.netdevs.get(netdev)).map(|netdev| netdev.backend.clone());
     let irq = piix3.intx(place.device(), PIN);
     match nic.model {
         NicModel::E1000 => {
@@ -50,17 +92,21 @@ fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<
                 clock: s.clock.clone(),
                 timers: s.timers,
                 work: s.work,
+                rom,
             };
             let card = E1000::new(nic.mac, surroundings)?;
             pci.insert(place, card.clone())?;
+            let frontend = Arc::downgrade(&card.frontend());
             bus.add_device(format!("e1000.{index}"), card);
+            Ok(frontend)
         }
-        NicModel::VirtioNet { pairs } => {
-            let parts = VirtioNet::parts(nic.mac, pairs, s.memory.clone(), backend, s.work);
-            let card = VirtioPci::new(bus, parts, irq, Arc::clone(apics) as Arc<dyn MsiSink>)?;
+        NicModel::VirtioNet { pairs, without } => {
+            let (parts, frontend) = VirtioNet::parts(nic.mac, pairs, without, s.memory.clone(), backend, s.work);
+            let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
+            let card = VirtioPci::with_rom(bus, parts, irq, msi, rom)?;
             pci.insert(place, card.clone())?;
             bus.add_device(format!("virtio-net.{index}"), card);
+            Ok(Arc::downgrade(&frontend))
         }
     }
-    Ok(())
 }

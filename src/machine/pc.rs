@@ -32,7 +32,7 @@ use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
 use brolga_devices::rtc::{Rtc, cmos};
 use brolga_devices::services::{
-    CharBackend, CharFrontend, Disk, IrqLine, IrqSink, PowerSink, TimerService, WorkService,
+    CharBackend, CharFrontend, Disk, IrqLine, IrqSink, NetFrontend, PowerSink, TimerService, WorkService,
 };
 use brolga_devices::uart::IsaSerial;
 use brolga_jit::cpuid::{CpuModel, Dynamic, Feature};
@@ -152,6 +152,8 @@ pub struct Pc {
     pub fw_cfg: Arc<FwCfg>,
     /// Devices with a place in the boot order, and what firmware calls them.
     pub boot_paths: Vec<(u32, String)>,
+    /// Network cards, in the order of the command line.
+    pub cards: Vec<Weak<dyn NetFrontend>>,
     rtc: Arc<Rtc>,
     pm: Arc<AcpiPm>,
     pci: Arc<PciBus>,
@@ -185,14 +187,29 @@ impl Pc {
         let (pci, piix3) = b.pci(&pm)?;
         let isa = [IDE_CHANNELS[0].2, IDE_CHANNELS[1].2].map(|irq| b.isa_line(irq));
         let slots = Slots { s, bus: &b.bus, pci: &pci, piix3: &piix3, apics: &apics };
-        nics::plug_in(&slots)?;
-        let boot_paths = storage::plug_in(&slots, isa)?;
+        let nics::Plugged { cards, mut boot_paths } = nics::plug_in(&slots)?;
+        boot_paths.extend(storage::plug_in(&slots, isa)?);
         let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
         let fw_cfg = b.fw_cfg()?;
         let acpi = b.acpi_config();
-        Ok(Self { bus: b.bus, apics, pic, fpu_error, a20, ioapic, acpi, fw_cfg, boot_paths, rtc, pm, pci, piix3 })
+        Ok(Self {
+            bus: b.bus,
+            apics,
+            pic,
+            fpu_error,
+            a20,
+            ioapic,
+            acpi,
+            fw_cfg,
+            boot_paths,
+            cards,
+            rtc,
+            pm,
+            pci,
+            piix3,
+        })
     }
 
     /// Makes all memory below 1 MiB RAM, as firmware does before it looks for more.

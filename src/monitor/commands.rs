@@ -68,6 +68,7 @@ const COMMANDS: &[Command] = &[
     command(&["print", "p"], "/FMT EXPR", "the value of an expression, e.g. print $rip+4", print),
     command(&["hostfwd_add"], "[ID] [tcp|udp]:[HOST]:PORT-[GUEST]:PORT", "forward a port of the host's to the guest (port 0: a free one)", |c| forward(c, true)),
     command(&["hostfwd_remove"], "[ID] [tcp|udp]:[HOST]:PORT", "end the forwarding of a port", |c| forward(c, false)),
+    command(&["set_link"], "NAME on|off", "plug the cable of a network card in, or pull it out", set_link),
     command(&["log"], "ITEM,...|none", "log items as -d does", log),
 ];
 
@@ -170,6 +171,15 @@ fn forward(call: &mut Call<'_>, open: bool) -> Outcome {
         [netdev, rule] => call.host.forward(open, Some(netdev), rule),
         _ => Err("give a rule, like tcp::2222-:22, and before it the -netdev's id if there are several".into()),
     }
+}
+
+fn set_link(call: &mut Call<'_>) -> Outcome {
+    let words: Vec<&str> = call.rest.split_whitespace().collect();
+    let [name, state] = words[..] else {
+        return Err("give a card or host end, as info network lists them, and on or off".into());
+    };
+    call.host.set_link(name, values::switch(state)?)?;
+    Ok(String::new())
 }
 
 fn inspect(call: &mut Call<'_>, topic: Topic) -> Outcome {
@@ -293,6 +303,9 @@ mod tests {
         fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String> {
             Ok(format!("{open} {netdev:?} {rule}\n"))
         }
+        fn set_link(&self, name: &str, up: bool) -> Result<(), String> {
+            if name == "n0" && !up { Ok(()) } else { Err("no such card".into()) }
+        }
         fn inspect(&self, topic: Topic) -> Option<String> {
             (topic == Topic::Pic).then(|| "irr = 0".into())
         }
@@ -327,6 +340,9 @@ mod tests {
         assert_eq!(say("info serial"), "serial0: filename=null\n");
         assert_eq!(say("info pic"), "irr = 0\n");
         assert_eq!(say("info jit"), "info: not available on this machine\n");
+        assert_eq!(say("set_link n0 off"), "");
+        assert_eq!(say("set_link n1 on"), "set_link: no such card\n");
+        assert!(say("set_link n0").contains("on or off") && say("set_link n0 maybe").starts_with("set_link: "));
         assert!(say("info version").starts_with("Brolga emulator version"));
         assert!(say("info").contains("info registers [-a]"));
         assert_eq!(say("info statsu"), "info: nothing known about 'statsu'; did you mean status?; 'info' lists all\n");

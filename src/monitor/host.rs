@@ -85,6 +85,8 @@ pub trait MonitorHost: Send + Sync {
     /// Opens a forwarded port of `netdev` (the first user-mode network if it is not named), or closes one; the answer or
     /// what is wrong.
     fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String>;
+    /// Plugs the cable of a card in or pulls it out; the card, or its host end, by its id.
+    fn set_link(&self, name: &str, up: bool) -> Result<(), String>;
     /// Lines about `topic`; `None` if the machine has nothing to say about it.
     fn inspect(&self, topic: Topic) -> Option<String>;
 }

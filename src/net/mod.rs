@@ -1,5 +1,6 @@
 //! Host ends of network cards. A card and its host end are connected one to one; frames move on the I/O thread only.
 
+mod datagram;
 mod descriptor;
 mod framing;
 pub mod holder;
@@ -11,7 +12,8 @@ pub mod user;
 use crate::cli::config::network::{NetdevKind, NetdevSpec};
 use crate::io_thread::IoHandle;
 use anyhow::{Context, Result};
-use brolga_devices::services::{Clock, NetBackend, NetFrontend};
+use brolga_devices::services::{Clock, NetBackend, NetFrontend, Takes, Unfinished};
+use datagram::DatagramNet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use stream::StreamNet;
@@ -33,11 +35,24 @@ impl Card {
 
     /// Gives the card a frame; `false`: it has no room now. Without a card, frames go nowhere.
     fn receive(&self, frame: &[u8]) -> bool {
+        self.receive_unfinished(frame, Unfinished::default())
+    }
+
+    /// The same with a frame that has work left, within what [`Card::takes`] says.
+    fn receive_unfinished(&self, frame: &[u8], rest: Unfinished) -> bool {
         if self.held.load(Ordering::SeqCst) {
             return false;
         }
-        let card = self.card.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        card.and_then(|card| card.upgrade()).is_none_or(|card| card.receive(frame))
+        self.frontend().is_none_or(|card| card.receive(frame, rest))
+    }
+
+    /// What the card takes over.
+    fn takes(&self) -> Takes {
+        self.frontend().map_or_else(Takes::default, |card| card.takes())
+    }
+
+    fn frontend(&self) -> Option<Arc<dyn NetFrontend>> {
+        self.card.lock().unwrap_or_else(PoisonError::into_inner).clone()?.upgrade()
     }
 }
 
@@ -74,9 +89,15 @@ impl Netdev {
                 let held = net.card().held.clone();
                 Ok(Self { id, kind: "stream", backend: net, user: None, tap: None, held })
             }
+            NetdevKind::Datagram(config) => {
+                let net = DatagramNet::open(&config).with_context(|| format!("-netdev dgram,id={id}"))?;
+                io.watch(net.clone());
+                let held = net.card().held.clone();
+                Ok(Self { id, kind: "dgram", backend: net, user: None, tap: None, held })
+            }
             NetdevKind::Tap(config) => {
                 let net = TapNet::open(&config).with_context(|| format!("-netdev tap,id={id}"))?;
-                io.watch(net.clone());
+                net.watchers().into_iter().for_each(|queue| io.watch(queue));
                 let held = net.card().held.clone();
                 Ok(Self { id, kind: "tap", backend: net.clone(), user: None, tap: Some(net), held })
             }

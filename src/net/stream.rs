@@ -361,6 +361,7 @@ mod tests {
     use crate::cli::config::RtcConfig;
     use crate::clock::GuestClock;
     use crate::io_thread::IoThread;
+    use brolga_devices::services::Unfinished;
     use std::time::{Duration, Instant};
 
     /// A card that keeps what it gets, up to a limit.
@@ -368,7 +369,9 @@ mod tests {
     struct Keeper(Mutex<(Vec<Vec<u8>>, usize)>);
 
     impl NetFrontend for Keeper {
-        fn receive(&self, frame: &[u8]) -> bool {
+        fn set_link(&self, _up: bool) {}
+
+        fn receive(&self, frame: &[u8], _rest: Unfinished) -> bool {
             let (frames, room) = &mut *self.0.lock().unwrap();
             if *room == 0 {
                 return false;

@@ -42,35 +42,54 @@ impl Interface {
     }
 }
 
+/// A queue of the interface.
+struct Queue {
+    interface: Interface,
+    /// A frame that the card has refused: nothing more is read until it takes it.
+    refused: Mutex<Option<Vec<u8>>>,
+}
+
+impl Queue {
+    fn new(interface: Interface) -> Self {
+        Self { interface, refused: Mutex::default() }
+    }
+}
+
 /// A TAP interface. Everything but its making happens on the I/O thread.
 pub struct TapNet {
-    interface: Interface,
+    queues: Vec<Queue>,
     name: String,
     /// Run at the end, once.
     down_script: Mutex<Option<PathBuf>>,
-    /// A frame that the card has refused: nothing more is read until it takes it.
-    refused: Mutex<Option<Vec<u8>>>,
     card: Card,
+}
+
+/// Waits for the frames of one queue.
+pub struct TapWatcher {
+    net: Arc<TapNet>,
+    queue: usize,
 }
 
 impl TapNet {
     /// Opens the interface and runs its script.
     pub fn open(config: &TapConfig) -> Result<Arc<Self>> {
-        let (interface, name) = match &config.interface {
-            TapInterface::Name(name) => make(name.as_deref())?,
-            TapInterface::Descriptor(number) => {
-                let file = File::from(descriptor::inherited(*number).with_context(|| format!("fd={number}"))?);
-                let flags = nix::fcntl::OFlag::from_bits_retain(nix::fcntl::fcntl(&file, nix::fcntl::F_GETFL)?);
-                nix::fcntl::fcntl(&file, nix::fcntl::F_SETFL(flags | nix::fcntl::OFlag::O_NONBLOCK))?;
-                (Interface::Given(file), String::new())
+        let (queues, name) = match &config.interface {
+            TapInterface::Name { name, queues } => make(name.as_deref(), *queues)?,
+            TapInterface::Descriptors(numbers) => {
+                let queues = numbers.iter().map(|number| given(*number).map(Queue::new));
+                (queues.collect::<Result<Vec<_>>>()?, String::new())
             }
         };
         if let Some(script) = &config.script {
             run(script, &name)?;
         }
         let down_script = Mutex::new(config.down_script.clone());
-        let (refused, card) = Default::default();
-        Ok(Arc::new(Self { interface, name, down_script, refused, card }))
+        Ok(Arc::new(Self { queues, name, down_script, card: Card::default() }))
+    }
+
+    /// Those who wait for frames of the host's, one for each queue.
+    pub fn watchers(self: &Arc<Self>) -> Vec<Arc<TapWatcher>> {
+        (0..self.queues.len()).map(|queue| Arc::new(TapWatcher { net: self.clone(), queue })).collect()
     }
 
     /// The card at the other end.
@@ -86,14 +105,14 @@ impl TapNet {
         }
     }
 
-    /// Gives the card frames as long as it takes them.
-    fn serve(&self) {
+    /// Gives the card frames of a queue as long as it takes them.
+    fn serve(&self, queue: &Queue) {
         let mut buffer = vec![0; LONGEST];
         for _ in 0..BURST {
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut refused = queue.refused.lock().unwrap_or_else(PoisonError::into_inner);
             let frame = match refused.take() {
                 Some(frame) => frame,
-                None => match self.interface.recv(&mut buffer) {
+                None => match queue.interface.recv(&mut buffer) {
                     Ok(len) => buffer.get(..len).unwrap_or_default().to_vec(),
                     Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                     // Nothing there, or the interface is down for now.
@@ -102,15 +121,24 @@ impl TapNet {
             };
             drop(refused);
             if !self.card.receive(&frame) {
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(frame);
+                *queue.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(frame);
                 return;
             }
         }
     }
 }
 
-fn make(name: Option<&str>) -> Result<(Interface, String)> {
+/// The interface behind descriptor `number`.
+fn given(number: i32) -> Result<Interface> {
+    let file = File::from(descriptor::inherited(number).with_context(|| format!("fd={number}"))?);
+    let flags = nix::fcntl::OFlag::from_bits_retain(nix::fcntl::fcntl(&file, nix::fcntl::F_GETFL)?);
+    nix::fcntl::fcntl(&file, nix::fcntl::F_SETFL(flags | nix::fcntl::OFlag::O_NONBLOCK))?;
+    Ok(Interface::Given(file))
+}
+
+fn make(name: Option<&str>, queues: u16) -> Result<(Vec<Queue>, String)> {
     let builder = DeviceBuilder::new().layer(Layer::L2).inherit_enable_state();
+    let builder = if queues > 1 { builder.with(|builder| _ = builder.multi_queue(true)) } else { builder };
     let builder = match name {
         Some(name) => builder.name(name),
         None => builder,
@@ -127,7 +155,14 @@ fn make(name: Option<&str>) -> Result<(Interface, String)> {
     })?;
     device.set_nonblocking(true)?;
     let name = device.name()?;
-    Ok((Interface::Made(device), name))
+    let mut all = Vec::new();
+    for _ in 1..queues {
+        let queue = device.try_clone().with_context(|| format!("{shown}no queue more"))?;
+        queue.set_nonblocking(true)?;
+        all.push(Queue::new(Interface::Made(queue)));
+    }
+    all.insert(0, Queue::new(Interface::Made(device)));
+    Ok((all, name))
 }
 
 fn run(script: &Path, name: &str) -> Result<()> {
@@ -145,32 +180,32 @@ impl NetBackend for TapNet {
     }
 
     fn send(&self, frame: &[u8]) {
-        // What the interface cannot take is lost, as on a real one.
-        let _ = self.interface.send(frame);
+        // What the interface cannot take is lost, as on a real one. All goes by one queue, which keeps it in order.
+        let _ = self.queues.first().map(|queue| queue.interface.send(frame));
     }
 
     fn sent(&self) {}
 
     fn receive_ready(&self) {
-        self.serve();
+        self.queues.iter().for_each(|queue| self.serve(queue));
     }
 }
 
-impl FdWatcher for TapNet {
+impl FdWatcher for TapWatcher {
     fn fd(&self) -> BorrowedFd<'_> {
-        match &self.interface {
+        match &self.net.queues[self.queue].interface {
             Interface::Made(device) => device.as_fd(),
             Interface::Given(file) => file.as_fd(),
         }
     }
 
     fn interest(&self) -> PollFlags {
-        let full = self.refused.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let full = self.net.queues[self.queue].refused.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if full { PollFlags::empty() } else { PollFlags::POLLIN }
     }
 
     fn ready(&self, events: PollFlags) -> bool {
-        self.serve();
+        self.net.serve(&self.net.queues[self.queue]);
         // An interface that was removed stays readable with nothing to read.
         !events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL)
     }
@@ -179,6 +214,7 @@ impl FdWatcher for TapNet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use brolga_devices::services::Unfinished;
     use std::os::unix::fs::PermissionsExt;
     use std::time::{Duration, Instant};
 
@@ -186,10 +222,12 @@ mod tests {
     struct Keeper(Mutex<Vec<Vec<u8>>>);
 
     impl NetFrontend for Keeper {
-        fn receive(&self, frame: &[u8]) -> bool {
+        fn receive(&self, frame: &[u8], _rest: Unfinished) -> bool {
             self.0.lock().unwrap().push(frame.to_vec());
             true
         }
+
+        fn set_link(&self, _up: bool) {}
     }
 
     /// Needs the right to make interfaces; without it, the refusal has to say what helps.
@@ -205,7 +243,7 @@ mod tests {
         };
         let mark = folder.join("down-was-here");
         let config = TapConfig {
-            interface: TapInterface::Name(None),
+            interface: TapInterface::Name { name: None, queues: 2 },
             script: script("up", "exec ip link set \"$1\" up"),
             down_script: script("down", &format!("echo \"$1\" >{}", mark.display())),
         };
@@ -227,7 +265,7 @@ mod tests {
         // packet to a broadcast address is sent in any case.
         let start = Instant::now();
         while keeper.0.lock().unwrap().is_empty() && start.elapsed() < Duration::from_secs(10) {
-            net.serve();
+            net.receive_ready();
             std::thread::sleep(Duration::from_millis(10));
         }
         let ipv6 = Path::new("/proc/net/if_inet6").exists();

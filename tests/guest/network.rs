@@ -1,6 +1,6 @@
 //! A Debian kernel on the network: a lease, data both ways with a server on the host, and a forwarded port.
 
-use crate::harness::{Boot, COMMAND, Guest};
+use crate::harness::{Boot, COMMAND, Guest, cached};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
@@ -97,18 +97,28 @@ fn talks(guest: &mut Guest) -> u16 {
     port
 }
 
-/// A file that the TFTP server has, and its folder.
-fn served_folder() -> std::path::PathBuf {
-    let folder = std::env::temp_dir().join(format!("brolga-guest-tftp-{}", std::process::id()));
+/// A folder that is gone at the end of its test.
+struct Folder(std::path::PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left behind is in the temporary folder.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A folder for the TFTP server, with a file.
+fn served_folder(name: &str) -> Folder {
+    let folder = std::env::temp_dir().join(format!("brolga-guest-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join("boot"), &data()[..70_000]).expect("a file");
-    folder
+    Folder(folder)
 }
 
 #[test]
 fn tftp_ipv6_and_forwarded_programs() {
-    let folder = served_folder();
-    let netdev = format!("user,id=n0,tftp={},guestfwd=tcp:10.0.2.100:7-cmd:cat", folder.display());
+    let folder = served_folder("tftp");
+    let netdev = format!("user,id=n0,tftp={},guestfwd=tcp:10.0.2.100:7-cmd:cat", folder.0.display());
     let options = ["-no-reboot", "-netdev", &netdev, "-device", "virtio-net-pci,netdev=n0,queues=2", "-smp", "2"];
     let boot = Boot::new("debian").initramfs("drivers-amd64").append("quiet").options(&options);
     let mut guest = boot.to_shell();
@@ -123,7 +133,73 @@ fn tftp_ipv6_and_forwarded_programs() {
     // The address comes by router advertisement, once it was found to be nobody else's.
     guest.run("for i in 1 2 3 4 5 6 7 8 9; do ip -6 addr show eth0 | grep -q 'fec0::5054.* scope site dynamic' && break; sleep 1; done");
     guest.run("sleep 2; ping6 -c 2 -W 5 fec0::2");
-    std::fs::remove_dir_all(folder).expect("the folder");
+}
+
+/// Starts a guest over the network from a folder with a kernel; `bootfile` is what the card's boot ROM loads.
+fn starts_over_the_network(card: &str, bootfile: &str, says: &str) {
+    let folder = served_folder(&format!("pxe-{card}-{bootfile}"));
+    let put = |name: &str, from: std::path::PathBuf| std::fs::copy(from, folder.0.join(name)).expect("a copy");
+    put("vmlinuz", crate::harness::kernel("debian"));
+    put("initrd.gz", cached("initramfs/drivers-amd64.cpio.gz"));
+    put("grub.pxe", cached("network/grub.pxe"));
+    let append = "console=ttyS0 panic=-1 quiet";
+    let script = format!(
+        "#!ipxe\necho iPXE loads the kernel\nkernel vmlinuz initrd=initrd.gz {append} booted=ipxe\ninitrd initrd.gz\nboot\n"
+    );
+    std::fs::write(folder.0.join("boot.ipxe"), script).expect("a script");
+    std::fs::create_dir(folder.0.join("grub")).expect("a folder");
+    let config =
+        format!("echo \"GRUB loads the kernel\"\nlinux /vmlinuz {append} booted=grub\ninitrd /initrd.gz\nboot\n");
+    std::fs::write(folder.0.join("grub/grub.cfg"), config).expect("a configuration");
+    let netdev = format!("user,id=n0,tftp={},bootfile={bootfile}", folder.0.display());
+    let device = format!("{card},netdev=n0");
+    let words = ["-m", "256M", "-nographic", "-no-reboot", "-netdev", &netdev, "-device", &device, "-boot", "n"];
+    let mut guest = Guest::start(&words.map(str::to_owned));
+    guest.expect("iPXE", crate::harness::BOOT);
+    guest.expect(says, crate::harness::BOOT);
+    guest.expect(crate::harness::INIT, crate::harness::BOOT);
+    guest.expect(crate::harness::PROMPT, COMMAND);
+    let booted = if bootfile == "grub.pxe" { "booted=grub" } else { "booted=ipxe" };
+    assert!(guest.run("cat /proc/cmdline").contains(booted));
+    guest.run("modprobe virtio_pci && modprobe virtio_net; modprobe e1000");
+    guest.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
+    guest.run("ping -c 1 -W 5 10.0.2.2");
+}
+
+#[test]
+fn ipxe_on_an_e1000_starts_a_kernel_over_tftp() {
+    starts_over_the_network("e1000", "boot.ipxe", "iPXE loads the kernel");
+}
+
+#[test]
+fn ipxe_on_a_virtio_card_starts_a_kernel_over_tftp() {
+    starts_over_the_network("virtio-net-pci", "boot.ipxe", "iPXE loads the kernel");
+}
+
+#[test]
+fn grub_starts_a_kernel_through_the_boot_rom_of_a_card() {
+    starts_over_the_network("e1000", "grub.pxe", "GRUB loads the kernel");
+}
+
+#[test]
+fn a_cable_pulled_out_and_plugged_in_is_seen_by_drivers() {
+    for (model, module) in [("e1000", "e1000"), ("virtio-net-pci", "virtio_pci && modprobe virtio_net")] {
+        let mut guest = guest(model, module);
+        for (state, carrier) in [("off", "0"), ("on", "1")] {
+            guest.send("\x01c");
+            guest.expect(") ", COMMAND);
+            guest.send(&format!("set_link n0 {state}\r"));
+            guest.expect(") ", COMMAND);
+            guest.send("\x01c");
+            guest.send("\r");
+            guest.expect(crate::harness::PROMPT, COMMAND);
+            guest.run(&format!(
+                "for i in 1 2 3 4 5 6 7 8 9; do [ $(cat /sys/class/net/eth0/carrier) = {carrier} ] && break; sleep 1; done; \
+                 [ $(cat /sys/class/net/eth0/carrier) = {carrier} ]"
+            ));
+            guest.run(if state == "on" { "ping -c 2 -W 5 10.0.2.2" } else { "! ping -c 1 -W 2 10.0.2.2" });
+        }
+    }
 }
 
 #[test]

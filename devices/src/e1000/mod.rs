@@ -17,17 +17,18 @@ mod transmit;
 
 use crate::bus::{AccessSizes, Bus, Device, RegisterBlock};
 use crate::pci::PciFunction;
-use crate::pci::bar::{Bar, BarError, BarKind, Bars};
+use crate::pci::bar::{Bar, BarError, BarKind, Bars, Rom};
 use crate::pci::config::{ConfigSpace, Identity, command, reg as config_reg};
 use crate::services::{
-    Clock, Dma, Doorbell, IrqLine, NetBackend, NetFrontend, TimerService, TimerTarget, WorkService, WorkTarget,
+    Clock, Dma, Doorbell, IrqLine, NetBackend, NetFrontend, TimerService, TimerTarget, Unfinished, WorkService,
+    WorkTarget,
 };
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{TimerSlot, Wire, locked};
 use receive::{Refusal, status};
 use registers::{DESCRIPTOR, Effect, Registers, Ring, cause, ctrl, rctl, tctl};
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use transmit::{Setup, Transmitter};
 
@@ -60,6 +61,8 @@ pub struct Surroundings<'a> {
     pub timers: &'a dyn TimerService,
     /// Doorbells.
     pub work: &'a dyn WorkService,
+    /// Its boot code, if it has some.
+    pub rom: Option<Rom>,
 }
 
 /// The state of sending.
@@ -82,7 +85,8 @@ struct Live {
 /// `live`; sending holds `sender`, which only the I/O thread, reset and saving take.
 struct Core {
     mac: [u8; 6],
-    cable: bool,
+    /// There is a cable, and it is plugged in.
+    cable: AtomicBool,
     dma: Arc<dyn Dma>,
     backend: Option<Arc<dyn NetBackend>>,
     clock: Arc<dyn Clock>,
@@ -101,7 +105,7 @@ impl Core {
         let cable = s.backend.is_some();
         Arc::new_cyclic(|this: &Weak<Self>| Self {
             mac,
-            cable,
+            cable: AtomicBool::new(cable),
             dma: s.dma,
             backend: s.backend,
             clock: s.clock,
@@ -113,6 +117,10 @@ impl Core {
             sender: Mutex::default(),
             live: Mutex::new(Live { registers: Registers::power_on(mac, cable), epoch: 0 }),
         })
+    }
+
+    fn power_on(&self) -> Registers {
+        Registers::power_on(self.mac, self.cable.load(Ordering::SeqCst))
     }
 
     fn may_master(&self) -> bool {
@@ -172,7 +180,7 @@ impl Core {
     /// CTRL.RST: everything but the configuration space (13.4.1).
     fn reset_card(&self) {
         let mut live = locked(&self.live);
-        live.registers = Registers::power_on(self.mac, self.cable);
+        live.registers = self.power_on();
         live.epoch += 1;
         self.update_irq(&mut live.registers);
         drop(live);
@@ -220,7 +228,7 @@ impl Core {
             self.flush();
             for frame in &frames {
                 match &self.backend {
-                    _ if loops => drop(self.receive(frame)),
+                    _ if loops => drop(self.store(frame)),
                     Some(backend) if up => {
                         backend.send(frame);
                         sent_any = true;
@@ -355,9 +363,17 @@ impl Core {
 }
 
 impl NetFrontend for Core {
-    fn receive(&self, frame: &[u8]) -> bool {
+    fn receive(&self, frame: &[u8], _rest: Unfinished) -> bool {
         let up = locked(&self.live).registers.link_up();
         !up || self.store(frame)
+    }
+
+    fn set_link(&self, up: bool) {
+        let up = up && self.backend.is_some();
+        self.cable.store(up, Ordering::SeqCst);
+        self.with(|registers| registers.set_cable(up));
+        // Frames that wait are not wanted any more, or can be taken again.
+        self.receive_bell.ring();
     }
 }
 
@@ -457,11 +473,12 @@ fn power_on_config() -> ConfigSpace {
 
 impl E1000 {
     /// A card with the hardware address `mac`.
-    pub fn new(mac: [u8; 6], surroundings: Surroundings) -> Result<Arc<Self>, BarError> {
+    pub fn new(mac: [u8; 6], mut surroundings: Surroundings) -> Result<Arc<Self>, BarError> {
         let bus = surroundings.bus.clone();
+        let rom = surroundings.rom.take();
         let core = Core::new(mac, surroundings);
         let mut config = power_on_config();
-        let list = vec![
+        let mut list = vec![
             Bar {
                 index: 0,
                 kind: BarKind::Memory32 { prefetchable: false },
@@ -470,12 +487,18 @@ impl E1000 {
             },
             Bar { index: 1, kind: BarKind::Io, size: IO_LEN, registers: Arc::new(Io(core.clone())) },
         ];
+        list.extend(rom.map(Rom::bar));
         let bars = Bars::new(&bus, "e1000", list, &mut config)?;
         if let Some(backend) = &core.backend {
             let frontend: Arc<dyn NetFrontend> = core.clone();
             backend.connect(Arc::downgrade(&frontend));
         }
         Ok(Arc::new(Self { core, config: Mutex::new(config), bars }))
+    }
+
+    /// The card as a network's other end sees it.
+    pub fn frontend(&self) -> Arc<dyn NetFrontend> {
+        self.core.clone()
     }
 
     /// The configuration space after power-on, base address registers included.
@@ -487,6 +510,7 @@ impl E1000 {
         // Their low bits say what they are.
         config.set(config_reg::BAR0, 4, 0);
         config.set(config_reg::BAR0 + 4, 4, 1);
+        config.set(config_reg::ROM, 4, 0);
         config
     }
 
@@ -554,7 +578,7 @@ impl Device for E1000 {
         }
         let mut new = self.fresh_config();
         new.restore(self.name(), &saved)?;
-        let mut fresh = Registers::power_on(core.mac, core.cable);
+        let mut fresh = core.power_on();
         fresh.eeprom.adopt(registers.eeprom.clone());
         let eeprom = fresh.eeprom;
         let command = new.command();
@@ -563,7 +587,7 @@ impl Device for E1000 {
         let mut live = locked(&core.live);
         live.epoch += 1;
         *sender = Sender { transmitter, epoch: live.epoch };
-        live.registers = Registers { eeprom, cable: core.cable, ..registers };
+        live.registers = Registers { eeprom, cable: fresh.cable, ..registers };
         core.irq.adopt(live.registers.pending() && command & command::INTX_DISABLE == 0);
         drop((sender, live));
         self.apply();

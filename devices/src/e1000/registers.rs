@@ -150,7 +150,7 @@ impl Ring {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registers {
     pub ctrl: u32,
-    /// There is a cable.
+    /// There is a cable, and it is plugged in.
     #[serde(skip)]
     pub cable: bool,
     pub eeprom: Eeprom,
@@ -242,6 +242,15 @@ impl Registers {
     /// Frames can come and go.
     pub fn link_up(&self) -> bool {
         self.cable && self.ctrl & ctrl::SLU != 0
+    }
+
+    /// The cable is plugged in or pulled out.
+    pub fn set_cable(&mut self, cable: bool) {
+        let was_up = self.link_up();
+        self.cable = cable;
+        if was_up != self.link_up() {
+            self.icr |= cause::LSC;
+        }
     }
 
     /// 13.4.2: full duplex at 1000 Mb/s, while the link is up.

@@ -36,6 +36,7 @@ impl Bench {
             clock: time.clone(),
             timers: &*time,
             work: &bells,
+            rom: None,
         };
         let card = E1000::new(MAC, surroundings).unwrap();
         Self { bus, card, ram, host, bells, time, irq }
@@ -116,6 +117,22 @@ fn what_probes_look_at() {
     assert_eq!(b.bus.pio_read(0xc004, 4), b.read(reg::STATUS), "by I/O space");
     assert_eq!(b.bus.mmio_read(BAR + 0x0a, 1), 0, "bytes of registers");
     assert_eq!(b.read(0x1_fffc), 0);
+}
+
+#[test]
+fn the_cable_can_be_pulled_out() {
+    let b = Bench::started();
+    let card = b.card.frontend();
+    card.set_link(false);
+    assert_eq!(b.read(reg::STATUS) & 2, 0);
+    assert_ne!(b.read(reg::ICR) & cause::LSC, 0);
+    assert!(b.receive(&frame(MAC, 60)), "lost");
+    b.set(reg::CTRL, ctrl::RST);
+    assert_eq!(b.read(reg::STATUS) & 2, 0, "a reset plugs nothing in");
+    b.set(reg::CTRL, ctrl::SLU);
+    b.read(reg::ICR);
+    card.set_link(true);
+    assert_eq!((b.read(reg::STATUS) & 2, b.read(reg::ICR) & cause::LSC), (2, cause::LSC));
 }
 
 #[test]

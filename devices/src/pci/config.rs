@@ -18,6 +18,8 @@ pub mod reg {
     pub const BAR0: u8 = 0x10;
     /// Subsystem vendor and device, 32 bits.
     pub const SUBSYSTEM: u8 = 0x2c;
+    /// Address of the expansion ROM.
+    pub const ROM: u8 = 0x30;
     /// First capability.
     pub const CAPABILITIES: u8 = 0x34;
     /// Interrupt line, as firmware leaves it for the operating system.

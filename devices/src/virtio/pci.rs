@@ -4,7 +4,7 @@ use super::queue::{QueueEvents, QueueState};
 use super::{Parts, VirtioDevice, feature};
 use crate::bus::{AccessSizes, Bus, Device, RegisterBlock, Registers};
 use crate::pci::PciFunction;
-use crate::pci::bar::{Bar, BarError, BarKind, Bars};
+use crate::pci::bar::{Bar, BarError, BarKind, Bars, Rom};
 use crate::pci::config::{ConfigSpace, Identity, command, reg};
 use crate::pci::msix::{self, Msix, MsixState};
 use crate::services::{IrqLine, MsiSink};
@@ -154,6 +154,17 @@ fn power_on(device: &dyn VirtioDevice, vectors: u16) -> ConfigSpace {
 impl VirtioPci {
     /// The function of `parts` on `bus`, with interrupt pin `intx` and messages to `msi`.
     pub fn new(bus: &Arc<Bus>, parts: Parts, intx: IrqLine, msi: Arc<dyn MsiSink>) -> Result<Arc<Self>, BarError> {
+        Self::with_rom(bus, parts, intx, msi, None)
+    }
+
+    /// The same, with an expansion ROM.
+    pub fn with_rom(
+        bus: &Arc<Bus>,
+        parts: Parts,
+        intx: IrqLine,
+        msi: Arc<dyn MsiSink>,
+        rom: Option<Rom>,
+    ) -> Result<Arc<Self>, BarError> {
         let count = parts.queues.count();
         // One for each queue, one for the configuration.
         let vectors = u16::try_from(count + 1).unwrap_or(u16::MAX).min(msix::MAX_VECTORS);
@@ -164,7 +175,7 @@ impl VirtioPci {
             let (modern, legacy): (Registers, Registers) =
                 (Arc::new(Modern(weak.clone())), Arc::new(Legacy(weak.clone())));
             let memory = BarKind::Memory64 { prefetchable: true };
-            let list = vec![
+            let mut list = vec![
                 Bar { index: LEGACY_BAR, kind: BarKind::Io, size: LEGACY_SIZE, registers: legacy },
                 Bar {
                     index: MSIX_BAR,
@@ -174,6 +185,7 @@ impl VirtioPci {
                 },
                 Bar { index: MODERN_BAR, kind: memory, size: MODERN_SIZE, registers: modern },
             ];
+            list.extend(rom.map(Rom::bar));
             let bars = Bars::new(bus, parts.device.name(), list, &mut config).or_else(|error| {
                 failure = Some(error);
                 Bars::new(bus, parts.device.name(), Vec::new(), &mut config)
@@ -479,7 +491,11 @@ impl QueueEvents for VirtioPci {
 
     fn broken(&self) {
         locked(&self.common).status |= status::NEEDS_RESET;
-        self.config_changed();
+        VirtioPci::config_changed(self);
+    }
+
+    fn config_changed(&self) {
+        VirtioPci::config_changed(self);
     }
 }
 

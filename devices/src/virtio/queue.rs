@@ -71,6 +71,8 @@ pub trait QueueEvents: Send + Sync {
     fn used(&self, index: usize);
     /// The device cannot go on until it is reset.
     fn broken(&self);
+    /// The configuration space of the device has changed.
+    fn config_changed(&self) {}
 }
 
 /// A device's queues. Locks: one queue at a time; guest memory is accessed with it held.
@@ -353,6 +355,13 @@ impl Queues {
         self.broken.store(true, Ordering::SeqCst);
         if let Some(events) = self.events.get().and_then(Weak::upgrade) {
             events.broken();
+        }
+    }
+
+    /// The device has changed its configuration space: the driver is told. Call it without the device's locks.
+    pub fn config_changed(&self) {
+        if let Some(events) = self.events.get().and_then(Weak::upgrade) {
+            events.config_changed();
         }
     }
 

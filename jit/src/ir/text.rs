@@ -86,7 +86,6 @@ macro_rules! fields {
 const FIELDS: &[(&str, usize)] = fields![
     vals,
     rip,
-    code_base,
     cc_op,
     mode,
     cc_res,

@@ -45,15 +45,12 @@ pub enum First {
     EachInTurn,
 }
 
-/// Mark in [`Compiled::page`].
-const RELATIVE_PAGE: u64 = 1;
-
 /// A compiled region.
 struct Compiled {
     /// Slots of the blocks it was made from.
     slots: Box<[u32]>,
     entry: u64,
-    /// Linear page of its head; of relative code the guest-physical one, with [`RELATIVE_PAGE`].
+    /// Linear page of its head.
     page: u64,
     /// All its code lies on one page.
     one_page: bool,
@@ -200,9 +197,7 @@ impl Tier {
             return;
         };
         let Some(link) = self.link(owner, number) else { return };
-        let relative =
-            self.regions.get(owner as usize).and_then(Option::as_ref).is_some_and(|r| r.page & RELATIVE_PAGE != 0);
-        if (link.rip ^ rip) & if relative { PAGE_SIZE - 1 } else { u64::MAX } != 0 {
+        if link.rip != rip {
             return;
         }
         let Some(entry) = self.joinable(owner, target) else {
@@ -386,9 +381,7 @@ impl Cpu {
                 Some(i) if i.op == Op::Br => [Some(block.end_rip()), Some(i.imm as u64)],
                 _ => [None, None],
             };
-            // What RIPs in the blocks count from.
-            let page = if key.is_relative() { key.rip & !(PAGE_SIZE - 1) } else { 0 };
-            for rip in targets.into_iter().flatten().map(|rip| page.wrapping_add(rip)) {
+            for rip in targets.into_iter().flatten() {
                 if (Key { rip, ..key }.linear() ^ key.linear()) & !(PAGE_SIZE - 1) != 0 {
                     continue;
                 }
@@ -417,12 +410,9 @@ impl Cpu {
         (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone }, live))
     }
 
-    /// Page of the block in `slot`, as [`Compiled`] has it, and whether all of it lies there.
+    /// Linear page of the block in `slot`, and whether all of it lies there.
     fn place_of(&self, slot: u32) -> (u64, bool) {
-        let page = self.blocks.key(slot).map_or(0, |k| match k.is_relative() {
-            true => k.gpa & !(PAGE_SIZE - 1) | RELATIVE_PAGE,
-            false => k.linear() & !(PAGE_SIZE - 1),
-        });
+        let page = self.blocks.key(slot).map_or(0, |k| k.linear() & !(PAGE_SIZE - 1));
         (page, self.blocks.within_page(slot))
     }
 
@@ -531,8 +521,8 @@ impl Cpu {
         for index in regions {
             for slot in self.tier.kill(index) {
                 self.blocks.region_gone(slot, index);
-                if let Some(rip) = self.blocks.only_rip(slot) {
-                    self.state.forget_jump(rip);
+                if let Some(key) = self.blocks.key(slot) {
+                    self.state.forget_jump(key.rip);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! What `-netdev`, `-nic` and `-net` ask for.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
 /// A host end of network cards.
@@ -19,6 +19,8 @@ pub enum NetdevKind {
     User(Box<UserNetConfig>),
     /// A connection that carries frames.
     Stream(StreamConfig),
+    /// Datagrams that are frames.
+    Datagram(DatagramConfig),
     /// A TAP interface.
     Tap(TapConfig),
 }
@@ -147,6 +149,34 @@ pub enum StreamAddress {
     Descriptor(i32),
 }
 
+/// `-netdev dgram`, and `-netdev socket` with `mcast=` or `udp=`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatagramConfig {
+    /// UDP.
+    Inet {
+        /// Where datagrams are received; the host chooses if not given.
+        local: Option<SocketAddr>,
+        /// Where frames go.
+        remote: SocketAddr,
+    },
+    /// A multicast group that everybody on it sends to and receives from.
+    Group {
+        /// The group.
+        group: SocketAddrV4,
+        /// The interface by its address; the host chooses if not given.
+        interface: Option<Ipv4Addr>,
+    },
+    /// Sockets in the file system.
+    Unix {
+        /// Where datagrams are received.
+        local: PathBuf,
+        /// Where frames go.
+        remote: PathBuf,
+    },
+    /// A descriptor that the process was started with, connected to its other end.
+    Descriptor(i32),
+}
+
 /// `-netdev tap`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapConfig {
@@ -162,9 +192,24 @@ pub struct TapConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TapInterface {
     /// `ifname=`: made if it does not exist; the host chooses a name if none is given.
-    Name(Option<String>),
-    /// `fd=`: a descriptor that the process was started with.
-    Descriptor(i32),
+    Name {
+        /// Its name.
+        name: Option<String>,
+        /// `queues=`.
+        queues: u16,
+    },
+    /// `fd=`, `fds=`: descriptors that the process was started with, one for each queue.
+    Descriptors(Vec<i32>),
+}
+
+impl TapConfig {
+    /// Queues that the interface has.
+    pub fn queues(&self) -> u16 {
+        match &self.interface {
+            TapInterface::Name { queues, .. } => *queues,
+            TapInterface::Descriptors(numbers) => numbers.len() as u16,
+        }
+    }
 }
 
 /// A network card.
@@ -172,12 +217,20 @@ pub enum TapInterface {
 pub struct NicSpec {
     /// Its model.
     pub model: NicModel,
+    /// `id=`, by which the monitor names it.
+    pub id: Option<String>,
     /// Index of its host end in the list of them; `None`: no cable.
     pub netdev: Option<usize>,
     /// `mac=`.
     pub mac: [u8; 6],
     /// `addr=`: PCI device and function; the first free device if not given.
     pub place: Option<(u8, u8)>,
+    /// `romfile=`, or the usual one if it is there: its boot ROM.
+    pub rom: Option<PathBuf>,
+    /// `rombar=`: the ROM is on the card; otherwise firmware gets it by itself.
+    pub rom_bar: bool,
+    /// `bootindex=`: place in the order in which firmware tries devices.
+    pub boot_index: Option<u32>,
 }
 
 /// Models of network cards.
@@ -189,5 +242,7 @@ pub enum NicModel {
     VirtioNet {
         /// Pairs of queues.
         pairs: u16,
+        /// Features turned off, by their bits.
+        without: u64,
     },
 }

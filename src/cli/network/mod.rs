@@ -1,15 +1,20 @@
 //! `-netdev`, `-nic`, `-net`, and network cards in `-device`.
 
+mod cards;
 mod host_ends;
 mod user;
 
+pub use cards::{VIRTIO, models};
 pub use user::{host_forward, host_port};
 
 use super::config::network::{NetdevKind, NetdevSpec, NicModel, NicSpec};
+use super::config::{BootConfig, DriveSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, values};
 use anyhow::{Result, anyhow, bail};
+use cards::{model, show_mac};
+use std::path::PathBuf;
 
 /// Kinds of host ends, with what they are.
 const KINDS: &[(&str, &str)] = &[
@@ -17,21 +22,10 @@ const KINDS: &[(&str, &str)] = &[
     ("tap", "a TAP interface of the host"),
     ("socket", "frames over TCP: listen=[HOST]:PORT or connect=HOST:PORT"),
     ("stream", "frames over TCP or a Unix socket: server=on|off,addr.type=inet|unix,..."),
+    ("dgram", "frames over UDP, multicast groups or Unix datagrams: local.type=inet|unix,..., remote.type=..."),
 ];
 /// Kinds of QEMU's that are not there yet.
-const ABSENT: &[&str] =
-    &["bridge", "dgram", "hubport", "l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"];
-/// Card models, with other names of theirs.
-const MODELS: &[(&str, NicModel)] = &[
-    ("e1000", NicModel::E1000),
-    ("e1000-82540em", NicModel::E1000),
-    ("virtio-net-pci", VIRTIO),
-    ("virtio-net", VIRTIO),
-    ("virtio", VIRTIO),
-];
-const VIRTIO: NicModel = NicModel::VirtioNet { pairs: 1 };
-/// Most pairs of queues.
-const MOST_PAIRS: u64 = 8;
+const ABSENT: &[&str] = &["bridge", "hubport", "l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"];
 /// What QEMU gives the first card.
 const FIRST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
@@ -42,8 +36,16 @@ pub struct Network {
     pub netdevs: Vec<NetdevSpec>,
     /// Cards, those of `-device` first.
     pub nics: Vec<NicSpec>,
-    /// Addresses given, by card; the others are chosen at the end.
-    macs: Vec<Option<[u8; 6]>>,
+    /// What was given for each card, and is settled when all are known.
+    asked: Vec<Asked>,
+}
+
+/// What was asked for a card, or left open.
+#[derive(Debug)]
+struct Asked {
+    mac: Option<[u8; 6]>,
+    option: String,
+    rom: Option<String>,
 }
 
 /// The host ends of `-netdev`, which the others refer to.
@@ -63,12 +65,6 @@ pub fn help() -> String {
     KINDS.iter().map(|(name, about)| format!("{name:<16} {about}\n")).collect()
 }
 
-/// Models as `-nic model=help` lists them.
-pub fn models() -> String {
-    let rows = [("e1000", "Intel 82540EM gigabit Ethernet"), ("virtio-net-pci", "virtio network device (also virtio)")];
-    rows.map(|(name, about)| format!("{name:<16} {about}\n")).concat()
-}
-
 impl Network {
     /// Adds a host end.
     fn add(&mut self, option: &str, id: &str, kind: &str, mut keys: KeyValues) -> Result<usize> {
@@ -78,8 +74,9 @@ impl Network {
         let kind = match kind {
             "user" => NetdevKind::User(Box::new(user::settle(option, &mut keys)?)),
             "tap" => NetdevKind::Tap(host_ends::tap(option, &mut keys)?),
-            "socket" => NetdevKind::Stream(host_ends::socket(option, &mut keys)?),
+            "socket" => host_ends::socket(option, &mut keys)?,
             "stream" => NetdevKind::Stream(host_ends::stream(option, &mut keys)?),
+            "dgram" => NetdevKind::Datagram(host_ends::datagram(option, &mut keys)?),
             _ => return Err(unknown_kind(option, kind)),
         };
         keys.finish()?;
@@ -93,7 +90,8 @@ impl Network {
             Some(name) => Some(self.find(&format!("-device {value}"), &name)?),
             None => None,
         };
-        self.card("-device", model, netdev, keys)
+        let id = KeyValues::parse("-device", value, Some("driver"))?.take("id")?;
+        self.card("-device", model, netdev, id, keys)
     }
 
     fn find(&self, option: &str, name: &str) -> Result<usize> {
@@ -109,24 +107,47 @@ impl Network {
     }
 
     /// Adds a card.
-    fn card(&mut self, option: &str, mut model: NicModel, netdev: Option<usize>, mut keys: KeyValues) -> Result<()> {
-        if let NicModel::VirtioNet { pairs } = &mut model {
-            let queues = keys.take_as("queues", |text| values::number_in(text, 1, MOST_PAIRS))?;
-            *pairs = queues.map_or(1, |queues| queues as u16);
+    fn card(
+        &mut self,
+        option: &str,
+        mut model: NicModel,
+        netdev: Option<usize>,
+        id: Option<String>,
+        mut keys: KeyValues,
+    ) -> Result<()> {
+        if let NicModel::VirtioNet { .. } = model {
+            let queues = match netdev.and_then(|at| self.netdevs.get(at)).map(|netdev| &netdev.kind) {
+                Some(NetdevKind::Tap(tap)) => tap.queues(),
+                _ => 1,
+            };
+            model = cards::virtio(option, &mut keys, queues)?;
         }
-        let mac = keys.take_as("mac", mac)?;
-        let other = keys.take_as("macaddr", self::mac)?;
-        let place = keys.take_as("addr", place)?;
+        let mac = keys.take_as("mac", cards::mac)?;
+        let other = keys.take_as("macaddr", cards::mac)?;
+        let place = keys.take_as("addr", cards::place)?;
         if let Some(bus) = keys.take("bus")?.filter(|bus| bus != "pci.0") {
             bail!("{option} bus={bus}: there is no such bus; use pci.0");
         }
-        if let Some(rom) = keys.take("romfile")?.filter(|rom| !rom.is_empty()) {
-            bail!("{option} romfile={rom}: cards have no boot ROM yet; use romfile=");
-        }
+        let rom = keys.take("romfile")?;
+        let rom_bar = keys.take_as("rombar", |text| match text {
+            "0" => Ok(false),
+            "1" => Ok(true),
+            _ => values::switch(text),
+        })?;
+        let boot_index = keys.take_as("bootindex", |text| values::number_in(text, 0, i32::MAX as u64))?;
         keys.finish()?;
-        // Filled in when all cards are known.
-        self.nics.push(NicSpec { model, netdev, mac: FIRST_MAC, place });
-        self.macs.push(mac.or(other));
+        // Address and ROM are filled in when all cards are known.
+        self.nics.push(NicSpec {
+            model,
+            id,
+            netdev,
+            mac: FIRST_MAC,
+            place,
+            rom: None,
+            rom_bar: rom_bar.unwrap_or(true),
+            boot_index: boot_index.map(|index| index as u32),
+        });
+        self.asked.push(Asked { mac: mac.or(other), option: option.to_owned(), rom });
         Ok(())
     }
 
@@ -141,7 +162,17 @@ impl Network {
         }
         self.hub(arguments.all("net"))?;
         self.addresses()?;
+        let folders = super::boot::firmware_dirs(arguments);
+        self.roms(&folders)?;
         Ok(self)
+    }
+
+    /// Finds the cards' boot ROMs.
+    fn roms(&mut self, folders: &[PathBuf]) -> Result<()> {
+        for (nic, asked) in self.nics.iter_mut().zip(&self.asked) {
+            nic.rom = cards::rom(&asked.option, asked.rom.as_deref(), nic.model, folders)?;
+        }
+        Ok(())
     }
 
     /// `-nic KIND,model=M,mac=...`: card and host end in one.
@@ -154,14 +185,14 @@ impl Network {
         let model = keys.take_as("model", model)?.unwrap_or(NicModel::E1000);
         let id = keys.take("id")?;
         let mut card = KeyValues::none("-nic");
-        for key in ["mac", "macaddr", "addr", "romfile", "queues"] {
+        for key in cards::own_keys() {
             if let Some(value) = keys.take(key)? {
                 card.add(&format!("{key}={}", value.replace(',', ",,")), None)?;
             }
         }
-        let name = id.clone().unwrap_or_else(|| format!("nic{index}"));
+        let name = id.unwrap_or_else(|| format!("nic{index}"));
         let netdev = self.add("-nic", &name, &kind, keys)?;
-        self.card("-nic", model, Some(netdev), card)
+        self.card("-nic", model, Some(netdev), None, card)
     }
 
     /// `-net nic` and `-net KIND` on one hub: a card and a host end, or cards each with its own.
@@ -185,14 +216,12 @@ impl Network {
             let mut keys = KeyValues::parse("-net", value, Some("type"))?;
             keys.take("type")?;
             let model = keys.take_as("model", model)?.unwrap_or(NicModel::E1000);
-            // Names given by clients; nothing refers to them.
-            keys.take("id")?;
-            keys.take("name")?;
+            let id = keys.take("id")?.or(keys.take("name")?);
             let netdev = match keys.take("netdev")? {
                 Some(name) => Some(self.find(&format!("-net {value}"), &name)?),
                 None => end.take(),
             };
-            self.card("-net", model, netdev, keys)?;
+            self.card("-net", model, netdev, id, keys)?;
         }
         match end.and_then(|at| self.netdevs.get(at)) {
             Some(NetdevSpec { id, .. }) => bail!("-net: host end {id} has no card; add -net nic"),
@@ -202,7 +231,7 @@ impl Network {
 
     /// Gives the cards that were given no address the next free ones, as QEMU does.
     fn addresses(&mut self) -> Result<()> {
-        let given: Vec<[u8; 6]> = self.macs.iter().flatten().copied().collect();
+        let given: Vec<[u8; 6]> = self.asked.iter().filter_map(|asked| asked.mac).collect();
         for (i, mac) in given.iter().enumerate() {
             if given[..i].contains(mac) {
                 bail!("mac={}: two cards have this address; change one", show_mac(*mac));
@@ -212,11 +241,33 @@ impl Network {
             let [a, b, c, d, e, f] = FIRST_MAC;
             [a, b, c, d, e, f.wrapping_add(i)]
         });
-        for (nic, mac) in self.nics.iter_mut().zip(&self.macs) {
+        for (nic, asked) in self.nics.iter_mut().zip(&self.asked) {
             let free = || next.find(|mac| !given.contains(mac));
-            nic.mac = mac.or_else(free).ok_or_else(|| anyhow!("more than 256 network cards; leave some out"))?;
+            nic.mac = asked.mac.or_else(free).ok_or_else(|| anyhow!("more than 256 network cards; leave some out"))?;
         }
         Ok(())
+    }
+}
+
+/// Whether firmware has a card to start from; those that are to be tried need a boot ROM, and a place of their own in
+/// the order of `drives`.
+pub fn check_boot(nics: &[NicSpec], drives: &[DriveSpec], boot: &BootConfig) -> Result<()> {
+    for (i, nic) in nics.iter().enumerate() {
+        let Some(index) = nic.boot_index else { continue };
+        let drive = drives.iter().find(|drive| drive.boot_index == Some(index)).map(|drive| drive.what.as_str());
+        let card = nics[..i].iter().any(|other| other.boot_index == Some(index)).then_some("another card");
+        if let Some(other) = drive.or(card) {
+            bail!("-device ...,bootindex={index}: it is taken by {other}; give another number");
+        }
+        if nic.rom.is_none() {
+            return Err(cards::no_rom(nic.model));
+        }
+    }
+    match nics.first() {
+        Some(nic) if boot.order.asks_network() && nics.iter().all(|nic| nic.rom.is_none()) => {
+            Err(cards::no_rom(nic.model))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -224,40 +275,6 @@ fn unknown_kind(option: &str, kind: &str) -> anyhow::Error {
     let hint = suggest::hint(kind, KINDS.iter().map(|(name, _)| *name));
     let cause = if ABSENT.contains(&kind) { "not supported yet" } else { "unknown kind" };
     anyhow!("{option} {kind}: {cause}{hint}")
-}
-
-/// The card model of that name.
-pub fn model(name: &str) -> Result<NicModel, values::Refusal> {
-    MODELS.iter().find(|(known, _)| *known == name).map(|(_, model)| *model).ok_or_else(|| {
-        let hint = suggest::hint(name, MODELS.iter().map(|(known, _)| *known));
-        format!("unknown or unsupported card model '{name}'{hint}")
-    })
-}
-
-/// Six bytes in hexadecimal, with colons.
-fn mac(text: &str) -> Result<[u8; 6], values::Refusal> {
-    let parts: Vec<&str> = text.split([':', '-']).collect();
-    let byte = |part: &&str| (1..=2).contains(&part.len()).then(|| u8::from_str_radix(part, 16).ok()).flatten();
-    let bytes: Option<Vec<u8>> = parts.iter().map(byte).collect();
-    let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
-    let bytes = bytes.ok_or_else(|| format!("'{text}' is not a hardware address: write 52:54:00:12:34:56"))?;
-    if bytes[0] & 1 != 0 {
-        return Err(format!("{text} is a group's address; the first byte of a card's is even"));
-    }
-    Ok(bytes)
-}
-
-fn show_mac([a, b, c, d, e, f]: [u8; 6]) -> String {
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
-}
-
-/// A PCI place: `DEVICE[.FUNCTION]`, hexadecimal as QEMU has it.
-fn place(text: &str) -> Result<(u8, u8), values::Refusal> {
-    let bad = || format!("'{text}' is no PCI place: write a device from 1 to 1f, like 4 or 4.0");
-    let (device, function) = text.split_once('.').unwrap_or((text, "0"));
-    let device = u8::from_str_radix(device.trim_start_matches("0x"), 16).map_err(|_| bad())?;
-    let function = u8::from_str_radix(function, 16).map_err(|_| bad())?;
-    if (1..32).contains(&device) && function < 8 { Ok((device, function)) } else { Err(bad()) }
 }
 
 #[cfg(test)]
@@ -287,7 +304,7 @@ mod tests {
             "virtio-net,netdev=x",
         ]);
         let models: Vec<_> = c.unwrap().nics.iter().map(|n| n.model).collect();
-        assert_eq!(models, [NicModel::VirtioNet { pairs: 1 }, NicModel::VirtioNet { pairs: 2 }]);
+        assert_eq!(models, [VIRTIO, NicModel::VirtioNet { pairs: 2, without: 0 }]);
         let c = with(&["-net", "nic,macaddr=52:54:00:00:00:09", "-net", "user,hostname=x"]).unwrap();
         assert_eq!((c.nics[0].netdev, c.nics[0].mac[5]), (Some(0), 9));
         let c = with(&["-nodefaults", "-device", "e1000", "-device", "e1000,mac=52:54:00:12:34:56"]).unwrap();
@@ -300,6 +317,33 @@ mod tests {
         assert_eq!(cards(&[]), 1);
         let none: [&[&str]; 4] = [&["-nodefaults"], &["-nic", "none"], &["-net", "none"], &["-netdev", "user,id=n"]];
         assert!(none.iter().all(|line| cards(line) == 0));
+    }
+
+    #[test]
+    fn features_and_queues_of_virtio_cards() {
+        let model = |keys: &str| with(&["-device", &format!("virtio-net-pci{keys}")]).map(|c| c.nics[0].model);
+        let without = |without| Ok(NicModel::VirtioNet { pairs: 1, without });
+        assert_eq!(model(",mq=on,vectors=4,csum=on"), without(0));
+        use brolga_devices::virtio::net::feature::{CSUM, CTRL_VQ};
+        assert_eq!(model(",csum=off,ctrl_vq=off"), without(CSUM | CTRL_VQ));
+        assert!(model(",queues=2,mq=off").unwrap_err().contains("need mq=on"));
+        assert!(model(",queues=2,vectors=4").unwrap_err().contains("there are 6"));
+        let tap = ["-netdev", "tap,id=t,fds=3:4:5,vhost=off", "-device", "virtio-net-pci,netdev=t,mq=on"];
+        assert_eq!(with(&tap).unwrap().nics[0].model, NicModel::VirtioNet { pairs: 3, without: 0 });
+    }
+
+    #[test]
+    fn boot_roms() {
+        let file = std::env::temp_dir().join(format!("brolga-rom-{}", std::process::id()));
+        std::fs::write(&file, [0x55, 0xaa]).unwrap();
+        let named = format!("e1000,romfile={},rombar=0,bootindex=3", file.display());
+        let c = with(&["-device", &named]).unwrap();
+        assert_eq!((&c.nics[0].rom, c.nics[0].rom_bar, c.nics[0].boot_index), (&Some(file.clone()), false, Some(3)));
+        std::fs::remove_file(&file).unwrap();
+        assert!(with(&["-device", "e1000,romfile="]).unwrap().nics[0].rom.is_none());
+        assert!(err(&["-device", "e1000,romfile=/does/not/exist"]).contains("no such file"));
+        assert!(err(&["-device", "e1000,romfile=,bootindex=1"]).contains("install the package ipxe-qemu"));
+        assert!(err(&["-nic", "user,romfile=", "-boot", "n"]).contains("install the package ipxe-qemu"));
     }
 
     #[test]

@@ -44,6 +44,15 @@ pub fn settle(option: &str, keys: &mut KeyValues) -> Result<UserNetConfig> {
         bail!("{option} dnssearch={name}: not a domain name");
     }
     config.tftp = keys.take_as("tftp", folder)?;
+    for key in ["smb", "smbserver"] {
+        if let Some(value) = keys.take(key)? {
+            return Err(keys.error(
+                key,
+                &value,
+                "there is no SMB server; share files by tftp= or over ssh with hostfwd=",
+            ));
+        }
+    }
     for value in keys.take_all("hostfwd") {
         config.forwards.push(host_forward(&value).map_err(|e| keys.error("hostfwd", &value, e))?);
     }

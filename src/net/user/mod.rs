@@ -100,9 +100,10 @@ impl UserNet {
     /// Gives the card what waits for it; `true`: it took enough for more to be sent.
     fn deliver(&self) -> bool {
         let held_back = !self.stack().has_room();
+        let takes = self.card.takes();
         loop {
-            let Some(frame) = self.stack().pop() else { return held_back };
-            if !self.card.receive(&frame) {
+            let Some(frame) = self.stack().pop(takes) else { return held_back };
+            if !self.card.receive_unfinished(&frame.bytes, frame.rest) {
                 self.stack().push_back(frame);
                 return false;
             }

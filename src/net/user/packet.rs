@@ -175,13 +175,32 @@ pub struct TcpStart {
     pub dst: u16,
     /// SYN without ACK and RST: the first segment of a connection.
     pub opens: bool,
+    /// In a segment with SYN: the longest segments that its sender takes.
+    pub longest: Option<u16>,
 }
 
 impl TcpStart {
     /// Reads the start of the segment in `ip`.
     pub fn parse(ip: &Ip) -> Option<Self> {
+        const SYN: u8 = 2;
         let flags = *ip.payload.get(13)?;
-        Some(Self { src: be16(ip.payload, 0)?, dst: be16(ip.payload, 2)?, opens: flags & 0x16 == 0x02 })
+        let longest = (flags & SYN != 0).then(|| longest_segment(ip.payload)).flatten();
+        Some(Self { src: be16(ip.payload, 0)?, dst: be16(ip.payload, 2)?, opens: flags & 0x16 == 0x02, longest })
+    }
+}
+
+/// The option of a TCP header that says how long segments may be (RFC 9293 3.2).
+fn longest_segment(header: &[u8]) -> Option<u16> {
+    let len = usize::from(header.get(12)? >> 4) * 4;
+    let mut options = header.get(20..len)?;
+    loop {
+        match options {
+            [0, ..] | [] => return None,
+            [1, rest @ ..] => options = rest,
+            [2, 4, a, b, ..] => return Some(u16::from_be_bytes([*a, *b])),
+            [_, len, ..] => options = options.get(usize::from(*len).max(2)..)?,
+            [_] => return None,
+        }
     }
 }
 
@@ -210,6 +229,27 @@ pub fn transport_checksum(src: IpAddr, dst: IpAddr, protocol: u8, message: &[u8]
         (IpAddr::V6(src), IpAddr::V6(dst)) => checksum(&[&src.octets(), &dst.octets(), &rest, message]),
         // Callers take both from one packet.
         _ => 0,
+    }
+}
+
+/// The sum over the pseudo header of a message of `len` bytes: what stands in the place of a checksum that is open.
+pub fn pseudo_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u16 {
+    let len = (len as u32).to_be_bytes();
+    let rest = [len[0], len[1], len[2], len[3], 0, 0, 0, protocol];
+    !match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => checksum(&[&src.octets(), &dst.octets(), &rest]),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => checksum(&[&src.octets(), &dst.octets(), &rest]),
+        // Callers take both from one packet.
+        _ => 0,
+    }
+}
+
+/// Writes an Ethernet header into the room for it at the start of `frame`.
+pub fn put_header(frame: &mut [u8], to: Mac, from: Mac, ethertype: u16) {
+    if let Some(header) = frame.first_chunk_mut::<ETHERNET>() {
+        header[..6].copy_from_slice(&to);
+        header[6..12].copy_from_slice(&from);
+        header[12..].copy_from_slice(&ethertype.to_be_bytes());
     }
 }
 
@@ -363,6 +403,20 @@ mod tests {
         let packets = udp(addr("10.0.2.2:1"), addr("10.0.2.15:2"), 9, &exact);
         let more: Vec<_> = packets.iter().map(|p| Ip::parse(p).unwrap().fragment.unwrap().more).collect();
         assert_eq!(more, [true, false]);
+    }
+
+    #[test]
+    fn the_longest_segment_is_found_among_options() {
+        let header = |options: &[u8]| {
+            let mut header = [0; 20];
+            header[12] = ((20 + options.len()) as u8 / 4) << 4;
+            [&header[..], options].concat()
+        };
+        assert_eq!(longest_segment(&header(&[1, 1, 4, 2, 2, 4, 5, 0xb4])), Some(1460));
+        assert_eq!(longest_segment(&header(&[3, 0, 2, 4, 5, 0xb4, 0, 0])), Some(1460), "a length that cannot be");
+        for none in [&[][..], &[0, 2, 4, 5], &[1, 1, 1, 9], &[3, 200, 2, 4]] {
+            assert_eq!(longest_segment(&header(none)), None);
+        }
     }
 
     #[test]

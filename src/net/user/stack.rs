@@ -4,7 +4,7 @@ use super::OpenPort;
 use super::dhcp::{self, Dhcp};
 use super::forward::Forwards;
 use super::ipv6;
-use super::outbox::{self, Outbox};
+use super::outbox::{self, Outbox, Outgoing};
 use super::packet::{self, Frame, Ip, Udp, ethertype, protocol};
 use super::ping::{self, Pings};
 use super::reassembly::Reassembly;
@@ -15,6 +15,7 @@ use super::udp::UdpPorts;
 use crate::cli::config::network::{ForwardTarget, HostForward, UserNetConfig};
 use crate::net::poller::{Owner, Poller};
 use anyhow::Result;
+use brolga_devices::services::Takes;
 use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
@@ -94,13 +95,13 @@ impl Stack {
         self.forwards.remove(udp, host)
     }
 
-    /// The next frame for the guest.
-    pub fn pop(&mut self) -> Option<Vec<u8>> {
-        self.outbox.pop()
+    /// The next frame for the guest, with no more left to do than its card takes.
+    pub fn pop(&mut self, takes: Takes) -> Option<Outgoing> {
+        self.outbox.pop(takes)
     }
 
     /// Takes a frame back that the guest has no room for.
-    pub fn push_back(&mut self, frame: Vec<u8>) {
+    pub fn push_back(&mut self, frame: Outgoing) {
         self.outbox.push_back(frame);
     }
 

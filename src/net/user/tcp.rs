@@ -2,11 +2,11 @@
 //! to its first segment only when the host has one, so that a refused connection is refused.
 
 use super::outbox::Outbox;
-use super::packet::{self, Ip, MTU, TcpStart};
+use super::packet::{self, ETHERNET, Ip, MTU, TcpStart};
 use crate::cli::config::network::ForwardTarget;
 use crate::net::poller::{Happening, Owner, Poller};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, SocketHandle, SocketSet};
-use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::socket::tcp::{self, SocketBuffer, State as TcpState};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpListenEndpoint, Ipv4Address, Ipv6Address};
@@ -14,6 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -32,16 +33,33 @@ const GONE: Duration = Duration::from_secs(300);
 const CALLING_NS: u64 = 75_000_000_000;
 /// How often all connections are looked at for those that ended by themselves.
 const SWEEP_NS: u64 = 5_000_000_000;
+/// Packets that smoltcp sends in a row.
+const ROUND: usize = 16;
 /// Segments that wait for smoltcp.
 const INGRESS: usize = 1024;
+
+/// Largest packet.
+const LARGEST: Option<NonZeroUsize> = NonZeroUsize::new(u16::MAX as usize);
+
+/// Segments over IPv4 are so long at most.
+const LONGEST_V4: u16 = (MTU - 40) as u16;
+/// Segments over IPv6 are so long at most, and so long where the guest does not say (RFC 9293 3.7.1).
+const LONGEST_V6: u16 = (MTU - 60) as u16;
+const USUAL_V6: u16 = 1220;
 
 /// The two ends as the guest sees them: its own and the far one.
 type Pair = (SocketAddr, SocketAddr);
 
+/// A packet of smoltcp's, with room before it for an Ethernet header, and how long the segments are that it stands for.
+struct Sent {
+    frame: Vec<u8>,
+    segment: u16,
+}
+
 /// smoltcp's network card: packets in memory.
 struct Link {
     received: VecDeque<Vec<u8>>,
-    sent: VecDeque<Vec<u8>>,
+    sent: VecDeque<Sent>,
     room: usize,
 }
 
@@ -53,14 +71,21 @@ impl phy::RxToken for RxToken {
     }
 }
 
-struct TxToken<'a>(&'a mut VecDeque<Vec<u8>>);
+struct TxToken<'a> {
+    sent: &'a mut VecDeque<Sent>,
+    segment: u16,
+}
 
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut packet = vec![0; len];
-        let result = f(&mut packet);
-        self.0.push_back(packet);
+        let mut frame = vec![0; ETHERNET + len];
+        let result = f(&mut frame[ETHERNET..]);
+        self.sent.push_back(Sent { frame, segment: self.segment });
         result
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size.map_or(0, |size| size.get());
     }
 }
 
@@ -70,17 +95,23 @@ impl phy::Device for Link {
 
     fn receive(&mut self, _timestamp: Instant) -> Option<(RxToken, TxToken<'_>)> {
         let packet = self.received.pop_front()?;
-        Some((RxToken(packet), TxToken(&mut self.sent)))
+        Some((RxToken(packet), TxToken { sent: &mut self.sent, segment: 0 }))
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<TxToken<'_>> {
-        (self.sent.len() < self.room).then_some(TxToken(&mut self.sent))
+        (self.sent.len() < self.room).then_some(TxToken { sent: &mut self.sent, segment: 0 })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = MTU;
+        // Of what is larger than the guest's network allows, IPv6 packets would be dropped.
+        capabilities.max_transmission_unit = u16::MAX.into();
+        // The cutting is done where it has to be, and a card whose driver takes large frames spares it altogether.
+        capabilities.segmentation.tcpv4 = LARGEST;
+        capabilities.segmentation.tcpv6 = LARGEST;
+        // Sums are checked before segments come here, and filled in on the way to the guest.
+        capabilities.checksum.tcp = Checksum::None;
         capabilities
     }
 }
@@ -104,6 +135,8 @@ struct Flow {
     host_ended: bool,
     /// The guest has, and the host was told.
     guest_ended: bool,
+    /// How long the guest's segments are over IPv6.
+    segment: u16,
 }
 
 /// All connections of a network.
@@ -188,6 +221,9 @@ impl TcpFlows {
         target: Option<ForwardTarget>,
     ) {
         let Some(start) = TcpStart::parse(ip) else { return };
+        if packet::transport_checksum(ip.src, ip.dst, ip.protocol, ip.payload) != 0 {
+            return;
+        }
         let pair = (SocketAddr::new(ip.src, start.src), SocketAddr::new(ip.dst, start.dst));
         match self.by_pair.get(&pair) {
             Some(id) => {
@@ -197,16 +233,21 @@ impl TcpFlows {
                     return;
                 }
                 self.touched.insert(id);
+                if let (Some(longest), Some(flow)) = (start.longest, self.flows.get_mut(&id)) {
+                    flow.segment = longest.clamp(1, LONGEST_V6);
+                }
             }
             None if start.opens => {
                 if self.flows.len() >= self.most || start.src == 0 || start.dst == 0 {
                     return;
                 }
-                if packet::transport_checksum(ip.src, ip.dst, ip.protocol, ip.payload) != 0 {
-                    return;
-                }
                 let Some(target) = target else { return };
-                return self.call(pair, &target, ip, now_ns, poller, outbox);
+                let longest = start.longest.unwrap_or(USUAL_V6);
+                self.call(pair, &target, ip, now_ns, poller, outbox);
+                if let Some(flow) = self.by_pair.get(&pair).and_then(|id| self.flows.get_mut(id)) {
+                    flow.segment = longest.clamp(1, LONGEST_V6);
+                }
+                return;
             }
             // smoltcp answers with a reset.
             None => {}
@@ -229,7 +270,16 @@ impl TcpFlows {
         let id = self.next_id;
         self.next_id += 1;
         let state = State::Calling { syn: ip.whole.to_vec(), since: now_ns };
-        let flow = Flow { pair, host, state, readable: done, writable: done, host_ended: false, guest_ended: false };
+        let flow = Flow {
+            pair,
+            host,
+            state,
+            readable: done,
+            writable: done,
+            host_ended: false,
+            guest_ended: false,
+            segment: USUAL_V6,
+        };
         self.flows.insert(id, flow);
         self.by_pair.insert(pair, id);
         if done {
@@ -284,7 +334,16 @@ impl TcpFlows {
         self.next_id += 1;
         let state = State::Open(self.sockets.add(socket));
         let pair = (guest, far);
-        let flow = Flow { pair, host, state, readable: true, writable: true, host_ended: false, guest_ended: false };
+        let flow = Flow {
+            pair,
+            host,
+            state,
+            readable: true,
+            writable: true,
+            host_ended: false,
+            guest_ended: false,
+            segment: USUAL_V6,
+        };
         self.flows.insert(id, flow);
         self.by_pair.insert(pair, id);
     }
@@ -389,10 +448,18 @@ impl TcpFlows {
 
     fn poll(&mut self, now_ns: u64, outbox: &mut Outbox) {
         loop {
-            self.link.room = if outbox.has_room() { 64 } else { 0 };
+            self.link.room = if outbox.has_room() { ROUND } else { 0 };
             self.interface.poll(instant(now_ns), &mut self.link, &mut self.sockets);
             let sent = self.link.sent.len();
-            self.link.sent.drain(..).for_each(|packet| outbox.packet(&packet));
+            for Sent { frame, segment } in self.link.sent.drain(..) {
+                let segment = match segment {
+                    0 if frame.len() <= ETHERNET + MTU => 0,
+                    0 => large(&frame, &self.by_pair, &self.flows),
+                    // Guests may take longer segments than their network has.
+                    _ => segment.min(LONGEST_V4),
+                };
+                outbox.tcp(frame, segment);
+            }
             if sent < self.link.room.max(1) {
                 break;
             }
@@ -417,6 +484,18 @@ impl TcpFlows {
         // What could be done at once is done; a millisecond keeps a misjudgement from becoming a busy loop.
         let at = at.map(|at| (at.total_micros().max(0) as u64 * 1000).max(now_ns + 1_000_000));
         Some(at.unwrap_or(u64::MAX).min(self.next_sweep.max(now_ns + 1_000_000)))
+    }
+}
+
+/// How long the segments are that a large packet stands for where smoltcp does not say it: it does not over IPv6.
+fn large(frame: &[u8], by_pair: &HashMap<Pair, u64>, flows: &HashMap<u64, Flow>) -> u16 {
+    let pair = frame.get(ETHERNET..).and_then(Ip::parse).filter(|ip| ip.dst.is_ipv6()).and_then(|ip| {
+        let start = TcpStart::parse(&ip)?;
+        Some((SocketAddr::new(ip.dst, start.dst), SocketAddr::new(ip.src, start.src)))
+    });
+    match pair.map(|pair| by_pair.get(&pair).and_then(|id| flows.get(id))) {
+        Some(flow) => flow.map_or(USUAL_V6, |flow| flow.segment),
+        None => LONGEST_V4,
     }
 }
 

@@ -112,7 +112,7 @@ impl Filter {
         }
     }
 
-    /// Does a command; `pairs` is how many pairs of queues are used, at most `most`. `false`: it is refused.
+    /// Does a command about receiving or queues; `pairs` is how many pairs of queues are used, at most `most`. `false`: it is refused.
     pub fn command(&mut self, features: u64, bytes: &[u8], pairs: &mut usize, most: usize) -> bool {
         let Some(([class, command], data)) = bytes.split_first_chunk::<2>() else { return false };
         self.carry_out(features, (*class, *command), data, pairs, most).is_some()

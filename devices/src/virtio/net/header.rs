@@ -2,6 +2,7 @@
 
 use super::feature;
 use crate::offload::{self, Headers, be16};
+use crate::services::Unfinished;
 
 /// Bytes of the header: with the number of buffers, and as legacy drivers have it without merging.
 pub const LONG: usize = 12;
@@ -45,6 +46,27 @@ impl Header {
     pub fn received(right: bool, buffers: u16) -> Self {
         let flags = if right { flag::DATA_VALID } else { 0 };
         Self { flags, buffers, ..Self::default() }
+    }
+
+    /// The header of a received frame on which work is left to the driver.
+    pub fn unfinished(frame: &[u8], rest: Unfinished, buffers: u16) -> Self {
+        const SUM_OFFSET: u16 = 16;
+        let start = rest.sum.unwrap_or(0);
+        let offset = frame.get(usize::from(start) + 12).map_or(0, |byte| u16::from(byte >> 4) * 4);
+        let kind = match be16(frame, 12) {
+            _ if rest.segment == 0 => 0,
+            Some(0x86dd) => TCP_V6,
+            _ => TCP_V4,
+        };
+        Self {
+            flags: flag::NEEDS_CSUM,
+            kind,
+            header_len: if kind == 0 { 0 } else { start.saturating_add(offset) },
+            segment: rest.segment,
+            sum_start: start,
+            sum_offset: SUM_OFFSET,
+            buffers,
+        }
     }
 
     /// The header of `len` bytes, and the packet behind it.
@@ -94,20 +116,8 @@ impl Header {
         };
         let whole = headers.tcp && packet.len() <= longest;
         let mss = if whole { packet.len() } else { self.segment.into() };
-        let full = packet.len().saturating_sub(headers.transport);
-        offload::segment(packet, headers, mss, |mut frame| {
-            if headers.ipv4 {
-                offload::put(&mut frame, headers.ip + 10, &[0, 0]);
-                let end = headers.ip + usize::from(frame.get(headers.ip).copied().unwrap_or(0) & 0xf) * 4;
-                offload::put_sum(&mut frame, headers.ip, end, headers.ip + 10);
-            }
-            // The driver's sum over the pseudo header has the whole length in it: each segment has its own.
-            let len = frame.len().saturating_sub(headers.transport);
-            offload::add_to_sum(&mut frame, headers.sum, len as u32);
-            offload::add_to_sum(&mut frame, headers.sum, u32::from(!(full as u16)));
-            finish(&mut frame);
-            frames.push(frame);
-        });
+        // The driver's sum over the pseudo header has the whole length in it.
+        offload::segment_open(packet, headers, mss, |frame| frames.push(frame));
     }
 
     /// Where the headers of a large packet are; `None`: it is not large, or not what it says.

@@ -9,13 +9,14 @@ mod tests;
 use super::queue::{Chain, Queues};
 use super::{Parts, VirtioDevice};
 use crate::offload;
-use crate::services::{Dma, Doorbell, NetBackend, NetFrontend, WorkService, WorkTarget};
+use crate::services::{Dma, Doorbell, NetBackend, NetFrontend, Takes, Unfinished, WorkService, WorkTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::locked;
 use control::Filter;
 use header::Header;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Entries of a queue.
@@ -34,8 +35,14 @@ pub mod feature {
     pub const CSUM: u64 = 1 << 0;
     /// The driver believes us about checksums.
     pub const GUEST_CSUM: u64 = 1 << 1;
+    /// The driver can change what it takes of the three kinds beside this bit.
+    pub const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
     /// The address is in the configuration space.
     pub const MAC: u64 = 1 << 5;
+    /// The driver takes large TCP packets over IPv4.
+    pub const GUEST_TSO4: u64 = 1 << 7;
+    /// The same over IPv6.
+    pub const GUEST_TSO6: u64 = 1 << 8;
     /// Large TCP packets over IPv4 and IPv6, and such with congestion marks.
     pub const HOST_TSO4: u64 = 1 << 11;
     /// See [`HOST_TSO4`].
@@ -54,16 +61,24 @@ pub mod feature {
     pub const CTRL_VLAN: u64 = 1 << 19;
     /// More receive modes.
     pub const CTRL_RX_EXTRA: u64 = 1 << 20;
+    /// The driver can be asked to tell its network where it is.
+    pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     /// Several pairs of queues.
     pub const MQ: u64 = 1 << 22;
     /// The address can be changed.
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
     /// Large UDP packets.
     pub const HOST_USO: u64 = 1 << 56;
+    /// What the driver can turn off and on.
+    pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6;
 }
 
-/// Status in the configuration space: the link is up.
+/// Status in the configuration space: the link is up; the driver shall announce itself.
 const LINK_UP: u16 = 1;
+const ANNOUNCE: u16 = 2;
+/// Commands of the control queue that are not about receiving (5.1.6.5.4, 5.1.6.5.6): class and command.
+const ANNOUNCED: (u8, u8) = (3, 0);
+const SET_OFFLOADS: (u8, u8) = (5, 0);
 const TRANSMIT: u32 = 0;
 const RECEIVE: u32 = 1;
 const CONTROL: u32 = 2;
@@ -73,6 +88,10 @@ const CONTROL: u32 = 2;
 struct State {
     features: u64,
     started: bool,
+    /// Offloads that the driver takes now.
+    offloads: u64,
+    /// The driver was asked to announce itself and has not yet.
+    announce: bool,
     filter: Filter,
     /// Pairs of queues that the driver uses.
     pairs: usize,
@@ -92,12 +111,39 @@ impl State {
         Self {
             features: 0,
             started: false,
+            offloads: 0,
+            announce: false,
             filter: Filter::new(mac),
             pairs: 1,
             spare: vec![VecDeque::new(); pairs],
             starved: false,
             steering: vec![0; STEERING],
         }
+    }
+}
+
+impl State {
+    /// Does a command of the control queue; `most` is how many pairs of queues there are. `false`: it is refused.
+    fn command(&mut self, features: u64, bytes: &[u8], most: usize) -> bool {
+        let Some(([class, command], data)) = bytes.split_first_chunk::<2>() else { return false };
+        match (*class, *command) {
+            ANNOUNCED if features & feature::GUEST_ANNOUNCE != 0 => self.announce = false,
+            SET_OFFLOADS if features & feature::CTRL_GUEST_OFFLOADS != 0 => {
+                let wanted = data.first_chunk().map(|word| u64::from_le_bytes(*word));
+                let Some(wanted) = wanted.filter(|w| w & !(features & feature::GUEST_OFFLOADS) == 0) else {
+                    return false;
+                };
+                self.offloads = wanted;
+            }
+            _ => return self.filter.command(features, bytes, &mut self.pairs, most),
+        }
+        true
+    }
+
+    /// What may be left open in frames for the driver. Large ones come with open sums (5.1.3.1).
+    fn takes(&self) -> Takes {
+        let on = |bit: u64| self.started && self.offloads & bit != 0 && self.offloads & feature::GUEST_CSUM != 0;
+        Takes { sums: on(feature::GUEST_CSUM), large_v4: on(feature::GUEST_TSO4), large_v6: on(feature::GUEST_TSO6) }
     }
 }
 
@@ -108,8 +154,12 @@ impl State {
 pub struct VirtioNet {
     mac: [u8; 6],
     pairs: usize,
+    /// Features that are not offered.
+    without: u64,
     queues: Arc<Queues>,
     backend: Option<Arc<dyn NetBackend>>,
+    /// The cable is plugged in.
+    link: AtomicBool,
     transmit_bell: Box<dyn Doorbell>,
     receive_bell: Box<dyn Doorbell>,
     control_bell: Box<dyn Doorbell>,
@@ -118,21 +168,25 @@ pub struct VirtioNet {
 }
 
 impl VirtioNet {
-    /// A device with the address `mac` and `pairs` (1 to 8) pairs of queues, at the end of a cable to `backend`.
+    /// A device with the address `mac` and `pairs` (1 to 8) pairs of queues, at the end of a cable to `backend`. It
+    /// offers none of the features `without`, nor those that need them. With it comes the card as a network sees it.
     pub fn parts(
         mac: [u8; 6],
         pairs: u16,
+        without: u64,
         dma: Arc<dyn Dma>,
         backend: Option<Arc<dyn NetBackend>>,
         work: &dyn WorkService,
-    ) -> Parts {
+    ) -> (Parts, Arc<dyn NetFrontend>) {
         let pairs = usize::from(pairs.clamp(1, 8));
         // Receive and transmit queues in turn, the control queue last (5.1.2).
         let queues = Queues::new(dma, 2 * pairs + 1, QUEUE_SIZE);
         let device = Arc::new_cyclic(|this: &Weak<Self>| Self {
             mac,
             pairs,
+            without,
             queues: queues.clone(),
+            link: AtomicBool::new(backend.is_some()),
             backend,
             transmit_bell: work.doorbell(this.clone(), TRANSMIT),
             receive_bell: work.doorbell(this.clone(), RECEIVE),
@@ -140,11 +194,15 @@ impl VirtioNet {
             sending: Mutex::new(()),
             state: Mutex::new(State::new(mac, pairs)),
         });
+        let frontend: Arc<dyn NetFrontend> = device.clone();
         if let Some(backend) = &device.backend {
-            let frontend: Arc<dyn NetFrontend> = device.clone();
             backend.connect(Arc::downgrade(&frontend));
         }
-        Parts { device, queues }
+        (Parts { device, queues }, frontend)
+    }
+
+    fn link_up(&self) -> bool {
+        self.link.load(Ordering::SeqCst)
     }
 
     /// Where the control queue is: behind all pairs, or behind the first for a driver that knows of no more (5.1.2).
@@ -181,7 +239,7 @@ impl VirtioNet {
             }
         }
         drop(sending);
-        if let Some(backend) = self.backend.as_ref().filter(|_| !frames.is_empty()) {
+        if let Some(backend) = self.backend.as_ref().filter(|_| !frames.is_empty() && self.link_up()) {
             frames.iter().for_each(|frame| backend.send(frame));
             backend.sent();
         }
@@ -230,8 +288,11 @@ impl VirtioNet {
     }
 
     /// Gives the driver a frame. `false`: it has no buffers.
-    fn store(&self, frame: &[u8]) -> bool {
+    fn store(&self, frame: &[u8], rest: Unfinished) -> bool {
         let mut state = locked(&self.state);
+        if !self.link_up() {
+            return true;
+        }
         if !state.started || frame.len() < 14 || frame.len() > LONGEST || !state.filter.accepts(state.features, frame) {
             return true;
         }
@@ -246,14 +307,18 @@ impl VirtioNet {
         let mergeable = state.features & feature::MRG_RXBUF != 0;
         let needed = (header_len + frame.len()) as u64;
         let Some(chains) = self.room(&mut state, pair, needed, mergeable) else { return false };
-        let right = state.features & feature::GUEST_CSUM != 0 && offload::check_sums(frame).transport == Some(true);
+        let believes = state.offloads & feature::GUEST_CSUM != 0 && rest.sum.is_none();
+        let right = believes && offload::check_sums(frame).transport == Some(true);
         drop(state);
         if chains.iter().map(size).sum::<u64>() < needed {
             // Without merging a buffer has to hold any frame: one that does not comes back empty.
             chains.iter().for_each(|chain| self.queues.push(queue, chain.head, 0));
             return true;
         }
-        let header = Header::received(right, chains.len() as u16);
+        let header = match rest.sum {
+            Some(_) => Header::unfinished(frame, rest, chains.len() as u16),
+            None => Header::received(right, chains.len() as u16),
+        };
         let bytes = [&header.write()[..header_len], frame].concat();
         let mut rest = &bytes[..];
         let mut done = Vec::with_capacity(chains.len());
@@ -317,8 +382,7 @@ impl VirtioNet {
             let Some(chain) = self.queues.pop(queue) else { return };
             let done = self.gather(&chain).is_some_and(|bytes| {
                 let mut state = locked(&self.state);
-                let State { filter, pairs, .. } = &mut *state;
-                filter.command(features, &bytes, pairs, self.pairs)
+                state.command(features, &bytes, self.pairs)
             });
             let mut written = 0;
             if let Some(range) = chain.writable.iter().find(|range| range.len > 0) {
@@ -337,8 +401,21 @@ fn size(chain: &Chain) -> u64 {
 }
 
 impl NetFrontend for VirtioNet {
-    fn receive(&self, frame: &[u8]) -> bool {
-        self.store(frame)
+    fn receive(&self, frame: &[u8], rest: Unfinished) -> bool {
+        self.store(frame, rest)
+    }
+
+    fn takes(&self) -> Takes {
+        locked(&self.state).takes()
+    }
+
+    fn set_link(&self, up: bool) {
+        let up = up && self.backend.is_some();
+        if self.link.swap(up, Ordering::SeqCst) != up {
+            self.queues.config_changed();
+            // Frames that wait are not wanted any more, or can be taken again.
+            self.receive_bell.ring();
+        }
     }
 }
 
@@ -368,14 +445,27 @@ impl VirtioDevice for VirtioNet {
     fn features(&self) -> u64 {
         use feature::*;
         let several = if self.pairs > 1 { MQ } else { 0 };
-        let control = CTRL_VQ | CTRL_RX | CTRL_VLAN | CTRL_RX_EXTRA | CTRL_MAC_ADDR;
-        let offloads = CSUM | GUEST_CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
-        MAC | STATUS | MRG_RXBUF | control | offloads | several
+        let control = CTRL_VQ | CTRL_RX | CTRL_VLAN | CTRL_RX_EXTRA | CTRL_MAC_ADDR | GUEST_ANNOUNCE;
+        let offloads = CSUM | GUEST_OFFLOADS | CTRL_GUEST_OFFLOADS | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
+        let mut all = (MAC | STATUS | MRG_RXBUF | control | offloads | several) & !self.without;
+        // What a feature needs (5.1.3.1).
+        for (needed, by) in [
+            (CSUM, HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO),
+            (GUEST_CSUM, GUEST_TSO4 | GUEST_TSO6),
+            (CTRL_VQ, control | MQ | CTRL_GUEST_OFFLOADS),
+            (STATUS, GUEST_ANNOUNCE),
+        ] {
+            all &= if all & needed == 0 { !by } else { u64::MAX };
+        }
+        all
     }
 
     fn config(&self) -> Vec<u8> {
-        let status = if self.backend.is_some() { LINK_UP } else { 0 };
-        let mac = locked(&self.state).filter.mac();
+        let state = locked(&self.state);
+        let announce = if state.announce { ANNOUNCE } else { 0 };
+        let status = announce | if self.link_up() { LINK_UP } else { 0 };
+        let mac = state.filter.mac();
+        drop(state);
         let mut bytes = mac.to_vec();
         bytes.extend_from_slice(&status.to_le_bytes());
         bytes.extend_from_slice(&(self.pairs as u16).to_le_bytes());
@@ -394,6 +484,7 @@ impl VirtioDevice for VirtioNet {
     fn start(&self, features: u64) {
         let mut state = locked(&self.state);
         (state.features, state.started) = (features, true);
+        state.offloads = features & feature::GUEST_OFFLOADS;
     }
 
     fn notify(&self, index: usize) {
@@ -435,8 +526,14 @@ impl VirtioDevice for VirtioNet {
             return Err(StateError::Malformed { device: self.name(), reason });
         }
         if !check {
-            let _sending = locked(&self.sending);
-            *locked(&self.state) = new;
+            // Whoever talks to the guest may not know where it is now.
+            let announce = new.started && new.features & feature::GUEST_ANNOUNCE != 0;
+            let sending = locked(&self.sending);
+            *locked(&self.state) = State { announce: announce || new.announce, ..new };
+            drop(sending);
+            if announce {
+                self.queues.config_changed();
+            }
             self.transmit_bell.ring();
             self.receive_bell.ring();
         }
@@ -447,7 +544,7 @@ impl VirtioDevice for VirtioNet {
         let state = locked(&self.state);
         let [a, b, c, d, e, f] = state.filter.mac();
         out.field("mac", format_args!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
-        out.field("link", if self.backend.is_some() { "up" } else { "down" });
+        out.field("link", if self.link_up() { "up" } else { "down" });
         out.field("features", format_args!("{:#x}", state.features));
         out.field("pairs", format_args!("{} of {}", state.pairs, self.pairs));
     }

@@ -26,7 +26,7 @@ struct Bench {
 impl Bench {
     fn new(features: u64) -> Self {
         let (memory, host, work) = (FakeMemory::new(1 << 20), Arc::new(FakeNet::default()), FakeWork::default());
-        let Parts { device, queues } = VirtioNet::parts(MAC, 1, memory.clone(), Some(host.clone()), &work);
+        let (Parts { device, queues }, _) = VirtioNet::parts(MAC, 1, 0, memory.clone(), Some(host.clone()), &work);
         let driver = |base| Driver::new(memory.clone(), base, 64);
         for (index, base) in [RECEIVE_QUEUE, TRANSMIT_QUEUE, CONTROL_QUEUE].into_iter().enumerate() {
             queues.with(index, |queue| {
@@ -202,6 +202,50 @@ fn state_and_reset() {
     assert_eq!(b.queues.count(), 3);
 }
 
+#[test]
+fn drivers_take_large_frames_with_open_sums_as_long_as_they_want() {
+    let offloads = feature::GUEST_OFFLOADS | feature::CTRL_GUEST_OFFLOADS | feature::CTRL_VQ;
+    let mut b = Bench::new(MODERN | feature::MRG_RXBUF | offloads);
+    let card = b.host.card();
+    assert_eq!(card.takes(), Takes { sums: true, large_v4: true, large_v6: true });
+    let mut large = frame(MAC, 4000);
+    large[12..14].copy_from_slice(&[8, 0]);
+    large[34 + 12] = 0x80;
+    b.receive.add(&[(BUFFERS, 5000, true)]);
+    assert!(card.receive(&large, Unfinished { sum: Some(34), segment: 1448 }));
+    assert_eq!(b.receive.used().iter().map(|(_, len)| *len).collect::<Vec<_>>(), [4012]);
+    assert_eq!(b.read(BUFFERS, 12), [1, 1, 66, 0, 0xa8, 5, 34, 0, 16, 0, 1, 0], "TCP over IPv4, 66 bytes of headers");
+    large[12..14].copy_from_slice(&[0x86, 0xdd]);
+    b.receive.add(&[(BUFFERS, 5000, true)]);
+    assert!(card.receive(&large, Unfinished { sum: Some(54), segment: 1440 }));
+    assert_eq!(b.read(BUFFERS, 2), [1, 4]);
+    b.receive.add(&[(BUFFERS, 5000, true)]);
+    assert!(card.receive(&large, Unfinished { sum: Some(54), segment: 0 }));
+    assert_eq!(b.read(BUFFERS, 10), [1, 0, 0, 0, 0, 0, 54, 0, 16, 0], "one segment");
+    assert!(b.command(&[5, 0, 2, 0, 0, 0, 0, 0, 0, 0]));
+    assert_eq!(card.takes(), Takes { sums: true, large_v4: false, large_v6: false });
+    assert!(!b.command(&[5, 0, 0xff, 0, 0, 0, 0, 0, 0, 0]) && !b.command(&[5, 0, 2]));
+    assert_eq!(Bench::new(MODERN).host.card().takes(), Takes::default());
+}
+
+#[test]
+fn the_cable_can_be_pulled_out_and_guests_announce_themselves() {
+    let mut b = Bench::new(MODERN | feature::CTRL_VQ | feature::GUEST_ANNOUNCE);
+    assert_eq!(b.device.config()[6], 1);
+    b.host.card().set_link(false);
+    assert_eq!(b.device.config()[6], 0);
+    assert_eq!(b.send(&[0; 12], &frame([0xff; 6], 100)), Vec::<Vec<u8>>::new());
+    b.receive.add(&[(BUFFERS + 0x800, 1600, true)]);
+    assert!(b.host.deliver(&frame(MAC, 100)) && b.receive.used().is_empty(), "lost");
+    b.host.card().set_link(true);
+    assert_eq!(b.send(&[0; 12], &frame([0xff; 6], 100)).len(), 1);
+    let saved = b.device.save();
+    b.device.restore(&saved, false).unwrap();
+    assert_eq!(b.device.config()[6], 3, "the driver is asked");
+    assert!(b.command(&[3, 0]));
+    assert_eq!(b.device.config()[6], 1);
+}
+
 /// Headers, packets and commands of random bytes, buffers of random sizes.
 #[test]
 fn hostile_drivers_harm_nobody() {
@@ -217,7 +261,11 @@ fn hostile_drivers_harm_nobody() {
                 (BUFFERS + random.below(0x5000), random.below(1 << bits) as u32, write)
             };
             let (one, two) = (piece(&mut random, false), piece(&mut random, false));
-            match random.below(4) {
+            match random.below(5) {
+                4 => {
+                    let rest = Unfinished { sum: Some(random.next() as u16), segment: random.next() as u16 };
+                    b.host.card().receive(&frame(MAC, random.below(3000) as usize), rest);
+                }
                 0 => drop(b.receive.add(&[piece(&mut random, true)])),
                 1 => drop(b.transmit.add(&[one, two])),
                 2 => drop(b.control.add(&[one, piece(&mut random, true)])),

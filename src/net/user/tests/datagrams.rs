@@ -3,6 +3,7 @@
 use super::super::packet::{self, Ip, Udp};
 use super::guest::{ADDRESS, MAC, World, address, config, via_gateway};
 use crate::cli::config::network::{HostForward, UserNetConfig};
+use brolga_devices::services::Takes;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{dhcpv4, icmp, udp};
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr};
@@ -112,11 +113,12 @@ fn long_datagrams_are_fragmented_both_ways() {
     let start = std::time::Instant::now();
     let back = loop {
         world.stack.serve(world.now);
-        let whole = std::iter::from_fn(|| world.stack.pop()).find_map(|frame| {
-            let ip = Ip::parse(frame.get(14..)?)?;
-            assert!(frame.len() <= 1514);
-            parts.add(&ip).map(|payload| packet::ip(ip.src, ip.dst, ip.protocol, 64, &payload))
-        });
+        let whole =
+            std::iter::from_fn(|| world.stack.pop(Takes::default()).map(|frame| frame.bytes)).find_map(|frame| {
+                let ip = Ip::parse(frame.get(14..)?)?;
+                assert!(frame.len() <= 1514);
+                parts.add(&ip).map(|payload| packet::ip(ip.src, ip.dst, ip.protocol, 64, &payload))
+            });
         if let Some(packet) = whole {
             break Udp::parse(&Ip::parse(&packet).unwrap()).unwrap().payload.to_vec();
         }
@@ -222,7 +224,7 @@ fn ipv6_guests_find_router_prefix_and_neighbours() {
     let solicit = packet::icmpv6(link_local, all_routers, &[133, 0, 0, 0, 0, 0, 0, 0]);
     let frame = packet::frame([0x33, 0x33, 0, 0, 0, 2], MAC, packet::ethertype::IPV6, &solicit);
     world.stack.guest_frame(&frame, 0);
-    let frame = world.stack.pop().expect("an advertisement");
+    let frame = world.stack.pop(Takes::default()).expect("an advertisement").bytes;
     assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
     let ip = Ip::parse(&frame[14..]).unwrap();
     assert_eq!((ip.src, ip.ttl), ("fe80::2".parse().unwrap(), 255));

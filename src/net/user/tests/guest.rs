@@ -4,6 +4,7 @@ use super::super::resolver::Resolver;
 use super::super::stack::Stack;
 use crate::cli::config::network::UserNetConfig;
 use crate::net::poller::Poller;
+use brolga_devices::services::Takes;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
@@ -136,7 +137,8 @@ impl World {
         self.disturb(&mut frames);
         frames.iter().for_each(|frame| self.stack.guest_frame(frame, self.now));
         self.stack.serve(self.now);
-        let mut frames: VecDeque<_> = std::iter::from_fn(|| self.stack.pop()).collect();
+        let mut frames: VecDeque<_> =
+            std::iter::from_fn(|| self.stack.pop(Takes::default()).map(|frame| frame.bytes)).collect();
         self.disturb(&mut frames);
         self.cable.received.extend(frames);
     }

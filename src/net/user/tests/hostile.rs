@@ -2,6 +2,7 @@
 
 use super::super::packet;
 use super::guest::{ADDRESS, MAC, Random, World, config};
+use brolga_devices::services::Takes;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
@@ -71,7 +72,7 @@ fn changed_cut_and_random_frames_do_no_harm() {
         }
         if i % 50 == 0 {
             world.stack.serve(world.now);
-            let waiting = std::iter::from_fn(|| world.stack.pop()).count();
+            let waiting = std::iter::from_fn(|| world.stack.pop(Takes::default())).count();
             assert!(waiting <= 1024, "{waiting} frames");
         }
         let (tcp, udp) = world.stack.counts();
@@ -89,7 +90,7 @@ fn a_flood_of_connections_is_bounded_and_leaves_the_network_usable() {
         world.stack.guest_frame(&in_frame(&syn(from, server)), world.now);
         if port % 100 == 0 {
             world.stack.serve(world.now);
-            while world.stack.pop().is_some() {}
+            while world.stack.pop(Takes::default()).is_some() {}
         }
     }
     let most = world.stack.counts().0;
@@ -99,7 +100,7 @@ fn a_flood_of_connections_is_bounded_and_leaves_the_network_usable() {
     for _ in 0..80 {
         world.now += 10_000_000_000;
         world.stack.serve(world.now);
-        while world.stack.pop().is_some() {}
+        while world.stack.pop(Takes::default()).is_some() {}
     }
     assert_eq!(world.stack.counts().0, 0);
 }
