@@ -20,6 +20,7 @@ pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod rtc;
+pub mod scsi;
 pub mod services;
 pub mod state;
 pub mod uart;

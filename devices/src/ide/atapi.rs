@@ -1,8 +1,9 @@
 //! How a CD drive takes packet commands over an IDE channel (ATA/ATAPI-7 volume 2, 11.8 and 11.9).
 
 use super::drive::{CHUNK, Drive, Outcome, Task};
-use super::optical::{Answer, BLOCK, Sense};
 use super::{error, identify, reason, status};
+use crate::scsi::optical::{BLOCK, Facts};
+use crate::scsi::{Answer, Carrier, Identity, Sense};
 use crate::services::{DiskBuffer, DiskRequest};
 use crate::unimp;
 
@@ -67,10 +68,12 @@ impl Drive {
     pub fn packet(&mut self, dma: bool) -> Outcome {
         let limit = u16::from(self.state.regs.high) << 8 | u16::from(self.state.regs.mid);
         let packet = std::mem::take(&mut self.state.buffer);
-        let blocks = self.blocks();
-        match self.state.optical.command(&packet, blocks) {
+        let (blocks, identity) = (self.blocks(), self.identity());
+        match self.state.optical.command(&packet, &Facts { blocks, identity: &identity }) {
             Answer::Done => self.packet_done(),
             Answer::Check(sense) => self.packet_failed(sense),
+            // The blocks exist, and the host's file is readable as long as reads find it so.
+            Answer::Verify { .. } => self.packet_done(),
             Answer::Data(bytes) if dma => {
                 (self.state.task, self.state.buffer) = (Task::PacketDmaData, bytes);
                 self.wait_for_master()
@@ -88,6 +91,22 @@ impl Drive {
                 let request = self.packet_request(first, count);
                 self.submit(request)
             }
+            // Nothing goes to a CD drive over a channel.
+            _ => self.packet_failed(Sense::BAD_COMMAND),
+        }
+    }
+
+    /// What the drive answers to INQUIRY.
+    fn identity(&self) -> Identity {
+        Identity {
+            cd: true,
+            carrier: Carrier::Atapi,
+            vendor: "BROLGA".to_owned(),
+            product: self.model.clone(),
+            revision: self.version.clone(),
+            serial: self.serial.clone(),
+            id: String::new(),
+            wwn: None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! One drive: its registers, what it is doing, and how data goes through its buffer.
 
-use super::optical::Optical;
 use super::{SECTOR, device, error, reason, status};
+use crate::scsi::Sense;
+use crate::scsi::optical::{self, Optical};
 use crate::services::{Disk, DiskBuffer, DiskDone, DiskRequest, GuestRange};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -331,7 +332,7 @@ impl Drive {
         match self.state.task {
             _ if self.state.waiting => None,
             Task::Dma { count, write, .. } => Some((count * SECTOR, write)),
-            Task::PacketDma { count, .. } => Some((count * super::optical::BLOCK, false)),
+            Task::PacketDma { count, .. } => Some((count * optical::BLOCK, false)),
             Task::PacketDmaData => Some((self.state.buffer.len() as u64, false)),
             _ => None,
         }
@@ -348,7 +349,7 @@ impl Drive {
                 self.submit(DiskRequest::Write { offset: next * SECTOR, buffer });
             }
             Task::PacketDma { next, .. } => {
-                self.submit(DiskRequest::Read { offset: next * super::optical::BLOCK, buffer });
+                self.submit(DiskRequest::Read { offset: next * optical::BLOCK, buffer });
             }
             _ => {}
         }
@@ -386,7 +387,7 @@ impl Drive {
                 }
             }
             Task::PacketRead { next, left, limit } => {
-                let (blocks, limit) = (fetched / super::optical::BLOCK, *limit);
+                let (blocks, limit) = (fetched / optical::BLOCK, *limit);
                 (*next, *left) = (next.saturating_add(blocks), left.saturating_sub(blocks));
                 (self.state.buffer, self.state.at) = (bytes, 0);
                 self.packet_block(limit)
@@ -399,7 +400,7 @@ impl Drive {
     /// The disk failed the request of the present task.
     fn refused(&mut self) -> Outcome {
         match self.state.task {
-            Task::PacketRead { .. } | Task::PacketDma { .. } => self.packet_failed(super::optical::Sense::UNREADABLE),
+            Task::PacketRead { .. } | Task::PacketDma { .. } => self.packet_failed(Sense::UNREADABLE),
             Task::Read { next, .. } | Task::Dma { next, write: false, .. } => {
                 self.set_address(next);
                 self.fail(error::UNC)

@@ -9,7 +9,6 @@ pub mod bus_master;
 mod channel;
 mod drive;
 mod identify;
-pub mod optical;
 #[cfg(test)]
 mod tests;
 

@@ -1,5 +1,7 @@
 //! A CD or DVD drive as its commands show it (SCSI Primary Commands 3 and Multimedia Commands 4), whatever carries them.
 
+use super::mode::{self, Head, Values};
+use super::{Answer, Cdb, Identity, Sense, capacity_10, capacity_16, data, within};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a block.
@@ -10,33 +12,6 @@ const CD_BLOCKS: u64 = 80 * 60 * 75;
 const LEAD_IN: u64 = 150;
 /// Number that the lead-out has in a table of contents.
 const LEAD_OUT: u8 = 0xaa;
-
-/// Why a command failed: sense key, and code with qualifier (SPC-3 4.5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sense {
-    /// Sense key.
-    pub key: u8,
-    /// Additional sense code and qualifier.
-    pub code: (u8, u8),
-}
-
-impl Sense {
-    const NO_MEDIUM: Self = Self::new(2, 0x3a, 0x00);
-    const TRAY_OPEN: Self = Self::new(2, 0x3a, 0x02);
-    /// The medium could not be read.
-    pub const UNREADABLE: Self = Self::new(3, 0x11, 0x00);
-    const BAD_COMMAND: Self = Self::new(5, 0x20, 0x00);
-    const BEYOND_END: Self = Self::new(5, 0x21, 0x00);
-    const BAD_FIELD: Self = Self::new(5, 0x24, 0x00);
-    const LOCKED: Self = Self::new(5, 0x53, 0x02);
-    const CHANGED: Self = Self::new(6, 0x28, 0x00);
-    const POWERED_ON: Self = Self::new(6, 0x29, 0x00);
-
-    const fn new(key: u8, code: u8, qualifier: u8) -> Self {
-        Self { key, code: (code, qualifier) }
-    }
-}
 
 /// What the media event notification tells next (MMC-4 6.7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,35 +36,12 @@ pub struct Optical {
     event: Event,
 }
 
-/// What becomes of a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It is done.
-    Done,
-    /// These bytes go to the host.
-    Data(Vec<u8>),
-    /// These blocks go to the host. They exist.
-    Read {
-        /// First block.
-        first: u64,
-        /// How many; not 0.
-        count: u64,
-    },
-    /// It failed.
-    Check(Sense),
-}
-
-/// Big-endian fields of a command.
-struct Packet<'a>(&'a [u8]);
-
-impl Packet<'_> {
-    fn byte(&self, at: usize) -> u8 {
-        self.0.get(at).copied().unwrap_or(0)
-    }
-
-    fn number(&self, at: usize, len: usize) -> u64 {
-        (at..at + len).fold(0, |acc, i| acc << 8 | u64::from(self.byte(i)))
-    }
+/// What is known of the drive from outside.
+pub struct Facts<'a> {
+    /// Blocks of the medium.
+    pub blocks: u64,
+    /// What it says it is.
+    pub identity: &'a Identity,
 }
 
 impl Optical {
@@ -128,17 +80,31 @@ impl Optical {
         self.tray_open
     }
 
-    /// Carries a command out on a medium of `blocks` blocks.
-    pub fn command(&mut self, packet: &[u8], blocks: u64) -> Answer {
-        let answer = self.dispatch(&Packet(packet), blocks).unwrap_or_else(Answer::Check);
-        let asked = packet.first() == Some(&0x03);
+    /// What the next command is refused for.
+    pub fn attend(&mut self, sense: Sense) {
+        self.attention = Some(sense);
+    }
+
+    /// Carries a command out.
+    pub fn command(&mut self, packet: &[u8], facts: &Facts) -> Answer {
+        let answer = self.dispatch(Cdb(packet), facts).unwrap_or_else(Answer::Check);
         match answer {
             Answer::Check(sense) => self.sense = sense,
             // What was asked for is told once.
             _ => self.sense = Sense::default(),
         }
-        debug_assert!(!asked || !matches!(answer, Answer::Check(_)), "REQUEST SENSE does not fail");
         answer
+    }
+
+    /// The host's list for a command that asked for it: MODE SELECT.
+    pub fn parameters(&mut self, packet: &[u8], list: &[u8]) -> Answer {
+        match mode::chosen(Cdb(packet), list, |values| self.pages(values)) {
+            Ok(_) => Answer::Done,
+            Err(sense) => {
+                self.sense = sense;
+                Answer::Check(sense)
+            }
+        }
     }
 
     /// A command failed after it had begun.
@@ -146,45 +112,72 @@ impl Optical {
         self.sense = sense;
     }
 
-    fn dispatch(&mut self, p: &Packet, blocks: u64) -> Result<Answer, Sense> {
-        let data = |bytes: Vec<u8>, allocated: u64| {
-            let mut bytes = bytes;
-            bytes.truncate(allocated as usize);
-            Ok(if bytes.is_empty() { Answer::Done } else { Answer::Data(bytes) })
-        };
+    fn dispatch(&mut self, p: Cdb, facts: &Facts) -> Result<Answer, Sense> {
+        let blocks = facts.blocks;
         match p.byte(0) {
-            0x03 => return data(self.request_sense(), p.number(4, 1)),
-            0x12 => return data(inquiry(), p.number(3, 2)),
-            0x46 => return data(self.configuration(p, blocks)?, p.number(7, 2)),
-            0x4a => return data(self.event_status(p)?, p.number(7, 2)),
+            0x03 => return Ok(data(self.attention.take().unwrap_or(self.sense).bytes().to_vec(), p.number(4, 1))),
+            0x12 => return Ok(data(facts.identity.inquiry(p)?, p.number(3, 2))),
+            0x46 => return Ok(data(self.configuration(p, blocks)?, p.number(7, 2))),
+            0x4a => return Ok(data(self.event_status(p)?, p.number(7, 2))),
             _ => {}
         }
         if let Some(sense) = self.attention.take() {
             return Err(sense);
         }
         match p.byte(0) {
-            0x00 => self.ready().map(|()| Answer::Done),
-            0x1b => self.start_stop(p),
+            0x1b => return self.start_stop(p),
             0x1e => {
                 self.locked = p.byte(4) & 1 != 0;
-                Ok(Answer::Done)
+                return Ok(Answer::Done);
             }
-            0x25 => self.ready().and_then(|()| data(capacity(blocks), 8)),
-            0x28 => self.read(p.number(2, 4), p.number(7, 2), blocks),
-            0xa8 => self.read(p.number(2, 4), p.number(6, 4), blocks),
-            0xbe => self.read_cd(p, blocks),
-            0x2b => self.ready().and_then(|()| match p.number(2, 4) < blocks {
-                true => Ok(Answer::Done),
-                false => Err(Sense::BEYOND_END),
-            }),
-            0x42 => self.ready().and_then(|()| data(sub_channel(p), p.number(7, 2))),
-            0x43 => self.ready().and_then(|()| data(contents(p, blocks)?, p.number(7, 2))),
-            0x51 => self.ready().and_then(|()| data(disc_information(p)?, p.number(7, 2))),
-            0x5a => data(self.mode_sense(p)?, p.number(7, 2)),
-            0xbd => data(vec![0, if self.tray_open { 0x10 } else { 0 }, 0, 0, 0, 1, 0, 0], p.number(8, 2)),
-            // The speed is the host's.
-            0xbb => Ok(Answer::Done),
-            _ => Err(Sense::BAD_COMMAND),
+            0x1a | 0x5a => {
+                // Medium type: a data CD, no disc, or door open.
+                let medium = match (self.tray_open, self.loaded) {
+                    (true, _) => 0x71,
+                    (_, false) => 0x70,
+                    _ => 0x01,
+                };
+                let head = Head { medium, specific: 0, descriptor: None };
+                return mode::sense(p, &head, |values| self.pages(values));
+            }
+            0x15 | 0x55 => return mode::select(p),
+            0xbd => return Ok(data(vec![0, if self.tray_open { 0x10 } else { 0 }, 0, 0, 0, 1, 0, 0], p.number(8, 2))),
+            // The speed is the host's; and the only host always gets its reservation.
+            0xbb | 0x16 | 0x17 | 0x1d => return Ok(Answer::Done),
+            _ => {}
+        }
+        self.medium_command(p, blocks)
+    }
+
+    /// Commands that a medium is needed for.
+    fn medium_command(&self, p: Cdb, blocks: u64) -> Result<Answer, Sense> {
+        let known = [0x00, 0x08, 0x25, 0x28, 0x2b, 0x2f, 0x35, 0x42, 0x43, 0x51, 0x52, 0x88, 0x9e, 0xa8, 0xad, 0xbe];
+        if !known.contains(&p.byte(0)) {
+            return Err(Sense::BAD_COMMAND);
+        }
+        self.ready()?;
+        match p.byte(0) {
+            0x25 => Ok(data(capacity_10(blocks, BLOCK as u32), 8)),
+            0x9e if p.byte(1) & 0x1f == 0x10 => Ok(data(capacity_16(blocks, BLOCK as u32), p.number(10, 4))),
+            0x9e => Err(Sense::BAD_FIELD),
+            0x08 | 0x28 | 0xa8 | 0x88 => {
+                let (first, count) = p.blocks();
+                read(first, count, blocks)
+            }
+            0xbe => read_cd(p, blocks),
+            0x2b => within(p.number(2, 4), 1, blocks).map(|()| Answer::Done),
+            0x2f => {
+                let (first, count) = p.blocks();
+                within(first, count, blocks)?;
+                Ok(if count == 0 { Answer::Done } else { Answer::Verify { first, count } })
+            }
+            0x42 => Ok(data(sub_channel(p), p.number(7, 2))),
+            0x43 => Ok(data(contents(p, blocks)?, p.number(7, 2))),
+            0x51 => Ok(data(disc_information(p)?, p.number(7, 2))),
+            0x52 => Ok(data(track_information(p, blocks)?, p.number(7, 2))),
+            0xad => Ok(data(dvd_structure(p, blocks)?, p.number(8, 2))),
+            // TEST UNIT READY, and SYNCHRONIZE CACHE of what is never written.
+            _ => Ok(Answer::Done),
         }
     }
 
@@ -196,26 +189,7 @@ impl Optical {
         }
     }
 
-    fn read(&self, first: u64, count: u64, blocks: u64) -> Result<Answer, Sense> {
-        self.ready()?;
-        match (count, first + count <= blocks) {
-            (_, false) => Err(Sense::BEYOND_END),
-            (0, true) => Ok(Answer::Done),
-            _ => Ok(Answer::Read { first, count }),
-        }
-    }
-
-    /// READ CD (MMC-4 6.20), the user data of data blocks only.
-    fn read_cd(&self, p: &Packet, blocks: u64) -> Result<Answer, Sense> {
-        let expected = p.byte(1) >> 2 & 7;
-        match (expected, p.byte(9) & 0xf8) {
-            (_, 0) => self.ready().map(|()| Answer::Done),
-            (0 | 2 | 4, 0x10) => self.read(p.number(2, 4), p.number(6, 3), blocks),
-            _ => Err(Sense::BAD_FIELD),
-        }
-    }
-
-    fn start_stop(&mut self, p: &Packet) -> Result<Answer, Sense> {
+    fn start_stop(&mut self, p: Cdb) -> Result<Answer, Sense> {
         let (load_eject, start) = (p.byte(4) & 2 != 0, p.byte(4) & 1 != 0);
         match (load_eject, start) {
             (true, false) if self.locked => return Err(Sense::LOCKED),
@@ -231,15 +205,8 @@ impl Optical {
         Ok(Answer::Done)
     }
 
-    fn request_sense(&mut self) -> Vec<u8> {
-        let Sense { key, code: (code, qualifier) } = self.attention.take().unwrap_or(self.sense);
-        let mut out = vec![0; 18];
-        (out[0], out[2], out[7], out[12], out[13]) = (0x70, key, 10, code, qualifier);
-        out
-    }
-
     /// GET CONFIGURATION (MMC-4 6.6): profiles, core and removable medium.
-    fn configuration(&self, p: &Packet, blocks: u64) -> Result<Vec<u8>, Sense> {
+    fn configuration(&self, p: Cdb, blocks: u64) -> Result<Vec<u8>, Sense> {
         let (kind, start) = (p.byte(1) & 3, p.number(2, 2));
         if kind == 3 {
             return Err(Sense::BAD_FIELD);
@@ -270,7 +237,7 @@ impl Optical {
     }
 
     /// GET EVENT STATUS NOTIFICATION (MMC-4 6.7), polled; there are media events.
-    fn event_status(&mut self, p: &Packet) -> Result<Vec<u8>, Sense> {
+    fn event_status(&mut self, p: Cdb) -> Result<Vec<u8>, Sense> {
         const MEDIA: u8 = 4;
         if p.byte(1) & 1 == 0 {
             return Err(Sense::BAD_FIELD);
@@ -288,52 +255,81 @@ impl Optical {
         Ok(vec![0, 6, MEDIA, 1 << MEDIA, event, present | u8::from(self.tray_open), 0, 0])
     }
 
-    /// MODE SENSE: error recovery, audio control and capabilities pages.
-    fn mode_sense(&self, p: &Packet) -> Result<Vec<u8>, Sense> {
-        let page: Vec<u8> = match (p.byte(2) >> 6, p.byte(2) & 0x3f) {
-            (3, _) => return Err(Sense::new(5, 0x39, 0)),
-            (_, 0x01) => vec![0x01, 6, 0, 5, 0, 0, 0, 0],
-            (_, 0x0e) => vec![0x0e, 0x0e, 4, 0, 0, 0, 0, 0, 1, 0xff, 2, 0xff, 0, 0, 0, 0],
-            (_, 0x2a | 0x3f) => {
-                let mut page = vec![0; 20];
-                // Reads CD-R, CD-RW and DVD-ROM; tray, lock and eject; locked now; 706 kB/s and 2 volume levels.
-                (page[0], page[1], page[2]) = (0x2a, 18, 0x3b);
-                page[6] = 0x29 | u8::from(self.locked) << 1;
-                page[8..10].copy_from_slice(&706u16.to_be_bytes());
-                page[11] = 2;
-                page[12..14].copy_from_slice(&512u16.to_be_bytes());
-                page[14..16].copy_from_slice(&706u16.to_be_bytes());
-                page
-            }
-            _ => return Err(Sense::BAD_FIELD),
-        };
-        let mut out = (page.len() as u16 + 6).to_be_bytes().to_vec();
-        // Medium type: a data CD, no disc, or door open.
-        out.push(match (self.tray_open, self.loaded) {
-            (true, _) => 0x71,
-            (_, false) => 0x70,
-            _ => 0x01,
-        });
-        out.resize(8, 0);
-        out.extend(page);
-        Ok(out)
+    /// Error recovery, audio control and capabilities pages.
+    fn pages(&self, values: Values) -> Vec<Vec<u8>> {
+        if values == Values::Changeable {
+            let page = |code: u8, len: usize| [vec![code, len as u8], vec![0; len]].concat();
+            return vec![page(0x01, 6), page(0x0e, 14), page(0x2a, 18)];
+        }
+        let recovery = vec![0x01, 6, 0, 5, 0, 0, 0, 0];
+        let audio = vec![0x0e, 0x0e, 4, 0, 0, 0, 0, 0, 1, 0xff, 2, 0xff, 0, 0, 0, 0];
+        let mut page = vec![0; 20];
+        // Reads CD-R, CD-RW and DVD-ROM; tray, lock and eject; locked now; 706 kB/s and 2 volume levels.
+        (page[0], page[1], page[2]) = (0x2a, 18, 0x3b);
+        page[6] = 0x29 | u8::from(self.locked) << 1;
+        page[8..10].copy_from_slice(&706u16.to_be_bytes());
+        page[11] = 2;
+        page[12..14].copy_from_slice(&512u16.to_be_bytes());
+        page[14..16].copy_from_slice(&706u16.to_be_bytes());
+        vec![recovery, audio, page]
     }
 }
 
-fn inquiry() -> Vec<u8> {
-    let mut out = vec![0x05, 0x80, 0x00, 0x21, 31, 0, 0, 0];
-    out.extend(b"BROLGA  BROLGA DVD-ROM  1.0 ");
-    out
+fn read(first: u64, count: u64, blocks: u64) -> Result<Answer, Sense> {
+    within(first, count, blocks)?;
+    Ok(if count == 0 { Answer::Done } else { Answer::Read { first, count } })
 }
 
-/// READ CAPACITY: the last block, and their size.
-fn capacity(blocks: u64) -> Vec<u8> {
-    let last = blocks.saturating_sub(1).min(u32::MAX.into()) as u32;
-    [last.to_be_bytes(), (BLOCK as u32).to_be_bytes()].concat()
+/// READ CD (MMC-4 6.20), the user data of data blocks only.
+fn read_cd(p: Cdb, blocks: u64) -> Result<Answer, Sense> {
+    let expected = p.byte(1) >> 2 & 7;
+    match (expected, p.byte(9) & 0xf8) {
+        (_, 0) => Ok(Answer::Done),
+        (0 | 2 | 4, 0x10) => read(p.number(2, 4), p.number(6, 3), blocks),
+        _ => Err(Sense::BAD_FIELD),
+    }
+}
+
+/// READ TRACK INFORMATION (MMC-4 6.33): there is one track.
+fn track_information(p: Cdb, blocks: u64) -> Result<Vec<u8>, Sense> {
+    let number = p.number(2, 4);
+    match p.byte(1) & 3 {
+        0 => within(number, 1, blocks)?,
+        1 | 2 if number == 1 => {}
+        _ => return Err(Sense::BAD_FIELD),
+    }
+    let mut out = vec![0; 36];
+    // Its length, track and session; data, recorded at once, mode 1.
+    (out[1], out[2], out[3], out[5], out[6]) = (34, 1, 1, 4, 1);
+    out[24..28].copy_from_slice(&(blocks.min(u32::MAX.into()) as u32).to_be_bytes());
+    Ok(out)
+}
+
+/// READ DVD STRUCTURE (MMC-4 6.22): physical format, and that nothing is protected.
+fn dvd_structure(p: Cdb, blocks: u64) -> Result<Vec<u8>, Sense> {
+    if blocks <= CD_BLOCKS {
+        return Err(Sense::WRONG_MEDIUM);
+    }
+    let last = (blocks - 1).min(0xff_ffff) as u32;
+    let body = match (p.byte(6), p.byte(7)) {
+        (0, 0x00) => {
+            // DVD-ROM of 120 mm, one layer; from the first block to the last.
+            let mut body = vec![0; 2048];
+            (body[0], body[1], body[2]) = (0x01, 0x0f, 0x01);
+            body[8..12].copy_from_slice(&last.to_be_bytes());
+            body
+        }
+        (_, 0x01) => vec![0; 4],
+        _ => return Err(Sense::BAD_FIELD),
+    };
+    let mut out = ((body.len() + 2) as u16).to_be_bytes().to_vec();
+    out.extend([0, 0]);
+    out.extend(body);
+    Ok(out)
 }
 
 /// READ SUB-CHANNEL: no audio plays.
-fn sub_channel(p: &Packet) -> Vec<u8> {
+fn sub_channel(p: Cdb) -> Vec<u8> {
     match p.byte(2) & 0x40 {
         0 => vec![0, 0x15, 0, 0],
         _ => [vec![0, 0x15, 0, 20], vec![0; 20]].concat(),
@@ -350,7 +346,7 @@ fn address(block: u64, msf: bool) -> [u8; 4] {
 }
 
 /// READ TOC (MMC-4 6.30): one data track and the lead-out.
-fn contents(p: &Packet, blocks: u64) -> Result<Vec<u8>, Sense> {
+fn contents(p: Cdb, blocks: u64) -> Result<Vec<u8>, Sense> {
     let msf = p.byte(1) & 2 != 0;
     // Old drivers have the format in the control byte.
     let format = match p.byte(2) & 0xf {
@@ -387,7 +383,7 @@ fn contents(p: &Packet, blocks: u64) -> Result<Vec<u8>, Sense> {
 }
 
 /// READ DISC INFORMATION (MMC-4 6.25): finalized, one session of one track.
-fn disc_information(p: &Packet) -> Result<Vec<u8>, Sense> {
+fn disc_information(p: Cdb) -> Result<Vec<u8>, Sense> {
     if p.byte(1) & 7 != 0 {
         return Err(Sense::BAD_FIELD);
     }
@@ -401,10 +397,21 @@ mod tests {
     use super::*;
     use crate::fakes::Random;
 
+    fn identity() -> Identity {
+        let text = String::new;
+        let (vendor, product, revision) = ("BROLGA".into(), "BROLGA DVD-ROM".into(), "1.0".into());
+        let carrier = crate::scsi::Carrier::Atapi;
+        Identity { cd: true, carrier, vendor, product, revision, serial: text(), id: text(), wwn: None }
+    }
+
+    fn run(drive: &mut Optical, packet: &[u8], blocks: u64) -> Answer {
+        drive.command(packet, &Facts { blocks, identity: &identity() })
+    }
+
     fn ready() -> Optical {
         let mut drive = Optical::power_on(true);
-        assert_eq!(drive.command(&[0; 12], 1000), Answer::Check(Sense::POWERED_ON));
-        assert_eq!(drive.command(&[0; 12], 1000), Answer::Done);
+        assert_eq!(run(&mut drive, &[0; 12], 1000), Answer::Check(Sense::POWERED_ON));
+        assert_eq!(run(&mut drive, &[0; 12], 1000), Answer::Done);
         drive
     }
 
@@ -415,7 +422,7 @@ mod tests {
     }
 
     fn data(drive: &mut Optical, bytes: &[u8]) -> Vec<u8> {
-        match drive.command(&packet(bytes), 1000) {
+        match run(drive, &packet(bytes), 1000) {
             Answer::Data(bytes) => bytes,
             other => panic!("{other:?}"),
         }
@@ -425,7 +432,7 @@ mod tests {
     fn reads_within_the_medium() {
         let mut d = ready();
         let read =
-            |d: &mut Optical, first: u8, count: u8| d.command(&packet(&[0x28, 0, 0, 0, 3, first, 0, 0, count]), 1000);
+            |d: &mut Optical, first: u8, count: u8| run(d, &packet(&[0x28, 0, 0, 0, 3, first, 0, 0, count]), 1000);
         assert_eq!(read(&mut d, 0xe7, 1), Answer::Read { first: 999, count: 1 });
         assert_eq!(read(&mut d, 0xe7, 2), Answer::Check(Sense::BEYOND_END));
         assert_eq!(data(&mut d, &[0x03, 0, 0, 0, 18])[12], 0x21);
@@ -434,7 +441,7 @@ mod tests {
         let all = [0xff; 12];
         let mut huge = packet(&[0xa8]);
         huge[2..10].copy_from_slice(&all[..8]);
-        assert_eq!(d.command(&huge, 1000), Answer::Check(Sense::BEYOND_END));
+        assert_eq!(run(&mut d, &huge, 1000), Answer::Check(Sense::BEYOND_END));
         assert_eq!(data(&mut d, &[0x25]), [0, 0, 3, 0xe7, 0, 0, 8, 0]);
     }
 
@@ -452,25 +459,25 @@ mod tests {
     #[test]
     fn trays_locks_and_media() {
         let mut d = ready();
-        d.command(&packet(&[0x1e, 0, 0, 0, 1]), 1000);
-        assert_eq!(d.command(&packet(&[0x1b, 0, 0, 0, 2]), 1000), Answer::Check(Sense::LOCKED));
+        run(&mut d, &packet(&[0x1e, 0, 0, 0, 1]), 1000);
+        assert_eq!(run(&mut d, &packet(&[0x1b, 0, 0, 0, 2]), 1000), Answer::Check(Sense::LOCKED));
         assert!(!d.eject_requested());
         assert_eq!(data(&mut d, &[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8])[4..6], [1, 2]);
-        d.command(&packet(&[0x1e]), 1000);
-        assert_eq!(d.command(&packet(&[0x1b, 0, 0, 0, 2]), 1000), Answer::Done);
-        assert_eq!(d.command(&[0; 12], 1000), Answer::Check(Sense::TRAY_OPEN));
+        run(&mut d, &packet(&[0x1e]), 1000);
+        assert_eq!(run(&mut d, &packet(&[0x1b, 0, 0, 0, 2]), 1000), Answer::Done);
+        assert_eq!(run(&mut d, &[0; 12], 1000), Answer::Check(Sense::TRAY_OPEN));
         d.medium_changed(false);
-        assert_eq!(d.command(&[0; 12], 0), Answer::Check(Sense::NO_MEDIUM));
+        assert_eq!(run(&mut d, &[0; 12], 0), Answer::Check(Sense::NO_MEDIUM));
         d.medium_changed(true);
         assert_eq!(data(&mut d, &[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8])[4..6], [2, 2]);
-        assert_eq!(d.command(&[0; 12], 5), Answer::Check(Sense::CHANGED));
-        assert_eq!(d.command(&[0; 12], 5), Answer::Done);
+        assert_eq!(run(&mut d, &[0; 12], 5), Answer::Check(Sense::CHANGED));
+        assert_eq!(run(&mut d, &[0; 12], 5), Answer::Done);
     }
 
     #[test]
     fn configuration_tells_cd_from_dvd() {
         let mut d = ready();
-        let profile = |d: &mut Optical, blocks| match d.command(&packet(&[0x46, 0, 0, 0, 0, 0, 0, 0, 8]), blocks) {
+        let profile = |d: &mut Optical, blocks| match run(d, &packet(&[0x46, 0, 0, 0, 0, 0, 0, 0, 8]), blocks) {
             Answer::Data(bytes) => bytes[7],
             other => panic!("{other:?}"),
         };
@@ -484,10 +491,15 @@ mod tests {
             let mut bytes = [0; 12];
             bytes[..8].copy_from_slice(&random.next().to_le_bytes());
             bytes[8..].copy_from_slice(&random.next().to_le_bytes()[..4]);
-            match d.command(&bytes, random.next()) {
-                Answer::Data(bytes) => assert!(!bytes.is_empty() && bytes.len() < 200),
-                Answer::Read { count, .. } => assert!(count > 0),
+            match run(&mut d, &bytes, random.next()) {
+                Answer::Data(bytes) => assert!(!bytes.is_empty() && bytes.len() <= 2052),
+                Answer::Read { count, .. } | Answer::Verify { count, .. } => assert!(count > 0),
+                Answer::Parameters(len) => {
+                    let list: Vec<u8> = (0..len.min(64)).map(|_| random.next() as u8 & 0x3f).collect();
+                    assert!(matches!(d.parameters(&bytes, &list), Answer::Done | Answer::Check(_)));
+                }
                 Answer::Done | Answer::Check(_) => {}
+                other => panic!("{other:?}"),
             }
         }
     }
