@@ -47,6 +47,8 @@ pub struct Config {
     pub nics: Vec<NicSpec>,
     /// `-drive` and its short forms, with the devices they end at.
     pub drives: Vec<DriveSpec>,
+    /// `-device virtio-scsi-pci`, in the order given.
+    pub scsi_hosts: Vec<ScsiHostSpec>,
     /// `-smbios`.
     pub smbios: SmbiosConfig,
     /// `-rtc`.
@@ -210,6 +212,12 @@ pub struct DriveSpec {
     pub model: Option<String>,
     /// `ver=`.
     pub version: Option<String>,
+    /// `vendor=`.
+    pub vendor: Option<String>,
+    /// `device_id=`.
+    pub device_id: Option<String>,
+    /// `wwn=`.
+    pub wwn: Option<u64>,
     /// `bootindex=`: place in the order in which firmware tries devices.
     pub boot_index: Option<u32>,
     /// Where it is. Always given once the command line was read.
@@ -220,9 +228,37 @@ impl DriveSpec {
     /// A drive without a place.
     pub fn new(what: &str, file: Option<PathBuf>, cd: bool, options: DriveOptions) -> Self {
         let what = what.to_owned();
-        let (id, serial, model, version, boot_index, attachment) = Default::default();
-        Self { what, id, file, cd, options, serial, model, version, boot_index, attachment }
+        let (id, serial, model, version, vendor, device_id, wwn) = Default::default();
+        let (boot_index, attachment) = (None, None);
+        Self {
+            what,
+            id,
+            file,
+            cd,
+            options,
+            serial,
+            model,
+            version,
+            vendor,
+            device_id,
+            wwn,
+            boot_index,
+            attachment,
+        }
     }
+}
+
+/// `-device virtio-scsi-pci`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScsiHostSpec {
+    /// The option that asked for it, for messages.
+    pub what: String,
+    /// What `bus=` calls its bus.
+    pub bus: String,
+    /// PCI slot; the next that is free if none.
+    pub slot: Option<u8>,
+    /// Number of request queues.
+    pub queues: u16,
 }
 
 /// Where a drive is.
@@ -241,6 +277,15 @@ pub enum Attachment {
         slot: Option<u8>,
         /// Number of queues.
         queues: u16,
+    },
+    /// At a SCSI host.
+    Scsi {
+        /// Index in [`Config::scsi_hosts`].
+        host: usize,
+        /// `scsi-id=`.
+        target: u8,
+        /// `lun=`.
+        lun: u16,
     },
 }
 

@@ -124,6 +124,40 @@ const MODELS: &[Model] = &[
         ],
         add: virtio_blk,
     },
+    Model {
+        name: "virtio-scsi-pci",
+        alias: Some("virtio-scsi"),
+        about: "SCSI host for disks and CD drives (scsi-hd, scsi-cd)",
+        keys: &[
+            ("id", "name: its bus is called NAME.0"),
+            ("addr", "PCI slot, in hexadecimal"),
+            ("num_queues", "number of request queues (default 1)"),
+        ],
+        add: virtio_scsi,
+    },
+    Model { name: "scsi-hd", alias: None, about: "disk at a SCSI host", keys: SCSI_KEYS, add: scsi_disk },
+    Model {
+        name: "scsi-cd",
+        alias: None,
+        about: "CD drive at a SCSI host; empty without drive=",
+        keys: SCSI_KEYS,
+        add: scsi_cd,
+    },
+];
+
+const SCSI_KEYS: &[(&str, &str)] = &[
+    ("drive", "the id of a -drive with if=none"),
+    ("bus", "the host's bus: its id with .0 (default: that of the first)"),
+    ("channel", "0"),
+    ("scsi-id", "target, 0 to 255 (default: the next that is free)"),
+    ("lun", "logical unit, 0 to 16383"),
+    ("serial", "serial number, up to 36 characters"),
+    ("vendor", "vendor, up to 8 characters"),
+    ("product", "model, up to 16 characters"),
+    ("ver", "firmware version, up to 4 characters"),
+    ("device_id", "name in the unit's identification page"),
+    ("wwn", "world-wide name, a number of 64 bits"),
+    ("bootindex", "place in the order in which firmware tries devices"),
 ];
 
 const IDE_KEYS: &[(&str, &str)] = &[
@@ -145,12 +179,14 @@ pub struct Devices {
     pub chars: Chars,
     pub network: Network,
     pub drives: Drives,
+    /// `id=` of the device that is looked at.
+    id: Option<String>,
 }
 
 /// The devices asked for.
 pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Drives) -> Result<Devices> {
     let (loaders, debug_exits, debug_consoles) = Default::default();
-    let mut devices = Devices { loaders, debug_exits, debug_consoles, chars, network, drives };
+    let mut devices = Devices { loaders, debug_exits, debug_consoles, chars, network, drives, id: None };
     for target in arguments.all("debugcon") {
         let label = format!("debugcon{}", devices.debug_consoles.len());
         match devices.chars.add("-debugcon", target, label)? {
@@ -164,8 +200,7 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         let Some(model) = MODELS.iter().find(|m| m.name == name || m.alias == Some(name.as_str())) else {
             return Err(unknown(&name));
         };
-        // Names given by clients that manage devices; nothing refers to them yet.
-        keys.take("id")?;
+        devices.id = keys.take("id")?;
         (model.add)(&mut devices, keys, value)?;
     }
     overlaps(&devices)?;
@@ -203,6 +238,19 @@ fn ide_cd(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
 
 fn virtio_blk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
     devices.drives.virtio_device(keys, value)
+}
+
+fn virtio_scsi(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    let id = devices.id.take();
+    devices.drives.scsi_host(keys, value, id)
+}
+
+fn scsi_disk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.drives.scsi_device(keys, value, false)
+}
+
+fn scsi_cd(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.drives.scsi_device(keys, value, true)
 }
 
 fn debug_exit(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()> {

@@ -1,10 +1,10 @@
 //! `-drive`, `-hda` to `-hdd`, `-cdrom`, the image without an option, and the devices they end at.
 
 use super::boot::readable;
-use super::config::{Attachment, DriveSpec};
+use super::config::{Attachment, DriveSpec, ScsiHostSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;
-use super::{suggest, values};
+use super::{scsi, suggest, values};
 use anyhow::{Result, anyhow, bail};
 use brolga::block::drive::DriveOptions;
 use std::path::PathBuf;
@@ -20,22 +20,33 @@ const SLOTS: u64 = 31;
 pub struct Drives {
     /// In the order given.
     pub drives: Vec<Pending>,
+    /// SCSI hosts, in the order given.
+    pub scsi_hosts: Vec<ScsiHostSpec>,
 }
 
 /// A drive whose place may still be open.
 #[derive(Debug)]
 pub struct Pending {
-    spec: DriveSpec,
-    wants: Wants,
+    pub(super) spec: DriveSpec,
+    pub(super) wants: Wants,
 }
 
 /// Where a drive is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wants {
+pub(super) enum Wants {
     /// To the IDE place with this number, or to the next that is free.
     Ide(Option<u8>),
     /// To a virtio-blk device of its own.
     Virtio,
+    /// At a SCSI host, at this target, or at the next that is free.
+    Scsi {
+        /// Index of the host.
+        host: usize,
+        /// `scsi-id=`.
+        target: Option<u8>,
+        /// `lun=`.
+        lun: u16,
+    },
     /// Where a `-device` takes it.
     Device,
 }
@@ -101,7 +112,11 @@ impl Drives {
             "ide" => Wants::Ide(ide_place(&what, index, bus, unit)?),
             "virtio" => Wants::Virtio,
             "none" => Wants::Device,
-            "floppy" | "scsi" | "pflash" | "sd" | "mtd" => {
+            "scsi" => bail!(
+                "{what}: a pc has no SCSI host of its own; use if=none with id=NAME, and add -device virtio-scsi-pci \
+                 -device scsi-hd,drive=NAME"
+            ),
+            "floppy" | "pflash" | "sd" | "mtd" => {
                 bail!("{what}: if={interface} is not supported yet; use if=ide, if=virtio or if=none")
             }
             other => bail!("{what}: '{other}' is no interface{}", suggest::hint(other, ["ide", "virtio", "none"])),
@@ -121,7 +136,7 @@ impl Drives {
     }
 
     /// The drive called `id`, for `-device`; it may be taken once.
-    fn take(&mut self, what: &str, id: &str) -> Result<&mut DriveSpec> {
+    pub(super) fn take(&mut self, what: &str, id: &str) -> Result<&mut DriveSpec> {
         let names: Vec<String> = self.drives.iter().filter_map(|d| d.spec.id.clone()).collect();
         let Some(found) = self.drives.iter_mut().find(|d| d.spec.id.as_deref() == Some(id)) else {
             bail!("{what}: there is no -drive with id={id}{}", suggest::hint(id, names.iter().map(String::as_str)));
@@ -129,6 +144,15 @@ impl Drives {
         if found.wants != Wants::Device || found.spec.attachment.is_some() {
             bail!("{what}: the drive {id} is in use already; give the -drive if=none, and to one device only");
         }
+        Ok(&mut found.spec)
+    }
+
+    /// The drive called `id`, for a `-device` that has it where `wants` says.
+    pub(super) fn take_for(&mut self, what: &str, id: &str, wants: Wants) -> Result<&mut DriveSpec> {
+        self.take(what, id)?;
+        let found = self.drives.iter_mut().find(|d| d.spec.id.as_deref() == Some(id));
+        let found = found.ok_or_else(|| anyhow!("internal error: the drive is gone"))?;
+        found.wants = wants;
         Ok(&mut found.spec)
     }
 
@@ -157,7 +181,7 @@ impl Drives {
             self.drives.push(Pending { spec: empty, wants: Wants::Ide(place) });
         }
         let spec = match drive {
-            Some(id) => self.take(&what, &id)?,
+            Some(id) => self.take_for(&what, &id, Wants::Ide(place))?,
             None => &mut self.drives.last_mut().ok_or_else(|| anyhow!("internal error: the drive is gone"))?.spec,
         };
         spec.what = what;
@@ -165,10 +189,6 @@ impl Drives {
         spec.options.read_only |= cd;
         spec.serial = serial.or(spec.serial.take());
         (spec.boot_index, spec.model, spec.version) = (boot_index, model, version);
-        let id = spec.id.clone();
-        if let Some(pending) = self.drives.iter_mut().find(|d| id.is_some() && d.spec.id == id) {
-            pending.wants = Wants::Ide(place);
-        }
         Ok(())
     }
 
@@ -178,12 +198,7 @@ impl Drives {
         let Some(drive) = keys.take("drive")? else {
             bail!("{what}: drive= is missing; add -drive if=none,id=NAME,file=IMAGE and drive=NAME");
         };
-        let slot = keys.take_as("addr", |t| {
-            let number = t.strip_suffix(".0").unwrap_or(t);
-            let number = number.strip_prefix("0x").unwrap_or(number);
-            let slot = u64::from_str_radix(number, 16).map_err(|_| format!("'{t}' is no PCI slot"))?;
-            if (2..=SLOTS).contains(&slot) { Ok(slot as u8) } else { Err("slots go from 2 to 0x1f".to_owned()) }
-        })?;
+        let slot = pci_slot(&mut keys)?;
         let queues = keys.take_as("num-queues", |t| values::number_in(t, 1, 64).map(|n| n as u16))?;
         keys.take_fixed("disable-legacy", false, "the device is modern and transitional at once")?;
         keys.take_fixed("disable-modern", false, "the device is modern and transitional at once")?;
@@ -201,8 +216,9 @@ impl Drives {
     }
 
     /// Gives each drive its place. Those that name one get it first.
-    pub fn place(self) -> Result<Vec<DriveSpec>> {
+    pub fn place(self) -> Result<(Vec<DriveSpec>, Vec<ScsiHostSpec>)> {
         let mut drives = self.drives;
+        scsi::place(&mut drives)?;
         let mut taken: [Option<String>; (IDE_UNITS * IDE_CHANNELS) as usize] = Default::default();
         for fixed in [true, false] {
             for Pending { spec, wants } in &mut drives {
@@ -236,12 +252,22 @@ impl Drives {
             }
         }
         check_boot_indexes(&drives)?;
-        Ok(drives.into_iter().map(|d| d.spec).collect())
+        Ok((drives.into_iter().map(|d| d.spec).collect(), self.scsi_hosts))
     }
 }
 
+/// `addr=`: a PCI slot, in hexadecimal.
+pub(super) fn pci_slot(keys: &mut KeyValues) -> Result<Option<u8>> {
+    keys.take_as("addr", |t| {
+        let number = t.strip_suffix(".0").unwrap_or(t);
+        let number = number.strip_prefix("0x").unwrap_or(number);
+        let slot = u64::from_str_radix(number, 16).map_err(|_| format!("'{t}' is no PCI slot"))?;
+        if (2..=SLOTS).contains(&slot) { Ok(slot as u8) } else { Err("slots go from 2 to 0x1f".to_owned()) }
+    })
+}
+
 /// Keys that all disk devices have: serial number and place in the boot order.
-fn device_keys(keys: &mut KeyValues) -> Result<(Option<String>, Option<u32>)> {
+pub(super) fn device_keys(keys: &mut KeyValues) -> Result<(Option<String>, Option<u32>)> {
     let serial = keys.take_as("serial", |t| match t.len() {
         0..=20 if t.is_ascii() => Ok(t.to_owned()),
         _ => Err("a serial number has up to 20 ASCII characters".to_owned()),

@@ -16,6 +16,7 @@ mod machine;
 mod memory;
 mod network;
 mod options;
+mod scsi;
 mod smbios;
 mod sockets;
 mod unsupported;
@@ -66,7 +67,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     let chars = chars::settle(&arguments)?;
     let devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?, Drives::collect(&arguments)?)?;
     let network = devices.network.finish(&arguments)?;
-    let drives = devices.drives.place()?;
+    let (drives, scsi_hosts) = devices.drives.place()?;
     let from_network = network.nics.iter().any(|nic| nic.boot_index.is_some());
     let config = Config {
         name: machine::name(&arguments)?,
@@ -83,6 +84,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         netdevs: network.netdevs,
         nics: network.nics,
         drives,
+        scsi_hosts,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
         chardevs: devices.chars.chardevs,

@@ -13,6 +13,7 @@ mod isa_irq;
 pub mod layout;
 mod nics;
 mod pc;
+mod scsi;
 mod shadow;
 mod signals;
 mod smbios;

@@ -1,6 +1,7 @@
 //! Which disks a PC has, and where: IDE channels at their old ports, virtio disks in PCI slots.
 
 use super::pc::Surroundings;
+use super::scsi;
 use crate::cli::config::{Attachment, DriveSpec};
 use anyhow::{Context, Result};
 use brolga_devices::bus::Bus;
@@ -40,6 +41,7 @@ pub struct Slots<'a> {
 pub fn plug_in(slots: &Slots, interrupts: [IrqLine; 2]) -> Result<BootPaths> {
     ide(slots, interrupts)?;
     let mut paths = virtio(slots)?;
+    paths.extend(scsi::plug_in(slots)?);
     for spec in &slots.s.config.drives {
         let (Some(Attachment::Ide { channel, unit }), Some(index)) = (spec.attachment, spec.boot_index) else {
             continue;

@@ -30,7 +30,8 @@ DRIVERS = {
     # name: (the Debian architecture of its BusyBox, the kernel whose modules it holds, what modprobe finds besides
     # their dependencies)
     "drivers-amd64": ("amd64", "debian", ("e1000", "af_packet", "virtio_net", "virtio_pci", "virtio_blk", "ata_piix",
-                                          "sd_mod", "sr_mod", "ext4", "crc32c_generic", "isofs")),
+                                          "sd_mod", "sr_mod", "ext4", "crc32c_generic", "isofs", "virtio_scsi",
+                                          "floppy")),
 }
 
 MODE_FORMAT = 3

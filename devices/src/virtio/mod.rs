@@ -6,6 +6,8 @@ pub mod blk;
 pub mod net;
 pub mod pci;
 pub mod queue;
+mod ranges;
+pub mod scsi;
 
 use crate::state::{Inspector, StateError, StateValue};
 use queue::Queues;
