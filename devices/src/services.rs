@@ -267,6 +267,19 @@ pub trait Disk: Send + Sync {
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>);
 }
 
+/// A drive whose medium the user changes.
+pub trait MediumDrive: Send + Sync {
+    /// Puts another medium in; the tray, if there is one, ends up closed. `None`: takes the medium out, and the tray is
+    /// open. The guest is not asked.
+    fn change(&self, medium: Option<Arc<dyn Disk>>);
+    /// The guest wants the medium to stay.
+    fn locked(&self) -> bool;
+    /// The tray is open.
+    fn tray_open(&self) -> bool;
+    /// Tells the guest that the user would like to have the medium.
+    fn ask(&self);
+}
+
 /// Work of a device that does not belong on a vCPU's thread: what a doorbell calls, on the I/O thread.
 pub trait WorkTarget: Send + Sync {
     /// The doorbell was rung at least once since the last call. `tag` tells a device's doorbells apart.

@@ -230,21 +230,7 @@ impl DriveSpec {
         let what = what.to_owned();
         let (id, serial, model, version, vendor, device_id, wwn) = Default::default();
         let (boot_index, attachment) = (None, None);
-        Self {
-            what,
-            id,
-            file,
-            cd,
-            options,
-            serial,
-            model,
-            version,
-            vendor,
-            device_id,
-            wwn,
-            boot_index,
-            attachment,
-        }
+        Self { what, id, file, cd, options, serial, model, version, vendor, device_id, wwn, boot_index, attachment }
     }
 }
 

@@ -1,6 +1,6 @@
 //! ATA commands of a disk (ATA/ATAPI-7 volume 1, chapter 6).
 
-use super::drive::{Drive, Outcome, Task};
+use super::drive::{Drive, MAX_TRIM, Outcome, Task};
 use super::{device, error, identify, status};
 use crate::services::DiskRequest;
 use crate::unimp;
@@ -38,6 +38,7 @@ impl Drive {
             0x35 => self.dma(Long, true),
             0x40 | 0x41 => self.verify(Short),
             0x42 => self.verify(Long),
+            0x06 => self.data_set_management(),
             0xe7 | 0xea => self.flush(),
             0xec => {
                 let words = identify::disk(self);
@@ -143,6 +144,18 @@ impl Drive {
             Err(bits) => self.fail(bits),
             Ok(_) => self.done(),
         }
+    }
+
+    /// DATA SET MANAGEMENT: of its functions there is TRIM.
+    fn data_set_management(&mut self) -> Outcome {
+        let r = &self.state.regs;
+        let blocks = u64::from(r.old_count) << 8 | u64::from(r.count);
+        if r.feature & 1 == 0 || !(1..=MAX_TRIM).contains(&blocks) {
+            return self.fail(error::ABRT);
+        }
+        self.state.task = Task::Trim { blocks };
+        self.state.regs.status = status::IDLE | status::DRQ;
+        Outcome::DMA
     }
 
     fn flush(&mut self) -> Outcome {

@@ -1,10 +1,10 @@
 //! A channel: two drives behind one set of registers, and one interrupt.
 
 use super::bus_master::{self, BusMaster};
-use super::drive::{Drive, DriveConfig, DriveState, Outcome};
+use super::drive::{Drive, DriveConfig, DriveState, Outcome, Task};
 use super::{device, error, status};
 use crate::bus::{AccessSizes, Device, RegisterBlock, Registers};
-use crate::services::{Disk, DiskClient, DiskDone, DiskRequest, Dma, IrqLine};
+use crate::services::{Disk, DiskClient, DiskDone, DiskRequest, Dma, IrqLine, MediumDrive};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{Wire, locked};
 use serde::{Deserialize, Serialize};
@@ -97,16 +97,10 @@ impl Channel {
         locked(&self.state).drive(second).is_some()
     }
 
-    /// Puts another medium into a CD drive, or none. `false`: there is no such drive, or the guest has locked it.
-    pub fn change_medium(&self, second: bool, disk: Option<Arc<dyn Disk>>, force: bool) -> bool {
-        self.with(|state| match state.drive(second) {
-            Some(drive) if drive.cd && (force || !drive.state.optical.locked()) => {
-                drive.state.optical.medium_changed(disk.is_some());
-                drive.disk = disk;
-                true
-            }
-            _ => false,
-        })
+    /// The CD drive, the first or the second, for the user. `None`: there is no such drive.
+    pub fn medium_drive(self: &Arc<Self>, second: bool) -> Option<Arc<dyn MediumDrive>> {
+        let cd = locked(&self.state).drive(second).is_some_and(|drive| drive.cd);
+        cd.then(|| Arc::new(CdDrive { channel: self.clone(), second }) as Arc<dyn MediumDrive>)
     }
 
     /// A read of the data register. Within a block it changes nothing that anybody outside hears of.
@@ -174,7 +168,16 @@ impl State {
         if regions.len < wanted {
             // The drive waits for memory that never comes, until the host resets it.
             master.give_up(false);
-        } else if drive.state.task == super::drive::Task::PacketDmaData {
+        } else if matches!(drive.state.task, Task::Trim { .. }) {
+            let mut list = Vec::new();
+            for range in &regions.ranges {
+                let mut piece = vec![0; range.len as usize];
+                dma.read(range.gpa, &mut piece);
+                list.extend(piece);
+            }
+            outcome = drive.trim(list);
+            master.finish();
+        } else if drive.state.task == Task::PacketDmaData {
             let mut bytes = drive.state.buffer.as_slice();
             for range in &regions.ranges {
                 let (now, rest) = bytes.split_at(bytes.len().min(range.len as usize));
@@ -341,6 +344,41 @@ impl RegisterBlock for MasterBlock {
                 s.start_dma(&*channel.dma);
             }
         });
+    }
+}
+
+/// A CD drive as the user reaches it.
+struct CdDrive {
+    channel: Arc<Channel>,
+    second: bool,
+}
+
+impl CdDrive {
+    fn with<R: Default>(&self, f: impl FnOnce(&mut Drive) -> R) -> R {
+        self.channel.with(|state| state.drive(self.second).map(f)).unwrap_or_default()
+    }
+}
+
+impl MediumDrive for CdDrive {
+    fn change(&self, medium: Option<Arc<dyn Disk>>) {
+        let dma = &*self.channel.dma;
+        self.channel.with(|state| {
+            let Some(drive) = state.drive(self.second) else { return };
+            let outcome = drive.change_medium(medium);
+            state.apply(dma, outcome);
+        });
+    }
+
+    fn locked(&self) -> bool {
+        self.with(|drive| drive.state.optical.locked())
+    }
+
+    fn tray_open(&self) -> bool {
+        self.with(|drive| drive.state.optical.tray_open())
+    }
+
+    fn ask(&self) {
+        self.with(|drive| drive.state.optical.eject_requested());
     }
 }
 

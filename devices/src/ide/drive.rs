@@ -10,6 +10,10 @@ use std::sync::Arc;
 /// Most bytes that one request moves through the drive's buffer.
 pub(super) const CHUNK: u64 = 128 << 10;
 
+/// Most blocks of a list of sectors that are needed no longer, and bytes of an entry.
+pub(super) const MAX_TRIM: u64 = 8;
+const TRIM_ENTRY: usize = 8;
+
 /// What a drive is made from.
 pub struct DriveConfig {
     /// The disk, or the medium of a CD drive at start.
@@ -41,6 +45,10 @@ pub(super) enum Task {
     Dma { next: u64, count: u64, write: bool },
     /// The disk makes writes durable.
     Flush,
+    /// A list of sectors that are needed no longer comes from guest memory, once the bus master starts: 512-byte blocks.
+    Trim { blocks: u64 },
+    /// The list is in the buffer, carried out up to `at`.
+    Trimming,
     /// The drive waits for the 12 bytes of a packet command.
     Packet { dma: bool },
     /// The answer to a packet command is in the buffer.
@@ -67,6 +75,7 @@ impl Task {
                 next < LIMIT && left < LIMIT && (1..=255).contains(&block)
             }
             Task::PacketRead { next, left, .. } => next < LIMIT && left < LIMIT,
+            Task::Trim { blocks } => blocks <= MAX_TRIM,
             Task::Dma { next, count, .. } | Task::PacketDma { next, count } => next < LIMIT && count < LIMIT,
             _ => true,
         }
@@ -233,6 +242,7 @@ impl Drive {
             }
             Task::PacketRead { next, left, .. } => Some(self.packet_request(next, left)),
             Task::Flush => Some(DiskRequest::Flush),
+            Task::Trimming => self.trimmed(self.state.at.saturating_sub(TRIM_ENTRY)),
             // The bus master finds its list again.
             _ => None,
         };
@@ -333,6 +343,7 @@ impl Drive {
             _ if self.state.waiting => None,
             Task::Dma { count, write, .. } => Some((count * SECTOR, write)),
             Task::PacketDma { count, .. } => Some((count * optical::BLOCK, false)),
+            Task::Trim { blocks } => Some((blocks * SECTOR, true)),
             Task::PacketDmaData => Some((self.state.buffer.len() as u64, false)),
             _ => None,
         }
@@ -352,6 +363,46 @@ impl Drive {
                 self.submit(DiskRequest::Read { offset: next * optical::BLOCK, buffer });
             }
             _ => {}
+        }
+    }
+
+    /// Carries a list of sectors out that are needed no longer (ATA8-ACS 7.10.3.1): 48 bits of address, 16 of length.
+    pub fn trim(&mut self, list: Vec<u8>) -> Outcome {
+        (self.state.task, self.state.at, self.state.end) = (Task::Trimming, 0, list.len());
+        self.state.buffer = list;
+        self.next_trim()
+    }
+
+    /// What the entry at `at` of the list says; `None` if it names no sectors, or those that do not exist.
+    fn trimmed(&self, at: usize) -> Option<DiskRequest> {
+        let entry = self.state.buffer.get(at..at.checked_add(TRIM_ENTRY)?)?;
+        let entry = u64::from_le_bytes(entry.try_into().ok()?);
+        let (first, count) = (entry & 0xffff_ffff_ffff, entry >> 48);
+        let there = count != 0 && first + count <= self.sectors();
+        there.then(|| DiskRequest::Discard { offset: first * SECTOR, len: count * SECTOR })
+    }
+
+    fn next_trim(&mut self) -> Outcome {
+        while self.state.at + TRIM_ENTRY <= self.state.end {
+            let request = self.trimmed(self.state.at);
+            self.state.at += TRIM_ENTRY;
+            if let Some(request) = request {
+                return self.submit(request);
+            }
+        }
+        self.done()
+    }
+
+    /// Another medium is in the drive, or none. What reads the old one ends.
+    pub fn change_medium(&mut self, medium: Option<Arc<dyn Disk>>) -> Outcome {
+        match medium {
+            Some(_) => self.state.optical.medium_changed(true),
+            None => self.state.optical.medium_taken(),
+        }
+        self.disk = medium;
+        match self.state.task {
+            Task::PacketRead { .. } | Task::PacketDma { .. } => self.packet_failed(Sense::NO_MEDIUM),
+            _ => Outcome::NONE,
         }
     }
 
@@ -393,6 +444,7 @@ impl Drive {
                 self.packet_block(limit)
             }
             Task::PacketDma { .. } => self.packet_done(),
+            Task::Trimming => self.next_trim(),
             _ => self.done(),
         }
     }

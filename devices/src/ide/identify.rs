@@ -1,7 +1,7 @@
 //! What IDENTIFY DEVICE and IDENTIFY PACKET DEVICE answer (ATA/ATAPI-7 volume 1, 6.17 and 6.18).
 
 use super::ata::MAX_MULTIPLE;
-use super::drive::Drive;
+use super::drive::{Drive, MAX_TRIM};
 
 const WORDS: usize = 256;
 /// Multiword DMA modes 0 to 2, and ultra DMA modes 0 to 5.
@@ -72,6 +72,9 @@ pub(super) fn disk(drive: &Drive) -> Vec<u8> {
     w.set(93, &[0x6001]);
     let long = total.min((1 << 48) - 1);
     w.set(100, &[long as u16, (long >> 16) as u16, (long >> 32) as u16, 0]);
+    // Blocks of a TRIM, and that there is one.
+    w.set(105, &[MAX_TRIM as u16]);
+    w.set(169, &[1]);
     // Solid state: nothing turns.
     w.set(217, &[1]);
     w.bytes()

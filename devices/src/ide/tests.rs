@@ -299,16 +299,42 @@ fn packets_by_dma_and_their_errors() {
 fn media_change() {
     let b = Bench::new();
     b.wake_cd();
-    assert!(b.channel.change_medium(true, None, false));
+    let drive = b.channel.medium_drive(true).unwrap();
+    drive.change(None);
     b.packet(0, 0, &[0]);
-    assert_eq!(b.get(1), 0x24);
-    assert!(b.channel.change_medium(true, Some(b.disk.clone()), false));
+    assert_eq!((b.get(1), drive.tray_open()), (0x24, true));
+    drive.change(Some(b.disk.clone()));
     b.packet(0, 0, &[0x1e, 0, 0, 0, 1]);
     assert_eq!(b.get(1), 0x64, "told of the change");
     b.packet(0, 0, &[0x1e, 0, 0, 0, 1]);
-    assert!(!b.channel.change_medium(true, None, false), "locked");
-    assert!(b.channel.change_medium(true, None, true));
-    assert!(!b.channel.change_medium(false, None, true), "a disk has no medium to change");
+    assert!(drive.locked() && !drive.tray_open());
+    drive.ask();
+    assert!(!drive.tray_open(), "the guest decides");
+    b.packet(0, 0, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(b.get(7) & 0x80, 0x80);
+    drive.change(None);
+    assert_eq!((b.get(7), b.get(1)), (0x51, 0x24), "the read ends");
+    b.run();
+    assert_eq!(b.get(7), 0x51);
+    assert!(b.channel.medium_drive(false).is_none(), "a disk has no medium to change");
+}
+
+#[test]
+fn sectors_needed_no_longer_are_trimmed() {
+    let b = Bench::new();
+    let entry = |first: u64, count: u64| (first | count << 48).to_le_bytes();
+    let list = [entry(3, 2), entry(0, 0), entry(999, 2), entry(999, 1)].concat();
+    b.memory.write(0x4000, &list);
+    b.memory.write(0x1000, &[0, 0x40, 0, 0, 0, 2, 0, 0x80]);
+    (0..4).for_each(|i| b.master.write(4 + i, 1, [0, 0x10, 0, 0][i as usize]));
+    b.set(&[(6, 0x40), (1, 1), (2, 0), (2, 1), (7, 0x06)]);
+    b.master.write(0, 1, 1);
+    b.run();
+    assert_eq!((b.get(7), b.get(1)), (0x50, 0));
+    let sector = |n: usize| locked(&b.disk.bytes)[n * 512];
+    assert_eq!([2, 3, 4, 5, 998, 999].map(sector), [2, 0, 0, 5, 230, 0]);
+    b.set(&[(1, 0), (2, 0), (2, 1), (7, 0x06)]);
+    assert_eq!((b.get(7), b.get(1)), (0x51, 4), "there is nothing but TRIM");
 }
 
 #[test]

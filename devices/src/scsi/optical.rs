@@ -59,6 +59,11 @@ impl Optical {
         }
     }
 
+    /// The medium was taken out, and the tray is open.
+    pub fn medium_taken(&mut self) {
+        (self.loaded, self.tray_open, self.event) = (false, true, Event::Removed);
+    }
+
     /// The user presses the button. `true`: the tray opens; otherwise the guest is asked to open it.
     pub fn eject_requested(&mut self) -> bool {
         if self.locked {

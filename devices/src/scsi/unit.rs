@@ -109,10 +109,13 @@ impl Unit {
         }
     }
 
-    /// Puts another medium into a CD drive, or none. `false`: this is no such drive.
+    /// Puts another medium into a CD drive, or takes it out and leaves the tray open. `false`: this is no such drive.
     pub fn change_medium(&mut self, medium: Option<Arc<dyn Disk>>) -> bool {
         let UnitState::Cd(drive) = &mut self.state else { return false };
-        drive.medium_changed(medium.is_some());
+        match medium {
+            Some(_) => drive.medium_changed(true),
+            None => drive.medium_taken(),
+        }
         self.medium = medium;
         true
     }

@@ -9,7 +9,7 @@ mod tests;
 use super::queue::{Chain, Queues};
 use super::{Parts, VirtioDevice};
 use crate::scsi::{Unit, UnitState};
-use crate::services::{Disk, DiskClient, DiskDone, DiskRequest, Dma, Doorbell, WorkService, WorkTarget};
+use crate::services::{Disk, DiskClient, DiskDone, DiskRequest, Dma, Doorbell, MediumDrive, WorkService, WorkTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::locked;
 use control::Management;
@@ -171,6 +171,11 @@ impl VirtioScsi {
         locked(&self.state).units.get_mut(&place).map(f)
     }
 
+    /// The CD drive at `place`, for the user.
+    pub fn medium_drive(self: &Arc<Self>, place: Place) -> Arc<dyn MediumDrive> {
+        Arc::new(Drive { host: self.clone(), place })
+    }
+
     /// Looks at all queues that were notified.
     fn serve(&self) {
         let kicked = self.kicked.swap(0, Ordering::SeqCst);
@@ -247,6 +252,30 @@ impl VirtioScsi {
             }
         }
         self.go_on(pending);
+    }
+}
+
+/// A CD drive as the user reaches it.
+struct Drive {
+    host: Arc<VirtioScsi>,
+    place: Place,
+}
+
+impl MediumDrive for Drive {
+    fn change(&self, medium: Option<Arc<dyn Disk>>) {
+        self.host.with_unit(self.place, |unit| unit.change_medium(medium));
+    }
+
+    fn locked(&self) -> bool {
+        self.host.with_unit(self.place, |unit| unit.drive().is_some_and(|drive| drive.locked())) == Some(true)
+    }
+
+    fn tray_open(&self) -> bool {
+        self.host.with_unit(self.place, |unit| unit.drive().is_some_and(|drive| drive.tray_open())) == Some(true)
+    }
+
+    fn ask(&self) {
+        self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.eject_requested()));
     }
 }
 

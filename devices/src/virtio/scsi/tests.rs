@@ -277,11 +277,18 @@ fn events_come_when_there_is_room() {
 #[test]
 fn media_come_and_go() {
     let mut b = Bench::ready();
-    assert_eq!(b.host.with_unit(CD, |unit| unit.change_medium(None)), Some(true));
+    let drive = b.host.medium_drive(CD);
+    assert_eq!(b.command(CD, &[0x1e, 0, 0, 0, 1, 0], &[], 0), GOOD);
+    assert!(drive.locked());
+    drive.ask();
+    let asked = b.command(CD, &[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8, 0], &[], 8);
+    assert_eq!((asked, b.data(6)[4], drive.tray_open()), (GOOD, 1, false));
+    drive.change(None);
+    assert!(drive.tray_open());
     let end = b.command(CD, &[0; 6], &[], 0);
-    assert_eq!((end.status, end.sense), check(Sense::NO_MEDIUM));
+    assert_eq!((end.status, end.sense), check(Sense::TRAY_OPEN));
     let disk: Arc<dyn Disk> = b.disk.clone();
-    b.host.with_unit(CD, |unit| unit.change_medium(Some(disk)));
+    drive.change(Some(disk));
     let end = b.command(CD, &[0; 6], &[], 0);
     assert_eq!((end.status, end.sense), check(Sense::CHANGED));
     assert_eq!(b.command(CD, &[0; 6], &[], 0), GOOD);
