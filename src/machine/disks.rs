@@ -17,26 +17,29 @@ use nix::poll::PollFlags;
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// Threads of a drive, at most: a disk has as many requests under way.
 const THREADS: usize = 4;
 
 /// All drives of a machine.
-#[derive(Default)]
 pub struct Disks {
+    memory: Arc<GuestMemory>,
+    io: IoHandle,
+    requests: Sender<Request>,
     disks: Mutex<Vec<Arc<HostDisk>>>,
 }
 
 impl Disks {
+    /// No drives yet. Those that come move data to and from `memory`, have completions told by `io`, and tell `requests`
+    /// of failures that stop the machine.
+    pub fn new(memory: Arc<GuestMemory>, io: IoHandle, requests: Sender<Request>) -> Arc<Self> {
+        Arc::new(Self { memory, io, requests, disks: Mutex::default() })
+    }
+
     /// Opens the image of `spec`. `None`: a drive without a medium.
-    pub fn open(
-        &self,
-        spec: &DriveSpec,
-        memory: &Arc<GuestMemory>,
-        io: &IoHandle,
-        requests: &Sender<Request>,
-    ) -> Result<Option<Arc<dyn Disk>>> {
+    pub fn open(&self, spec: &DriveSpec) -> Result<Option<Arc<dyn Disk>>> {
         let Some(path) = &spec.file else { return Ok(None) };
         let drive = Drive::open(path, &spec.options).with_context(|| spec.what.clone())?;
         let queue = Queue::new(drive.backend(), THREADS).with_context(|| format!("{}: no descriptor", spec.what))?;
@@ -44,12 +47,14 @@ impl Disks {
             what: spec.what.clone(),
             drive,
             queue,
-            memory: memory.clone(),
-            requests: requests.clone(),
+            memory: self.memory.clone(),
+            requests: self.requests.clone(),
+            path: path.display().to_string(),
+            gone: AtomicBool::new(false),
             collecting: Mutex::default(),
             state: Mutex::default(),
         });
-        io.watch(disk.clone());
+        self.io.watch(disk.clone());
         locked(&self.disks).push(disk.clone());
         Ok(Some(disk))
     }
@@ -70,15 +75,36 @@ impl Disks {
     pub fn close(&self) {
         self.drain();
         for disk in std::mem::take(&mut *locked(&self.disks)) {
-            if disk.drive.backend().read_only() {
-                continue;
-            }
-            let flushed = disk.drive.backend().flush();
-            let closed = flushed.and_then(|()| disk.drive.image().qcow2().map_or(Ok(()), |image| image.close()));
-            if let Err(error) = closed {
-                eprintln!("{}: {error}; what the guest wrote last may be lost", disk.what);
+            if let Err(error) = disk.close() {
+                eprintln!("{error}");
             }
         }
+    }
+
+    /// Ends one drive, which no device has any more, see [`Disks::close`].
+    pub fn remove(&self, disk: &Arc<dyn Disk>) -> Result<(), String> {
+        let found = {
+            let mut disks = locked(&self.disks);
+            let at = disks.iter().position(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(disk)));
+            at.map(|at| disks.swap_remove(at))
+        };
+        let Some(disk) = found else { return Ok(()) };
+        disk.queue.drain();
+        disk.collect();
+        let closed = disk.close();
+        // The watch ends with the next completion.
+        disk.gone.store(true, Ordering::SeqCst);
+        disk.queue.submit(queue::Request { tag: u64::MAX, offset: 0, operation: Operation::Flush });
+        closed
+    }
+
+    /// The image of `disk`: its path, format, and whether it can be written.
+    pub fn describe(&self, disk: &Arc<dyn Disk>) -> Option<String> {
+        let disks = locked(&self.disks);
+        let disk = disks.iter().find(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(disk)))?;
+        let format = if disk.drive.image().qcow2().is_ok() { "qcow2" } else { "raw" };
+        let read_only = if disk.read_only() { ", read-only" } else { "" };
+        Some(format!("{} ({format}{read_only})", disk.path))
     }
 
     /// Submits again what stopped the machine.
@@ -121,6 +147,9 @@ struct State {
 /// A drive. `collecting` is held while devices hear of completions; `state` is a leaf.
 struct HostDisk {
     what: String,
+    path: String,
+    /// It was taken away.
+    gone: AtomicBool,
     drive: Drive,
     queue: Queue,
     memory: Arc<GuestMemory>,
@@ -190,6 +219,16 @@ fn in_place(memory: &GuestMemory, ranges: &[GuestRange]) -> Option<RamBuffer> {
 }
 
 impl HostDisk {
+    /// Makes all durable that the guest gave, and the image sound.
+    fn close(&self) -> Result<(), String> {
+        if self.drive.backend().read_only() {
+            return Ok(());
+        }
+        let flushed = self.drive.backend().flush();
+        let closed = flushed.and_then(|()| self.drive.image().qcow2().map_or(Ok(()), |image| image.close()));
+        closed.map_err(|error| format!("{}: {error}; what the guest wrote last may be lost", self.what))
+    }
+
     /// The request as the queue takes it, and where what it reads has to be copied.
     fn translate(&self, request: DiskRequest) -> (u64, Operation, Target) {
         let room = |len: u64| Box::new(Room { len: len as usize, bytes: Vec::new() });
@@ -338,6 +377,6 @@ impl FdWatcher for HostDisk {
 
     fn ready(&self, _events: PollFlags) -> bool {
         self.collect();
-        true
+        !self.gone.load(Ordering::SeqCst)
     }
 }

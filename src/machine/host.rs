@@ -3,7 +3,7 @@
 use super::{Machine, Request};
 use crate::cli;
 use crate::cli::config::network::{NicModel, NicSpec};
-use crate::monitor::{Control, MonitorHost, RunState, Topic};
+use crate::monitor::{Control, MediumChange, MonitorHost, RunState, Topic};
 use crate::net::Netdev;
 use brolga_devices::bus::{Device, Space};
 use brolga_devices::state::Inspector;
@@ -79,6 +79,10 @@ impl MonitorHost for Machine {
         Ok(())
     }
 
+    fn change_medium(&self, change: &MediumChange) -> Result<(), String> {
+        self.media.change(change)
+    }
+
     fn inspect(&self, topic: Topic) -> Option<String> {
         match topic {
             Topic::Qtree => {
@@ -98,6 +102,7 @@ impl MonitorHost for Machine {
             Topic::Mtree => Some(self.map()),
             Topic::Jit => Some(self.engine_counters()),
             Topic::Network => Some(self.network()),
+            Topic::Block => Some(self.media.show()),
             Topic::Usernet => {
                 let state = |netdev: &Netdev| Some(format!("{}:\n{}", netdev.id, netdev.user_state()?));
                 Some(self.netdevs.iter().filter_map(state).collect())

@@ -11,6 +11,7 @@ mod firmware;
 mod host;
 mod isa_irq;
 pub mod layout;
+mod media;
 mod nics;
 mod pc;
 mod scsi;
@@ -40,6 +41,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use disks::Disks;
 use dma::GuestMemory;
 use layout::Layout;
+use media::Media;
 use pc::{Console, Pc, Surroundings};
 use shadow::Shadow;
 use signals::{CpuLink, PowerControl};
@@ -82,6 +84,7 @@ pub struct Machine {
     io: IoHandle,
     pc: Pc,
     disks: Arc<Disks>,
+    media: Media,
     boot_order: BootOrder,
     /// The machine was loaded before: `-boot once=` is over.
     loaded_before: AtomicBool,
@@ -138,8 +141,8 @@ impl Machine {
         let netdevs = config.netdevs.iter().map(|spec| Netdev::open(spec, clock.clone(), &io));
         let netdevs = netdevs.collect::<Result<Vec<_>>>()?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
-        let disks = Arc::new(Disks::default());
-        let pc = Pc::build(&Surroundings {
+        let disks = Disks::new(memory.clone(), io.clone(), requests.clone());
+        let mut pc = Pc::build(&Surroundings {
             config,
             layout,
             memory: memory.clone(),
@@ -148,7 +151,7 @@ impl Machine {
             timers: &io,
             work: &io,
             netdevs: &netdevs,
-            disk: &|spec| disks.open(spec, &memory, &io, &requests),
+            disk: &|spec| disks.open(spec),
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
             links: &links,
             console: &|id| {
@@ -190,6 +193,7 @@ impl Machine {
             engine,
             clock,
             io,
+            media: Media::new(std::mem::take(&mut pc.plugged), disks.clone()),
             pc,
             disks,
             boot_order: config.boot.order.clone(),

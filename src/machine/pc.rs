@@ -5,10 +5,11 @@ use super::bars;
 use super::dma::GuestMemory;
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
 use super::layout::Layout;
+use super::media::Plugged;
 use super::nics;
 use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
-use super::storage::{self, IDE_CHANNELS, IDE_FUNCTION, Slots};
+use super::storage::{self, Drives, IDE_CHANNELS, IDE_FUNCTION, Slots};
 use crate::cli::config::{CharId, Config, DriveSpec};
 use crate::clock::GuestClock;
 use crate::net::Netdev;
@@ -154,6 +155,8 @@ pub struct Pc {
     pub boot_paths: Vec<(u32, String)>,
     /// Network cards, in the order of the command line.
     pub cards: Vec<Weak<dyn NetFrontend>>,
+    /// The drives in their places.
+    pub plugged: Vec<Plugged>,
     rtc: Arc<Rtc>,
     pm: Arc<AcpiPm>,
     pci: Arc<PciBus>,
@@ -188,7 +191,8 @@ impl Pc {
         let isa = [IDE_CHANNELS[0].2, IDE_CHANNELS[1].2].map(|irq| b.isa_line(irq));
         let slots = Slots { s, bus: &b.bus, pci: &pci, piix3: &piix3, apics: &apics };
         let nics::Plugged { cards, mut boot_paths } = nics::plug_in(&slots)?;
-        boot_paths.extend(storage::plug_in(&slots, isa)?);
+        let Drives { boot_paths: of_drives, plugged } = storage::plug_in(&slots, isa)?;
+        boot_paths.extend(of_drives);
         let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
@@ -205,6 +209,7 @@ impl Pc {
             fw_cfg,
             boot_paths,
             cards,
+            plugged,
             rtc,
             pm,
             pci,

@@ -1,6 +1,6 @@
 //! SCSI hosts in their PCI slots, with disks and CD drives.
 
-use super::storage::{BootPaths, Slots};
+use super::storage::{Drives, Slots};
 use crate::cli::config::{Attachment, DriveSpec};
 use anyhow::{Context, Result};
 use brolga_devices::pci::DevFn;
@@ -10,10 +10,9 @@ use brolga_devices::virtio::pci::VirtioPci;
 use brolga_devices::virtio::scsi::VirtioScsi;
 use std::sync::Arc;
 
-/// Plugs in all hosts with their units. The result are those with a place in the boot order.
-pub fn plug_in(slots: &Slots) -> Result<BootPaths> {
+/// Plugs in all hosts with their units.
+pub fn plug_in(slots: &Slots, all: &mut Drives) -> Result<()> {
     let Slots { s, bus, pci, piix3, apics } = slots;
-    let mut paths = Vec::new();
     let hosts = || s.config.scsi_hosts.iter().enumerate();
     // Those that name their slot get it first.
     let (fixed, free): (Vec<_>, Vec<_>) = hosts().partition(|(_, spec)| spec.slot.is_some());
@@ -26,16 +25,19 @@ pub fn plug_in(slots: &Slots) -> Result<BootPaths> {
             if at != index {
                 continue;
             }
-            host.plug((target, lun), Unit::new(identity(drive), (s.disk)(drive)?));
+            host.plug((target, lun), Unit::new(identity(drive), all.open(s, drive)?));
+            if drive.cd {
+                all.removable(drive, Some(host.medium_drive((target, lun))));
+            }
             let path = |index| (index, format!("/pci@i0cf8/scsi@{slot:x}/channel@0/disk@{target:x},{lun:x}"));
-            paths.extend(drive.boot_index.map(path));
+            all.boot_paths.extend(drive.boot_index.map(path));
         }
         let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
         let device = VirtioPci::new(bus, host.parts(), piix3.intx(slot, 1), msi)?;
         pci.insert(DevFn::new(slot, 0), device.clone()).with_context(|| spec.what.clone())?;
         bus.add_device(format!("virtio-scsi@{slot:02x}"), device);
     }
-    Ok(paths)
+    Ok(())
 }
 
 /// What a unit says it is.

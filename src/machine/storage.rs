@@ -1,5 +1,6 @@
 //! Which disks a PC has, and where: IDE channels at their old ports, virtio disks in PCI slots.
 
+use super::media::Plugged;
 use super::pc::Surroundings;
 use super::scsi;
 use crate::cli::config::{Attachment, DriveSpec};
@@ -10,7 +11,7 @@ use brolga_devices::lapic::LocalApics;
 use brolga_devices::pci::piix3::Piix3;
 use brolga_devices::pci::piix3_ide::Piix3Ide;
 use brolga_devices::pci::{DevFn, PciBus};
-use brolga_devices::services::{Disk, IrqLine, MsiSink};
+use brolga_devices::services::{Disk, IrqLine, MediumDrive, MsiSink};
 use brolga_devices::virtio::blk::VirtioBlk;
 use brolga_devices::virtio::pci::VirtioPci;
 use std::sync::Arc;
@@ -20,8 +21,30 @@ pub const IDE_FUNCTION: DevFn = DevFn::new(1, 1);
 /// IDE channels: command block, control port, ISA interrupt.
 pub const IDE_CHANNELS: [(u16, u16, u32); 2] = [(0x1F0, 0x3F6, 14), (0x170, 0x376, 15)];
 
-/// Devices with a place in the boot order, and what firmware calls them (IEEE 1275).
-pub type BootPaths = Vec<(u32, String)>;
+/// Drives in their places.
+#[derive(Default)]
+pub struct Drives {
+    /// Devices with a place in the boot order, and what firmware calls them (IEEE 1275).
+    pub boot_paths: Vec<(u32, String)>,
+    /// All drives.
+    pub plugged: Vec<Plugged>,
+}
+
+impl Drives {
+    /// Opens the image of `spec`, and takes note of the drive.
+    pub fn open(&mut self, s: &Surroundings, spec: &DriveSpec) -> Result<Option<Arc<dyn Disk>>> {
+        let disk = (s.disk)(spec)?;
+        self.plugged.push(Plugged { spec: spec.clone(), disk: disk.clone(), drive: None });
+        Ok(disk)
+    }
+
+    /// The drive that was noted last for `spec` has a medium that can be changed.
+    pub fn removable(&mut self, spec: &DriveSpec, drive: Option<Arc<dyn MediumDrive>>) {
+        if let Some(plugged) = self.plugged.iter_mut().rev().find(|plugged| plugged.spec == *spec) {
+            plugged.drive = drive;
+        }
+    }
+}
 
 /// Where disks are plugged in.
 pub struct Slots<'a> {
@@ -38,26 +61,27 @@ pub struct Slots<'a> {
 }
 
 /// Plugs in all drives. `interrupts` are those of the IDE channels.
-pub fn plug_in(slots: &Slots, interrupts: [IrqLine; 2]) -> Result<BootPaths> {
-    ide(slots, interrupts)?;
-    let mut paths = virtio(slots)?;
-    paths.extend(scsi::plug_in(slots)?);
+pub fn plug_in(slots: &Slots, interrupts: [IrqLine; 2]) -> Result<Drives> {
+    let mut all = Drives::default();
+    ide(slots, interrupts, &mut all)?;
+    virtio(slots, &mut all)?;
+    scsi::plug_in(slots, &mut all)?;
     for spec in &slots.s.config.drives {
         let (Some(Attachment::Ide { channel, unit }), Some(index)) = (spec.attachment, spec.boot_index) else {
             continue;
         };
-        paths.push((index, format!("/pci@i0cf8/ide@1,1/drive@{channel}/disk@{unit}")));
+        all.boot_paths.push((index, format!("/pci@i0cf8/ide@1,1/drive@{channel}/disk@{unit}")));
     }
-    Ok(paths)
+    Ok(all)
 }
 
 /// The IDE channels, where there are drives for them, or firmware that looks for some.
-fn ide(slots: &Slots, interrupts: [IrqLine; 2]) -> Result<()> {
+fn ide(slots: &Slots, interrupts: [IrqLine; 2], all: &mut Drives) -> Result<()> {
     let Slots { s, bus, pci, .. } = slots;
     let mut drives: [[Option<DriveConfig>; 2]; 2] = Default::default();
     for spec in &s.config.drives {
         let Some(Attachment::Ide { channel, unit }) = spec.attachment else { continue };
-        drives[usize::from(channel & 1)][usize::from(unit & 1)] = Some(ide_drive(spec, (s.disk)(spec)?));
+        drives[usize::from(channel & 1)][usize::from(unit & 1)] = Some(ide_drive(spec, all.open(s, spec)?));
     }
     if s.config.boot.bios.is_none() && drives.iter().flatten().all(Option::is_none) {
         return Ok(());
@@ -72,6 +96,10 @@ fn ide(slots: &Slots, interrupts: [IrqLine; 2]) -> Result<()> {
         bus.add_device(name, channel.clone());
         channels.push(channel);
     }
+    for spec in &s.config.drives {
+        let Some(Attachment::Ide { channel, unit }) = spec.attachment else { continue };
+        all.removable(spec, channels.get(usize::from(channel)).and_then(|c| c.medium_drive(unit != 0)));
+    }
     if let [first, second] = channels.as_slice() {
         let function = Piix3Ide::new(bus, [first, second]);
         pci.insert(IDE_FUNCTION, function.clone())?;
@@ -80,10 +108,9 @@ fn ide(slots: &Slots, interrupts: [IrqLine; 2]) -> Result<()> {
     Ok(())
 }
 
-/// Virtio disks in their PCI slots. The result are those with a place in the boot order.
-fn virtio(slots: &Slots) -> Result<BootPaths> {
+/// Virtio disks in their PCI slots.
+fn virtio(slots: &Slots, all: &mut Drives) -> Result<()> {
     let Slots { s, bus, pci, piix3, apics } = slots;
-    let mut paths = Vec::new();
     let disks = |fixed: bool| {
         s.config.drives.iter().filter(
             move |d| matches!(d.attachment, Some(Attachment::VirtioBlk { slot, .. }) if slot.is_some() == fixed),
@@ -94,15 +121,15 @@ fn virtio(slots: &Slots) -> Result<BootPaths> {
         let Some(Attachment::VirtioBlk { slot, queues }) = spec.attachment else { continue };
         let slot = slot.or_else(|| pci.free_device());
         let slot = slot.with_context(|| format!("{}: all PCI slots are taken; leave a device out", spec.what))?;
-        let disk = (s.disk)(spec)?.with_context(|| format!("{}: it needs an image", spec.what))?;
+        let disk = all.open(s, spec)?.with_context(|| format!("{}: it needs an image", spec.what))?;
         let serial = spec.serial.as_deref().unwrap_or("");
         let parts = VirtioBlk::parts(disk, serial, queues, s.memory.clone(), s.work);
         let device = VirtioPci::new(bus, parts, piix3.intx(slot, 1), Arc::clone(apics) as Arc<dyn MsiSink>)?;
         pci.insert(DevFn::new(slot, 0), device.clone()).with_context(|| spec.what.clone())?;
         bus.add_device(format!("virtio-blk@{slot:02x}"), device);
-        paths.extend(spec.boot_index.map(|index| (index, format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0"))));
+        all.boot_paths.extend(spec.boot_index.map(|index| (index, format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0"))));
     }
-    Ok(paths)
+    Ok(())
 }
 
 /// What an IDE drive calls itself. Serial numbers tell drives apart, so there is always one.

@@ -2,7 +2,7 @@
 
 use super::Facts;
 use super::expression::evaluate;
-use super::host::{Control, MonitorHost, Topic};
+use super::host::{Control, MediumChange, MonitorHost, Topic};
 use super::memory::{Format, Reader, show};
 use crate::cli::{self, suggest, values};
 use brolga_jit::Registers;
@@ -69,6 +69,8 @@ const COMMANDS: &[Command] = &[
     command(&["hostfwd_add"], "[ID] [tcp|udp]:[HOST]:PORT-[GUEST]:PORT", "forward a port of the host's to the guest (port 0: a free one)", |c| forward(c, true)),
     command(&["hostfwd_remove"], "[ID] [tcp|udp]:[HOST]:PORT", "end the forwarding of a port", |c| forward(c, false)),
     command(&["set_link"], "NAME on|off", "plug the cable of a network card in, or pull it out", set_link),
+    command(&["eject"], "[-f] DRIVE", "take a drive's medium out (-f: even if the guest has locked it); info block lists the drives", eject),
+    command(&["change"], "DRIVE FILE [FORMAT [MODE]]", "put another medium in; MODE is retain, read-only or read-write", change),
     command(&["log"], "ITEM,...|none", "log items as -d does", log),
 ];
 
@@ -87,6 +89,7 @@ const SUBJECTS: &[Command] = &[
     command(&["mtree"], "", "memory and port maps", |c| inspect(c, Topic::Mtree)),
     command(&["roms"], "", "images placed in memory", |c| inspect(c, Topic::Roms)),
     command(&["network"], "", "network cards and their host ends", |c| inspect(c, Topic::Network)),
+    command(&["block"], "", "drives and what is in them", |c| inspect(c, Topic::Block)),
     command(&["usernet"], "", "ports, leases and connections of -netdev user", |c| inspect(c, Topic::Usernet)),
     command(&["jit"], "", "counters of the code engine", |c| inspect(c, Topic::Jit)),
 ];
@@ -179,6 +182,36 @@ fn set_link(call: &mut Call<'_>) -> Outcome {
         return Err("give a card or host end, as info network lists them, and on or off".into());
     };
     call.host.set_link(name, values::switch(state)?)?;
+    Ok(String::new())
+}
+
+fn eject(call: &mut Call<'_>) -> Outcome {
+    let words: Vec<&str> = call.rest.split_whitespace().collect();
+    let (force, drive) = match words[..] {
+        [drive] if drive != "-f" => (false, drive),
+        ["-f", drive] => (true, drive),
+        _ => return Err("name a drive, as info block lists them".into()),
+    };
+    call.host.change_medium(&MediumChange::Eject { drive: drive.to_owned(), force })?;
+    Ok(String::new())
+}
+
+fn change(call: &mut Call<'_>) -> Outcome {
+    let words: Vec<&str> = call.rest.split_whitespace().collect();
+    let (drive, file, format, mode) = match words[..] {
+        [drive, file] => (drive, file, None, None),
+        [drive, file, format] => (drive, file, Some(format), None),
+        [drive, file, format, mode] => (drive, file, Some(format), Some(mode)),
+        _ => return Err("name a drive, as info block lists them, and a file".into()),
+    };
+    let read_only = match mode {
+        None | Some("retain") => None,
+        Some("read-only") => Some(true),
+        Some("read-write") => Some(false),
+        Some(other) => return Err(format!("'{other}' is no mode; there are retain, read-only and read-write")),
+    };
+    let (drive, file, format) = (drive.to_owned(), file.to_owned(), format.map(str::to_owned));
+    call.host.change_medium(&MediumChange::Insert { drive, file, format, read_only })?;
     Ok(String::new())
 }
 
@@ -306,6 +339,9 @@ mod tests {
         fn set_link(&self, name: &str, up: bool) -> Result<(), String> {
             if name == "n0" && !up { Ok(()) } else { Err("no such card".into()) }
         }
+        fn change_medium(&self, change: &MediumChange) -> Result<(), String> {
+            Err(format!("{change:?}"))
+        }
         fn inspect(&self, topic: Topic) -> Option<String> {
             (topic == Topic::Pic).then(|| "irr = 0".into())
         }
@@ -346,6 +382,17 @@ mod tests {
         assert!(say("info version").starts_with("Brolga emulator version"));
         assert!(say("info").contains("info registers [-a]"));
         assert_eq!(say("info statsu"), "info: nothing known about 'statsu'; did you mean status?; 'info' lists all\n");
+    }
+
+    #[test]
+    fn media() {
+        assert_eq!(say("eject -f cd"), "eject: Eject { drive: \"cd\", force: true }\n");
+        assert_eq!(say("eject"), "eject: name a drive, as info block lists them\n");
+        let inserted =
+            "change: Insert { drive: \"cd\", file: \"/x\", format: Some(\"raw\"), read_only: Some(false) }\n";
+        assert_eq!(say("change cd /x raw read-write"), inserted);
+        assert!(say("change cd /x raw rw").contains("'rw' is no mode"));
+        assert!(say("change cd").contains("and a file"));
     }
 
     #[test]

@@ -19,6 +19,29 @@ pub enum Control {
     Nmi,
 }
 
+/// Another medium for a drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MediumChange {
+    /// The medium is taken out.
+    Eject {
+        /// What `info block` calls the drive.
+        drive: String,
+        /// Even where the guest has locked it.
+        force: bool,
+    },
+    /// Another medium is put in.
+    Insert {
+        /// What `info block` calls the drive.
+        drive: String,
+        /// The image.
+        file: String,
+        /// Its format; looked up in its first bytes if none.
+        format: Option<String>,
+        /// Whether it can be written; as it was for the medium at start if none.
+        read_only: Option<bool>,
+    },
+}
+
 /// What the machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunState {
@@ -62,6 +85,8 @@ pub enum Topic {
     Mtree,
     /// Network cards and their host ends.
     Network,
+    /// Drives and what is in them.
+    Block,
     /// Forwarded ports, leases and connections of user-mode networks.
     Usernet,
 }
@@ -87,6 +112,8 @@ pub trait MonitorHost: Send + Sync {
     fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String>;
     /// Plugs the cable of a card in or pulls it out; the card, or its host end, by its id.
     fn set_link(&self, name: &str, up: bool) -> Result<(), String>;
+    /// Changes a drive's medium, or says why not.
+    fn change_medium(&self, change: &MediumChange) -> Result<(), String>;
     /// Lines about `topic`; `None` if the machine has nothing to say about it.
     fn inspect(&self, topic: Topic) -> Option<String>;
 }

@@ -6,7 +6,7 @@ mod host;
 mod line;
 mod memory;
 
-pub use host::{Control, MonitorHost, RunState, Topic};
+pub use host::{Control, MediumChange, MonitorHost, RunState, Topic};
 
 use crate::chardev::{CharPort, FocusListener};
 use crate::cli::config::Identity;

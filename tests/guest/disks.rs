@@ -12,15 +12,15 @@ const IDE: &str = "modprobe ata_piix && modprobe sd_mod && modprobe sr_mod && mo
 const VIRTIO: &str = "modprobe virtio_pci && modprobe virtio_blk && modprobe crc32c_generic && modprobe ext4";
 
 /// A file that `tools/guest.py disks` makes.
-fn medium(name: &str) -> PathBuf {
+pub fn medium(name: &str) -> PathBuf {
     cached(&format!("disks/{name}"))
 }
 
 /// A folder that is gone at the end of its test.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("brolga-disks-{}-{number}", std::process::id()));
@@ -28,7 +28,7 @@ impl Folder {
         Self(path)
     }
 
-    fn file(&self, name: &str) -> String {
+    pub fn file(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("a path in UTF-8").to_owned()
     }
 }
@@ -40,12 +40,12 @@ impl Drop for Folder {
     }
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
 /// Starts a guest from firmware and waits until the boot loader and the kernel have spoken.
-fn boot_loader(arguments: &[&str], says: &str) -> Guest {
+pub fn boot_loader(arguments: &[&str], says: &str) -> Guest {
     let fixed = ["-m", "256M", "-nographic", "-no-reboot"];
     let words: Vec<String> = fixed.iter().chain(arguments).map(|&word| word.to_owned()).collect();
     let mut guest = Guest::start(&words);
@@ -57,12 +57,12 @@ fn boot_loader(arguments: &[&str], says: &str) -> Guest {
 }
 
 /// Runs `brolga-img`.
-fn img(words: &[&str]) {
+pub fn img(words: &[&str]) {
     let done = Command::new(env!("CARGO_BIN_EXE_brolga-img")).args(words).output().expect("brolga-img");
     assert!(done.status.success(), "brolga-img {words:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-fn power_off(mut guest: Guest) {
+pub fn power_off(mut guest: Guest) {
     guest.send("poweroff -f\r");
     let status = guest.wait(END);
     assert!(status.success(), "{status}");

@@ -15,5 +15,6 @@ mod processors;
 mod rescue;
 mod root;
 mod services;
+mod storage;
 mod time;
 mod userland;
