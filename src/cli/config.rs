@@ -7,6 +7,7 @@ pub mod network;
 
 use crate::gdb::Endpoint;
 use brolga::block::drive::DriveOptions;
+use brolga_devices::fdc::DriveType;
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
 use network::{NetdevSpec, NicSpec};
@@ -263,6 +264,13 @@ pub enum Attachment {
         slot: Option<u8>,
         /// Number of queues.
         queues: u16,
+    },
+    /// In a floppy drive.
+    Floppy {
+        /// 0 or 1.
+        unit: u8,
+        /// What kind of drive it is; as the medium wants it if none.
+        kind: Option<DriveType>,
     },
     /// At a SCSI host.
     Scsi {

@@ -135,6 +135,7 @@ const MODELS: &[Model] = &[
         ],
         add: virtio_scsi,
     },
+    Model { name: "floppy", alias: None, about: "floppy drive; empty without drive=", keys: FLOPPY_KEYS, add: floppy },
     Model { name: "scsi-hd", alias: None, about: "disk at a SCSI host", keys: SCSI_KEYS, add: scsi_disk },
     Model {
         name: "scsi-cd",
@@ -143,6 +144,13 @@ const MODELS: &[Model] = &[
         keys: SCSI_KEYS,
         add: scsi_cd,
     },
+];
+
+const FLOPPY_KEYS: &[(&str, &str)] = &[
+    ("drive", "the id of a -drive with if=none"),
+    ("unit", "0 or 1 (default: the next that is free)"),
+    ("drive-type", "120, 144, 288 or auto: as the medium wants it"),
+    ("bootindex", "place in the order in which firmware tries devices"),
 ];
 
 const SCSI_KEYS: &[(&str, &str)] = &[
@@ -243,6 +251,10 @@ fn virtio_blk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()>
 fn virtio_scsi(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
     let id = devices.id.take();
     devices.drives.scsi_host(keys, value, id)
+}
+
+fn floppy(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.drives.floppy_device(keys, value)
 }
 
 fn scsi_disk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {

@@ -4,9 +4,10 @@ use super::boot::readable;
 use super::config::{Attachment, DriveSpec, ScsiHostSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;
-use super::{scsi, suggest, values};
+use super::{floppy, scsi, suggest, values};
 use anyhow::{Result, anyhow, bail};
 use brolga::block::drive::DriveOptions;
+use brolga_devices::fdc::DriveType;
 use std::path::PathBuf;
 
 /// Units of an IDE channel, and channels.
@@ -38,6 +39,13 @@ pub(super) enum Wants {
     Ide(Option<u8>),
     /// To a virtio-blk device of its own.
     Virtio,
+    /// In the floppy drive with this number, or in the next that is free.
+    Floppy {
+        /// `unit=` or `index=`.
+        unit: Option<u8>,
+        /// `drive-type=`.
+        kind: Option<DriveType>,
+    },
     /// At a SCSI host, at this target, or at the next that is free.
     Scsi {
         /// Index of the host.
@@ -59,6 +67,14 @@ impl Drives {
         for (index, name) in (0..).zip(["hda", "hdb", "hdc", "hdd"]) {
             if let Some(path) = arguments.one(name) {
                 this.image(&format!("-{name} {path}"), path, index, false, snapshot)?;
+            }
+        }
+        for (unit, name) in (0..).zip(["fda", "fdb"]) {
+            if let Some(path) = arguments.one(name) {
+                let what = format!("-{name} {path}");
+                let options = DriveOptions { snapshot, ..DriveOptions::default() };
+                let wants = Wants::Floppy { unit: Some(unit), kind: None };
+                this.add(&what, DriveSpec::new(&what, Some(PathBuf::from(path)), false, options), wants)?;
             }
         }
         if let Some(path) = arguments.one("cdrom") {
@@ -116,18 +132,26 @@ impl Drives {
                 "{what}: a pc has no SCSI host of its own; use if=none with id=NAME, and add -device virtio-scsi-pci \
                  -device scsi-hd,drive=NAME"
             ),
-            "floppy" | "pflash" | "sd" | "mtd" => {
+            "floppy" => Wants::Floppy { unit: floppy::unit(&what, index, bus, unit)?, kind: None },
+            "pflash" | "sd" | "mtd" => {
                 bail!("{what}: if={interface} is not supported yet; use if=ide, if=virtio or if=none")
             }
-            other => bail!("{what}: '{other}' is no interface{}", suggest::hint(other, ["ide", "virtio", "none"])),
+            other => {
+                bail!("{what}: '{other}' is no interface{}", suggest::hint(other, ["ide", "virtio", "floppy", "none"]))
+            }
         };
-        if !matches!(wants, Wants::Ide(_)) && (index.is_some() || bus.is_some() || unit.is_some()) {
-            bail!("{what}: index, bus and unit are places of if=ide; leave them out");
+        let placed = matches!(wants, Wants::Ide(_) | Wants::Floppy { .. });
+        if !placed && (index.is_some() || bus.is_some() || unit.is_some()) {
+            bail!("{what}: index, bus and unit are places of if=ide and if=floppy; leave them out");
+        }
+        let floppy = matches!(wants, Wants::Floppy { .. });
+        if cd && floppy {
+            bail!("{what}: a floppy drive takes no CD; leave media=cdrom out, or use if=ide");
         }
         if cd && wants == Wants::Virtio {
             bail!("{what}: a virtio disk is no CD drive; leave media=cdrom out, or use if=ide");
         }
-        if file.is_none() && !cd {
+        if file.is_none() && !cd && !floppy {
             bail!("{what}: file= is missing; a disk needs an image");
         }
         let mut spec = DriveSpec::new(&what, file.map(PathBuf::from), cd, options);
@@ -219,6 +243,7 @@ impl Drives {
     pub fn place(self) -> Result<(Vec<DriveSpec>, Vec<ScsiHostSpec>)> {
         let mut drives = self.drives;
         scsi::place(&mut drives)?;
+        floppy::place(&mut drives)?;
         let mut taken: [Option<String>; (IDE_UNITS * IDE_CHANNELS) as usize] = Default::default();
         for fixed in [true, false] {
             for Pending { spec, wants } in &mut drives {

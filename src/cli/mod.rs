@@ -9,6 +9,7 @@ mod chars;
 pub mod config;
 mod devices;
 mod drives;
+mod floppy;
 mod gdb;
 mod help;
 mod logging;

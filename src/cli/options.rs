@@ -84,7 +84,9 @@ pub const OPTIONS: &[OptionRow] = &[
     row(DISKS, "hdc", Times::Once, "FILE", "first disk of the second IDE channel"),
     row(DISKS, "hdd", Times::Once, "FILE", "second disk of the second IDE channel"),
     row(DISKS, "cdrom", Times::Once, "FILE", "CD image on IDE (in the place of -hdc)"),
-    row(DISKS, "drive", Times::Many, "KEY=VALUE,...", "image and how it is used: file, format, if=ide|virtio|none, media, index, id, readonly, snapshot, cache, discard, ..., e.g. -drive file=disk.qcow2,if=virtio"),
+    row(DISKS, "fda", Times::Once, "FILE", "diskette image in the first floppy drive; -fdb likewise"),
+    row(DISKS, "fdb", Times::Once, "FILE", "diskette image in the second floppy drive"),
+    row(DISKS, "drive", Times::Many, "KEY=VALUE,...", "image and how it is used: file, format, if=ide|virtio|floppy|none, media, index, id, readonly, snapshot, cache, discard, ..., e.g. -drive file=disk.qcow2,if=virtio"),
     row(DISKS, "snapshot", Times::Flag, "", "images do not change: writes are gone at the end"),
     row(DEVICES, "device", Times::Many, "MODEL[,KEY=VALUE...]", "add a device, e.g. -device isa-debug-exit,iobase=0xf4 (-device help)"),
     row(DEVICES, "nodefaults", Times::Flag, "", "no default serial port, monitor and network card"),
@@ -247,7 +249,7 @@ mod tests {
         assert_eq!(read(&["disk.img"]).unwrap().one("hda"), Some("disk.img"));
         assert!(err(&["a.img", "b.img"]).contains("given twice"));
         assert!(err(&["-"]).starts_with("-: not an option"));
-        assert!(err(&["-fda", "x"]).starts_with("-fda: not supported yet"));
+        assert!(err(&["-mtdblock", "x"]).starts_with("-mtdblock: not supported yet"));
     }
 
     #[test]

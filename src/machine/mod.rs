@@ -8,6 +8,7 @@ mod debug;
 mod disks;
 mod dma;
 mod firmware;
+mod floppy;
 mod host;
 mod isa_irq;
 pub mod layout;

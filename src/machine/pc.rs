@@ -1,7 +1,6 @@
 //! The i440FX PC: which devices it has, at which addresses, with which interrupts. No other place knows.
 
 use super::acpi::AcpiConfig;
-use super::bars;
 use super::dma::GuestMemory;
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
 use super::layout::Layout;
@@ -10,7 +9,8 @@ use super::nics;
 use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
 use super::storage::{self, Drives, IDE_CHANNELS, IDE_FUNCTION, Slots};
-use crate::cli::config::{CharId, Config, DriveSpec};
+use super::{bars, floppy};
+use crate::cli::config::{Attachment, CharId, Config, DriveSpec};
 use crate::clock::GuestClock;
 use crate::net::Netdev;
 use anyhow::{Context, Result};
@@ -23,6 +23,7 @@ use brolga_devices::fw_cfg::{self, FwCfg};
 use brolga_devices::hpet::{self, Hpet, HpetWiring};
 use brolga_devices::i8042::I8042;
 use brolga_devices::ioapic::IoApic;
+use brolga_devices::isa_dma::{self, IsaDma};
 use brolga_devices::lapic::{ApicCpu, ApicFeatures, EoiSink, LocalApics, PIN_INTR};
 use brolga_devices::pci::i440fx::I440fx;
 use brolga_devices::pci::mechanism::ConfigMechanism;
@@ -191,7 +192,10 @@ impl Pc {
         let isa = [IDE_CHANNELS[0].2, IDE_CHANNELS[1].2].map(|irq| b.isa_line(irq));
         let slots = Slots { s, bus: &b.bus, pci: &pci, piix3: &piix3, apics: &apics };
         let nics::Plugged { cards, mut boot_paths } = nics::plug_in(&slots)?;
-        let Drives { boot_paths: of_drives, plugged } = storage::plug_in(&slots, isa)?;
+        let mut drives = storage::plug_in(&slots, isa)?;
+        let dma = b.isa_dma()?;
+        floppy::plug_in(s, &b.bus, (&dma, b.isa_line(floppy::IRQ)), &rtc, &mut drives)?;
+        let Drives { boot_paths: of_drives, plugged } = drives;
         boot_paths.extend(of_drives);
         let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
@@ -370,6 +374,16 @@ impl Builder<'_> {
         Ok(a20)
     }
 
+    /// The ISA DMA controllers and their page registers.
+    fn isa_dma(&self) -> Result<Arc<IsaDma>> {
+        let (bus, dma) = (&self.bus, IsaDma::new(self.s.memory.clone()));
+        bus.register_pio(0x00, isa_dma::FIRST_PORTS as u32, "dma", dma.first_ports())?;
+        bus.register_pio(0x81, isa_dma::PAGE_PORTS as u32, "dma-page", dma.page_ports())?;
+        bus.register_pio(0xC0, isa_dma::SECOND_PORTS as u32, "dma", dma.second_ports())?;
+        bus.add_device("isa-dma", dma.clone());
+        Ok(dma)
+    }
+
     fn fpu_error(&self) -> Result<Arc<FpuError>> {
         let fpu_error = FpuError::new(self.isa_line(FPU_ERROR));
         self.bus.register_pio(0xF0, 1, "fpu-error", fpu_error.clone())?;
@@ -415,6 +429,7 @@ impl Builder<'_> {
             // The guest finds the same value in the register.
             hpet: config.machine.hpet.then(|| self.bus.mmio_read(HPET_BASE, 4) as u32),
             serials: config.serials.map(|s| s.is_some()),
+            floppy: config.drives.iter().any(|d| matches!(d.attachment, Some(Attachment::Floppy { .. }))),
             vga: false,
             pci_window: PCI_WINDOW,
             pci_window_64: None,

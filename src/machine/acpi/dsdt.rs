@@ -42,6 +42,17 @@ impl Aml for IsaInterrupt {
     }
 }
 
+/// DMA descriptor: a channel that moves bytes (ACPI 6.4.2.2).
+struct IsaChannel(u8);
+
+impl Aml for IsaChannel {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.byte(0x2A);
+        sink.byte(1u8.checked_shl(self.0.into()).unwrap_or(0));
+        sink.byte(0);
+    }
+}
+
 /// `length` ports from `first`.
 fn ports(first: u16, length: u8) -> IO {
     IO::new(first, first, 1, length)
@@ -133,6 +144,10 @@ fn isa_bridge(config: &AcpiConfig) -> Encoded {
         isa_device("KBD_", "PNP0303", 0, &[&ports(0x60, 1), &ports(0x64, 1), &IsaInterrupt(1)]),
         isa_device("MOU_", "PNP0F13", 0, &[&IsaInterrupt(12)]),
     ];
+    if config.floppy {
+        let resources: [&dyn Aml; 4] = [&ports(0x3F0, 6), &ports(0x3F7, 1), &IsaInterrupt(6), &IsaChannel(2)];
+        children.push(isa_device("FDC0", "PNP0700", 0, &resources));
+    }
     for (index, (&(base, interrupt), &present)) in SERIALS.iter().zip(&config.serials).enumerate() {
         if present {
             let (name, uid) = (format!("COM{}", index + 1), index as u8 + 1);

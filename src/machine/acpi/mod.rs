@@ -72,6 +72,8 @@ pub struct AcpiConfig {
     pub hpet: Option<u32>,
     /// Which of COM1 to COM4 there are.
     pub serials: [bool; 4],
+    /// There is a floppy controller.
+    pub floppy: bool,
     /// There is a VGA adapter.
     pub vga: bool,
     /// Addresses below 4 GiB that PCI devices may use.

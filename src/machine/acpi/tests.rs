@@ -7,6 +7,7 @@ pub fn config() -> AcpiConfig {
         ioapic_id: 0,
         hpet: Some(0x8086_A201),
         serials: [true, false, false, false],
+        floppy: true,
         vga: false,
         pci_window: 0xC000_0000..0xFEC0_0000,
         pci_window_64: Some(0x1_8000_0000..0x2_0000_0000),
