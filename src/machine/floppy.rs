@@ -5,10 +5,10 @@ use super::storage::Drives;
 use crate::cli::config::Attachment;
 use anyhow::Result;
 use brolga_devices::bus::Bus;
-use brolga_devices::fdc::{DRIVES, DriveType, Fdc, Geometry, PORTS};
+use brolga_devices::fdc::{DRIVES, DriveConfig, DriveType, Fdc, Geometry, PORTS};
 use brolga_devices::isa_dma::IsaDma;
 use brolga_devices::rtc::{Rtc, cmos};
-use brolga_devices::services::{Disk, IrqLine};
+use brolga_devices::services::IrqLine;
 use std::sync::Arc;
 
 /// Ports: the registers, and the one apart.
@@ -32,20 +32,20 @@ pub fn plug_in(
     rtc: &Rtc,
     all: &mut Drives,
 ) -> Result<()> {
-    let mut drives: [Option<(DriveType, Option<Arc<dyn Disk>>)>; DRIVES] = Default::default();
+    let mut drives: [Option<DriveConfig>; DRIVES] = Default::default();
     for spec in &s.config.drives {
         let Some(Attachment::Floppy { unit, kind }) = spec.attachment else { continue };
         let disk = all.open(s, spec)?;
         // An empty drive is one that reads all diskettes of its size.
         let fits = disk.as_ref().map_or(DriveType::Small2880, |disk| Geometry::of(disk.len() / SECTOR).drive);
-        drives[usize::from(unit) % DRIVES] = Some((kind.unwrap_or(fits), disk));
+        drives[usize::from(unit) % DRIVES] = Some(DriveConfig { drive: kind.unwrap_or(fits), medium: disk });
         let path = |index| (index, format!("/pci@i0cf8/isa@1/fdc@03f0/floppy@{unit}"));
         all.boot_paths.extend(spec.boot_index.map(path));
     }
     if drives.iter().all(Option::is_none) {
         return Ok(());
     }
-    let types = drives.each_ref().map(|drive| drive.as_ref().map_or(0, |(kind, _)| kind.cmos()));
+    let types = drives.each_ref().map(|drive| drive.as_ref().map_or(0, |config| config.drive.cmos()));
     rtc.set_cmos(cmos::FLOPPY_TYPES, types[0] << 4 | types[1]);
     let count = types.iter().filter(|kind| **kind != 0).count();
     let equipment = EQUIPPED | if count > 1 { SECOND } else { 0 };

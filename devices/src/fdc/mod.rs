@@ -153,15 +153,17 @@ impl State {
     }
 }
 
-/// A drive's place, with what is in it.
-struct Bay {
-    drive: DriveType,
-    medium: Option<Arc<dyn Disk>>,
+/// A drive, with what is in it.
+pub struct DriveConfig {
+    /// What kind of drive it is.
+    pub drive: DriveType,
+    /// The diskette.
+    pub medium: Option<Arc<dyn Disk>>,
 }
 
 struct Inner {
     state: State,
-    bays: [Option<Bay>; DRIVES],
+    bays: [Option<DriveConfig>; DRIVES],
     /// A disk request to be submitted once the lock is dropped.
     request: Option<(Arc<dyn Disk>, DiskRequest)>,
 }
@@ -186,13 +188,9 @@ struct InputPort(Arc<Fdc>);
 struct Slot(Arc<Fdc>, usize);
 
 impl Fdc {
-    /// A controller with these drives: their type and medium.
-    pub fn new(
-        drives: [Option<(DriveType, Option<Arc<dyn Disk>>)>; DRIVES],
-        dma: DmaChannel,
-        irq: IrqLine,
-    ) -> Arc<Self> {
-        let bays = drives.map(|drive| drive.map(|(drive, medium)| Bay { drive, medium }));
+    /// A controller with these drives: the first and the second.
+    pub fn new(drives: [Option<DriveConfig>; DRIVES], dma: DmaChannel, irq: IrqLine) -> Arc<Self> {
+        let bays = drives;
         let inner = Inner { state: State::new(), bays, request: None };
         let this = Arc::new_cyclic(|this: &Weak<Self>| Self {
             irq: Wire::new(irq),

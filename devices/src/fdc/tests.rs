@@ -24,7 +24,8 @@ impl Bench {
         let disk = FakeDisk::new(sectors, memory.clone());
         let dma = IsaDma::new(memory.clone());
         let medium: Arc<dyn Disk> = disk.clone();
-        let drives = [Some((DriveType::Small1440, Some(medium))), Some((DriveType::Small2880, None))];
+        let drives = [(DriveType::Small1440, Some(medium)), (DriveType::Small2880, None)];
+        let drives = drives.map(|(drive, medium)| Some(DriveConfig { drive, medium }));
         let fdc = Fdc::new(drives, dma.channel(2), irq.line(6));
         let (ports, input) = (fdc.ports(), fdc.input_port());
         Self { fdc, dma, ports, input, memory, disk, irq }
