@@ -27,8 +27,8 @@ BOOT_MARKS = [
     ("initrd, kernel, to the root file system", r"/dev/\w+: (clean|recovering)"),
     ("systemd, to the login prompt", r"login: "),
 ]
-SILENCE = 1200
-"""Seconds without a word on the serial line after which a guest has failed."""
+SILENCE = 3600
+"""Seconds without a word on the serial line after which a guest has failed: a loaded machine may take long."""
 INSTALL_LIMIT = 4 * 3600
 BOOT_LIMIT = 1200
 END_LIMIT = 600
