@@ -11,6 +11,7 @@ mod disks;
 mod harness;
 mod kernels;
 mod network;
+mod power;
 mod processors;
 mod rescue;
 mod root;

@@ -31,7 +31,7 @@ DRIVERS = {
     # their dependencies)
     "drivers-amd64": ("amd64", "debian", ("e1000", "af_packet", "virtio_net", "virtio_pci", "virtio_blk", "ata_piix",
                                           "sd_mod", "sr_mod", "ext4", "crc32c_generic", "isofs", "virtio_scsi",
-                                          "floppy")),
+                                          "floppy", "button", "evdev")),
 }
 
 MODE_FORMAT = 3
