@@ -20,6 +20,24 @@ const DMA_LOW: u64 = 8;
 
 /// Numbers of items that are not files.
 pub mod item {
+    /// Something that is handed over in three items: where it belongs (32 bits), its size (32 bits), its bytes.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Part {
+        /// Number of the address.
+        pub address: u16,
+        /// Number of the size.
+        pub size: u16,
+        /// Number of the bytes.
+        pub data: u16,
+    }
+    /// A kernel's protected-mode code.
+    pub const KERNEL: Part = Part { address: 0x07, size: 0x08, data: 0x11 };
+    /// Its initial RAM disk.
+    pub const INITRD: Part = Part { address: 0x0a, size: 0x0b, data: 0x12 };
+    /// Its command line, with a zero.
+    pub const CMDLINE: Part = Part { address: 0x13, size: 0x14, data: 0x15 };
+    /// Its real-mode part.
+    pub const SETUP: Part = Part { address: 0x16, size: 0x17, data: 0x18 };
     /// Four letters by which firmware knows the device.
     pub const SIGNATURE: u16 = 0x00;
     /// Features, 32 bits.

@@ -4,6 +4,7 @@ mod bzimage;
 mod elf;
 mod entry;
 mod firmware;
+mod handover;
 mod image;
 mod loader_device;
 mod multiboot;
@@ -11,11 +12,13 @@ mod placement;
 mod pvh;
 mod zero_page;
 
+pub use handover::BOOT_PATH as KERNEL_BOOT_PATH;
 pub use placement::{Placed, Placement};
 
 use crate::cli::config::Config;
 use crate::machine::layout::Layout;
 use anyhow::{Result, anyhow, bail};
+use brolga_devices::fw_cfg::Items;
 use brolga_jit::Registers;
 use elf::Elf;
 use image::Image;
@@ -109,14 +112,10 @@ impl Boot {
         let bios = config.boot.bios.as_deref().map(|path| Image::open("-bios", path)).transpose()?;
         let kernel = config.boot.kernel.as_deref().map(|path| Kernel::open(path, config)).transpose()?;
         let loaders = config.loaders.iter().map(OpenLoader::open).collect::<Result<Vec<_>>>()?;
-        match (&kernel, &bios) {
-            (Some(_), Some(bios)) => {
-                bail!("{}: not possible together with -kernel yet; leave one of them out", bios.named())
-            }
-            (None, None) if !loaders.iter().any(OpenLoader::starts_first_cpu) => bail!(
+        if kernel.is_none() && bios.is_none() && !loaders.iter().any(OpenLoader::starts_first_cpu) {
+            bail!(
                 "nothing to start: give -kernel FILE, -bios FILE, or -device loader,file=FILE,addr=ADDRESS,cpu-num=0"
-            ),
-            _ => {}
+            );
         }
         Ok(Self { kernel, bios, loaders })
     }
@@ -133,7 +132,18 @@ impl Boot {
 
     /// A kernel is started without firmware, so the machine provides the tables that firmware would.
     pub fn has_kernel(&self) -> bool {
-        self.kernel.is_some()
+        self.kernel.is_some() && !self.has_firmware()
+    }
+
+    /// Adds to what firmware is told a kernel that it is to start. Whether there is one.
+    pub fn hand_over(&self, facts: Facts, items: &mut Items) -> Result<bool> {
+        let Some(kernel) = self.kernel.as_ref().filter(|_| self.has_firmware()) else { return Ok(false) };
+        let guest = kernel.guest(facts);
+        match Format::of(&kernel.image)? {
+            Format::BzImage(head) => handover::provide(&guest, &head, items)?,
+            _ => refuse!(kernel.image, "firmware starts Linux's bzImages only; leave out -bios, or use another kernel"),
+        }
+        Ok(true)
     }
 
     /// Loads everything. The result are the states of processors that do not start at the reset vector.
@@ -142,7 +152,7 @@ impl Boot {
         if let Some(bios) = &self.bios {
             firmware::load(bios, facts.layout.rom, placement)?;
         }
-        if let Some(kernel) = &self.kernel {
+        if let Some(kernel) = self.kernel.as_ref().filter(|_| !self.has_firmware()) {
             starts.push((0, kernel.load(facts, placement)?));
         }
         for loader in &self.loaders {
@@ -167,8 +177,8 @@ impl Kernel {
         Ok(Self { image, initrd, modules, append: config.boot.append.clone() })
     }
 
-    fn load(&self, facts: Facts, placement: &mut Placement) -> Result<Registers> {
-        let guest = Guest {
+    fn guest(&self, facts: Facts) -> Guest<'_> {
+        Guest {
             kernel: &self.image,
             initrd: self.initrd.as_ref(),
             modules: &self.modules,
@@ -176,7 +186,11 @@ impl Kernel {
             layout: facts.layout,
             rsdp: facts.rsdp,
             long_mode: facts.long_mode,
-        };
+        }
+    }
+
+    fn load(&self, facts: Facts, placement: &mut Placement) -> Result<Registers> {
+        let guest = self.guest(facts);
         match Format::of(&self.image)? {
             Format::BzImage(head) => bzimage::load(&guest, &head, placement),
             Format::Multiboot(header) => multiboot::load(&guest, header, placement),

@@ -370,6 +370,22 @@ fn firmware_lies_below_4_gib_and_starts_at_the_reset_vector() {
     assert_eq!(open(64 << 10).unwrap(), 64 << 10);
     assert!(open(5000).unwrap_err().to_string().contains("64 KiB"));
     assert!(open(17 << 20).unwrap_err().to_string().contains("16 MiB"));
-    let kernel = TempFile::new(&bzimage(0x20F, 0, &[0; 16]));
-    refused(load(&["-bios", bios.path(), "-kernel", kernel.path()]), &["-bios", "-kernel"]);
+}
+
+/// Whether a kernel is handed over to firmware, or the error line.
+fn handed_over(kernel: &[u8]) -> Result<bool, String> {
+    let (bios, kernel) = (TempFile::new(&[0; 64 << 10]), TempFile::new(kernel));
+    let args = ["-bios", bios.path(), "-kernel", kernel.path(), "-append", "quiet"];
+    let boot = Boot::open(&config(&args)).map_err(|e| format!("{e:#}"))?;
+    assert!(!boot.has_kernel(), "firmware starts it");
+    let layout = Layout { low: 64 * MIB, high: 0, rom: boot.rom_size().unwrap() };
+    let facts = Facts { layout, rsdp: None, long_mode: true };
+    boot.hand_over(facts, &mut Items::new()).map_err(|e| format!("{e:#}"))
+}
+
+#[test]
+fn firmware_is_handed_bzimages_only() {
+    assert_eq!(handed_over(&bzimage(0x20F, 3, &[0x90; 160])), Ok(true));
+    assert!(handed_over(&bzimage(0x20F, 3, &[])).unwrap_err().contains("-bios"));
+    assert!(handed_over(&multiboot_header(0, &[])).unwrap_err().contains("bzImages only"));
 }

@@ -4,6 +4,7 @@ use super::acpi::AcpiConfig;
 use super::acpi::loader;
 use super::layout::Layout;
 use super::{smbios, tables};
+use crate::boot::{Boot, Facts, KERNEL_BOOT_PATH};
 use crate::cli::config::Config;
 use anyhow::{Context, Result};
 use brolga_devices::fw_cfg::{Items, item};
@@ -16,9 +17,15 @@ const SLEEP_STATES: [u8; 6] = [0x80, 0, 0, 0x01, 0x02, 0x80];
 const E820_RAM: u32 = 1;
 
 /// Everything for the machine of `config`, whose devices `acpi` describes.
-/// `boot_paths`: devices with a place in the boot order.
-pub fn items(config: &Config, layout: &Layout, acpi: &AcpiConfig, boot_paths: &[(u32, String)]) -> Result<Items> {
-    let mut items = Items::new();
+/// `boot_paths`: devices with a place in the boot order. A kernel to start comes before all of them.
+pub fn items(
+    config: &Config,
+    boot: &Boot,
+    facts: Facts,
+    acpi: &AcpiConfig,
+    boot_paths: &[(u32, String)],
+) -> Result<Items> {
+    let (mut items, layout) = (Items::new(), &facts.layout);
     // Firmware has room for APIC IDs below the second number, and waits for as many processors as the first says.
     let (cpus, ids) = (acpi.apic_ids.len(), acpi.apic_ids.iter().max().map_or(1, |id| id + 1));
     let word = |n: u32| u16::try_from(n).unwrap_or(u16::MAX).to_le_bytes();
@@ -35,7 +42,8 @@ pub fn items(config: &Config, layout: &Layout, acpi: &AcpiConfig, boot_paths: &[
     if config.nographic && config.serials[0].is_some() {
         items.add_file("etc/sercon-port", CONSOLE_PORT.to_le_bytes().to_vec())?;
     }
-    boot_order(config, boot_paths, &mut items)?;
+    let kernel = boot.hand_over(facts, &mut items)?.then(|| KERNEL_BOOT_PATH.to_owned());
+    boot_order(config, kernel, boot_paths, &mut items)?;
     boot_roms(config, &mut items)?;
     if config.machine.acpi {
         let loader::Files { rsdp, tables, commands } = loader::files(acpi)?;
@@ -74,7 +82,7 @@ fn boot_roms(config: &Config, items: &mut Items) -> Result<()> {
 }
 
 /// What `-boot` says; the order by kinds of devices is in CMOS.
-fn boot_order(config: &Config, paths: &[(u32, String)], items: &mut Items) -> Result<()> {
+fn boot_order(config: &Config, first: Option<String>, paths: &[(u32, String)], items: &mut Items) -> Result<()> {
     let order = &config.boot.order;
     items.set(item::BOOT_MENU, &u16::from(order.menu).to_le_bytes());
     if let Some(wait) = order.menu_wait {
@@ -83,15 +91,16 @@ fn boot_order(config: &Config, paths: &[(u32, String)], items: &mut Items) -> Re
     // All ones: never.
     let retry = order.retry_wait.map_or(u32::MAX, u32::from);
     items.add_file("etc/boot-fail-wait", retry.to_le_bytes().to_vec())?;
-    items.add_file("bootorder", order_file(paths, order.strict))?;
+    items.add_file("bootorder", order_file(first, paths, order.strict))?;
     Ok(())
 }
 
 /// The file that firmware reads: one path a line, the first to be tried first; nothing else is tried after `HALT`.
-fn order_file(paths: &[(u32, String)], strict: bool) -> Vec<u8> {
+fn order_file(first: Option<String>, paths: &[(u32, String)], strict: bool) -> Vec<u8> {
     let mut paths: Vec<_> = paths.iter().collect();
     paths.sort_by_key(|(index, _)| *index);
-    let mut lines: Vec<&str> = paths.into_iter().map(|(_, path)| path.as_str()).collect();
+    let mut lines: Vec<&str> =
+        first.iter().chain(paths.into_iter().map(|(_, path)| path)).map(String::as_str).collect();
     if strict {
         lines.push("HALT");
     }
@@ -109,9 +118,9 @@ mod tests {
     #[test]
     fn the_boot_order_follows_the_indexes() {
         let paths = [(5, "/b".to_owned()), (0, "/a".to_owned())];
-        assert_eq!(order_file(&paths, true), b"/a\n/b\nHALT\0");
-        assert_eq!(order_file(&paths[..1], false), b"/b\0");
-        assert!(order_file(&[], false).is_empty());
+        assert_eq!(order_file(None, &paths, true), b"/a\n/b\nHALT\0");
+        assert_eq!(order_file(Some("/k".into()), &paths[..1], false), b"/k\n/b\0");
+        assert!(order_file(None, &[], false).is_empty());
     }
 
     #[test]

@@ -182,12 +182,13 @@ impl Machine {
             true => SystemTables::build(config, &layout, &pc.acpi)?,
             false => SystemTables::none(),
         };
-        pc.fw_cfg.provide(firmware::items(config, &layout, &pc.acpi, &pc.boot_paths)?);
+        let facts = Facts { layout, rsdp: tables.rsdp, long_mode: config.cpu.has(Feature::LM) };
+        pc.fw_cfg.provide(firmware::items(config, &boot, facts, &pc.acpi, &pc.boot_paths)?);
         let machine = Self {
             program: config.identity.program.clone(),
             actions: config.actions,
             boot,
-            facts: Facts { layout, rsdp: tables.rsdp, long_mode: config.cpu.has(Feature::LM) },
+            facts,
             tables,
             ram,
             shadow,

@@ -94,6 +94,23 @@ fn grub_starts_from_a_virtio_disk_that_the_boot_order_names() {
 }
 
 #[test]
+fn firmware_starts_a_kernel_before_it_looks_at_disks() {
+    let drive = format!("file={},format=raw,snapshot=on", text(&medium("grub.img")));
+    let options = ["-no-reboot", "-bios", "bios-256k.bin", "-boot", "menu=off", "-drive", &drive];
+    let boot = Boot::new("debian").initramfs("drivers-amd64").append("quiet handed=over").options(&options);
+    let mut guest = boot.start();
+    guest.expect("SeaBIOS", BOOT);
+    guest.expect(INIT, BOOT);
+    guest.expect(PROMPT, COMMAND);
+    assert!(guest.run("cat /proc/cmdline").contains("handed=over"));
+    // By the BIOS's own memory map, with what it took for itself.
+    assert!(guest.run("dmesg | grep BIOS-e820").contains("reserved"));
+    guest.run(IDE);
+    guest.run("mount -t ext4 /dev/sda1 /mnt");
+    assert_eq!(guest.run("cat /mnt/etc/motd"), "the root file system of grub.img");
+}
+
+#[test]
 fn isolinux_starts_from_a_cd() {
     let cd = medium("isolinux.iso");
     let mut guest = boot_loader(&["-cdrom", text(&cd), "-boot", "d"], "isolinux loads the kernel");
