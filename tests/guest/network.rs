@@ -2,7 +2,7 @@
 
 use crate::harness::{Boot, COMMAND, Guest, cached};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -220,6 +220,137 @@ fn two_guests_reach_each_other_over_a_socket() {
     one.run("mkdir /tmp/www && dd if=/dev/urandom of=/tmp/www/file bs=1000 count=1500 2>/dev/null && httpd -p 80 -h /tmp/www");
     two.run_within("wget -q -O /tmp/file http://192.168.7.1/file", PATIENCE);
     assert_eq!(one.run("md5sum </tmp/www/file"), two.run("md5sum </tmp/file"));
+}
+
+/// Passes datagrams on between two ports, and makes of one in `trouble` what networks do: it is lost, comes twice, or
+/// comes after the next. Ends with the process.
+fn bad_wire(a: (UdpSocket, SocketAddr), b: (UdpSocket, SocketAddr), trouble: u64) {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut one_way = move |from: UdpSocket, to: UdpSocket, end: SocketAddr| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let mut x = seed;
+        thread::spawn(move || {
+            let (mut buffer, mut late) = (vec![0; 65536], None::<Vec<u8>>);
+            while let Ok((len, _)) = from.recv_from(&mut buffer) {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                let frame = &buffer[..len];
+                // A guest that has ended takes nothing.
+                let send = |frame: &[u8]| drop(to.send_to(frame, end));
+                match (x >> 20) % trouble {
+                    0 => {}
+                    1 => (0..2).for_each(|_| send(frame)),
+                    2 => late = Some(frame.to_vec()),
+                    _ => {
+                        send(frame);
+                        late.take().iter().for_each(|late| send(late));
+                    }
+                }
+            }
+        });
+    };
+    let again = |socket: &UdpSocket| socket.try_clone().expect("a second handle");
+    one_way(again(&a.0), again(&b.0), b.1);
+    one_way(b.0, a.0, a.1);
+}
+
+#[test]
+fn a_bad_wire_between_two_guests_changes_no_data() {
+    let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = |socket: &UdpSocket| socket.local_addr().expect("its address");
+    let start = |card: &str, module: &str, wire: SocketAddr, own: &str| {
+        // Free now, and nobody else asks for it by number.
+        let local = address(&socket());
+        let netdev = format!(
+            "dgram,id=n0,local.type=inet,local.host=127.0.0.1,local.port={},remote.type=inet,remote.host=127.0.0.1,remote.port={}",
+            local.port(),
+            wire.port()
+        );
+        let mac = if own.ends_with('1') { "52:54:00:00:00:01" } else { "52:54:00:00:00:02" };
+        let card = format!("{card},netdev=n0,mac={mac}");
+        let options = ["-no-reboot", "-netdev", &netdev, "-device", &card];
+        let boot = Boot::new("debian").initramfs("drivers-amd64").append("quiet").options(&options);
+        let mut guest = boot.to_shell();
+        guest.run(&format!("modprobe {module} && ip addr add {own}/24 dev eth0 && ip link set eth0 up"));
+        (guest, local)
+    };
+    let (left, right) = (socket(), socket());
+    let (mut one, one_at) = start("e1000", "e1000", address(&left), "192.168.7.1");
+    let (mut two, two_at) =
+        start("virtio-net-pci", "virtio_pci && modprobe virtio_net", address(&right), "192.168.7.2");
+    bad_wire((left, one_at), (right, two_at), 60);
+    one.run("mkdir /tmp/www && dd if=/dev/urandom of=/tmp/www/file bs=1000 count=1500 2>/dev/null && httpd -p 80 -h /tmp/www");
+    two.run_within("for i in 1 2 3 4 5; do ping -c 1 -W 2 192.168.7.1 && break; done", PATIENCE);
+    two.run_within("wget -q -O /tmp/file http://192.168.7.1/file", 4 * PATIENCE);
+    assert_eq!(one.run("md5sum </tmp/www/file"), two.run("md5sum </tmp/file"));
+    two.run("mkdir /tmp/www && cat /tmp/file /tmp/file >/tmp/www/back && httpd -p 80 -h /tmp/www");
+    one.run_within("wget -q -O /tmp/back http://192.168.7.2/back", 4 * PATIENCE);
+    assert_eq!(two.run("md5sum </tmp/www/back"), one.run("md5sum </tmp/back"));
+}
+
+/// Descriptors and resident KiB of the emulator.
+fn held(guest: &Guest) -> (usize, usize) {
+    let process = format!("/proc/{}", guest.id());
+    let descriptors = std::fs::read_dir(format!("{process}/fd")).expect("its descriptors").count();
+    let status = std::fs::read_to_string(format!("{process}/status")).expect("its status");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    (descriptors, resident.trim().trim_end_matches(" kB").parse().expect("a number"))
+}
+
+#[test]
+fn a_thousand_connections_leave_nothing_behind() {
+    let mut guest = guest("virtio-net-pci", "virtio_pci && modprobe virtio_net");
+    guest.run("mkdir /tmp/www && echo all is well >/tmp/www/page && httpd -p 80 -h /tmp/www");
+    let forwarded = guest.error_line("n0: hostfwd=tcp:127.0.0.1:", COMMAND);
+    let port: u16 = forwarded.split('-').next().and_then(|port| port.parse().ok()).expect("a port");
+    let visit = move |count: usize| {
+        let callers: Vec<_> = (0..5)
+            .map(|_| thread::spawn(move || (0..count).for_each(|_| assert_eq!(get(port, "/page"), b"all is well\n"))))
+            .collect();
+        callers.into_iter().for_each(|caller| caller.join().expect("a caller's part"));
+    };
+    visit(20);
+    let before = held(&guest);
+    visit(200);
+    // Connections that no page was asked for, and such that are reset.
+    for i in 0..200 {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the forwarded port");
+        if i % 2 == 0 {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a reset at the end");
+        }
+    }
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while held(&guest).0 > before.0 {
+        assert!(std::time::Instant::now() < deadline, "descriptors stay open: {:?}, before {before:?}", held(&guest));
+        thread::sleep(Duration::from_millis(200));
+    }
+    let after = held(&guest);
+    assert!(after.1 < before.1 + 48 * 1024, "resident KiB: {after:?}, before {before:?}");
+    guest.send("\x01c");
+    guest.expect(") ", COMMAND);
+    guest.send("info usernet\r");
+    let shown = guest.expect(") ", COMMAND);
+    assert!(shown.contains("TCP[HOST_FORWARD]") && !shown.contains("TCP[ESTABLISHED]"), "{shown}");
+}
+
+#[test]
+fn a_guest_that_floods_harms_only_itself() {
+    for (model, module) in [("e1000", "e1000"), ("virtio-net-pci", "virtio_pci && modprobe virtio_net")] {
+        let mut guest = guest(model, module);
+        let before = held(&guest);
+        let to = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = to.local_addr().expect("its address").port();
+        // To a port where nobody reads, to addresses that do not exist, to names, and frames of no kind.
+        guest.run(&format!(
+            "for to in '10.0.2.2 {port}' '10.0.2.77 9' '10.0.2.3 53' '10.255.0.1 9'; do \
+             timeout 2 nc -u $to </dev/zero >/dev/null 2>&1; done; true"
+        ));
+        guest.run("for i in $(seq 300); do nc -w 1 10.0.2.2 1 </dev/null; done 2>/dev/null; true");
+        let after = held(&guest);
+        assert!(after.0 < before.0 + 600 && after.1 < before.1 + 100 * 1024, "{before:?}, then {after:?}");
+        guest.run("ping -c 1 -W 10 10.0.2.2");
+    }
 }
 
 #[test]

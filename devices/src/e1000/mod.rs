@@ -161,7 +161,12 @@ impl Core {
     }
 
     fn read(&self, offset: u64) -> u32 {
-        self.with(|registers| registers.read(offset as u32))
+        match offset as u32 & !3 {
+            // Reading it clears it.
+            registers::reg::ICR => self.with(|registers| registers.read(offset as u32)),
+            // The others have no part in the interrupt.
+            _ => locked(&self.live).registers.read(offset as u32),
+        }
     }
 
     fn write(&self, offset: u64, value: u32) {

@@ -17,6 +17,9 @@ pub const NOWHERE: u64 = 1 << 63;
 /// Largest operand that is one access, in bytes.
 const OPERAND: u64 = 16;
 
+/// Devices above here stay devices.
+const FIRST_DEVICE: u64 = 0x10_0000;
+
 /// Where an access goes after translation.
 enum Place {
     /// RAM: the TLB has it now.
@@ -335,6 +338,10 @@ impl Cpu {
         flags: u16,
         marks: Marks,
     ) -> Result<Place, Fault> {
+        let device = self.state.tlb.device(index, linear, access == Access::Write);
+        if let Some(gpa) = device.filter(|_| access != Access::Fetch) {
+            return Ok(Place::Mmio(gpa | linear & (PAGE_SIZE - 1)));
+        }
         if access == Access::Write {
             let e = self.state.tlb.entry(index, linear);
             if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
@@ -368,7 +375,13 @@ impl Cpu {
                     _ => Ok(Place::Ram),
                 }
             }
-            None => Ok(Place::Mmio(m.gpa | offset)),
+            None => {
+                // What is below 1 MiB may be memory a moment later. Page marks are to be as without the TLB.
+                if m.gpa >= FIRST_DEVICE && self.lockstep.is_none() {
+                    self.state.tlb.fill_device(index, linear, &m);
+                }
+                Ok(Place::Mmio(m.gpa | offset))
+            }
         }
     }
 

@@ -29,6 +29,9 @@ pub const INVALID: u64 = 0xfff;
 /// Flag in a write tag: stores take the slow path, the translation is valid.
 pub const SLOW: u64 = 1;
 
+/// Flag in both tags of a page that is no memory: no access hits it, but the translation is valid.
+pub const DEVICE: u64 = 2;
+
 /// Flag in [`TlbEntry::meta`]: global page.
 const META_GLOBAL: u64 = 1;
 
@@ -135,19 +138,41 @@ impl Tlb {
     /// Enters a mapping of `linear`'s page to host memory at `host`; `slow` marks stores for the slow path.
     pub fn fill(&mut self, index: usize, linear: u64, m: &Mapping, host: *mut u8, slow: bool) {
         let page = linear & !(PAGE_SIZE - 1);
-        let n = slot(linear);
+        let write = page | if slow { SLOW } else { 0 };
+        self.enter(
+            index,
+            m,
+            page,
+            TlbEntry { read: page, write, addend: (host as u64).wrapping_sub(page), meta: m.gpa },
+        );
+    }
+
+    /// Enters a mapping of `linear`'s page to devices: accesses take the slow path, which finds it by [`Tlb::device`].
+    pub fn fill_device(&mut self, index: usize, linear: u64, m: &Mapping) {
+        let page = linear & !(PAGE_SIZE - 1);
+        self.enter(index, m, page, TlbEntry { read: page | DEVICE, write: page | DEVICE, addend: 0, meta: m.gpa });
+    }
+
+    /// The guest-physical page of a page of devices that was entered, if it may be read or written.
+    #[inline]
+    pub fn device(&self, index: usize, linear: u64, write: bool) -> Option<u64> {
+        let e = self.entry(index, linear);
+        let tag = if write { e.write } else { e.read };
+        (tag == linear & !(PAGE_SIZE - 1) | DEVICE).then_some(e.meta & !(PAGE_SIZE - 1))
+    }
+
+    /// Puts `entry`, with the tags for all that could be allowed, in the place of `page`.
+    fn enter(&mut self, index: usize, m: &Mapping, page: u64, entry: TlbEntry) {
+        let n = slot(page);
         self.used[index % MMU_INDEXES][n / 64] |= 1 << (n % 64);
         let local = &mut self.local[index % MMU_INDEXES][n / 64];
         *local = *local & !(1 << (n % 64)) | (!m.global as u64) << (n % 64);
-        let e = &mut self.tables[index % MMU_INDEXES][n];
-        e.read = if m.read { page } else { INVALID };
-        e.write = match (m.write, slow) {
-            (true, false) => page,
-            (true, true) => page | SLOW,
-            _ => INVALID,
+        self.tables[index % MMU_INDEXES][n] = TlbEntry {
+            read: if m.read { entry.read } else { INVALID },
+            write: if m.write { entry.write } else { INVALID },
+            addend: entry.addend,
+            meta: entry.meta | (m.global as u64 * META_GLOBAL),
         };
-        e.addend = (host as u64).wrapping_sub(page);
-        e.meta = m.gpa | (m.global as u64 * META_GLOBAL);
         if m.page_mask != !(PAGE_SIZE - 1) {
             self.note_large(page & m.page_mask, m.page_mask);
         }
@@ -688,6 +713,26 @@ mod tests {
         assert_eq!(tlb.load(SUPERVISOR, 0x7ff8, Ty::I8), Some(0x89));
         tlb.unprotect(SUPERVISOR, 0x7000);
         assert!(tlb.store(SUPERVISOR, 0x7000, Ty::I8, 1));
+    }
+
+    #[test]
+    fn device_pages_are_known_but_hit_by_nothing() {
+        let (_ram, mut tlb) = setup();
+        let (linear, gpa) = (0x7000, 0xfebc_0000);
+        tlb.fill_device(USER, linear, &Mapping { write: false, ..mapping(gpa) });
+        assert_eq!(tlb.device(USER, linear + 8, false), Some(gpa));
+        assert_eq!((tlb.device(USER, linear, true), tlb.device(SUPERVISOR, linear, false)), (None, None));
+        assert_eq!(tlb.device(USER, linear + (TLB_ENTRIES as u64) * PAGE_SIZE, false), None);
+        assert!(tlb.load(USER, linear, Ty::I32).is_none() && tlb.load128(USER, linear).is_none());
+        tlb.fill_device(USER, linear, &mapping(gpa));
+        assert_eq!(tlb.device(USER, linear, true), Some(gpa));
+        assert!(!tlb.store(USER, linear, Ty::I32, 1) && !tlb.store_tagged(USER, linear, SLOW, Ty::I32, 1));
+        assert!(!tlb.protect_code_page(gpa));
+        tlb.flush_page(linear);
+        assert_eq!(tlb.device(USER, linear, false), None);
+        tlb.fill_device(USER, linear, &mapping(gpa));
+        tlb.flush_all();
+        assert_eq!(tlb.device(USER, linear, false), None);
     }
 
     #[test]

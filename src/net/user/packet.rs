@@ -1,6 +1,7 @@
 //! Packets on the guest's wire: reading them with every length checked, and making them. Numbers and layouts follow
 //! RFC 791 (IPv4), 8200 (IPv6), 768 (UDP) and 1071 (checksums).
 
+use brolga_devices::offload;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A hardware address.
@@ -206,18 +207,7 @@ fn longest_segment(header: &[u8]) -> Option<u16> {
 
 /// The internet checksum over consecutive parts, of which only the last may have an odd length.
 pub fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum = 0u64;
-    for part in parts {
-        let mut words = part.chunks_exact(4);
-        sum += words.by_ref().map(|w| u64::from(u32::from_be_bytes([w[0], w[1], w[2], w[3]]))).sum::<u64>();
-        let mut last = [0; 4];
-        last.iter_mut().zip(words.remainder()).for_each(|(to, from)| *to = *from);
-        sum += u64::from(u32::from_be_bytes(last));
-    }
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+    !offload::folded(parts.iter().map(|part| offload::partial_sum(part)).sum())
 }
 
 /// The checksum of UDP, TCP and ICMPv6, with their pseudo header; 0 over a message that has the right one in it.
