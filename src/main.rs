@@ -5,12 +5,14 @@ mod boot;
 mod chardev;
 mod cli;
 mod clock;
+mod entropy;
 mod gdb;
 mod io_thread;
 mod log;
 mod machine;
 mod monitor;
 mod net;
+mod share;
 mod signals;
 mod vcpu;
 

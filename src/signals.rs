@@ -17,6 +17,13 @@ const GRACE: Duration = Duration::from_secs(5);
 type Quit = Arc<dyn Fn() + Send + Sync>;
 
 static QUIT: Mutex<Option<Quit>> = Mutex::new(None);
+/// Who hears that the terminal has another size.
+static RESIZED: Mutex<Option<Quit>> = Mutex::new(None);
+
+/// Has `resized` called when the terminal's size changes.
+pub fn on_resize(resized: Arc<dyn Fn() + Send + Sync>) {
+    *RESIZED.lock().unwrap_or_else(PoisonError::into_inner) = Some(resized);
+}
 
 /// What asks the machine to end. Without one, the process ends at once.
 pub fn on_termination(quit: Quit) {
@@ -27,8 +34,8 @@ pub fn on_termination(quit: Quit) {
 pub fn start(program: &str) -> anyhow::Result<()> {
     let mut set = SigSet::empty();
     let ignored = ignored_signals();
-    let stopping = [Signal::SIGTSTP, Signal::SIGCONT];
-    for signal in TERMINATING.into_iter().chain(stopping) {
+    let others = [Signal::SIGTSTP, Signal::SIGCONT, Signal::SIGWINCH];
+    for signal in TERMINATING.into_iter().chain(others) {
         // `nohup` and shells' background jobs rely on these staying ignored; blocking them would revive them.
         if ignored >> (signal as u32 - 1) & 1 == 0 {
             set.add(signal);
@@ -59,6 +66,12 @@ fn run(signals: &SignalFd, program: &str) {
                 let _ = kill(getpid(), Signal::SIGSTOP);
             }
             Ok(Signal::SIGCONT) => terminal::take_back(),
+            Ok(Signal::SIGWINCH) => {
+                let resized = RESIZED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Some(resized) = resized {
+                    resized();
+                }
+            }
             Ok(signal) => {
                 if ending {
                     chardev::leave(1);

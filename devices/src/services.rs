@@ -1,5 +1,6 @@
 //! What devices consume. The program (`src/`) implements these traits; tests use fakes.
 
+use crate::state::{StateError, StateValue};
 use std::sync::{Arc, Weak};
 
 /// Guest time. It stops while the machine is paused; devices see no other clock.
@@ -82,6 +83,19 @@ pub trait CharBackend: Send + Sync {
     fn write(&self, bytes: &[u8]);
     /// The device can take input again (its FIFO was drained).
     fn input_ready(&self);
+    /// How many bytes it takes now without queueing more than is sensible. Who was told 0 is called when there is room
+    /// again ([`CharFrontend::output_ready`]).
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+    /// Whether somebody is at the other end. What is written otherwise is lost.
+    fn connected(&self) -> bool {
+        true
+    }
+    /// Columns and rows, if it is a terminal.
+    fn size(&self) -> Option<(u16, u16)> {
+        None
+    }
 }
 
 /// The device side of a character device: what a back end calls with input, on the I/O thread.
@@ -92,6 +106,10 @@ pub trait CharFrontend: Send + Sync {
     fn receive(&self, bytes: &[u8]);
     /// A break condition from the host.
     fn receive_break(&self) {}
+    /// There is room for output again. On any thread; returns at once.
+    fn output_ready(&self) {}
+    /// Somebody came to the other end or left it, or its size changed. On any thread; returns at once.
+    fn host_changed(&self) {}
 }
 
 /// Why the machine is asked to stop or start anew.
@@ -105,6 +123,12 @@ pub enum PowerEvent {
     Exit(i32),
     /// Suspend to RAM asked for (ACPI S3).
     Suspend,
+    /// The guest's kernel says that it crashed (pvpanic).
+    GuestPanicked,
+    /// The guest's kernel crashed, and another one that it had ready takes over (pvpanic).
+    CrashLoaded,
+    /// A watchdog was not fed in time.
+    Watchdog,
 }
 
 /// Receiver of power events.
@@ -347,4 +371,46 @@ pub trait NetFrontend: Send + Sync {
     }
     /// The cable is plugged in, or pulled out: then no frame comes or goes.
     fn set_link(&self, up: bool);
+}
+
+/// A source of random bytes.
+pub trait Entropy: Send + Sync {
+    /// Asks for `len` bytes, at least 1. `client` gets one to `len` of them later, on the I/O thread, never from within.
+    /// The asker waits for them before it asks again.
+    fn request(&self, len: usize, client: Weak<dyn EntropyClient>);
+}
+
+/// Who asked for random bytes.
+pub trait EntropyClient: Send + Sync {
+    /// Here they are.
+    fn entropy(&self, bytes: &[u8]);
+}
+
+/// Who takes back memory that the guest does without.
+pub trait MemoryReturn: Send + Sync {
+    /// The whole pages in these ranges go back to the host; they read as zeros when they are used again. What is not RAM is
+    /// left alone.
+    fn give_back(&self, ranges: &[GuestRange]);
+}
+
+/// A server of messages that the guest sends and that mean nothing to the device (9P). Nothing here waits but `settle`.
+pub trait MessageService: Send + Sync {
+    /// Takes a request; `client` gets the answer, of at most `room` bytes, later and on any thread, with `token`.
+    fn submit(&self, token: u64, request: Vec<u8>, room: usize, client: Weak<dyn MessageClient>);
+    /// The guest begins anew: what it had open is closed, after the requests so far.
+    fn reset(&self);
+    /// Waits until every request so far is answered.
+    fn settle(&self);
+    /// The state, when nothing is under way.
+    fn save(&self) -> StateValue;
+    /// Takes over a state that `save` made. `check`: only says whether it would.
+    fn restore(&self, state: &StateValue, check: bool) -> Result<(), StateError>;
+    /// A line about the state, for people.
+    fn describe(&self) -> String;
+}
+
+/// Who sends such messages.
+pub trait MessageClient: Send + Sync {
+    /// The answer to the request with `token`.
+    fn answer(&self, token: u64, answer: Vec<u8>);
 }

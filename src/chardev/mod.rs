@@ -118,7 +118,7 @@ impl Chardevs {
                 let output = Output::start("stdout".into(), stdout.into())?;
                 let waker = Waker::new().context("standard input")?;
                 self.stdin = Some((index, waker.clone()));
-                (Outlet::to(Some(output)), Some(waker))
+                (Outlet::to_terminal(output), Some(waker))
             }
             CharKind::Socket(socket) => {
                 let stream = Stream::socket(&spec.label, socket, &config.identity.program)?;
@@ -182,6 +182,17 @@ impl Chardevs {
                 mux.clone()
             }
         };
+        let resized: Arc<dyn Fn() + Send + Sync> = match &self.ends[*index] {
+            HostEnd::Plain(plain) => {
+                let plain = plain.clone();
+                Arc::new(move || plain.host_changed())
+            }
+            HostEnd::Mux(mux) => {
+                let mux = mux.clone();
+                Arc::new(move || mux.host_changed())
+            }
+        };
+        signals::on_resize(resized);
         let signal = self.specs[*index].kind == CharKind::Stdio { signal: true };
         terminal::make_raw(signal).context("cannot set up the terminal")?;
         let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
@@ -195,12 +206,22 @@ impl Chardevs {
             match &self.ends[index] {
                 HostEnd::Plain(plain) => {
                     let opened = plain.clone();
-                    stream.start(plain.clone(), move || opened.opened())?;
+                    stream.start(plain.clone(), move |open| {
+                        if open {
+                            opened.opened();
+                        }
+                        opened.host_changed();
+                    })?;
                 }
                 HostEnd::Mux(mux) => {
                     mux.on_quit(quit.clone());
                     let opened = mux.clone();
-                    stream.start(mux.clone(), move || opened.opened())?;
+                    stream.start(mux.clone(), move |open| {
+                        if open {
+                            opened.opened();
+                        }
+                        opened.host_changed();
+                    })?;
                 }
             }
         }

@@ -89,7 +89,14 @@ impl Mux {
     /// A shared terminal without users.
     pub fn new(output: Arc<Outlet>, waker: Waker, escape: u8) -> Arc<Self> {
         let state = State { slots: Vec::new(), focus: 0, escaped: false, stamps: Stamps::default() };
-        Arc::new(Self { output, waker, escape, quit: Mutex::default(), state: Mutex::new(state) })
+        let this = Arc::new(Self { output, waker, escape, quit: Mutex::default(), state: Mutex::new(state) });
+        let weak = Arc::downgrade(&this);
+        this.output.listen(Arc::new(move || {
+            if let Some(mux) = weak.upgrade() {
+                mux.devices().iter().for_each(|device| device.output_ready());
+            }
+        }));
+        this
     }
 
     /// Adds a user. The first one has the keyboard.
@@ -188,6 +195,17 @@ impl Mux {
         }
     }
 
+    /// The devices of all users.
+    fn devices(&self) -> Vec<Arc<dyn CharFrontend>> {
+        let slots = self.lock().slots.clone();
+        slots.iter().filter_map(|slot| lock_slot(slot).device.get()).collect()
+    }
+
+    /// Somebody came or left, or the terminal's size changed.
+    pub fn host_changed(&self) {
+        self.devices().iter().for_each(|device| device.host_changed());
+    }
+
     /// Passes kept input on, to whichever users take it.
     fn deliver(&self) {
         let slots = self.lock().slots.clone();
@@ -283,6 +301,18 @@ impl CharBackend for MuxPort {
 
     fn input_ready(&self) {
         self.mux.waker.wake();
+    }
+
+    fn room(&self) -> usize {
+        self.mux.output.room()
+    }
+
+    fn connected(&self) -> bool {
+        self.mux.output.connected()
+    }
+
+    fn size(&self) -> Option<(u16, u16)> {
+        self.mux.output.size()
     }
 }
 

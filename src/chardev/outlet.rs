@@ -1,39 +1,98 @@
 //! Where a host end's bytes go at the moment: a file or terminal for good, or whoever is connected.
 
-use super::output::Output;
-use super::telnet;
-use std::sync::{Arc, Mutex, PoisonError};
+use super::output::{Listener, Output};
+use super::{telnet, terminal};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A way out that may come and go. While there is none, bytes are dropped.
+/// A way out that may come and go. While there is none, bytes are dropped. Locks: `output` before `listener`.
 pub struct Outlet {
     output: Mutex<Option<Arc<Output>>>,
-    telnet: bool,
+    listener: Mutex<Option<Listener>>,
+    kind: Kind,
+}
+
+/// What is at the other end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Something that is there for good, or nothing.
+    Fixed,
+    /// The user's terminal.
+    Terminal,
+    /// Peers who come and go, by telnet or not.
+    Peers { telnet: bool },
 }
 
 impl Outlet {
+    fn new(output: Option<Arc<Output>>, kind: Kind) -> Arc<Self> {
+        Arc::new(Self { output: Mutex::new(output), listener: Mutex::default(), kind })
+    }
+
     /// One that is open for good, or never.
     pub fn to(output: Option<Arc<Output>>) -> Arc<Self> {
-        Arc::new(Self { output: Mutex::new(output), telnet: false })
+        Self::new(output, Kind::Fixed)
+    }
+
+    /// One that leads to the user's terminal.
+    pub fn to_terminal(output: Arc<Output>) -> Arc<Self> {
+        Self::new(Some(output), Kind::Terminal)
     }
 
     /// One that is open while somebody is connected, by telnet or not.
     pub fn to_peers(telnet: bool) -> Arc<Self> {
-        Arc::new(Self { output: Mutex::default(), telnet })
+        Self::new(None, Kind::Peers { telnet })
+    }
+
+    fn output(&self) -> MutexGuard<'_, Option<Arc<Output>>> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listener(&self) -> Option<Listener> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has `listener` called when there is room after there was none.
+    pub fn listen(&self, listener: Listener) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener.clone());
+        if let Some(output) = &*self.output() {
+            output.listen(Some(listener));
+        }
     }
 
     /// From now on bytes go there.
     pub fn set(&self, output: Option<Arc<Output>>) {
-        *self.output.lock().unwrap_or_else(PoisonError::into_inner) = output;
+        let listener = self.listener();
+        output.iter().for_each(|output| output.listen(listener.clone()));
+        *self.output() = output;
+    }
+
+    fn telnet(&self) -> bool {
+        self.kind == Kind::Peers { telnet: true }
     }
 
     /// Queues `bytes` for whoever is there.
     pub fn write(&self, bytes: &[u8]) {
         // Not locked while the queue is full: the connection may be cut meanwhile.
-        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let output = self.output().clone();
         match output {
-            Some(output) if self.telnet => output.write(&telnet::encode(bytes)),
+            Some(output) if self.telnet() => output.write(&telnet::encode(bytes)),
             Some(output) => output.write(bytes),
             None => {}
         }
+    }
+
+    /// Bytes that may be written now by those who can keep them.
+    pub fn room(&self) -> usize {
+        let output = self.output().clone();
+        output.map_or(usize::MAX, |output| output.room())
+    }
+
+    /// Whether somebody is there.
+    pub fn connected(&self) -> bool {
+        !matches!(self.kind, Kind::Peers { .. }) || self.output().is_some()
+    }
+
+    /// Columns and rows, if it leads to the user's terminal.
+    pub fn size(&self) -> Option<(u16, u16)> {
+        if self.kind == Kind::Terminal { terminal::size() } else { None }
     }
 }

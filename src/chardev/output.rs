@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 /// Beyond this many queued bytes the guest's writes wait for the reader, so that memory stays bounded and nothing is lost;
 /// a line with flow control does the same.
 const LIMIT: usize = 16 << 20;
+/// Beyond this many bytes on their way, those who can keep theirs are told that there is no room.
+const ENOUGH: usize = 1 << 20;
 /// How long bytes are gathered before they are written: a UART delivers them one by one.
 const GATHER: Duration = Duration::from_micros(500);
 /// Most bytes in one system call.
@@ -19,6 +21,9 @@ const CHUNK: usize = 64 << 10;
 /// All outputs, for [`flush_all`].
 static OUTPUTS: Mutex<Vec<Weak<Output>>> = Mutex::new(Vec::new());
 
+/// Who hears that there is room again.
+pub type Listener = Arc<dyn Fn() + Send + Sync>;
+
 /// A queued way out. Lock order: `state` is a leaf, nothing is called while it is held.
 pub struct Output {
     state: Mutex<State>,
@@ -26,6 +31,7 @@ pub struct Output {
     changed: Condvar,
     /// It is a terminal.
     terminal: bool,
+    listener: Mutex<Option<Listener>>,
 }
 
 #[derive(Default)]
@@ -35,6 +41,10 @@ struct State {
     idle: bool,
     /// The writer has bytes that are not written yet.
     writing: bool,
+    /// How many.
+    left: usize,
+    /// Somebody was told that there is no room.
+    full: bool,
     /// Nobody reads any more (or the device failed): bytes are dropped.
     closed: bool,
     /// Bytes written so far.
@@ -73,7 +83,12 @@ impl Wrap {
 impl Output {
     /// Starts a writer thread for `file`; `name` is for messages.
     pub fn start(name: String, file: File) -> std::io::Result<Arc<Self>> {
-        let this = Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), terminal: file.is_terminal() });
+        let this = Arc::new(Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            terminal: file.is_terminal(),
+            listener: Mutex::default(),
+        });
         let writer = this.clone();
         thread::Builder::new().name(format!("out-{name}")).spawn(move || writer.run(&name, file))?;
         OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&this));
@@ -106,10 +121,40 @@ impl Output {
         }
     }
 
+    /// Has `listener` called when there is room after there was none.
+    pub fn listen(&self, listener: Option<Listener>) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = listener;
+    }
+
+    /// Bytes that may be written now by those who can keep them.
+    pub fn room(&self) -> usize {
+        let mut state = self.lock();
+        if state.closed {
+            return usize::MAX;
+        }
+        let room = ENOUGH.saturating_sub(state.queue.len() + state.left);
+        state.full |= room == 0;
+        room
+    }
+
+    /// Tells who waits for room, if there is enough now.
+    fn tell(&self) {
+        let tell = {
+            let mut state = self.lock();
+            let room = state.closed || state.queue.len() + state.left <= ENOUGH / 2;
+            room && std::mem::take(&mut state.full)
+        };
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(listener) = listener.filter(|_| tell) {
+            listener();
+        }
+    }
+
     /// Nobody reads any more: what is queued is dropped, and the writer ends.
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
+        self.tell();
     }
 
     /// Waits until all is written; gives up after `patience` without progress. Returns whether all was written.
@@ -146,15 +191,16 @@ impl Output {
                 return;
             }
             let batch = std::mem::take(&mut state.queue);
-            state.writing = true;
+            (state.writing, state.left) = (true, batch.len());
             drop(state);
             self.changed.notify_all();
             let result = self.write_out(&mut file, &batch);
             let mut state = self.lock();
-            state.writing = false;
+            (state.writing, state.left) = (false, 0);
             state.closed |= result.is_err();
             drop(state);
             self.changed.notify_all();
+            self.tell();
             if let Err(e) = result {
                 // A reader that went away is no surprise; a full disk is.
                 if e.kind() != ErrorKind::BrokenPipe {
@@ -171,8 +217,12 @@ impl Output {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     bytes = &bytes[n..];
-                    self.lock().written += n as u64;
+                    let mut state = self.lock();
+                    state.written += n as u64;
+                    state.left = bytes.len();
+                    drop(state);
                     self.changed.notify_all();
+                    self.tell();
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 // Somebody who shares the terminal made it non-blocking.
@@ -223,6 +273,28 @@ mod tests {
         }
         assert!(got == sent);
         assert!(output.flush(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn those_who_can_wait_are_told_when_to_go_on() {
+        let (mut reader, writer) = pipe();
+        let output = Output::start("test".into(), writer).unwrap();
+        let (sender, told) = std::sync::mpsc::channel();
+        output.listen(Some(Arc::new(move || _ = sender.send(()))));
+        let mut sent = 0;
+        while output.room() > 0 {
+            let piece = output.room().min(50_000);
+            output.write(&vec![1; piece]);
+            sent += piece;
+        }
+        assert!(sent >= ENOUGH && output.lock().queue.len() <= ENOUGH);
+        assert!(told.try_recv().is_err());
+        let mut got = vec![0; sent];
+        reader.read_exact(&mut got).unwrap();
+        told.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(output.room() > 0);
+        output.close();
+        assert_eq!(output.room(), usize::MAX);
     }
 
     #[test]

@@ -33,7 +33,14 @@ pub struct Plain {
 impl Plain {
     /// Bytes go to `outlet`; `waker` wakes the thread that reads input, if there is any.
     pub fn new(outlet: Arc<Outlet>, waker: Option<Waker>) -> Arc<Self> {
-        Arc::new(Self { outlet, waker, device: Attached::default(), listener: Mutex::default() })
+        let this = Arc::new(Self { outlet, waker, device: Attached::default(), listener: Mutex::default() });
+        let weak = Arc::downgrade(&this);
+        this.outlet.listen(Arc::new(move || {
+            if let Some(device) = weak.upgrade().and_then(|plain| plain.device.get()) {
+                device.output_ready();
+            }
+        }));
+        this
     }
 
     /// Tells `listener` of each peer that connects.
@@ -46,6 +53,13 @@ impl Plain {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(listener) = listener.and_then(|l| l.upgrade()) {
             listener.opened();
+        }
+    }
+
+    /// Somebody came or left, or the terminal's size changed.
+    pub fn host_changed(&self) {
+        if let Some(device) = self.device.get() {
+            device.host_changed();
         }
     }
 
@@ -65,6 +79,18 @@ impl CharBackend for Plain {
         if let Some(waker) = &self.waker {
             waker.wake();
         }
+    }
+
+    fn room(&self) -> usize {
+        self.outlet.room()
+    }
+
+    fn connected(&self) -> bool {
+        self.outlet.connected()
+    }
+
+    fn size(&self) -> Option<(u16, u16)> {
+        self.outlet.size()
     }
 }
 

@@ -177,20 +177,20 @@ impl Stream {
         (self.outlet.clone(), self.waker.clone())
     }
 
-    /// Starts the thread: input goes to `sink`, and `opened` hears of each peer.
-    pub fn start(self, sink: Arc<dyn InputSink>, opened: impl Fn() + Send + 'static) -> io::Result<()> {
-        thread::Builder::new().name(format!("in-{}", self.label)).spawn(move || self.run(&*sink, opened))?;
+    /// Starts the thread: input goes to `sink`, and `changed` hears when a peer comes (`true`) or leaves.
+    pub fn start(self, sink: Arc<dyn InputSink>, changed: impl Fn(bool) + Send + 'static) -> io::Result<()> {
+        thread::Builder::new().name(format!("in-{}", self.label)).spawn(move || self.run(&*sink, changed))?;
         Ok(())
     }
 
-    fn run(mut self, sink: &dyn InputSink, opened: impl Fn()) {
+    fn run(mut self, sink: &dyn InputSink, changed: impl Fn(bool)) {
         loop {
             let next = match self.first.take() {
                 Some(peer) => Ok(Some(peer)),
                 None => self.source.next(),
             };
             let served = match next {
-                Ok(Some(peer)) => self.serve(peer, sink, &opened),
+                Ok(Some(peer)) => self.serve(peer, sink, &changed),
                 Ok(None) => return,
                 Err(e) => Err(e),
             };
@@ -201,19 +201,20 @@ impl Stream {
         }
     }
 
-    fn serve(&self, peer: Peer, sink: &dyn InputSink, opened: &impl Fn()) -> io::Result<()> {
+    fn serve(&self, peer: Peer, sink: &dyn InputSink, changed: &impl Fn(bool)) -> io::Result<()> {
         let output = Output::start(self.label.clone(), peer.output)?;
         if self.telnet {
             output.write(&telnet::GREETING);
         }
         self.outlet.set(Some(output.clone()));
-        opened();
+        changed(true);
         let mut decoder = telnet::Decoder::default();
         input::read_to_end(peer.input, &self.waker, sink, |bytes, data| match self.telnet {
             true => decoder.decode(bytes, data),
             false => data.extend_from_slice(bytes),
         });
         self.outlet.set(None);
+        changed(false);
         output.flush(LINGER);
         output.close();
         Ok(())

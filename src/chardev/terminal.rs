@@ -50,6 +50,12 @@ pub fn make_raw(signal: bool) -> nix::Result<()> {
     Ok(())
 }
 
+/// Columns and rows, if standard output is a terminal that knows them.
+pub fn size() -> Option<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
 /// Puts the terminal back as it was found. May be called at any time, any number of times.
 pub fn restore() {
     if let Some(settings) = settings().take() {

@@ -4,6 +4,8 @@
 //! could be read when the command line was parsed (they may still change before they are loaded).
 
 pub mod network;
+pub mod peripherals;
+pub mod sharing;
 
 use crate::gdb::Endpoint;
 use brolga::block::drive::DriveOptions;
@@ -11,6 +13,7 @@ use brolga_devices::fdc::DriveType;
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
 use network::{NetdevSpec, NicSpec};
+use peripherals::Peripherals;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +53,8 @@ pub struct Config {
     pub drives: Vec<DriveSpec>,
     /// `-device virtio-scsi-pci`, in the order given.
     pub scsi_hosts: Vec<ScsiHostSpec>,
+    /// Other devices.
+    pub peripherals: Peripherals,
     /// `-smbios`.
     pub smbios: SmbiosConfig,
     /// `-rtc`.
@@ -480,6 +485,10 @@ pub struct Actions {
     pub reboot: RebootAction,
     /// `shutdown=`, `-no-shutdown`.
     pub shutdown: ShutdownAction,
+    /// `panic=`.
+    pub panic: PanicAction,
+    /// `watchdog=`, `-watchdog-action`.
+    pub watchdog: WatchdogAction,
 }
 
 /// What a guest's reset does.
@@ -500,6 +509,40 @@ pub enum ShutdownAction {
     PowerOff,
     /// The machine pauses and can be looked at (`-no-shutdown`).
     Pause,
+}
+
+/// What a guest's crash does that it reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PanicAction {
+    /// The process ends as at power-off.
+    #[default]
+    Shutdown,
+    /// The machine pauses and can be looked at.
+    Pause,
+    /// The process ends with status 1.
+    ExitFailure,
+    /// The guest goes on.
+    None,
+}
+
+/// What a watchdog does that was not fed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WatchdogAction {
+    /// The machine resets.
+    #[default]
+    Reset,
+    /// The power button is pressed.
+    Shutdown,
+    /// The process ends.
+    PowerOff,
+    /// All processors get a non-maskable interrupt.
+    InjectNmi,
+    /// The machine pauses.
+    Pause,
+    /// The user is told and the guest goes on.
+    Debug,
+    /// The guest goes on.
+    None,
 }
 
 /// `-d`, `-D`, `-dfilter`.

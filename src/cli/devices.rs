@@ -8,19 +8,20 @@ use super::drives::Drives;
 use super::keyval::KeyValues;
 use super::network::Network;
 use super::options::Arguments;
-use super::{suggest, unsupported, values};
+use super::peripherals::{self, Collected};
+use super::{sharing, suggest, unsupported, values};
 use anyhow::{Result, anyhow, bail};
 use std::path::PathBuf;
 
 /// A device model for `-device`.
-struct Model {
-    name: &'static str,
+pub struct Model {
+    pub name: &'static str,
     /// Another name for it.
-    alias: Option<&'static str>,
-    about: &'static str,
+    pub alias: Option<&'static str>,
+    pub about: &'static str,
     /// Keys with what they mean.
-    keys: &'static [(&'static str, &'static str)],
-    add: fn(&mut Devices, KeyValues, &str) -> Result<()>,
+    pub keys: &'static [(&'static str, &'static str)],
+    pub add: fn(&mut Devices, KeyValues, &str) -> Result<()>,
 }
 
 /// Keys for starting over the network.
@@ -178,6 +179,11 @@ const IDE_KEYS: &[(&str, &str)] = &[
     ("bootindex", "place in the order in which firmware tries devices"),
 ];
 
+/// All models there are.
+fn models() -> impl Iterator<Item = &'static Model> + Clone {
+    MODELS.iter().chain(peripherals::MODELS)
+}
+
 /// Devices while they are collected.
 #[derive(Debug)]
 pub struct Devices {
@@ -187,14 +193,16 @@ pub struct Devices {
     pub chars: Chars,
     pub network: Network,
     pub drives: Drives,
+    pub peripherals: Collected,
     /// `id=` of the device that is looked at.
-    id: Option<String>,
+    pub id: Option<String>,
 }
 
 /// The devices asked for.
 pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Drives) -> Result<Devices> {
     let (loaders, debug_exits, debug_consoles) = Default::default();
-    let mut devices = Devices { loaders, debug_exits, debug_consoles, chars, network, drives, id: None };
+    let peripherals = Collected::begin(arguments)?;
+    let mut devices = Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, id: None };
     for target in arguments.all("debugcon") {
         let label = format!("debugcon{}", devices.debug_consoles.len());
         match devices.chars.add("-debugcon", target, label)? {
@@ -205,18 +213,20 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
     for value in arguments.all("device") {
         let mut keys = KeyValues::parse("-device", value, Some("driver"))?;
         let Some(name) = keys.take("driver")? else { bail!("-device {value}: no model named; use -device MODEL,...") };
-        let Some(model) = MODELS.iter().find(|m| m.name == name || m.alias == Some(name.as_str())) else {
+        let Some(model) = models().find(|m| m.name == name || m.alias == Some(name.as_str())) else {
             return Err(unknown(&name));
         };
+        // Names given by clients that manage devices; few of them are referred to.
         devices.id = keys.take("id")?;
         (model.add)(&mut devices, keys, value)?;
     }
     overlaps(&devices)?;
+    sharing::check_tags(&devices.peripherals.wanted.shares)?;
     Ok(devices)
 }
 
 fn unknown(name: &str) -> anyhow::Error {
-    let names = MODELS.iter().map(|m| m.name);
+    let names = models().map(|m| m.name);
     if let Some(near) = suggest::nearest(name, names.clone()) {
         return anyhow!("-device {name}: unknown model; did you mean {near}?");
     }
@@ -352,12 +362,12 @@ pub fn help(value: &str) -> Result<String> {
     let name = value.split(',').next().unwrap_or(value);
     let mut out = String::new();
     if name == "help" || name == "?" {
-        for model in MODELS {
-            out += &format!("{:<16} {}\n", model.name, model.about);
+        for model in models() {
+            out += &format!("{:<18} {}\n", model.name, model.about);
         }
         return Ok(out);
     }
-    let model = MODELS.iter().find(|m| m.name == name || m.alias == Some(name)).ok_or_else(|| unknown(name))?;
+    let model = models().find(|m| m.name == name || m.alias == Some(name)).ok_or_else(|| unknown(name))?;
     out += &format!("{}: {}\n", model.name, model.about);
     for (key, about) in model.keys {
         out += &format!("  {:<12} {about}\n", format!("{key}="));

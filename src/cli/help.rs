@@ -2,7 +2,7 @@
 
 use super::config::Identity;
 use super::options::{Arguments, OPTIONS};
-use super::{boot, devices, network};
+use super::{boot, devices, network, objects};
 use crate::log::ITEMS;
 use anyhow::Result;
 
@@ -32,6 +32,9 @@ pub fn requested(identity: &Identity, arguments: &Arguments) -> Result<Option<St
     }
     if arguments.all("netdev").iter().any(|v| is_help(v)) {
         return Ok(Some(network::help()));
+    }
+    if arguments.all("object").iter().any(|v| is_help(v)) {
+        return Ok(Some(objects::help()));
     }
     let of_nic =
         |v: &String| v.split(',').any(|part| part.strip_prefix("model=").is_some_and(is_help) || is_help(part));

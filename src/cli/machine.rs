@@ -238,6 +238,10 @@ pub fn actions(arguments: &Arguments) -> Result<Actions> {
     if arguments.flag("no-shutdown") {
         actions.shutdown = ShutdownAction::Pause;
     }
+    if let Some(text) = arguments.one("watchdog-action") {
+        let action = named(text, WATCHDOG_ACTIONS);
+        actions.watchdog = action.map_err(|e| anyhow::anyhow!("-watchdog-action {text}: {e}"))?;
+    }
     let Some(mut keys) = merged(arguments, "action", None)? else { return Ok(actions) };
     let choice = |t: &str, known: [&'static str; 2]| match known.iter().position(|k| *k == t) {
         Some(i) => Ok(i),
@@ -249,13 +253,44 @@ pub fn actions(arguments: &Arguments) -> Result<Actions> {
     if let Some(i) = keys.take_as("shutdown", |t| choice(t, ["poweroff", "pause"]))? {
         actions.shutdown = [ShutdownAction::PowerOff, ShutdownAction::Pause][i];
     }
-    for (key, device) in [("panic", "pvpanic device"), ("watchdog", "watchdog")] {
-        if let Some(value) = keys.take(key)? {
-            return Err(keys.error(key, &value, format_args!("there is no {device} yet that could report this")));
-        }
+    actions.panic = keys.take_as("panic", |t| named(t, PANIC_ACTIONS))?.unwrap_or_default();
+    if let Some(action) = keys.take_as("watchdog", |t| named(t, WATCHDOG_ACTIONS))? {
+        actions.watchdog = action;
     }
     keys.finish()?;
     Ok(actions)
+}
+
+const PANIC_ACTIONS: &[(&str, PanicAction)] = &[
+    ("shutdown", PanicAction::Shutdown),
+    ("pause", PanicAction::Pause),
+    ("exit-failure", PanicAction::ExitFailure),
+    ("none", PanicAction::None),
+];
+
+const WATCHDOG_ACTIONS: &[(&str, WatchdogAction)] = &[
+    ("reset", WatchdogAction::Reset),
+    ("shutdown", WatchdogAction::Shutdown),
+    ("poweroff", WatchdogAction::PowerOff),
+    ("inject-nmi", WatchdogAction::InjectNmi),
+    ("pause", WatchdogAction::Pause),
+    ("debug", WatchdogAction::Debug),
+    ("none", WatchdogAction::None),
+];
+
+/// The action of that name.
+fn named<T: Copy>(text: &str, known: &'static [(&'static str, T)]) -> Result<T, values::Refusal> {
+    match known.iter().find(|(name, _)| *name == text) {
+        Some((_, action)) => Ok(*action),
+        None => {
+            let names = known.iter().map(|(name, _)| *name);
+            Err(format!(
+                "'{text}' is not an action for this{}; use {}",
+                suggest::hint(text, names.clone()),
+                names.collect::<Vec<_>>().join(", ")
+            ))
+        }
+    }
 }
 
 /// `-name`.
@@ -358,8 +393,13 @@ mod tests {
         assert_eq!(rtc, RtcConfig { base: RtcBase::At(1150560081), clock: RtcClock::Vm });
         assert!(err(&["-rtc", "base=now"]).starts_with("-rtc base=now: 'now' is not a time"));
         let actions = with(&["-no-reboot", "-action", "shutdown=pause"]).unwrap().actions;
-        assert_eq!(actions, Actions { reboot: RebootAction::Shutdown, shutdown: ShutdownAction::Pause });
-        assert!(err(&["-action", "panic=none"]).contains("pvpanic"));
+        let expected =
+            Actions { reboot: RebootAction::Shutdown, shutdown: ShutdownAction::Pause, ..Actions::default() };
+        assert_eq!(actions, expected);
+        let actions = with(&["-action", "panic=exit-failure", "-watchdog-action", "inject-nmi"]).unwrap().actions;
+        assert_eq!((actions.panic, actions.watchdog), (PanicAction::ExitFailure, WatchdogAction::InjectNmi));
+        assert!(err(&["-action", "watchdog=rest"]).contains("did you mean reset?"));
+        assert!(err(&["-watchdog-action", "explode"]).contains("is not an action for this"));
         assert_eq!(
             err(&["-action", "reboot=halt"]),
             "-action reboot=halt: 'halt' is not an action for this; known: reset, shutdown"

@@ -16,8 +16,12 @@ mod logging;
 mod machine;
 mod memory;
 mod network;
+mod objects;
 mod options;
+mod peripherals;
 mod scsi;
+mod serial_bus;
+mod sharing;
 mod smbios;
 mod sockets;
 mod unsupported;
@@ -86,6 +90,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         nics: network.nics,
         drives,
         scsi_hosts,
+        peripherals: devices.peripherals.wanted,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
         chardevs: devices.chars.chardevs,

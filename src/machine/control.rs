@@ -2,7 +2,7 @@
 
 use super::{Machine, Request};
 use crate::boot::{Placed, Placement};
-use crate::cli::config::{RebootAction, ShutdownAction};
+use crate::cli::config::{PanicAction, RebootAction, ShutdownAction, WatchdogAction};
 use crate::gdb::Stop;
 use crate::monitor::{Control, RunState};
 use crate::net::Netdev;
@@ -56,6 +56,12 @@ impl Machine {
                 tracing::warn!(target: "unimp", "the guest asked for suspend to RAM; it goes on instead");
                 self.go_on();
             }
+            Request::Power(PowerEvent::GuestPanicked) => return Ok(self.guest_panicked()),
+            Request::Power(PowerEvent::CrashLoaded) => {
+                eprintln!("{}: the guest's kernel crashed; its crash kernel takes over", self.program);
+                self.go_on();
+            }
+            Request::Power(PowerEvent::Watchdog) => return self.watchdog(),
             Request::TripleFault(cpu, dump) => {
                 self.report_triple_fault(cpu, &dump);
                 return self.guest_reset();
@@ -119,7 +125,8 @@ impl Machine {
                 }
             }
             Control::Continue => {
-                if matches!(self.state(), RunState::Paused | RunState::Prelaunch | RunState::Debug) {
+                let ended = matches!(self.state(), RunState::Running | RunState::Shutdown);
+                if !ended {
                     self.resume();
                 }
             }
@@ -127,6 +134,37 @@ impl Machine {
             Control::PowerButton => self.pc.press_power_button(),
             Control::Nmi => self.vcpus.iter().for_each(|vcpu| vcpu.raise(request::NMI)),
         }
+        Ok(None)
+    }
+
+    /// The guest reported its crash.
+    fn guest_panicked(&self) -> Option<i32> {
+        eprintln!("{}: the guest's kernel panicked", self.program);
+        let pauses = self.actions.shutdown == ShutdownAction::Pause;
+        match self.actions.panic {
+            PanicAction::Shutdown if !pauses => return Some(0),
+            PanicAction::ExitFailure => return Some(1),
+            PanicAction::Shutdown | PanicAction::Pause => self.pause(RunState::Panicked),
+            PanicAction::None => self.go_on(),
+        }
+        None
+    }
+
+    /// A watchdog was not fed in time.
+    fn watchdog(&self) -> Result<Option<i32>> {
+        match self.actions.watchdog {
+            WatchdogAction::Reset => return self.guest_reset(),
+            WatchdogAction::PowerOff => return Ok(Some(0)),
+            WatchdogAction::Pause => {
+                self.pause(RunState::Watchdog);
+                return Ok(None);
+            }
+            WatchdogAction::Shutdown => self.pc.press_power_button(),
+            WatchdogAction::InjectNmi => self.vcpus.iter().for_each(|vcpu| vcpu.raise(request::NMI)),
+            WatchdogAction::Debug => eprintln!("{}: the watchdog's time ran out", self.program),
+            WatchdogAction::None => {}
+        }
+        self.go_on();
         Ok(None)
     }
 
@@ -158,7 +196,7 @@ impl Machine {
             RunState::Running => self.release(),
             // A machine that was powered off is on again, and waits for the user.
             RunState::Shutdown => self.set_state(RunState::Paused),
-            RunState::Prelaunch | RunState::Paused | RunState::Debug => {}
+            RunState::Prelaunch | RunState::Paused | RunState::Debug | RunState::Panicked | RunState::Watchdog => {}
         }
         Ok(())
     }

@@ -42,6 +42,9 @@ pub fn items(
     if config.nographic && config.serials[0].is_some() {
         items.add_file("etc/sercon-port", CONSOLE_PORT.to_le_bytes().to_vec())?;
     }
+    if let Some(port) = config.peripherals.panic_port {
+        items.add_file("etc/pvpanic-port", port.to_le_bytes().to_vec())?;
+    }
     let kernel = boot.hand_over(facts, &mut items)?.then(|| KERNEL_BOOT_PATH.to_owned());
     boot_order(config, kernel, boot_paths, &mut items)?;
     boot_roms(config, &mut items)?;

@@ -83,6 +83,16 @@ impl MonitorHost for Machine {
         self.media.change(change)
     }
 
+    fn set_balloon(&self, bytes: u64) -> bool {
+        let balloon = &self.pc.peripherals.balloon;
+        balloon.iter().for_each(|balloon| balloon.set_target(bytes));
+        balloon.is_some()
+    }
+
+    fn balloon(&self) -> Option<(u64, Vec<(&'static str, u64)>)> {
+        self.pc.peripherals.balloon.as_ref().map(|balloon| (balloon.actual(), balloon.statistics()))
+    }
+
     fn inspect(&self, topic: Topic) -> Option<String> {
         match topic {
             Topic::Qtree => {

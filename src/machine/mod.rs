@@ -15,6 +15,7 @@ pub mod layout;
 mod media;
 mod nics;
 mod pc;
+mod peripherals;
 mod scsi;
 mod shadow;
 mod signals;
@@ -27,6 +28,7 @@ use crate::chardev::Chardevs;
 use crate::cli::config::network::NicSpec;
 use crate::cli::config::{Actions, BootOrder, Config};
 use crate::clock::GuestClock;
+use crate::entropy;
 use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Commands, Control, MonitorHost, RunState};
@@ -153,6 +155,7 @@ impl Machine {
             work: &io,
             netdevs: &netdevs,
             disk: &|spec| disks.open(spec),
+            entropy: &|source| entropy::open(source, &io),
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
             links: &links,
             console: &|id| {

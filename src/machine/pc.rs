@@ -6,10 +6,12 @@ use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacemen
 use super::layout::Layout;
 use super::media::Plugged;
 use super::nics;
+use super::peripherals::Peripherals;
 use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
 use super::storage::{self, Drives, IDE_CHANNELS, IDE_FUNCTION, Slots};
 use super::{bars, floppy};
+use crate::cli::config::peripherals::EntropySource;
 use crate::cli::config::{Attachment, CharId, Config, DriveSpec};
 use crate::clock::GuestClock;
 use crate::net::Netdev;
@@ -34,7 +36,7 @@ use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
 use brolga_devices::rtc::{Rtc, cmos};
 use brolga_devices::services::{
-    CharBackend, CharFrontend, Disk, IrqLine, IrqSink, NetFrontend, PowerSink, TimerService, WorkService,
+    CharBackend, CharFrontend, Disk, Entropy, IrqLine, IrqSink, NetFrontend, PowerSink, TimerService, WorkService,
 };
 use brolga_devices::uart::IsaSerial;
 use brolga_jit::cpuid::{CpuModel, Dynamic, Feature};
@@ -106,6 +108,9 @@ pub struct Console {
 /// Opens the image of a drive, if it has one.
 pub type OpenDisk<'a> = dyn Fn(&DriveSpec) -> Result<Option<Arc<dyn Disk>>> + 'a;
 
+/// Opens a source of random bytes.
+pub type OpenEntropy<'a> = dyn Fn(&EntropySource) -> Result<Arc<dyn Entropy>> + 'a;
+
 /// What the board is built from and connected to.
 pub struct Surroundings<'a> {
     /// What was asked for.
@@ -130,6 +135,8 @@ pub struct Surroundings<'a> {
     pub links: &'a [Arc<CpuLink>],
     /// Opens the image of a drive.
     pub disk: &'a OpenDisk<'a>,
+    /// Opens a source of random bytes.
+    pub entropy: &'a OpenEntropy<'a>,
     /// Host ends of character devices.
     pub console: &'a dyn Fn(CharId) -> Console,
 }
@@ -158,6 +165,8 @@ pub struct Pc {
     pub cards: Vec<Weak<dyn NetFrontend>>,
     /// The drives in their places.
     pub plugged: Vec<Plugged>,
+    /// Other devices.
+    pub peripherals: Peripherals,
     rtc: Arc<Rtc>,
     pm: Arc<AcpiPm>,
     pci: Arc<PciBus>,
@@ -191,12 +200,15 @@ impl Pc {
         let (pci, piix3) = b.pci(&pm)?;
         let isa = [IDE_CHANNELS[0].2, IDE_CHANNELS[1].2].map(|irq| b.isa_line(irq));
         let slots = Slots { s, bus: &b.bus, pci: &pci, piix3: &piix3, apics: &apics };
+        let mut peripherals = Peripherals::default();
+        peripherals.plug_in(&slots, true)?;
         let nics::Plugged { cards, mut boot_paths } = nics::plug_in(&slots)?;
         let mut drives = storage::plug_in(&slots, isa)?;
         let dma = b.isa_dma()?;
         floppy::plug_in(s, &b.bus, (&dma, b.isa_line(floppy::IRQ)), &rtc, &mut drives)?;
         let Drives { boot_paths: of_drives, plugged } = drives;
         boot_paths.extend(of_drives);
+        peripherals.plug_in(&slots, false)?;
         let a20 = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
@@ -214,6 +226,7 @@ impl Pc {
             boot_paths,
             cards,
             plugged,
+            peripherals,
             rtc,
             pm,
             pci,
@@ -430,6 +443,7 @@ impl Builder<'_> {
             hpet: config.machine.hpet.then(|| self.bus.mmio_read(HPET_BASE, 4) as u32),
             serials: config.serials.map(|s| s.is_some()),
             floppy: config.drives.iter().any(|d| matches!(d.attachment, Some(Attachment::Floppy { .. }))),
+            panic_port: config.peripherals.panic_port,
             vga: false,
             pci_window: PCI_WINDOW,
             pci_window_64: None,

@@ -71,6 +71,7 @@ const COMMANDS: &[Command] = &[
     command(&["set_link"], "NAME on|off", "plug the cable of a network card in, or pull it out", set_link),
     command(&["eject"], "[-f] DRIVE", "take a drive's medium out (-f: even if the guest has locked it); info block lists the drives", eject),
     command(&["change"], "DRIVE FILE [FORMAT [MODE]]", "put another medium in; MODE is retain, read-only or read-write", change),
+    command(&["balloon"], "MIB", "ask the guest to make do with so much memory (info balloon)", set_balloon),
     command(&["log"], "ITEM,...|none", "log items as -d does", log),
 ];
 
@@ -91,6 +92,7 @@ const SUBJECTS: &[Command] = &[
     command(&["network"], "", "network cards and their host ends", |c| inspect(c, Topic::Network)),
     command(&["block"], "", "drives and what is in them", |c| inspect(c, Topic::Block)),
     command(&["usernet"], "", "ports, leases and connections of -netdev user", |c| inspect(c, Topic::Usernet)),
+    command(&["balloon"], "", "memory that the guest has", balloon),
     command(&["jit"], "", "counters of the code engine", |c| inspect(c, Topic::Jit)),
 ];
 
@@ -213,6 +215,25 @@ fn change(call: &mut Call<'_>) -> Outcome {
     let (drive, file, format) = (drive.to_owned(), file.to_owned(), format.map(str::to_owned));
     call.host.change_medium(&MediumChange::Insert { drive, file, format, read_only })?;
     Ok(String::new())
+}
+
+/// Why nothing can be said about a balloon.
+const NO_BALLOON: &str = "there is no balloon; add -device virtio-balloon-pci";
+
+fn set_balloon(call: &mut Call<'_>) -> Outcome {
+    let mib = values::number(call.rest)?;
+    let bytes = mib.checked_mul(1 << 20).filter(|bytes| *bytes > 0);
+    let bytes = bytes.ok_or_else(|| format!("{mib} MiB are out of range"))?;
+    if call.host.set_balloon(bytes) { Ok(String::new()) } else { Err(NO_BALLOON.into()) }
+}
+
+fn balloon(call: &mut Call<'_>) -> Outcome {
+    let (actual, statistics) = call.host.balloon().ok_or(NO_BALLOON)?;
+    let mut out = format!("balloon: actual={}\n", actual >> 20);
+    for (name, value) in statistics {
+        out += &format!("  {name}={value}\n");
+    }
+    Ok(out)
 }
 
 fn inspect(call: &mut Call<'_>, topic: Topic) -> Outcome {
@@ -342,6 +363,12 @@ mod tests {
         fn change_medium(&self, change: &MediumChange) -> Result<(), String> {
             Err(format!("{change:?}"))
         }
+        fn set_balloon(&self, bytes: u64) -> bool {
+            bytes == 64 << 20
+        }
+        fn balloon(&self) -> Option<(u64, Vec<(&'static str, u64)>)> {
+            Some((128 << 20, vec![("free_memory", 5)]))
+        }
         fn inspect(&self, topic: Topic) -> Option<String> {
             (topic == Topic::Pic).then(|| "irr = 0".into())
         }
@@ -393,6 +420,14 @@ mod tests {
         assert_eq!(say("change cd /x raw read-write"), inserted);
         assert!(say("change cd /x raw rw").contains("'rw' is no mode"));
         assert!(say("change cd").contains("and a file"));
+    }
+
+    #[test]
+    fn balloons() {
+        assert_eq!(say("balloon 64"), "");
+        assert!(say("balloon 65").contains("there is no balloon"));
+        assert!(say("balloon 0").contains("out of range") && say("balloon x").contains("not a number"));
+        assert_eq!(say("info balloon"), "balloon: actual=128\n  free_memory=5\n");
     }
 
     #[test]

@@ -55,6 +55,10 @@ pub enum RunState {
     Debug,
     /// The guest powered off and `-no-shutdown` keeps the machine.
     Shutdown,
+    /// The guest reported a crash.
+    Panicked,
+    /// A watchdog's time ran out.
+    Watchdog,
 }
 
 impl RunState {
@@ -66,6 +70,8 @@ impl RunState {
             Self::Paused => "paused",
             Self::Debug => "paused (debug)",
             Self::Shutdown => "paused (shutdown)",
+            Self::Panicked => "paused (guest-panicked)",
+            Self::Watchdog => "paused (watchdog)",
         }
     }
 }
@@ -114,6 +120,10 @@ pub trait MonitorHost: Send + Sync {
     fn set_link(&self, name: &str, up: bool) -> Result<(), String>;
     /// Changes a drive's medium, or says why not.
     fn change_medium(&self, change: &MediumChange) -> Result<(), String>;
+    /// Asks the guest to make do with `bytes` of memory; `false` if there is no balloon.
+    fn set_balloon(&self, bytes: u64) -> bool;
+    /// Bytes of memory that the guest has, and what it told last of it by name; `None` if there is no balloon.
+    fn balloon(&self) -> Option<(u64, Vec<(&'static str, u64)>)>;
     /// Lines about `topic`; `None` if the machine has nothing to say about it.
     fn inspect(&self, topic: Topic) -> Option<String>;
 }

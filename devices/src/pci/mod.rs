@@ -3,6 +3,7 @@
 
 pub mod bar;
 pub mod config;
+pub mod endpoint;
 pub mod i440fx;
 pub mod mechanism;
 pub mod msix;

@@ -2,12 +2,20 @@
 //!
 //! Everything that the guest can write is hostile: a ring that contradicts itself stops its device until it is reset.
 
+pub mod balloon;
 pub mod blk;
+mod chain;
 pub mod net;
+pub mod ninep;
 pub mod pci;
 pub mod queue;
 mod ranges;
 pub mod scsi;
+pub mod rng;
+pub mod serial;
+
+#[cfg(test)]
+pub(crate) mod bench;
 
 use crate::state::{Inspector, StateError, StateValue};
 use queue::Queues;

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, Weak};
 
 const VENDOR: u16 = 0x1af4;
-/// Device ids of legacy drivers, by type: network, block, balloon, console, SCSI, entropy.
-const LEGACY_IDS: [(u16, u16); 6] = [(1, 0x1000), (2, 0x1001), (5, 0x1002), (3, 0x1003), (8, 0x1004), (4, 0x1005)];
+/// Device ids of legacy drivers, by type: network, block, balloon, console, SCSI, entropy, 9P.
+const LEGACY_IDS: [(u16, u16); 7] =
+    [(1, 0x1000), (2, 0x1001), (5, 0x1002), (3, 0x1003), (8, 0x1004), (4, 0x1005), (9, 0x1009)];
 /// Device ids of those that have no legacy form count from here.
 const MODERN_IDS: u16 = 0x1040;
 
@@ -574,15 +575,11 @@ impl Device for VirtioPci {
     }
 
     fn save(&self) -> StateValue {
+        // First, and without our locks: a device may bring what is under way to its end, and interrupt.
+        let device = self.parts.device.save();
         let (features, queues) = self.parts.queues.save();
-        to_state(&Saved {
-            config: locked(&self.config).save(),
-            common: locked(&self.common).clone(),
-            msix: self.msix.save(),
-            features,
-            queues,
-            device: self.parts.device.save(),
-        })
+        let (config, common) = (locked(&self.config).save(), locked(&self.common).clone());
+        to_state(&Saved { config, common, msix: self.msix.save(), features, queues, device })
     }
 
     fn restore(&self, state: &StateValue) -> Result<(), StateError> {

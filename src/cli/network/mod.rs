@@ -4,7 +4,7 @@ mod cards;
 mod host_ends;
 mod user;
 
-pub use cards::{VIRTIO, models};
+pub use cards::{VIRTIO, models, place};
 pub use user::{host_forward, host_port};
 
 use super::config::network::{NetdevKind, NetdevSpec, NicModel, NicSpec};

@@ -15,6 +15,9 @@ const SLOTS: u32 = 32;
 /// Ports and interrupts of COM1 to COM4.
 const SERIALS: [(u16, u8); 4] = [(0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3)];
 
+/// By this drivers know the port for crash reports.
+const PANIC_DEVICE: &str = "QEMU0001";
+
 /// AML that is already encoded.
 struct Encoded(Vec<u8>);
 
@@ -154,13 +157,20 @@ fn isa_bridge(config: &AcpiConfig) -> Encoded {
             children.push(isa_device(&name, "PNP0501", uid, &[&ports(base, 8), &IsaInterrupt(interrupt)]));
         }
     }
+    if let Some(port) = config.panic_port {
+        children.push(isa_object("PEVT", &PANIC_DEVICE, 0, &[&ports(port, 1)]));
+    }
     let children = children.iter().map(|child| child as &dyn Aml).collect();
     Encoded::of(&[&Device::new("ISA_".into(), children)])
 }
 
 fn isa_device(name: &str, id: &str, uid: u8, resources: &[&dyn Aml]) -> Encoded {
+    isa_object(name, &EISAName::new(id), uid, resources)
+}
+
+fn isa_object(name: &str, id: &dyn Aml, uid: u8, resources: &[&dyn Aml]) -> Encoded {
     let children = Encoded::of(&[
-        &Name::new("_HID".into(), &EISAName::new(id)),
+        &Name::new("_HID".into(), id),
         &Name::new("_UID".into(), &uid),
         &Name::new("_STA".into(), &0x0Fu8),
         &Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),

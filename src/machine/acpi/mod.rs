@@ -74,6 +74,8 @@ pub struct AcpiConfig {
     pub serials: [bool; 4],
     /// There is a floppy controller.
     pub floppy: bool,
+    /// The port through which the guest reports a crash, if there is one.
+    pub panic_port: Option<u16>,
     /// There is a VGA adapter.
     pub vga: bool,
     /// Addresses below 4 GiB that PCI devices may use.

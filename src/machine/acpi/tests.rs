@@ -8,6 +8,7 @@ pub fn config() -> AcpiConfig {
         hpet: Some(0x8086_A201),
         serials: [true, false, false, false],
         floppy: true,
+        panic_port: Some(0x505),
         vga: false,
         pci_window: 0xC000_0000..0xFEC0_0000,
         pci_window_64: Some(0x1_8000_0000..0x2_0000_0000),
