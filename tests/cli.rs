@@ -56,7 +56,7 @@ fn options_that_do_not_exist() {
     assert_eq!(error(&["-kernle", "x"]), "-kernle: unknown option; did you mean -kernel?");
     assert_eq!(error(&["--frobnicate"]), "--frobnicate: unknown option; -help lists all options");
     assert_eq!(error(&["-enable-kvm"]), "-enable-kvm: not supported yet; use -accel jit");
-    assert!(error(&["-fda", "x"]).starts_with("-fda: not supported yet; "));
+    assert!(error(&["-vnc", "x"]).starts_with("-vnc: not supported yet; "));
     assert_eq!(error(&["-drive", "file=x"]), "-drive file=x: no such file; check the path");
     assert_eq!(error(&["-kernel"]), "-kernel: needs a value: -kernel FILE");
     assert_eq!(error(&["disk.img"]), "-hda disk.img: no such file; check the path");
