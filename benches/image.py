@@ -106,6 +106,18 @@ def requests():
             yield Case("flushes", f"4k {state}, flush every {interval}, {depth} at a time", words, before=before)
 
 
+def rings():
+    """Requests that both give the kernel by io_uring; past the host's cache they go to the disk."""
+    for cache, divisor in (("writeback", 1), ("none", 10)):
+        for kind, switch in (("reads", []), ("writes", ["-w"])):
+            for size, length, count in (("4k", 4096, 60_000), ("64k", 65536, 12_000)):
+                for depth in (1, 16):
+                    step = (37 * MIB // length + 1) * length
+                    words = ["bench", *switch, "-i", "io_uring", "-f", "qcow2", "-t", cache, "-s", size, "-S", str(step),
+                             "-c", str(count // divisor), "-d", str(depth), "full.qcow2"]
+                    yield Case("io_uring", f"cache={cache}: random {kind} {size}, {depth} at a time", words)
+
+
 def conversions():
     """A disk of 4 GiB, about a quarter of it data, from and to each format."""
     def case(name, words, source="disk.raw"):
@@ -219,7 +231,7 @@ def main():
         sys.exit("benches/image.py: there is no brolga-img; cargo build --release --bin brolga-img")
     version = subprocess.run([options.qemu_img, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
     wanted = [word for word in options.only.split(",") if word]
-    cases = [case for case in (*requests(), *conversions(), *others())
+    cases = [case for case in (*requests(), *rings(), *conversions(), *others())
              if not wanted or any(word in f"{case.group} {case.name}" for word in wanted)]
     if not cases:
         sys.exit(f"benches/image.py: no case is called {options.only}")

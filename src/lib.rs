@@ -1,5 +1,5 @@
 //! What the programs `brolga` and `brolga-img` share: words of the command line and disk images.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod block;
 pub mod img;

@@ -1,11 +1,12 @@
 //! Files opened with `O_DIRECT`: the host takes whole blocks at aligned addresses only.
 
+use super::running::{Pass, Running};
 use super::vectors::{gather_into, scatter};
 use super::{BlockError, HostFile, Result, Storage, total, total_mut};
 use nix::sys::uio::pread;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::{PoisonError, RwLock};
+use std::sync::Arc;
 
 /// Largest block that is looked for, and alignment of our own buffers.
 const PAGE: usize = 4096;
@@ -18,7 +19,7 @@ pub(super) struct Direct {
     /// Of offsets, lengths and addresses: a power of two, 512 to 4096.
     align: u64,
     /// Writes that read the blocks at their edges first exclude all others.
-    edges: RwLock<()>,
+    edges: Arc<Running>,
 }
 
 /// Bytes at an aligned address.
@@ -54,7 +55,7 @@ impl Direct {
             *align as u64 <= len / 2 && pread(file, part, *align as i64).is_ok_and(|n| n == *align)
         };
         let align = [512, 1024, 2048].into_iter().find(fits).unwrap_or(PAGE) as u64;
-        Direct { align, edges: RwLock::new(()) }
+        Direct { align, edges: Arc::default() }
     }
 
     fn whole(&self, offset: u64, mut parts: impl Iterator<Item = (usize, usize)>) -> bool {
@@ -73,8 +74,18 @@ impl Direct {
     }
 
     /// Held during writes of whole blocks and changes of the length.
-    pub(super) fn shared(&self) -> std::sync::RwLockReadGuard<'_, ()> {
-        self.edges.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn shared(&self) -> Pass {
+        self.edges.enter()
+    }
+
+    /// The same, unless that had to wait.
+    pub(super) fn try_shared(&self) -> Option<Pass> {
+        self.edges.try_enter()
+    }
+
+    /// What offsets, lengths and addresses are multiples of.
+    pub(super) fn align(&self) -> u64 {
+        self.align
     }
 
     /// The blocks that a range touches.
@@ -124,7 +135,7 @@ impl HostFile {
                 self.write_plain(start, &[IoSlice::new(buffer.get())])?;
                 drop(shared);
             } else {
-                exclusive = direct.edges.write().unwrap_or_else(PoisonError::into_inner);
+                exclusive = direct.edges.exclude();
                 self.write_edges(direct, (start, end), at, &super::slices(bufs, done, step), &mut buffer)?;
                 drop(exclusive);
             }

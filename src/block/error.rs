@@ -59,7 +59,7 @@ pub enum BlockError {
         format: &'static str,
     },
     /// A name of a format that does not exist.
-    #[error("unknown image format '{name}'; there are raw and qcow2")]
+    #[error("unknown image format '{name}'; there are raw and qcow2, and vmdk and vhdx to read")]
     UnknownFormat {
         /// As it was given.
         name: String,

@@ -7,21 +7,28 @@ mod cache_mode;
 mod direct;
 pub mod drive;
 mod error;
+mod flights;
+mod foreign;
 mod lock;
 mod probe;
 pub mod qcow2;
 pub mod queue;
 mod raw;
+mod running;
 #[cfg(test)]
 mod scratch;
 mod storage;
+mod transfer;
+mod uring;
 mod vectors;
 
 pub use cache_mode::CacheMode;
 pub use error::{BlockError, Result};
+pub use foreign::Foreign;
 pub use probe::{Image, MAX_CHAIN, OpenOptions, open, open_storage, probe};
 pub use raw::{Raw, create as create_raw};
 pub use storage::{HostFile, Storage};
+pub use transfer::{Aio, Transfer};
 pub use vectors::{slice_mut, slices, total, total_mut};
 
 use std::io::{IoSlice, IoSliceMut};
@@ -33,7 +40,7 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
-    /// A format that is recognised only to be refused by its name.
+    /// A format that is recognised to be read, or to be refused by its name.
     Foreign(&'static str),
 }
 
@@ -52,6 +59,8 @@ impl Format {
         match name {
             "raw" | "file" => Ok(Format::Raw),
             "qcow2" => Ok(Format::Qcow2),
+            "vmdk" => Ok(Format::Foreign("vmdk")),
+            "vhdx" => Ok(Format::Foreign("vhdx")),
             _ => Err(BlockError::UnknownFormat { name: name.to_string() }),
         }
     }
@@ -156,6 +165,13 @@ pub trait BlockBackend: Send + Sync {
 
     /// Changes the size; what is added reads as zeroes.
     fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()>;
+
+    /// Where in which host file the whole of a request lies, if nothing else is to be done for it
+    /// and finding that out takes no time. Whoever gets it may move the bytes without
+    /// [`readv`](BlockBackend::readv) or [`writev`](BlockBackend::writev), and keeps it until it has.
+    fn transfer(&self, _write: bool, _offset: u64, _len: u64) -> Option<Transfer> {
+        None
+    }
 
     /// Reads into one buffer.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Which format a file has, and opening it with its backing chain.
 
+use super::foreign::{Foreign, READABLE};
 use super::qcow2::{Qcow2, TableCaches};
 use super::{BlockBackend, BlockError, CacheMode, Format, HostFile, Raw, Result, Storage};
 use std::path::Path;
@@ -50,6 +51,8 @@ pub enum Image {
     Raw(Arc<Raw>),
     /// A qcow2 image.
     Qcow2(Arc<Qcow2>),
+    /// An image in a format that can only be read.
+    Foreign(Arc<Foreign>),
 }
 
 impl Image {
@@ -58,6 +61,7 @@ impl Image {
         match self {
             Image::Raw(raw) => raw.clone(),
             Image::Qcow2(qcow2) => qcow2.clone(),
+            Image::Foreign(foreign) => foreign.clone(),
         }
     }
 
@@ -66,6 +70,16 @@ impl Image {
         match self {
             Image::Raw(_) => Format::Raw,
             Image::Qcow2(_) => Format::Qcow2,
+            Image::Foreign(foreign) => Format::Foreign(foreign.format()),
+        }
+    }
+
+    /// The host file.
+    pub fn file(&self) -> &Arc<dyn Storage> {
+        match self {
+            Image::Raw(raw) => raw.file(),
+            Image::Qcow2(qcow2) => qcow2.file(),
+            Image::Foreign(foreign) => foreign.file(),
         }
     }
 
@@ -73,9 +87,9 @@ impl Image {
     pub fn qcow2(&self) -> Result<&Arc<Qcow2>> {
         match self {
             Image::Qcow2(qcow2) => Ok(qcow2),
-            Image::Raw(raw) => Err(BlockError::Unsupported {
-                name: raw.file().name().to_string(),
-                what: "raw images cannot do that; convert it to qcow2 first".to_string(),
+            other => Err(BlockError::Unsupported {
+                name: other.file().name().to_string(),
+                what: format!("{} images cannot do that; convert it to qcow2 first", other.format().name()),
             }),
         }
     }
@@ -137,6 +151,17 @@ fn open_with(file: Arc<dyn Storage>, path: &Path, options: &OpenOptions, depth: 
     match format {
         Format::Raw => Ok(Image::Raw(Arc::new(Raw::new(file, options.read_only)))),
         Format::Qcow2 => Ok(Image::Qcow2(Arc::new(Qcow2::open(file, path, options, depth)?))),
+        Format::Foreign(format) if READABLE.contains(&format) && options.read_only => {
+            Ok(Image::Foreign(Arc::new(Foreign::open(file, path, format)?)))
+        }
+        Format::Foreign(format) if READABLE.contains(&format) => {
+            let name = file.name().to_string();
+            let what = format!(
+                "{format} images can only be read: use readonly=on or snapshot=on, or convert it: brolga-img convert -O \
+                 qcow2 '{name}' disk.qcow2"
+            );
+            Err(BlockError::Unsupported { name, what })
+        }
         Format::Foreign(format) => {
             let name = file.name().to_string();
             let what = format!(
@@ -166,9 +191,9 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             assert_eq!(probe(&HostFile::open(&path, false).unwrap()).unwrap(), format);
         }
-        let path = dir.path("disk.vmdk");
-        std::fs::write(&path, b"KDMV").unwrap();
-        let error = open(&path, &OpenOptions::default()).err().expect("no vmdk").to_string();
-        assert!(error.contains("qemu-img convert -f vmdk"), "{error}");
+        let path = dir.path("disk.qed");
+        std::fs::write(&path, b"QED\0").unwrap();
+        let error = open(&path, &OpenOptions::default()).err().expect("no qed").to_string();
+        assert!(error.contains("qemu-img convert -f qed"), "{error}");
     }
 }

@@ -1,6 +1,8 @@
 //! Raw images: the file is the disk.
 
-use super::{BlockBackend, BlockError, Content, Extent, HostFile, Preallocation, Result, Storage, check_range};
+use super::{
+    BlockBackend, BlockError, Content, Extent, HostFile, Preallocation, Result, Storage, Transfer, check_range,
+};
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::Arc;
@@ -80,6 +82,11 @@ impl BlockBackend for Raw {
             compressed: false,
             sparse: false,
         })
+    }
+
+    fn transfer(&self, write: bool, offset: u64, len: u64) -> Option<Transfer> {
+        check_range(offset, len, self.len()).ok().filter(|()| !(write && self.read_only))?;
+        self.file.clone().transfer(write, offset, len)
     }
 
     fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()> {

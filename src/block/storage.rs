@@ -1,7 +1,7 @@
 //! The host file under an image.
 
 use super::direct::Direct;
-use super::{BlockError, CacheMode, Result};
+use super::{BlockError, CacheMode, Result, Transfer};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::{SFlag, fstat};
@@ -9,10 +9,11 @@ use nix::sys::uio::{preadv, pwritev};
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A growing array of bytes that survives: a host file, or what tests put in its place.
 pub trait Storage: Send + Sync {
@@ -44,6 +45,11 @@ pub trait Storage: Send + Sync {
     /// Bytes of the host's disk that the file takes.
     fn allocated(&self) -> Result<u64> {
         Ok(self.len())
+    }
+
+    /// What [`BlockBackend::transfer`](super::BlockBackend::transfer) is for a range of this file.
+    fn transfer(self: Arc<Self>, _write: bool, _offset: u64, _len: u64) -> Option<Transfer> {
+        None
     }
 
     /// Reads one buffer.
@@ -186,7 +192,8 @@ impl HostFile {
         failed(&self.name, &format!("cannot {action} {len} bytes at {offset}"), e.into())
     }
 
-    fn grown(&self, end: u64) {
+    /// Something was written that ends here.
+    pub(super) fn grown(&self, end: u64) {
         self.len.fetch_max(end, Ordering::AcqRel);
         self.dirty.store(true, Ordering::Release);
     }
@@ -268,6 +275,12 @@ impl HostFile {
 
 fn failed(name: &str, action: &str, source: io::Error) -> BlockError {
     BlockError::Io { name: name.to_string(), action: action.to_string(), source }
+}
+
+impl AsFd for HostFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Storage for HostFile {
@@ -377,6 +390,18 @@ impl Storage for HostFile {
         let status = fstat(&self.file).map_err(|e| failed(&self.name, "cannot look at", e.into()))?;
         // st_blocks counts sectors, whatever the blocks of the file system are (stat(2)).
         Ok(if self.device { self.len() } else { (status.st_blocks as u64).saturating_mul(512) })
+    }
+
+    fn transfer(self: Arc<Self>, write: bool, offset: u64, len: u64) -> Option<Transfer> {
+        i64::try_from(offset.checked_add(len)?).ok()?;
+        let (mut align, mut passes) = (1, Vec::new());
+        if let Some(direct) = &self.direct {
+            align = direct.align();
+            if write {
+                passes.push(direct.try_shared()?);
+            }
+        }
+        offset.is_multiple_of(align).then(|| Transfer { file: self, offset, align, write, passes })
     }
 
     fn data_at(&self, offset: u64) -> Result<(bool, u64)> {

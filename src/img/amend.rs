@@ -34,15 +34,15 @@ pub(super) const COMMAND: Command = Command {
 const HELP: &str = "Amend options for 'qcow2':
   compat=<str>           - version: v2 (0.10) or v3 (1.1)
   lazy_refcounts=<on|off> - write reference counts late
+  refcount_bits=<num>    - bits of a reference count: 1, 2, 4, 8, 16, 32 or 64
   size=<size>            - size of the disk
 ";
 
 /// Options that an image keeps: each with what it has now.
-fn kept(info: &Info) -> [(&'static str, String); 7] {
+fn kept(info: &Info) -> [(&'static str, String); 6] {
     let switch = |on: bool| if on { "on" } else { "off" }.to_owned();
     [
         ("cluster_size", info.cluster_size.to_string()),
-        ("refcount_bits", info.refcount_bits.to_string()),
         ("compression_type", info.compression.name().to_owned()),
         ("extended_l2", switch(info.extended_l2)),
         ("data_file", info.data_file.clone().unwrap_or_default()),
@@ -56,6 +56,7 @@ struct Wanted {
     version: Option<u32>,
     lazy: Option<bool>,
     size: Option<u64>,
+    refcount_bits: Option<u32>,
 }
 
 fn read(arguments: &Arguments, info: &Info) -> Result<Wanted> {
@@ -77,6 +78,10 @@ fn read(arguments: &Arguments, info: &Info) -> Result<Wanted> {
         _ => Err("there are 0.10 (v2) and 1.1 (v3)".to_owned()),
     })?;
     let size = list.take_as("size", |v| values::size(v, 1))?;
+    let refcount_bits = list.take_as("refcount_bits", |v| match v.parse() {
+        Ok(bits @ (1 | 2 | 4 | 8 | 16 | 32 | 64)) => Ok(bits),
+        _ => Err("there are 1, 2, 4, 8, 16, 32 and 64".to_owned()),
+    })?;
     let lazy = list.take_switch("lazy_refcounts")?;
     for key in ["backing_file", "backing_fmt"] {
         if let Some(asked) = list.take(key)? {
@@ -87,7 +92,10 @@ fn read(arguments: &Arguments, info: &Info) -> Result<Wanted> {
     if lazy == Some(true) && version.unwrap_or(info.version) == 2 {
         bail!("-o lazy_refcounts=on: not in version 2; use compat=1.1");
     }
-    Ok(Wanted { version, lazy, size })
+    if refcount_bits.is_some_and(|bits| bits != 16) && version.unwrap_or(info.version) == 2 {
+        bail!("-o refcount_bits: version 2 has 16 bits; use compat=1.1");
+    }
+    Ok(Wanted { version, lazy, size, refcount_bits })
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
@@ -123,6 +131,9 @@ fn change(opened: &Opened, image: &Qcow2, info: &Info, wanted: &Wanted) -> Resul
     let version = wanted.version.filter(|v| *v != info.version);
     if version == Some(3) {
         image.set_version(3)?;
+    }
+    if let Some(bits) = wanted.refcount_bits.filter(|bits| *bits != info.refcount_bits) {
+        image.set_refcount_bits(bits)?;
     }
     if let Some(lazy) = wanted.lazy.filter(|l| *l != info.lazy_refcounts) {
         image.set_lazy_refcounts(lazy)?;

@@ -4,12 +4,16 @@ use super::Command;
 use super::arguments::{Arguments, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, Opt, QUIET};
 use super::buffer::Buffer;
 use super::images::{self, Named};
-use crate::block::BlockBackend;
+use crate::block::queue::{Operation, Queue, Request, RequestMemory};
+use crate::block::{Aio, BlockBackend};
 use crate::words::values;
 use anyhow::{Result, anyhow, bail};
-use std::io::Write;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 pub(super) const COMMAND: Command = Command {
@@ -26,8 +30,8 @@ pub(super) const COMMAND: Command = Command {
         Opt::value(Some('o'), "offset", "OFFSET", "where the first one goes (0)"),
         Opt::value(Some('s'), "buffer-size", "SIZE", "bytes of each (4k)"),
         Opt::value(Some('S'), "step-size", "SIZE", "bytes from one to the next (the buffer's)"),
-        Opt::value(Some('i'), "aio", "threads", "how requests run"),
-        Opt::refused(Some('n'), "native", None, "requests run on threads; leave it out"),
+        Opt::value(Some('i'), "aio", "threads|native|io_uring", "how requests reach the host (threads)"),
+        Opt::switch(Some('n'), "native", "-i native"),
         Opt::switch(Some('w'), "write", "write instead of reading"),
         Opt::value(None, "pattern", "BYTE", "what is written (0)"),
         Opt::value(None, "flush-interval", "COUNT", "flush after that many requests"),
@@ -53,6 +57,7 @@ struct Plan {
     pattern: u8,
     flush_interval: u64,
     drain: bool,
+    aio: Aio,
 }
 
 impl Plan {
@@ -75,6 +80,7 @@ impl Plan {
             pattern: pattern.unwrap_or(0) as u8,
             flush_interval: flush.unwrap_or(0),
             drain: !arguments.has("no-drain"),
+            aio: read_aio(arguments)?,
         };
         if let Some(option) = arguments.among(&["pattern", "flush-interval"]).next().filter(|_| !plan.write) {
             bail!("--{option}: only for writes; add -w");
@@ -92,10 +98,6 @@ impl Plan {
         if !plan.drain && flush.is_none() {
             bail!("--no-drain: nothing is flushed; add --flush-interval");
         }
-        arguments.parsed("aio", |v| match v {
-            "threads" => Ok(()),
-            _ => Err(format!("{v} is not supported; there is threads")),
-        })?;
         Ok(Plan { step: if plan.step == 0 { plan.size } else { plan.step }, ..plan })
     }
 
@@ -105,6 +107,22 @@ impl Plan {
         let room = (len - self.size).max(1);
         ((u128::from(self.offset) + u128::from(index) * u128::from(self.step)) % u128::from(room)) as u64
     }
+}
+
+/// `-i`, and `-n`, which only counts where `-i` says nothing else than it does.
+fn read_aio(arguments: &Arguments) -> Result<Aio> {
+    let told = arguments.parsed("aio", |name| Aio::from_name(name).map_err(|e| e.to_string()))?;
+    let native = arguments.has("native");
+    let aio = match told {
+        Some(Aio::Uring) => Aio::Uring,
+        _ if native => Aio::Native,
+        told => told.unwrap_or(Aio::Threads),
+    };
+    let cache = arguments.parsed("cache", images::cache)?;
+    if aio == Aio::Native && !cache.is_some_and(|cache| cache.direct) {
+        bail!("{}: needs -t none or -t directsync", if native { "-n" } else { "-i native" });
+    }
+    Ok(aio)
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
@@ -133,7 +151,10 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         out.flush()?;
     }
     let start = Instant::now();
-    measure(&plan, &*opened.disk)?;
+    match plan.aio {
+        Aio::Threads => measure(&plan, &*opened.disk)?,
+        _ => Queued::new(&plan, opened.disk.clone())?.measure()?,
+    }
     if !arguments.has("quiet") {
         writeln!(out, "Run completed in {:.3} seconds.", start.elapsed().as_secs_f64())?;
     }
@@ -184,5 +205,112 @@ fn measure(plan: &Plan, disk: &dyn BlockBackend) -> Result<()> {
     match error.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(e) => Err(anyhow!(e)),
         None => Ok(()),
+    }
+}
+
+/// Requests as a machine's devices submit them.
+struct Queued<'a> {
+    plan: &'a Plan,
+    queue: Queue,
+    len: u64,
+    /// Buffers that no request has.
+    free: Vec<Box<dyn RequestMemory>>,
+    /// Requests submitted so far.
+    next: u64,
+    /// Requests under way, flushes included.
+    under_way: u64,
+}
+
+/// A buffer of a request.
+struct Memory(Buffer, usize);
+
+impl RequestMemory for Memory {
+    fn parts(&self) -> Vec<IoSlice<'_>> {
+        vec![IoSlice::new(self.0.bytes())]
+    }
+
+    fn parts_mut(&mut self) -> Vec<IoSliceMut<'_>> {
+        vec![IoSliceMut::new(self.0.get(self.1))]
+    }
+}
+
+impl<'a> Queued<'a> {
+    fn new(plan: &'a Plan, disk: Arc<dyn BlockBackend>) -> Result<Queued<'a>> {
+        /// What the kernel does not take waits for so many threads.
+        const THREADS: usize = 16;
+        let len = disk.len();
+        let queue = Queue::new(disk, THREADS.min(plan.depth as usize), plan.aio)?;
+        let memory = |_| {
+            let mut buffer = Buffer::default();
+            buffer.get(plan.size as usize).fill(plan.pattern);
+            Box::new(Memory(buffer, plan.size as usize)) as Box<dyn RequestMemory>
+        };
+        let free = (0..plan.depth.min(plan.count)).map(memory).collect();
+        Ok(Queued { plan, queue, len, free, next: 0, under_way: 0 })
+    }
+
+    fn measure(mut self) -> Result<()> {
+        while self.next < self.plan.count {
+            let until = self.plan.count.min(self.next + self.free.len() as u64);
+            let stop =
+                self.next.checked_div(self.plan.flush_interval).map(|done| (done + 1) * self.plan.flush_interval);
+            self.submit(stop.map_or(until, |stop| until.min(stop)));
+            if stop == Some(self.next) {
+                if self.plan.drain {
+                    self.collect_until(0)?;
+                }
+                self.queue.submit(Request { tag: 0, offset: 0, operation: Operation::Flush });
+                self.under_way += 1;
+                if self.plan.drain {
+                    self.collect_until(0)?;
+                }
+            }
+            while self.free.is_empty() {
+                self.collect()?;
+            }
+        }
+        self.collect_until(0)
+    }
+
+    fn submit(&mut self, until: u64) {
+        let mut requests = Vec::new();
+        while self.next < until
+            && let Some(memory) = self.free.pop()
+        {
+            let offset = self.plan.place(self.next, self.len);
+            let operation = match self.plan.write {
+                true => Operation::Write { memory, fua: false },
+                false => Operation::Read(memory),
+            };
+            requests.push(Request { tag: self.next, offset, operation });
+            self.next += 1;
+        }
+        self.under_way += requests.len() as u64;
+        self.queue.submit_all(requests);
+    }
+
+    fn collect_until(&mut self, left: u64) -> Result<()> {
+        while self.under_way > left {
+            self.collect()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for something to end.
+    fn collect(&mut self) -> Result<()> {
+        let mut fds = [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)];
+        if let Err(e) = poll(&mut fds, PollTimeout::NONE)
+            && e != Errno::EINTR
+        {
+            return Err(e.into());
+        }
+        for completed in self.queue.completed() {
+            completed.result?;
+            self.under_way -= 1;
+            if let Operation::Read(memory) | Operation::Write { memory, .. } = completed.request.operation {
+                self.free.push(memory);
+            }
+        }
+        Ok(())
     }
 }

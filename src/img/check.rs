@@ -57,8 +57,9 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         ..OpenOptions::default()
     };
     let opened = named.open_with(options)?;
-    if opened.image.format() == Format::Raw {
-        let message = format!("{name}: raw images hold nothing that could be checked");
+    let format = opened.image.format();
+    if format != Format::Qcow2 {
+        let message = format!("{name}: {} images hold nothing that could be checked", format.name());
         return Err(StatusError { status: NOTHING_TO_CHECK, message }.into());
     }
     let qcow2 = opened.image.qcow2()?;

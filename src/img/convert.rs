@@ -47,7 +47,7 @@ pub(super) const COMMAND: Command = Command {
         FORCE_SHARE,
         Opt::value(Some('r'), "rate", "RATE", "write at most that many bytes a second"),
         Opt::value(Some('m'), "parallel", "NUMBER", "threads, 1 to 16 (8)"),
-        Opt::refused(Some('C'), "copy-range-offloading", None, "holes and zeroes are skipped instead; leave it out"),
+        Opt::switch(Some('C'), "copy-range-offloading", "have the host copy where it can (no zeroes are looked for)"),
         Opt::switch(None, "salvage", "go on after read errors: what cannot be read becomes zeroes"),
         Opt::switch(Some('W'), "oob-writes", "write pieces in any order"),
         OBJECT,
@@ -122,6 +122,7 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
         threads: threads as usize,
         ordered: !arguments.has("oob-writes"),
         rate: rate.map(Rate::new),
+        offload: arguments.has("copy-range-offloading"),
         salvage: arguments.has("salvage").then(|| Salvage { quiet: arguments.has("quiet") }),
     };
     copy.run(&progress)?;
@@ -140,6 +141,11 @@ fn check_options(arguments: &Arguments, format: Format) -> Result<()> {
     }
     if arguments.has("compress") && arguments.all("target-options").any(|o| o.contains("preallocation=")) {
         bail!("-c: compressed clusters are never preallocated; leave -o preallocation out");
+    }
+    if let Some(other) = arguments.among(&["compress", "sparse-size"]).next()
+        && arguments.has("copy-range-offloading")
+    {
+        bail!("-C: the host copies what is there, so --{other} is not possible; leave one of them out");
     }
     let keep = arguments.has("no-create");
     if keep && arguments.has("target-options") {

@@ -44,6 +44,8 @@ pub struct Copy<'a> {
     pub ordered: bool,
     /// Write no faster.
     pub rate: Option<Rate>,
+    /// Have the host copy, as far as both lie in its files in one piece.
+    pub offload: bool,
     /// Go on where a source cannot be read.
     pub salvage: Option<Salvage>,
 }
@@ -223,6 +225,16 @@ impl Copy<'_> {
                 break;
             }
             let whole_zero = piece.zero && self.sparse > 0;
+            if self.offload && !piece.zero {
+                if self.ordered && !turn.wait(piece.number, failed) {
+                    break;
+                }
+                if self.hand_over(&piece)? {
+                    turn.pass();
+                    progress.add(piece.len);
+                    continue;
+                }
+            }
             if !whole_zero {
                 let bytes = buffer.get(piece.len as usize);
                 let source = self.sources.get(piece.source).ok_or_else(|| anyhow!("no such source"))?;
@@ -288,6 +300,17 @@ impl Copy<'_> {
 }
 
 impl Copy<'_> {
+    /// Copies a piece without reading it. False if it has to be read.
+    fn hand_over(&self, piece: &Piece) -> Result<bool> {
+        let source = self.sources.get(piece.source).ok_or_else(|| anyhow!("no such source"))?;
+        let Some(from) = source.disk.transfer(false, piece.from, piece.len) else { return Ok(false) };
+        let Some(to) = self.target.transfer(true, piece.to, piece.len) else { return Ok(false) };
+        if let Some(rate) = &self.rate {
+            rate.wait(piece.len);
+        }
+        Ok(from.copy_to(to, piece.len))
+    }
+
     fn store(&self, to: u64, bytes: &[u8]) -> Result<()> {
         let Some(image) = self.compressed else { return Ok(self.target.write(to, bytes)?) };
         let cluster = image.info().cluster_size;

@@ -75,6 +75,7 @@ fn run(arguments: &Arguments, _: &mut dyn Write) -> Result<u8> {
         threads: 1,
         ordered: true,
         rate: None,
+        offload: false,
         salvage: None,
     };
     copy.run(&Progress::new(false, 0))?;

@@ -277,10 +277,7 @@ pub fn refuse_busy(path: &Path) -> Result<()> {
 
 /// The host file of an image.
 pub fn file_of(image: &Image) -> &dyn Storage {
-    match image {
-        Image::Raw(raw) => &**raw.file(),
-        Image::Qcow2(qcow2) => &**qcow2.file(),
-    }
+    &**image.file()
 }
 
 /// Bytes that a file takes on the host.

@@ -42,7 +42,8 @@ impl Disks {
     pub fn open(&self, spec: &DriveSpec) -> Result<Option<Arc<dyn Disk>>> {
         let Some(path) = &spec.file else { return Ok(None) };
         let drive = Drive::open(path, &spec.options).with_context(|| spec.what.clone())?;
-        let queue = Queue::new(drive.backend(), THREADS).with_context(|| format!("{}: no descriptor", spec.what))?;
+        let queue = Queue::new(drive.backend(), THREADS, drive.options().aio);
+        let queue = queue.with_context(|| format!("{}: no descriptor or thread", spec.what))?;
         let disk = Arc::new(HostDisk {
             what: spec.what.clone(),
             drive,
@@ -110,7 +111,11 @@ impl Disks {
     /// Submits again what stopped the machine.
     pub fn resume(&self) {
         for disk in self.all() {
-            let held = std::mem::take(&mut locked(&disk.state).held);
+            let held = {
+                let mut state = locked(&disk.state);
+                state.stopped = false;
+                std::mem::take(&mut state.held)
+            };
             disk.queue.submit_all(held);
         }
     }
@@ -142,6 +147,8 @@ struct State {
     held: Vec<queue::Request>,
     /// The user was told of an error.
     told: bool,
+    /// The machine is to stop, or has, for a request that failed.
+    stopped: bool,
 }
 
 /// A drive. `collecting` is held while devices hear of completions; `state` is a leaf.
@@ -314,8 +321,10 @@ impl HostDisk {
         let verdict = self.drive.verdict(write, error);
         let guests_own = matches!(error, BlockError::OutOfRange { .. } | BlockError::ReadOnly { .. });
         if verdict == Verdict::Stop {
-            // Fails only when the machine is ending.
-            let _ = self.requests.send(Request::DiskFailed(format!("{}: {error}", self.what)));
+            // Once for all that fail together. Sending fails only when the machine is ending.
+            if !std::mem::replace(&mut locked(&self.state).stopped, true) {
+                let _ = self.requests.send(Request::DiskFailed(format!("{}: {error}", self.what)));
+            }
         } else if !told && !guests_own {
             eprintln!("{}: {error}; the guest sees an I/O error", self.what);
         }

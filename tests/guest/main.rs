@@ -7,6 +7,7 @@
 mod boot;
 mod console;
 mod crash;
+mod disk_errors;
 mod disks;
 mod harness;
 mod kernels;

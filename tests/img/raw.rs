@@ -223,7 +223,7 @@ fn convert_refuses() {
         ("convert -S 5 a.raw b.raw", "-S: '5' is no multiple of 512"),
         ("convert -m 20 a.raw b.raw", "-m: 20 is out of range: 1 to 16"),
         ("convert -t nonsense a.raw b.raw", "-t: no cache mode 'nonsense'"),
-        ("convert -O vmdk a.raw b.raw", "-O: no image format 'vmdk'"),
+        ("convert -O vmdk a.raw b.raw", "vmdk images cannot be made; there are qcow2 and raw"),
         ("convert --target-is-zero a.raw b.raw", "--target-is-zero: "),
         ("convert -o size=1M a.raw b.raw", "-o size: less than"),
         ("convert -F raw a.raw b.raw", "-F: there is no backing file"),
@@ -359,7 +359,106 @@ fn bench_raw() {
     assert!(dir.bad("bench --pattern 1 a.raw", 1).contains("add -w"));
     assert!(dir.bad("bench -s 2M a.raw", 1).contains("beyond the end"));
     assert!(dir.bad("bench -s 1G a.raw", 1).contains("make -d or -s smaller"));
-    assert!(dir.bad("bench -i io_uring a.raw", 1).contains("there is threads"));
+    assert!(dir.bad("bench -i uring a.raw", 1).contains("there are threads, native and io_uring"));
+    assert!(dir.bad("bench -n a.raw", 1).contains("-n: needs -t none"));
+    assert!(dir.bad("bench -i native -t writeback a.raw", 1).contains("-i native: needs -t none"));
+    for way in ["-i threads", "-i io_uring", "-i io_uring -t none", "-n -t none", "-i native -t directsync"] {
+        let line = format!("bench -w -q -c 64 -d 7 --flush-interval 10 --pattern 33 {way} -f raw a.raw");
+        let line = if dir.ours(&format!("bench -q -c 1 {way} -f raw a.raw")).status == 0 { line } else { continue };
+        dir.sparse("a.raw", M, &[(0, &[1; 64 * 4096])]);
+        dir.good(&line);
+        assert!(dir.bytes("a.raw")[..64 * 4096].iter().all(|&b| b == 33), "{way}");
+        dir.good(&format!("bench -q -c 500 -d 9 -s 5000 {way} -f raw a.raw"));
+    }
+}
+
+/// Starts a program for which the kernel has no io_uring (system call 425 answers ENOSYS), by a filter as seccomp(2)
+/// takes it: load the number, compare, answer.
+const NO_RING: &str = "
+import ctypes, os, struct, sys
+code = b''.join(struct.pack('HBBI', *line) for line in
+                [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (6, 0, 0, 0x50000 | 38), (6, 0, 0, 0x7fff0000)])
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_char_p)]
+call = ctypes.CDLL(None).prctl
+if call(38, 1, 0, 0, 0) or call(22, 2, ctypes.byref(Program(4, code)), 0, 0):
+    sys.exit(99)
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[test]
+fn kernels_without_a_ring_serve_by_threads() {
+    let dir = Scratch::new();
+    dir.sparse("a.raw", M, &[(0, &[1; 64 * 4096])]);
+    let without = |options: &str| {
+        let mut python = Command::new("python3");
+        python.args(["-c", NO_RING, super::PROGRAM]).args(options.split(' '));
+        dir.run(python, "")
+    };
+    if Command::new("python3").args(["-c", NO_RING, "/bin/true"]).status().map_or(true, |status| !status.success()) {
+        return eprintln!("not tested: no python3, or no filters here");
+    }
+    let refused = without("bench -i io_uring -c 1 -f raw a.raw");
+    assert_eq!((refused.status, refused.err.lines().count()), (1, 1), "{refused:?}");
+    assert!(refused.err.contains("aio=io_uring: this kernel has no io_uring or does not allow it"), "{refused:?}");
+    let served = without("bench -w -q -i native -t none -c 64 -d 7 --pattern 44 -f raw a.raw");
+    assert!(served.status == 0 || served.err.contains("cannot do without its cache"), "{served:?}");
+    assert!(served.status != 0 || dir.bytes("a.raw")[..64 * 4096].iter().all(|&b| b == 44));
+}
+
+/// `convert -C`: the host copies what it can, and the rest is read.
+#[test]
+fn copies_by_the_host() {
+    let dir = Scratch::new();
+    mixed(&dir, "a.raw");
+    dir.good("convert -O qcow2 a.raw a.qcow2");
+    dir.good("convert -c -O qcow2 a.raw c.qcow2");
+    dir.good("create -f qcow2 -b a.raw -F raw over.qcow2");
+    for source in ["a.raw", "a.qcow2", "c.qcow2", "over.qcow2"] {
+        for options in ["-C", "-C -W -m 16", "-C -m 1 -p", "-C -O qcow2", "-C -t none", "-C -r 1G"] {
+            dir.good(&format!("convert {options} {source} b.img"));
+            dir.good("compare a.raw b.img");
+        }
+        // Into what is there: qcow2 has places then.
+        dir.good("convert -S 0 -O qcow2 a.raw there.qcow2");
+        dir.good(&format!("convert -n -C -O qcow2 {source} there.qcow2"));
+        dir.good("compare a.raw there.qcow2");
+        dir.good("check there.qcow2");
+    }
+    assert!(dir.bad("convert -C -S 4k a.raw b.img", 1).contains("-C: the host copies what is there, so --sparse-size"));
+    assert!(dir.bad("convert -C -c -O qcow2 a.raw b.img", 1).contains("--compress"));
+    if model() {
+        assert_eq!(dir.theirs("convert -C -S 4k a.raw b.img").status, 1);
+        assert_eq!(dir.theirs("convert -C -c -O qcow2 a.raw b.img").status, 1);
+    }
+}
+
+/// Images of others: read, and never written.
+#[test]
+fn formats_of_others_are_read() {
+    if !model() {
+        return;
+    }
+    let dir = Scratch::new();
+    mixed(&dir, "a.raw");
+    for format in ["vmdk", "vhdx"] {
+        let name = format!("a.{format}");
+        assert_eq!(dir.theirs(&format!("convert -f raw -O {format} a.raw {name}")).status, 0);
+        for options in ["-O qcow2", &format!("-f {format} -O raw"), "-c -O qcow2"] {
+            dir.good(&format!("convert {options} {name} b.img"));
+            dir.good("compare a.raw b.img");
+        }
+        dir.good(&format!("compare -f {format} {name} a.raw"));
+        assert!(dir.good(&format!("info {name}")).contains(&format!("file format: {format}")));
+        dir.good(&format!("create -f qcow2 -b {name} -F {format} over.qcow2"));
+        dir.good("compare over.qcow2 a.raw");
+        assert!(dir.bad(&format!("resize {name} 1G"), 1).contains("can only be read"));
+        assert!(dir.bad(&format!("check {name}"), 63).contains("nothing that could be checked"));
+        assert!(dir.bad(&format!("create -f {format} x 1M"), 1).contains("cannot be made"));
+        assert!(dir.bad(&format!("snapshot -c one {name}"), 1).contains("can only be read"));
+    }
+    assert_eq!(dir.theirs("convert -f raw -O vdi a.raw a.vdi").status, 0);
+    assert!(dir.bad("convert a.vdi b.raw", 1).contains("convert it: qemu-img convert -f vdi -O qcow2"));
 }
 
 /// A host that takes no more: the copy ends with one line, whatever its threads were doing.

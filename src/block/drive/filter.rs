@@ -2,7 +2,7 @@
 
 use super::{DetectZeroes, DiscardMode, DriveOptions};
 use crate::block::vectors::all_zero;
-use crate::block::{BlockBackend, Extent, Image, Preallocation, Result, check_range, total, total_mut};
+use crate::block::{BlockBackend, Extent, Image, Preallocation, Result, Transfer, check_range, total, total_mut};
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
@@ -85,6 +85,11 @@ impl BlockBackend for Filter {
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         self.below.map(offset, len)
+    }
+
+    fn transfer(&self, write: bool, offset: u64, len: u64) -> Option<Transfer> {
+        let more = if write { self.through || self.detect != DetectZeroes::Off } else { self.copy_on_read };
+        if more { None } else { self.below.transfer(write, offset, len) }
     }
 
     fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The keys of `-drive` that say what a drive does, whatever device it is for.
 
 use super::{DetectZeroes, DiscardMode, DriveOptions, ErrorAction};
-use crate::block::{CacheMode, Format};
+use crate::block::{Aio, CacheMode, Format};
 use crate::words::keyval::KeyValues;
 use crate::words::values;
 use anyhow::{Result, bail};
@@ -30,7 +30,7 @@ impl DriveOptions {
         options.snapshot = keys.take_switch("snapshot")?.unwrap_or(false);
         options.copy_on_read = keys.take_switch("copy-on-read")?.unwrap_or(false);
         options.cache = take_cache(keys)?;
-        take_aio(keys, options.cache)?;
+        options.aio = keys.take_as("aio", word(Aio::from_name))?.unwrap_or_default();
         let discard = keys.take_as("discard", word(DiscardMode::from_name))?;
         options.discard = discard.unwrap_or_default();
         let detect = keys.take_as("detect-zeroes", word(DetectZeroes::from_name))?;
@@ -69,19 +69,6 @@ fn take_cache(keys: &mut KeyValues) -> Result<CacheMode> {
         cache.no_flush = on;
     }
     Ok(cache)
-}
-
-/// `aio=`: how the host is asked is no matter to the guest. All requests run on threads.
-fn take_aio(keys: &mut KeyValues, cache: CacheMode) -> Result<()> {
-    let Some(aio) = keys.take("aio")? else { return Ok(()) };
-    match aio.as_str() {
-        "threads" => {}
-        "io_uring" => tracing::debug!("aio={aio}: requests run on threads"),
-        "native" if cache.direct => tracing::debug!("aio={aio}: requests run on threads"),
-        "native" => return Err(keys.error("aio", &aio, "needs cache.direct=on (cache=none or directsync)")),
-        _ => return Err(keys.error("aio", &aio, "there are threads, native and io_uring")),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod tests;
 pub use policy::{DetectZeroes, DiscardMode, ErrorAction, Verdict};
 
 use super::qcow2::TableCaches;
-use super::{BlockBackend, BlockError, CacheMode, Format, Image, OpenOptions, Result, open};
+use super::{Aio, BlockBackend, BlockError, CacheMode, Format, Image, OpenOptions, Result, open};
 use filter::Filter;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub struct DriveOptions {
     pub write_errors: ErrorAction,
     /// `rerror=`.
     pub read_errors: ErrorAction,
+    /// `aio=`.
+    pub aio: Aio,
     /// `l2-cache-size=` and its kin.
     pub tables: TableCaches,
     /// Keep other programs out (`file.locking=`).
@@ -54,6 +56,7 @@ impl Default for DriveOptions {
             copy_on_read: false,
             write_errors: ErrorAction::Enospc,
             read_errors: ErrorAction::Report,
+            aio: Aio::Best,
             tables: TableCaches::default(),
             lock: true,
         }
@@ -69,6 +72,9 @@ impl DriveOptions {
         }
         if self.copy_on_read && self.read_only {
             return wrong("copy-on-read=on: a read-only drive cannot keep what it reads; leave one of them out");
+        }
+        if self.aio == Aio::Native && !self.cache.direct {
+            return wrong("aio=native needs cache.direct=on (cache=none or directsync)");
         }
         if self.read_errors == ErrorAction::Enospc {
             return wrong("rerror=enospc: reading needs no space; there are report, ignore and stop");

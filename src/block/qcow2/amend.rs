@@ -75,6 +75,16 @@ impl Qcow2 {
         self.expand_zeroes()
     }
 
+    /// Gives reference counts another width, 1 to 64 bits: a power of two.
+    pub fn set_refcount_bits(&self, bits: u32) -> Result<()> {
+        self.writable()?;
+        if self.layout.version < 3 && self.info().version < 3 {
+            return self.refuse("has refcounts of 16 bits in version 2; amend -o compat=1.1 first");
+        }
+        let _alone = self.alone();
+        self.meta().change_width(bits.trailing_zeros())
+    }
+
     /// Zero clusters become unallocated where that reads the same, and data elsewhere.
     fn expand_zeroes(&self) -> Result<()> {
         self.changing()?;

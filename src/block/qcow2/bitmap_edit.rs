@@ -184,7 +184,7 @@ fn stale(name: &str) -> String {
 
 impl Meta {
     /// Where the directory stands (offset, bytes; no bytes if there is none) and its entries.
-    fn stored_bitmaps(&self) -> Result<((u64, u64), Vec<Bitmap>)> {
+    pub(super) fn stored_bitmaps(&self) -> Result<((u64, u64), Vec<Bitmap>)> {
         let found = bitmaps::directory(&*self.file, &self.header)?;
         Ok(found.map_or(((0, 0), Vec::new()), |(offset, len, all)| ((offset, len), all)))
     }
@@ -194,13 +194,13 @@ impl Meta {
     }
 
     /// The host ranges of a bitmap's table and data.
-    fn places(&self, bitmap: &Bitmap) -> Result<Vec<(u64, u64)>> {
+    pub(super) fn places(&self, bitmap: &Bitmap) -> Result<Vec<(u64, u64)>> {
         let cluster = self.layout.cluster();
         let data = self.table_of(bitmap)?.into_iter().map(|e| e & OFFSET).filter(|&o| o != 0);
         Ok(data.map(|offset| (offset, cluster)).chain([(bitmap.table, bitmap.size * 8)]).collect())
     }
 
-    fn bits(&self, bitmap: &Bitmap, disk: u64) -> Result<BitmapContent> {
+    pub(super) fn bits(&self, bitmap: &Bitmap, disk: u64) -> Result<BitmapContent> {
         let granularity = 1u64.checked_shl(bitmap.granularity_bits.into()).filter(|g| GRANULARITY.contains(g));
         let bytes = granularity.map_or(u64::MAX, |g| bit_bytes(disk, g));
         if bytes > MAX_BYTES || self.layout.clusters(bytes) != bitmap.size || bitmap.kind != DIRTY_TRACKING {
@@ -220,7 +220,7 @@ impl Meta {
     }
 
     /// Writes bits to new clusters, and a table of them: its offset and entries.
-    fn store_bits(&mut self, bits: &[u8]) -> Result<(u64, u64)> {
+    pub(super) fn store_bits(&mut self, bits: &[u8]) -> Result<(u64, u64)> {
         let cluster = self.layout.cluster() as usize;
         let mut entries = Vec::new();
         for part in bits.chunks(cluster) {
@@ -251,7 +251,12 @@ impl Meta {
     }
 
     /// Names other bitmaps in the header, and gives the old directory and `given_up` free.
-    fn switch_bitmaps(&mut self, old: (u64, u64), mut all: Vec<Bitmap>, given_up: Vec<(u64, u64)>) -> Result<()> {
+    pub(super) fn switch_bitmaps(
+        &mut self,
+        old: (u64, u64),
+        mut all: Vec<Bitmap>,
+        given_up: Vec<(u64, u64)>,
+    ) -> Result<()> {
         for bitmap in all.iter_mut().filter(|b| b.table == 0) {
             bitmap.table = self.store_table(vec![0; bitmap.size as usize])?;
         }

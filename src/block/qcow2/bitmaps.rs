@@ -1,14 +1,10 @@
-//! Persistent bitmaps (qcow2.rst, "Bitmaps extension"). They are kept as long as nothing is written.
-//! Then they are marked as in use, which tells everybody that they are out of date: whoever made
-//! them can remove them, and their clusters are no leaks.
+//! Persistent bitmaps (qcow2.rst, "Bitmaps extension"). What stands in the file of them; see `bitmap_track` for how they
+//! follow writes, and `bitmap_edit` for changing them.
 
-use super::Qcow2;
-use super::header::{BITMAPS_FIT, DATA_FILE_RAW, Header, be32, be64, corrupt};
+use super::header::{BITMAPS_FIT, Header, be32, be64, corrupt};
 use super::layout::OFFSET;
-use super::meta::Meta;
 use super::options::BitmapInfo;
-use crate::block::{BlockError, Result, Storage};
-use std::sync::atomic::Ordering;
+use crate::block::{Result, Storage};
 
 pub(super) const EXTENSION: u32 = 0x2385_2875;
 /// A larger directory, or more entries in all tables together, is refused.
@@ -102,48 +98,6 @@ pub(super) fn list(file: &dyn Storage, header: &Header) -> Vec<BitmapInfo> {
     bitmaps.unwrap_or_default().into_iter().map(info).collect()
 }
 
-impl Meta {
-    /// Before the first change of content: what the header says of it in optional features must
-    /// not become wrong. Features that we do not know lose their bit (qcow2.rst, bytes 88-95).
-    fn content_changes(&mut self) -> Result<()> {
-        let bitmaps = match directory(&*self.file, &self.header) {
-            Ok(found) => found.map_or(Vec::new(), |(_, _, bitmaps)| bitmaps),
-            Err(_) => Vec::new(),
-        };
-        for bitmap in bitmaps.iter().filter(|b| b.flags & IN_USE == 0) {
-            self.file.write(bitmap.at + 12, &(bitmap.flags | IN_USE).to_be_bytes())?;
-        }
-        let kept = DATA_FILE_RAW | if bitmaps.is_empty() { 0 } else { BITMAPS_FIT };
-        let before = self.header.autoclear;
-        if before & !kept != 0 {
-            self.header.autoclear = before & kept;
-            if let Err(e) = self.write_header() {
-                self.header.autoclear = before;
-                return Err(e);
-            }
-        } else if bitmaps.is_empty() {
-            return Ok(());
-        }
-        self.file.flush()
-    }
-}
-
-impl Qcow2 {
-    /// Leave to change the content, or why not.
-    pub(super) fn changing(&self) -> Result<()> {
-        if self.changed.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        if self.read_only {
-            return Err(BlockError::ReadOnly { name: self.file.name().to_string() });
-        }
-        let mut meta = self.meta();
-        meta.content_changes()?;
-        self.changed.store(true, Ordering::Release);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use crate::block::qcow2::{BitmapInfo, CreateOptions, Repair, create};
@@ -151,7 +105,7 @@ mod tests {
     use crate::block::{OpenOptions, open};
 
     #[test]
-    fn bitmaps_of_qemu_are_kept_until_something_is_written() {
+    fn bitmaps_of_qemu_are_kept() {
         if !have("qemu-img") {
             return;
         }
@@ -179,14 +133,20 @@ mod tests {
         drop(image);
         assert_eq!(check(&look, Repair::None), (0, 0, kept));
         assert!(!run("qemu-img", &["info", text]).contains("in-use"));
-        // Now they are out of date, and everybody is told.
+        // The one that follows writes does.
         let image = open(&path, &OpenOptions::default()).unwrap();
         image.backend().write(700_000, &[1; 10]).unwrap();
+        let used = vec![bitmap("backup", true, true), bitmap("old", false, false)];
+        assert_eq!(check(&look, Repair::None), (0, 0, used));
+        image.backend().flush().unwrap();
         drop(image);
-        let stale = vec![bitmap("backup", true, true), bitmap("old", true, false)];
-        assert_eq!(check(&look, Repair::None), (0, 0, stale));
+        let kept = vec![bitmap("backup", false, true), bitmap("old", false, false)];
+        assert_eq!(check(&look, Repair::None), (0, 0, kept));
         run("qemu-img", &["check", "-q", text]);
-        assert!(run("qemu-img", &["info", text]).contains("in-use"));
+        assert!(!run("qemu-img", &["info", text]).contains("in-use"));
+        let image = open(&path, &look).unwrap();
+        assert_eq!(image.qcow2().unwrap().bitmap("backup").unwrap().bits, [0xff, 0b100]);
+        drop(image);
         run("qemu-img", &["bitmap", "--remove", text, "backup"]);
         run("qemu-img", &["bitmap", "--remove", text, "old"]);
         run("qemu-img", &["check", "-q", text]);

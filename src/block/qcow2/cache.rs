@@ -74,6 +74,12 @@ impl Cache {
         })
     }
 
+    /// A table as it is now.
+    pub(super) fn table(&mut self, offset: u64) -> Option<Arc<Vec<u8>>> {
+        self.get(offset)?;
+        self.tables.get(&offset).map(|table| table.bytes.clone())
+    }
+
     /// Changes a part of a table that is here: it counts as dirty from now on.
     pub(super) fn change(&mut self, offset: u64, part: Range<usize>, change: impl FnOnce(&mut [u8])) {
         self.tick += 1;

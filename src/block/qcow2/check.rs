@@ -3,47 +3,15 @@
 use super::Qcow2;
 use super::header::{CORRUPT, DIRTY};
 use super::layout::{COMPRESSED, COPIED, Entry, Mapping, OFFSET, Refers, SUBCLUSTERS};
-use super::meta::Meta;
+use super::meta::{FlatTable, Meta};
 use super::options::{CheckReport, Repair};
+use super::refcount;
+use super::references::References;
 use crate::block::Result;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// Messages kept: a wrecked image has millions.
 const MAX_MESSAGES: usize = 1000;
-/// Counts kept together.
-const CHUNK: u64 = 4096;
-
-/// References found, by host cluster. Only what is referred to takes memory.
-#[derive(Default)]
-pub(super) struct References {
-    chunks: HashMap<u64, Vec<u32>>,
-}
-
-impl References {
-    pub(super) fn get(&self, cluster: u64) -> u64 {
-        let chunk = self.chunks.get(&(cluster / CHUNK));
-        chunk.and_then(|c| c.get((cluster % CHUNK) as usize)).map_or(0, |&n| u64::from(n))
-    }
-
-    pub(super) fn add(&mut self, cluster: u64) {
-        let chunk = self.chunks.entry(cluster / CHUNK).or_insert_with(|| vec![0; CHUNK as usize]);
-        if let Some(count) = chunk.get_mut((cluster % CHUNK) as usize) {
-            *count = count.saturating_add(1);
-        }
-    }
-
-    /// The clusters with references, in order.
-    fn clusters(&self) -> Vec<u64> {
-        let mut chunks: Vec<_> = self.chunks.iter().collect();
-        chunks.sort_unstable_by_key(|chunk| *chunk.0);
-        let mut used = Vec::new();
-        for (&key, counts) in chunks {
-            used.extend((0..CHUNK).zip(counts).filter(|pair| *pair.1 > 0).map(|(i, _)| key * CHUNK + i));
-        }
-        used
-    }
-}
-
 /// One run over an image.
 struct Check<'a> {
     meta: &'a mut Meta,
@@ -56,6 +24,10 @@ struct Check<'a> {
     blocks: Vec<u64>,
     /// Behind the last cluster that is counted or referred to, as far as that is known.
     last: u64,
+    /// Counts are not what the references say, and stay so.
+    counts_differ: bool,
+    /// The refcount table is where none can be: its place behind the end of the file, or in other tables.
+    misplaced: bool,
 }
 
 impl Check<'_> {
@@ -111,7 +83,12 @@ impl Check<'_> {
     fn refer_l2(&mut self, table: u64, active: bool) -> Result<()> {
         let layout = self.meta.layout;
         let mut before = None;
-        for entry in self.meta.l2_entries(table)? {
+        let bytes = self.meta.l2_table(table)?;
+        for index in 0..layout.l2_entries() as usize {
+            let entry = layout.entry_at(&bytes, index);
+            if entry == Entry::EMPTY {
+                continue;
+            }
             let Ok(refers) = layout.refers(entry, "") else {
                 self.wrong(format!("L2 table at {table:#x}: impossible entry {:#x}", entry.word));
                 continue;
@@ -163,7 +140,6 @@ impl Check<'_> {
         let cluster = self.meta.layout.cluster();
         self.refer(0, cluster, "the header");
         self.refer(header.l1_offset, u64::from(header.l1_size) * 8, "the L1 table");
-        self.refer(header.reftable_offset, u64::from(header.reftable_clusters) * cluster, "the refcount table");
         self.refer(header.snapshots_offset, self.meta.snapshot_bytes, "the snapshot table");
         for (host, len) in super::bitmaps::ranges(&*self.meta.file, &header)? {
             self.refer(host, len, "a bitmap");
@@ -176,6 +152,41 @@ impl Check<'_> {
             let l1 = self.meta.foreign_l1(snapshot.l1_offset, snapshot.l1_size)?;
             self.refer_l1(&l1, false)?;
         }
+        let (table, clusters) = (header.reftable_offset, u64::from(header.reftable_clusters));
+        let first = table >> self.meta.layout.cluster_bits;
+        let end = first.saturating_add(clusters);
+        let taken = |cluster| self.references.get(cluster) > 0;
+        if end > self.file_clusters || (first..end).any(taken) {
+            self.wrong(format!("the refcount table at {table:#x} is in no place for it"));
+            self.misplaced = true;
+        } else {
+            self.refer(table, clusters * cluster, "the refcount table");
+        }
+        Ok(())
+    }
+
+    /// Gives the refcount table a place behind all else. It is written by [`write_reftable`](Self::write_reftable), when
+    /// all blocks are known.
+    fn move_reftable(&mut self) {
+        let clusters = u64::from(self.meta.header.reftable_clusters);
+        self.meta.header.reftable_offset = self.file_clusters << self.meta.layout.cluster_bits;
+        for cluster in self.file_clusters..self.file_clusters + clusters {
+            self.references.add(cluster);
+        }
+        self.file_clusters += clusters;
+    }
+
+    /// Makes the header name the table at its new place, where it is complete.
+    fn write_reftable(&mut self) -> Result<()> {
+        let all = 0..self.meta.reftable.entries.len();
+        let mut bytes = self.meta.reftable.bytes(all);
+        bytes.resize((u64::from(self.meta.header.reftable_clusters) * self.meta.layout.cluster()) as usize, 0);
+        self.meta.file.write(self.meta.header.reftable_offset, &bytes)?;
+        self.meta.file.flush()?;
+        self.meta.write_header()?;
+        self.meta.file.flush()?;
+        self.meta.reftable = FlatTable::new(self.meta.reftable.entries.clone());
+        self.report.corruptions_fixed += 1;
         Ok(())
     }
 
@@ -207,8 +218,7 @@ impl Check<'_> {
     fn add_blocks(&mut self) -> Result<()> {
         let layout = self.meta.layout;
         let per_block = layout.block_entries();
-        let mut wanted: Vec<u64> = self.references.clusters().iter().map(|c| c / per_block).collect();
-        wanted.dedup();
+        let mut wanted: Vec<u64> = self.references.used(per_block);
         while let Some(index) = wanted.pop() {
             let Some(&0) = self.meta.reftable.entries.get(index as usize) else { continue };
             let cluster = self.file_clusters;
@@ -229,24 +239,49 @@ impl Check<'_> {
     /// Compares counts with references, cluster by cluster, in the order of the file.
     fn compare(&mut self, repair: Repair) -> Result<()> {
         let per_block = self.meta.layout.block_entries();
-        let referred = self.references.clusters();
-        let mut rest = referred.as_slice();
         self.blocks.sort_unstable();
-        for index in self.blocks.clone() {
-            let (here, behind) = rest.split_at(rest.partition_point(|&c| c < (index + 1) * per_block));
-            rest = behind;
-            let mut clusters: Vec<u64> = self.meta.counted(index)?;
-            clusters.retain(|&c| self.references.get(c) == 0);
-            clusters.extend(here);
-            clusters.sort_unstable();
-            for cluster in clusters {
-                self.compare_one(cluster, repair)?;
+        let walked = std::mem::take(&mut self.blocks);
+        // Blocks that are there, and blocks that should be.
+        let mut all = self.references.used(per_block);
+        all.extend(&walked);
+        all.sort_unstable();
+        all.dedup();
+        for index in all {
+            let first = index * per_block;
+            if walked.binary_search(&index).is_ok() {
+                self.compare_block(index, first, repair)?;
+                continue;
+            }
+            for cluster in first..first + per_block {
+                if self.references.get(cluster) > 0 {
+                    self.compare_one(cluster, repair)?;
+                }
             }
         }
-        for &cluster in rest {
-            self.compare_one(cluster, repair)?;
-        }
+        self.blocks = walked;
         Ok(())
+    }
+
+    /// One block against the references to its clusters, `first` and those behind.
+    fn compare_block(&mut self, index: u64, first: u64, repair: Repair) -> Result<()> {
+        let (order, per_block) = (self.meta.layout.refcount_order, self.meta.layout.block_entries());
+        let mut different = Vec::new();
+        {
+            let Some(block) = self.meta.block(index)? else { return Ok(()) };
+            let mut at = 0;
+            while at < per_block {
+                // References to clusters that lie together, none if there are no such.
+                let (near, there) = self.references.stretch(first + at, per_block - at);
+                for i in 0..there {
+                    let counted = refcount::entry(block, order, at + i);
+                    if near.map_or(0, |near| near.get(i as usize).copied().map_or(0, u64::from)) != counted {
+                        different.push(first + at + i);
+                    }
+                }
+                at += there;
+            }
+        }
+        different.into_iter().try_for_each(|cluster| self.compare_one(cluster, repair))
     }
 
     fn compare_one(&mut self, cluster: u64, repair: Repair) -> Result<()> {
@@ -268,6 +303,7 @@ impl Check<'_> {
             self.last = self.last.max(cluster + 1);
         }
         self.say(format!("{verb} cluster {cluster} refcount={counted} reference={found}"));
+        self.counts_differ |= !fixed;
         let leak = counted > found;
         self.report.leaks += u64::from(leak);
         self.report.corruptions += u64::from(!leak);
@@ -285,7 +321,9 @@ impl Check<'_> {
                 continue;
             }
             self.copied_flag(entry, table, &format!("L1 entry {index}"))?;
-            for entry in self.meta.l2_entries(table)? {
+            let bytes = self.meta.l2_table(table)?;
+            for index in 0..layout.l2_entries() as usize {
+                let entry = layout.entry_at(&bytes, index);
                 if let Ok(Refers::Cluster(host)) = layout.refers(entry, "") {
                     self.copied_flag(entry.word, host, "L2 entry")?;
                 }
@@ -295,7 +333,11 @@ impl Check<'_> {
     }
 
     fn copied_flag(&mut self, entry: u64, host: u64, what: &str) -> Result<()> {
-        let count = self.meta.refcount(host >> self.meta.layout.cluster_bits).unwrap_or(0);
+        let cluster = host >> self.meta.layout.cluster_bits;
+        let count = match self.counts_differ {
+            true => self.meta.refcount(cluster).unwrap_or(0),
+            false => self.references.get(cluster),
+        };
         if (count == 1) != (entry & COPIED != 0) {
             self.wrong(format!("{what} {entry:#x}: the copied flag does not fit to refcount {count}"));
         }
@@ -315,14 +357,23 @@ impl Meta {
             file_clusters,
             blocks: Vec::new(),
             last: 0,
+            counts_differ: false,
+            misplaced: false,
         };
         check.refer_all()?;
         check.refer_blocks(repair == Repair::All);
         if repair == Repair::All {
+            if check.misplaced {
+                check.move_reftable();
+            }
             check.add_blocks()?;
+            if check.misplaced {
+                check.meta.write_blocks_alone()?;
+                check.write_reftable()?;
+            }
         }
         check.compare(repair)?;
-        let last = check.references.clusters().last().map_or(0, |c| c + 1).max(check.last);
+        let last = check.references.end().max(check.last);
         let before = check.report.corruptions;
         check.copied_flags()?;
         let flags = check.report.corruptions - before;

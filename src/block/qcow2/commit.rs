@@ -8,8 +8,9 @@ use super::Qcow2;
 use super::cache::Copy;
 use super::meta::{FlatCopy, Meta};
 use crate::block::Result;
+use crate::block::running::Excluded;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
+use std::sync::{MutexGuard, PoisonError};
 
 /// What one flush brings to the file.
 struct Batch {
@@ -36,6 +37,7 @@ impl Meta {
             return self.commit();
         }
         for copy in &batch.l2 {
+            self.l2_changes += 1;
             self.write_copy(copy)?;
             self.l2.stored(copy);
         }
@@ -53,7 +55,7 @@ impl Meta {
 
 /// Keeps requests and flushes out while the structure of an image changes.
 pub(super) struct Alone<'a> {
-    _requests: RwLockWriteGuard<'a, ()>,
+    _requests: Excluded<'a>,
     _flushes: MutexGuard<'a, u64>,
 }
 

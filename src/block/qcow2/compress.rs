@@ -69,6 +69,7 @@ impl Qcow2 {
             return Err(BlockError::Invalid { what });
         }
         self.no_data_file("hold compressed clusters; leave -c out")?;
+        self.note(offset, len);
         let mut cluster = data.to_vec();
         cluster.resize(size as usize, 0);
         let Some(packed) = pack(&cluster, self.compression) else {

@@ -113,6 +113,8 @@ pub(super) struct Meta {
     pub(super) snapshots: Vec<Snapshot>,
     /// Bytes of the snapshot table in the file.
     pub(super) snapshot_bytes: u64,
+    /// Changes so far of L2 tables in the file, and of which clusters are some.
+    pub(super) l2_changes: u64,
     /// No cluster below this index is free.
     pub(super) first_free: u64,
     /// Host clusters from this offset on were never written: they read as zeroes.
@@ -159,6 +161,7 @@ impl Meta {
             blocks: Cache::new(block_bytes / layout.cluster()),
             snapshots,
             snapshot_bytes,
+            l2_changes: 0,
             first_free: 0,
             fresh_from: 0,
             unsure: false,
@@ -227,6 +230,7 @@ impl Meta {
         if self.l2.any_dirty() {
             self.flush_all()?;
             for copy in self.l2.copies() {
+                self.l2_changes += 1;
                 self.write_copy(&copy)?;
                 self.l2.stored(&copy);
             }
@@ -300,13 +304,19 @@ impl Meta {
 
     /// Writes all counts that the file has not.
     pub(super) fn write_blocks(&mut self) -> Result<()> {
-        for copy in self.blocks.copies() {
-            self.write_copy(&copy)?;
-            self.blocks.stored(&copy);
-        }
+        self.write_blocks_alone()?;
         if self.reftable.is_dirty() {
             self.file.flush()?;
             self.reftable.write(&*self.file, self.header.reftable_offset)?;
+        }
+        Ok(())
+    }
+
+    /// Writes all changed refcount blocks, and not the table that names them.
+    pub(super) fn write_blocks_alone(&mut self) -> Result<()> {
+        for copy in self.blocks.copies() {
+            self.write_copy(&copy)?;
+            self.blocks.stored(&copy);
         }
         Ok(())
     }

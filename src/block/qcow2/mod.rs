@@ -7,6 +7,7 @@
 
 mod amend;
 mod bitmap_edit;
+mod bitmap_track;
 mod bitmaps;
 mod cache;
 mod caches;
@@ -21,11 +22,12 @@ mod header;
 mod layout;
 mod meta;
 mod options;
+mod place;
 mod populate;
 mod read;
 mod refcount;
+mod references;
 mod resize;
-mod running;
 mod shadow;
 mod snapshot;
 mod state;
@@ -41,13 +43,13 @@ pub use create::{create, create_in};
 pub use options::{BitmapInfo, CheckReport, Compression, CreateOptions, Info, Repair, SnapshotInfo};
 pub use state::MachineState;
 
+use super::running::Running;
 use super::{
-    BlockBackend, BlockError, Extent, Format, Image, OpenOptions, Preallocation, Result, Storage, check_range,
+    BlockBackend, BlockError, Extent, Format, Image, OpenOptions, Preallocation, Result, Storage, Transfer, check_range,
 };
 use header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
 use layout::Layout;
 use meta::{InFlight, Meta};
-use running::Running;
 use std::collections::HashSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
@@ -69,8 +71,10 @@ pub struct Qcow2 {
     sparse: OnceLock<bool>,
     /// Something was changed, and the header says nothing that this made wrong.
     changed: AtomicBool,
+    /// Persistent bitmaps that follow the changes.
+    tracked: bitmap_track::Tracked,
     size: AtomicU64,
-    running: Running,
+    running: Arc<Running>,
     /// One flush at a time; the number of the last one that succeeded.
     flushing: Mutex<u64>,
     /// Flushes that began.
@@ -128,12 +132,13 @@ impl Qcow2 {
             read_only,
             backing,
             size: header.size.into(),
-            running: Running::default(),
+            running: Arc::default(),
             flushing: Mutex::new(0),
             flushes: 0.into(),
             data: meta.data_file.clone().unwrap_or_else(|| file.clone()),
             data_is_raw: meta.data_file.is_some() && header.autoclear & header::DATA_FILE_RAW != 0,
             changed: false.into(),
+            tracked: bitmap_track::Tracked::default(),
             sparse: OnceLock::new(),
             meta: Mutex::new(meta),
             landed: Condvar::new(),
@@ -203,6 +208,7 @@ impl Qcow2 {
             return Ok(());
         }
         self.flush()?;
+        self.store_bitmaps()?;
         if self.meta().marked {
             let _alone = self.alone();
             self.meta().counts_follow()?;
@@ -247,6 +253,7 @@ impl BlockBackend for Qcow2 {
         self.changing()?;
         let len = super::total(bufs);
         check_range(offset, len, self.len())?;
+        self.note(offset, len);
         if self.meta().many_waiting() {
             self.flush_in_steps()?;
         }
@@ -264,18 +271,25 @@ impl BlockBackend for Qcow2 {
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.changing()?;
         check_range(offset, len, self.len())?;
+        self.note(offset, len);
         self.discard_range(offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.changing()?;
         check_range(offset, len, self.len())?;
+        self.note(offset, len);
         self.zero_range(offset, len, unmap)
     }
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         check_range(offset, len, self.len())?;
         self.map_files(offset, len.max(1))
+    }
+
+    fn transfer(&self, write: bool, offset: u64, len: u64) -> Option<Transfer> {
+        check_range(offset, len, self.len()).ok()?;
+        if write { self.write_place(offset, len) } else { self.read_place(offset, len) }
     }
 
     fn resize(&self, len: u64, preallocation: Preallocation) -> Result<()> {

@@ -13,7 +13,7 @@ impl Qcow2 {
         let mut done = 0;
         while done < len {
             let at = offset + done;
-            let run = self.meta().run(at, len - done)?;
+            let run = self.run(at, len - done)?;
             let within = at & (self.layout.cluster() - 1);
             let step = run.len;
             match run.mapping {
@@ -94,7 +94,7 @@ impl Qcow2 {
 
     /// What the tables say of a range.
     pub(super) fn map_tables(&self, offset: u64, len: u64) -> Result<Extent> {
-        let run = self.meta().run(offset, len)?;
+        let run = self.run(offset, len)?;
         let within = offset & (self.layout.cluster() - 1);
         let (content, len) = (Content::Data, run.len);
         let mut extent = Extent { offset, len, content, depth: 0, host_offset: None, compressed: false, sparse: false };

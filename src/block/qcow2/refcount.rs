@@ -4,6 +4,7 @@ use super::header::MAX_REFTABLE_BYTES;
 use super::layout::{Entry, OFFSET};
 use super::meta::{FlatTable, Meta};
 use crate::block::{BlockError, Result};
+use std::sync::Arc;
 
 /// The count at `index` of a block; counts narrower than a byte start at the low bits.
 pub(super) fn entry(block: &[u8], order: u32, index: u64) -> u64 {
@@ -78,15 +79,20 @@ impl Meta {
         Ok(entry(block, self.layout.refcount_order, cluster % per_block))
     }
 
+    /// The refcount block that the table has at `index`.
+    pub(super) fn block(&mut self, index: u64) -> Result<Option<&[u8]>> {
+        let Some(offset) = self.block_offset(index as usize)? else { return Ok(None) };
+        self.load_block(offset)?;
+        Ok(self.blocks.get(offset))
+    }
+
     /// The host clusters with a count in the block that the table has at `index`, in order.
     pub(super) fn counted(&mut self, index: u64) -> Result<Vec<u64>> {
         /// Bytes looked at together: most of a block is zero.
         const STEP: usize = 8;
         let order = self.layout.refcount_order;
         let per_block = self.layout.block_entries();
-        let Some(offset) = self.block_offset(index as usize)? else { return Ok(Vec::new()) };
-        self.load_block(offset)?;
-        let block = self.blocks.get(offset).unwrap_or_default();
+        let Some(block) = self.block(index)? else { return Ok(Vec::new()) };
         let used = block.chunks(STEP).enumerate().filter(|(_, bytes)| bytes.iter().any(|&b| b != 0));
         let mut counted = Vec::new();
         for (step, bytes) in used {
@@ -168,6 +174,7 @@ impl Meta {
             }
             let host = cluster << bits;
             self.l2.remove(host);
+            self.l2_changes += 1;
             self.tables.remove(&host);
             if self.packing >> bits == cluster {
                 self.packing = 0;
@@ -355,6 +362,12 @@ impl Meta {
     /// All entries of an L1 table that stands elsewhere in the file.
     pub(super) fn foreign_l1(&self, offset: u64, entries: u32) -> Result<Vec<u64>> {
         Ok(FlatTable::read(&*self.file, offset, entries as usize)?.entries)
+    }
+
+    /// An L2 table, through the cache: entries to be decoded one by one.
+    pub(super) fn l2_table(&mut self, offset: u64) -> Result<Arc<Vec<u8>>> {
+        self.load_l2(offset)?;
+        Ok(self.l2.table(offset).unwrap_or_default())
     }
 
     /// The entries of an L2 table, through the cache.

@@ -81,6 +81,7 @@ impl Qcow2 {
             let what = format!("{name}: {len} bytes are too much with clusters of this size; at most {most}");
             return Err(BlockError::Invalid { what });
         }
+        self.bitmaps_before_resize()?;
         if len < old {
             // Whoever grows the image again, QEMU too, takes the rest of the last cluster for zero.
             let rest = (self.layout.clusters(len) << self.layout.cluster_bits).min(old) - len;
@@ -104,6 +105,7 @@ impl Qcow2 {
             }
             self.resize_data(len)?;
             self.size.store(len, Ordering::Release);
+            self.bitmaps_after_resize();
             if len < old {
                 meta.cut(self.layout.clusters(len) << self.layout.cluster_bits)?;
             }

@@ -1,13 +1,15 @@
 //! Changes of snapshots in version 2, which has no dirty bit: counts and "copied" flags must fit to each other at
-//! every moment. So all that changes is written elsewhere, and one write of the header puts it in force.
+//! every moment. So all that changes is written elsewhere, and one write of the header puts it in force. In the same
+//! way reference counts get another width.
 
-use super::check::References;
 use super::header::{Header, MAX_REFTABLE_BYTES};
-use super::layout::{COPIED, Entry, OFFSET, Refers};
+use super::layout::{COPIED, Entry, Layout, OFFSET, Refers};
 use super::meta::{FlatTable, Meta};
 use super::refcount::set_entry;
+use super::references::References;
 use super::snapshot::{Snapshot, table_bytes};
 use crate::block::{BlockError, Result};
+use std::collections::HashSet;
 
 /// What an image is to become.
 pub(super) struct Target {
@@ -68,7 +70,7 @@ impl Meta {
         let snapshot_bytes = table.len() as u64;
         header.snapshots_offset = self.shadow_write(shadow, table)?;
         header.snapshots = target.snapshots.len() as u32;
-        let reftable = self.shadow_counts(shadow, &mut header)?;
+        let reftable = self.shadow_counts(self.layout, shadow, &mut header)?;
         self.file.flush()?;
         let freed = self.freed_by(shadow)?;
         let before = std::mem::replace(&mut self.header, header);
@@ -79,6 +81,7 @@ impl Meta {
         (self.l1, self.reftable) = (l1, reftable);
         (self.snapshots, self.snapshot_bytes) = (target.snapshots, snapshot_bytes);
         self.l2.clear();
+        self.l2_changes += 1;
         self.blocks.clear();
         (self.first_free, self.packing) = (0, 0);
         self.index_tables();
@@ -159,8 +162,8 @@ impl Meta {
     }
 
     /// Writes the counts of everything, themselves included, and names them in the header.
-    fn shadow_counts(&self, shadow: &mut Shadow, header: &mut Header) -> Result<FlatTable> {
-        let (bits, per_block) = (self.layout.cluster_bits, self.layout.block_entries());
+    fn shadow_counts(&self, layout: Layout, shadow: &mut Shadow, header: &mut Header) -> Result<FlatTable> {
+        let (bits, per_block) = (layout.cluster_bits, layout.block_entries());
         let (mut blocks, mut table) = (0, 0);
         loop {
             let needed = (shadow.next + blocks + table).div_ceil(per_block);
@@ -179,12 +182,12 @@ impl Meta {
             let mut block = vec![0; self.layout.cluster() as usize];
             for i in 0..per_block {
                 let count = shadow.references.get(index * per_block + i);
-                if count > self.layout.max_refcount() {
+                if count > layout.max_refcount() {
                     let what = format!("{}: too many references to one cluster; delete snapshots", self.name());
                     return Err(BlockError::Invalid { what });
                 }
                 if count > 0 {
-                    set_entry(&mut block, self.layout.refcount_order, i, count);
+                    set_entry(&mut block, layout.refcount_order, i, count);
                 }
             }
             self.file.write((first + index) << bits, &block)?;
@@ -196,6 +199,56 @@ impl Meta {
         (header.reftable_offset, header.reftable_clusters) = ((first + blocks) << bits, table as u32);
         shadow.next += blocks + table;
         Ok(reftable)
+    }
+
+    /// Gives reference counts another width: 1 << `order` bits. A crash leaves the old counts or the new ones. The
+    /// caller keeps requests out.
+    pub(super) fn change_width(&mut self, order: u32) -> Result<()> {
+        self.counts_follow()?;
+        let (bits, layout) = (self.layout.cluster_bits, Layout { refcount_order: order, ..self.layout });
+        let table = self.header.reftable_offset >> bits;
+        let table = table..table + u64::from(self.header.reftable_clusters);
+        let blocks = self.reftable.entries.iter().map(|e| (e & OFFSET) >> bits);
+        let blocks: HashSet<u64> = blocks.filter(|&cluster| cluster != 0).collect();
+        let mut shadow = Shadow { references: References::default(), next: self.layout.clusters(self.file.len()) };
+        for index in 0..self.reftable.entries.len() as u64 {
+            for cluster in self.counted(index)? {
+                let count = self.refcount(cluster)?;
+                if count > layout.max_refcount() || count > u64::from(u32::MAX) {
+                    let what = format!(
+                        "{}: a cluster has {count} references, too many for refcount_bits={}; delete snapshots",
+                        self.name(),
+                        1 << order
+                    );
+                    return Err(BlockError::Invalid { what });
+                }
+                // What counts now will not be there.
+                if !blocks.contains(&cluster) && !table.contains(&cluster) {
+                    shadow.references.add_all(cluster, count as u32);
+                }
+                shadow.next = shadow.next.max(cluster + 1);
+            }
+        }
+        let mut header = self.header.clone();
+        header.refcount_order = order;
+        let done = self.shadow_counts(layout, &mut shadow, &mut header).and_then(|table| {
+            self.file.flush()?;
+            Ok(table)
+        });
+        self.fresh_from = self.fresh_from.max(self.file.len().next_multiple_of(self.layout.cluster()));
+        let reftable = done?;
+        let freed = self.freed_by(&shadow)?;
+        let before = std::mem::replace(&mut self.header, header);
+        if let Err(e) = self.write_header() {
+            self.header = before;
+            return Err(e);
+        }
+        (self.reftable, self.layout) = (reftable, layout);
+        self.blocks.clear();
+        (self.first_free, self.packing) = (0, 0);
+        self.index_tables();
+        self.file.flush()?;
+        freed.into_iter().try_for_each(|(host, len)| self.file.punch(host, len))
     }
 
     /// Ranges of clusters that were counted, and will not be.

@@ -351,10 +351,21 @@ impl Qcow2 {
 
     /// Goes back to a snapshot, given by id or name: size and content. The present content is lost.
     pub fn apply_snapshot(&self, wanted: &str) -> Result<()> {
+        let size = self.size.load(Ordering::Acquire);
+        let resized = self.snapshots().iter().any(|s| (s.name == wanted || s.id == wanted) && s.disk_size != size);
+        if resized {
+            self.bitmaps_before_resize()?;
+        }
+        self.changing()?;
+        self.note(0, u64::MAX);
         self.change_counts(|meta| {
             let index = meta.find_snapshot(wanted)?;
             meta.go_to_snapshot(index)
         })?;
+        if resized {
+            self.bitmaps_after_resize();
+            self.note(0, u64::MAX);
+        }
         Ok(())
     }
 

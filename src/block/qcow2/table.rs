@@ -1,5 +1,6 @@
 //! Guest clusters to host clusters: the L1 and L2 tables (qcow2.rst, "Cluster mapping").
 
+use super::Qcow2;
 use super::layout::{COPIED, Entry, Mapping, OFFSET, Refers};
 use super::meta::Meta;
 use crate::block::Result;
@@ -13,7 +14,49 @@ pub(super) struct Run {
     pub(super) len: u64,
 }
 
+/// An L2 table that is not in memory, as it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// Host offset.
+    table: u64,
+    /// [`Meta::l2_changes`] then.
+    changes: u64,
+}
+
+impl Qcow2 {
+    /// How a guest range begins, as [`Meta::run`] tells. Nobody waits for the metadata while the host reads a table.
+    pub(super) fn run(&self, guest: u64, len: u64) -> Result<Run> {
+        let mut meta = self.meta();
+        if let Some(missing) = meta.missing(guest) {
+            drop(meta);
+            self.fetch(guest, missing)?;
+            meta = self.meta();
+        }
+        meta.run(guest, len)
+    }
+
+    /// Brings an L2 table into the cache. If something has changed meanwhile it does not, since the table may no longer
+    /// be what was read; whoever needs it then has to wait for the host.
+    pub(super) fn fetch(&self, guest: u64, missing: Missing) -> Result<()> {
+        let mut bytes = vec![0; self.layout.cluster() as usize];
+        self.file.read(missing.table, &mut bytes)?;
+        let mut meta = self.meta();
+        if meta.missing(guest) == Some(missing) {
+            meta.room_for_l2()?;
+            meta.l2.insert(missing.table, bytes, false);
+        }
+        Ok(())
+    }
+}
+
 impl Meta {
+    /// The L2 table of a guest offset, if there is one that has to be read first.
+    pub(super) fn missing(&mut self, guest: u64) -> Option<Missing> {
+        let table = self.l1.get(self.layout.l1_index(guest)) & OFFSET;
+        let there = table == 0 || self.layout.within(table) != 0 || self.l2.get(table).is_some();
+        (!there).then_some(Missing { table, changes: self.l2_changes })
+    }
+
     /// Brings an L2 table into the cache.
     pub(super) fn load_l2(&mut self, offset: u64) -> Result<()> {
         if self.layout.within(offset) != 0 {

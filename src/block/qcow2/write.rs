@@ -77,8 +77,15 @@ impl Qcow2 {
         let start = self.layout.floor(at);
         let within = at - start;
         let mut wanted = InFlight { start, end: start + self.layout.cluster() };
+        let mut fetched = false;
         loop {
             let mut meta = self.await_flight(wanted);
+            if let Some(missing) = meta.missing(at).filter(|_| !fetched) {
+                drop(meta);
+                self.fetch(at, missing)?;
+                fetched = true;
+                continue;
+            }
             let run = meta.run(at, left)?;
             if !fill(run.mapping) {
                 let host = run.mapping.writable();

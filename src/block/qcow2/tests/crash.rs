@@ -2,7 +2,7 @@
 
 use super::memory::{Memory, Part, after_cut};
 use super::{open, open_tight, small};
-use crate::block::qcow2::{CreateOptions, Qcow2, Repair, create_in};
+use crate::block::qcow2::{BitmapChange, CreateOptions, Qcow2, Repair, create_in};
 use crate::block::scratch::{Dice, Scratch, have, run, seeds};
 use crate::block::{BlockBackend, OpenOptions, Preallocation, Storage};
 use std::collections::HashSet;
@@ -277,5 +277,55 @@ fn power_cuts_with_a_data_file() {
             sound(&image, &told);
             content_as_allowed(&image, expected.at(cut), &told);
         }
+    }
+}
+
+/// Whatever is cut: a bitmap that does not say that it is in use marks all that is not as it was when it was made.
+#[test]
+fn power_cuts_while_bitmaps_follow_writes() {
+    for seed in seeds(0..8) {
+        let mut dice = Dice::new(seed);
+        let file = Arc::new(Memory::default());
+        create_in(file.clone(), &small(SIZE, [512, 4096][seed as usize % 2])).unwrap();
+        let image = open(file.clone()).unwrap();
+        image.change_bitmap("b", &BitmapChange::Add(Some(512))).unwrap();
+        drop(image);
+        let created = file.steps();
+        for _ in 0..12 {
+            let image = open(file.clone()).unwrap();
+            for _ in 0..dice.below(5) {
+                let (at, len) = (dice.below(SIZE - 20_000), 1 + dice.below(20_000));
+                image.write(at, &vec![dice.next() as u8; len as usize]).unwrap();
+                if dice.below(3) == 0 {
+                    image.flush().unwrap();
+                }
+            }
+            if dice.below(3) == 0 {
+                image.set_refcount_bits(1 << (3 + dice.below(4))).unwrap();
+            }
+        }
+        let steps = file.recorded();
+        let (mut in_use, mut kept) = (0, 0);
+        for cut_number in 0..80 {
+            let cut = created + dice.below((steps.len() - created) as u64 + 1) as usize;
+            let told = format!("seed {seed}, {cut_number}: cut before step {cut} of {}", steps.len());
+            let bytes = after_cut(&steps[..cut], &mut dice);
+            check_as_found(&bytes, &told);
+            let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+            let image = Qcow2::open(Arc::new(Memory::with(bytes)), Path::new(""), &options, 0).unwrap();
+            let bitmaps = image.info().bitmaps;
+            assert_eq!(bitmaps.len(), 1, "{told}");
+            if bitmaps[0].in_use {
+                in_use += 1;
+                continue;
+            }
+            kept += 1;
+            let (bits, mut disk) = (image.bitmap("b").unwrap().bits, vec![0; SIZE as usize]);
+            image.read(0, &mut disk).unwrap();
+            for (sector, bytes) in disk.chunks(512).enumerate().filter(|(_, bytes)| bytes.iter().any(|&b| b != 0)) {
+                assert!(bits[sector / 8] >> (sector % 8) & 1 != 0, "{told}: sector {sector} holds {}", bytes[0]);
+            }
+        }
+        assert!(in_use > 0 && kept > 0, "seed {seed}: {in_use} and {kept}");
     }
 }

@@ -133,3 +133,37 @@ fn what_is_not_supported_is_named() {
     assert!(with(&[(7, 4)]).contains("version 4"));
     assert!(with(&[(23, 30)]).contains("cluster_bits"));
 }
+
+/// A refcount table that is nowhere, or in other tables, gets a place where the file ends: it does not get long for it.
+#[test]
+fn a_refcount_table_that_is_nowhere_is_made_anew() {
+    let good = rich(false);
+    let table = u64::from_be_bytes(good[48..56].try_into().unwrap());
+    let l1 = u64::from_be_bytes(good[40..48].try_into().unwrap());
+    for place in [1 << 40, 1 << 54, good.len() as u64, l1] {
+        let mut bytes = good.clone();
+        bytes[48..56].copy_from_slice(&place.to_be_bytes());
+        assert_ne!(place, table);
+        let file = Arc::new(Memory::with(bytes));
+        let options = OpenOptions { for_check: true, ..OpenOptions::default() };
+        let Ok(image) = Qcow2::open(file.clone(), Path::new(""), &options, 0) else {
+            assert_eq!(place, 1 << 54, "only what is no offset is refused at once");
+            continue;
+        };
+        let report = image.check(Repair::All).unwrap();
+        assert_eq!(report.corruptions, report.corruptions_fixed, "{place:#x}: {:?}", report.messages);
+        assert!(report.corruptions > 0);
+        drop(image);
+        assert!(file.bytes().len() < good.len() + 16 * 4096, "{place:#x}: {} bytes", file.bytes().len());
+        let image = open(file.clone()).unwrap();
+        let report = image.check(Repair::None).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{place:#x}: {:?}", report.messages);
+        let mut buf = [0; 20_000];
+        image.read(0, &mut buf).unwrap();
+        assert!(buf == [1; 20_000], "{place:#x}");
+        image.write(500_000, &[9; 100_000]).unwrap();
+        image.close().unwrap();
+        let report = open(file).unwrap().check(Repair::None).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{place:#x}: {:?}", report.messages);
+    }
+}
