@@ -282,6 +282,7 @@ impl CpuState {
         Self {
             vals: [0; _],
             rip: 0,
+            code_base: 0,
             cc_op: 0,
             mode: 0,
             cc_res: 0,

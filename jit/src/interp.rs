@@ -35,12 +35,12 @@ impl Cpu {
                 Ok(Step::End) => return Ok(()),
                 Ok(Step::Stale) => return self.finish_stale(block, at),
                 Err(fault) => {
-                    self.state.rip = block.wrap(block.rip.wrapping_add(inst.off as u64));
+                    self.set_rip(block, block.rip.wrapping_add(inst.off as u64));
                     return Err(fault);
                 }
             }
         }
-        self.state.rip = block.end_rip();
+        self.set_rip(block, block.end_rip());
         Ok(())
     }
 
@@ -51,20 +51,26 @@ impl Cpu {
         at += 1;
         while let Some(inst) = block.insts.get(at) {
             if inst.off != off {
-                self.state.rip = block.rip_after(at - 1);
+                self.set_rip(block, block.rip_after(at - 1));
                 return Ok(());
             }
             match self.step(block, inst) {
                 Ok(Step::End) => return Ok(()),
                 Ok(_) => at += 1,
                 Err(fault) => {
-                    self.state.rip = block.wrap(block.rip.wrapping_add(off as u64));
+                    self.set_rip(block, block.rip.wrapping_add(off as u64));
                     return Err(fault);
                 }
             }
         }
-        self.state.rip = block.end_rip();
+        self.set_rip(block, block.end_rip());
         Ok(())
+    }
+
+    /// RIP is `rip`, as the block counts.
+    #[inline(always)]
+    fn set_rip(&mut self, block: &Block, rip: u64) {
+        self.state.rip = block.wrap(block.base(&self.state).wrapping_add(rip));
     }
 
     #[inline(always)]
@@ -143,23 +149,23 @@ impl Cpu {
                 self.put(i, v as u64);
             }
             Op::Jmp => {
-                self.state.rip = i.imm as u64;
+                self.set_rip(block, i.imm as u64);
                 return Ok(Step::End);
             }
             Op::Br => {
-                self.state.rip = if self.val(i.a) != 0 { i.imm as u64 } else { block.end_rip() };
+                self.set_rip(block, if self.val(i.a) != 0 { i.imm as u64 } else { block.end_rip() });
                 return Ok(Step::End);
             }
             Op::JmpInd => {
                 if block.mode & mode::CS64 != 0 {
-                    self.state.branch_rip = block.rip.wrapping_add(i.off as u64);
+                    self.state.branch_rip = block.base(&self.state).wrapping_add(block.rip).wrapping_add(i.off as u64);
                 }
                 self.state.rip = block.wrap(self.val(i.a));
                 return Ok(Step::End);
             }
             Op::Dispatch => return Ok(Step::End),
             Op::Call => {
-                self.state.rip = block.wrap(block.rip.wrapping_add(i.off as u64));
+                self.set_rip(block, block.rip.wrapping_add(i.off as u64));
                 let (a, b, c) = (self.opt(i.a), self.opt(i.b), self.opt(i.c));
                 let v = (helpers::helper(HelperId(i.imm as u16)).call)(self, a, b, c)?;
                 if i.d != crate::ir::Val::NONE.0 {

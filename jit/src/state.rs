@@ -267,6 +267,9 @@ pub struct CpuState {
     pub vals: [u64; VALS],
     /// RIP/EIP/IP: offset in CS of the instruction being executed (at block ends: of the next).
     pub rip: u64,
+    /// Page that RIPs of relative code count from ([`mode::RELATIVE`]): linear address of the page RIP was on at the start of
+    /// the block. Who goes from block to block sets it, except on one page.
+    pub code_base: u64,
     /// Lazy flags: what made them, see [`crate::ir::flags::CcOp`].
     pub cc_op: u32,
     /// The mode word: all that lift reads of the mode, see [`mode`].
@@ -398,6 +401,9 @@ pub mod mode {
     pub const STEP: u32 = 1 << 20;
     /// Segments FS and GS are usable without checks (64-bit mode, or flat limit and writable).
     pub const FSGS_FLAT: u32 = 1 << 21;
+    /// Of translated code only, not of the state: its RIPs are offsets from the page it runs at, [`super::CpuState::code_base`],
+    /// so that it serves wherever its page is mapped.
+    pub const RELATIVE: u32 = 1 << 30;
 }
 
 impl CpuState {

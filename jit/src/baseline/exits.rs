@@ -52,10 +52,13 @@ impl Emit<'_> {
             self.a.jmp();
             return;
         }
-        self.a.mov_imm(RAX, rip);
+        self.rip_to_rax(rip);
         self.a.store(Ty::I64, state(offset_of!(CpuState, rip)), RAX);
         if self.block.mode & mode::FLAT == 0 {
             return self.leave_with(LEAVE_LOOKUP);
+        }
+        if self.block.is_relative() {
+            return self.jump_to_rax(None);
         }
         let entry = offset_of!(CpuState, jump_cache) + jump_slot(rip) * size_of::<JumpEntry>();
         self.through_cache(|part| state(entry + part), None);
@@ -70,13 +73,18 @@ impl Emit<'_> {
         if self.block.mode & mode::FLAT == 0 {
             return self.leave_with(LEAVE_LOOKUP);
         }
+        let from = (self.block.mode & mode::CS64 != 0).then_some(self.rip);
+        self.jump_to_rax(from);
+    }
+
+    /// Goes to the RIP in RAX, that of relative code or from the indirect branch at `from`.
+    fn jump_to_rax(&mut self, from: Option<u64>) {
         self.a.mov(RCX, RAX);
         self.a.shift_imm(Shift::Shr, Ty::I64, RCX, 12);
         self.a.alu(Alu::Xor, Ty::I32, RCX, RAX);
         self.a.alu_imm(Alu::And, Ty::I32, RCX, JUMP_ENTRIES as i32 - 1);
         self.a.shift_imm(Shift::Shl, Ty::I32, RCX, size_of::<JumpEntry>().trailing_zeros() as u8);
         let base = offset_of!(CpuState, jump_cache) as i32 - BIAS;
-        let from = (self.block.mode & mode::CS64 != 0).then_some(self.rip);
         self.through_cache(|part| Mem::indexed(RBX, RCX, base + part as i32), from);
     }
 
@@ -88,14 +96,18 @@ impl Emit<'_> {
         self.a.load(Ty::I64, RDX, state(offset_of!(CpuState, jump_check)));
         self.a.alu(Alu::Cmp, Ty::I64, RDX, entry(offset_of!(JumpEntry, check)));
         let old = self.a.jcc(cc::NE);
+        // What is there may be relative: after relative code, and after a change of privilege, which indirect jumps end with.
+        if from.is_some() || self.block.is_relative() {
+            self.a.alu_imm(Alu::And, Ty::I64, RAX, -(PAGE_SIZE as i32));
+            self.a.store(Ty::I64, state(offset_of!(CpuState, code_base)), RAX);
+        }
         self.cpu_to_rdi();
         self.a.pop(RBP);
         self.a.jmp_mem(entry(offset_of!(JumpEntry, code)));
         self.a.land(other);
         self.a.land(old);
         if let Some(from) = from {
-            self.a.mov_imm(RAX, from);
-            self.a.store(Ty::I64, state(offset_of!(CpuState, branch_rip)), RAX);
+            self.store_rip(offset_of!(CpuState, branch_rip), from);
         }
         self.leave_with(LEAVE_LOOKUP);
     }
@@ -158,6 +170,6 @@ impl Emit<'_> {
         self.fixup(at, Target::Miss);
         let to = self.a.jmp();
         self.a.aim(to, again);
-        self.a.code.extend_from_slice(&rip.to_le_bytes());
+        self.a.code.extend_from_slice(&self.block.written(rip).to_le_bytes());
     }
 }

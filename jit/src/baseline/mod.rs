@@ -44,7 +44,7 @@ pub enum Target {
 pub struct Link {
     /// Offset of the `pop`.
     pub site: u32,
-    /// RIP it leads to.
+    /// RIP it leads to, in relative code an offset.
     pub rip: u64,
 }
 
@@ -57,6 +57,8 @@ pub struct Code {
     pub fixups: Vec<(u32, Target)>,
     /// Ways out.
     pub links: Vec<Link>,
+    /// RIPs are offsets from the page that it runs at.
+    pub relative: bool,
 }
 
 /// What is emitted behind the block's code.
@@ -127,7 +129,7 @@ pub fn compile(block: &Block, heat: usize) -> Code {
     e.entry(heat);
     e.body();
     e.cold();
-    Code { bytes: e.a.code, fixups: e.fixups, links: e.links }
+    Code { bytes: e.a.code, fixups: e.fixups, links: e.links, relative: block.is_relative() }
 }
 
 /// For each operation, whether its operand `a` is a temporary that nothing reads after it.
@@ -280,9 +282,35 @@ impl Emit<'_> {
         self.a.lea(Ty::I64, RDI, Mem::at(RBX, -BIAS));
     }
 
-    /// Stores a constant to the state's RIP; changes RAX at most.
+    /// RAX = a known RIP.
+    fn rip_to_rax(&mut self, rip: u64) {
+        if !self.block.is_relative() {
+            return self.a.mov_imm(asm::RAX, rip);
+        }
+        self.a.load(Ty::I64, asm::RAX, state(offset_of!(CpuState, code_base)));
+        let ty = if self.block.mode & mode::CS64 != 0 { Ty::I64 } else { Ty::I32 };
+        // Offsets are at most 2 GiB and a page away, those of 32-bit code as good as negative.
+        match i32::try_from(rip as i64).or_else(|_| if ty == Ty::I32 { Ok(rip as i32) } else { Err(()) }) {
+            Ok(offset) => self.a.lea(ty, asm::RAX, Mem::at(asm::RAX, offset)),
+            Err(()) => {
+                self.a.mov_imm(asm::RDX, rip);
+                self.a.alu(asm::Alu::Add, ty, asm::RAX, asm::RDX);
+            }
+        }
+    }
+
+    /// Stores a known RIP to the state's field at `offset`; changes RAX at most.
+    fn store_rip(&mut self, offset: usize, rip: u64) {
+        if self.block.is_relative() {
+            self.rip_to_rax(rip);
+            return self.a.store(Ty::I64, state(offset), asm::RAX);
+        }
+        self.store_const(state(offset), rip);
+    }
+
+    /// Stores a known RIP to the state's; changes RAX at most.
     fn set_rip(&mut self, rip: u64) {
-        self.store_const(state(offset_of!(CpuState, rip)), rip);
+        self.store_rip(offset_of!(CpuState, rip), rip);
     }
 
     /// Stores 64 bits; changes RAX at most.

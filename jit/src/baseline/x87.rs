@@ -68,7 +68,7 @@ impl Emit<'_> {
             let access = Inst { a: i.b, imm: 0, ..*i };
             self.host(&access, m.bytes as i32, Need { write: m.write, aligned: false })
         });
-        self.store_const(state(FIP), self.rip);
+        self.store_rip(FIP, self.rip);
         if let Some(m) = memory {
             self.a.lea(Ty::I64, RAX, m);
             // By RAX rather than RDI.

@@ -18,6 +18,7 @@ pub mod text;
 pub mod vecop;
 pub mod verify;
 
+use crate::state::{CpuState, mode};
 pub use build::Builder;
 pub use op::Op;
 
@@ -130,12 +131,18 @@ pub struct Inst {
     pub imm: i64,
 }
 
+/// Marks an offset among RIPs, see [`Block::written`].
+pub const RELATIVE_RIP: u64 = 1 << RELATIVE_RIP_BIT;
+/// Number of that bit.
+pub const RELATIVE_RIP_BIT: u32 = 62;
+
 /// A lifted guest block: straight-line code with one way in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// RIP of the first instruction.
+    /// RIP of the first instruction. In a relative block ([`mode::RELATIVE`]) this and the targets of its jumps count from
+    /// the page that it runs at.
     pub rip: u64,
-    /// Mode word it was lifted under ([`crate::state::mode`]).
+    /// Mode word it was lifted under.
     pub mode: u32,
     /// Bytes of guest code covered.
     pub len: u16,
@@ -146,6 +153,20 @@ pub struct Block {
 }
 
 impl Block {
+    /// Its RIPs are offsets.
+    pub fn is_relative(&self) -> bool {
+        self.mode & mode::RELATIVE != 0
+    }
+    /// What is added to its RIPs when it runs.
+    #[inline(always)]
+    pub fn base(&self, state: &CpuState) -> u64 {
+        if self.is_relative() { state.code_base } else { 0 }
+    }
+    /// A RIP of the block as it is written down in generated code for [`crate::runtime::exec`]: bit 62 marks an offset. No
+    /// canonical address has it without bit 63.
+    pub fn written(&self, rip: u64) -> u64 {
+        if self.is_relative() { rip | RELATIVE_RIP } else { rip }
+    }
     /// RIP that follows the block's last instruction.
     pub fn end_rip(&self) -> u64 {
         self.wrap(self.rip.wrapping_add(self.len as u64))
@@ -162,6 +183,6 @@ impl Block {
     /// Wraps an instruction pointer: to EIP outside 64-bit mode. 16-bit code, too, runs on from FFFF to 1_0000, where its
     /// limit mostly ends it (SDM 3A 5.3); branches of 16 bits are cut where they are lifted.
     pub fn wrap(&self, rip: u64) -> u64 {
-        if self.mode & crate::state::mode::CS64 != 0 { rip } else { rip & 0xffff_ffff }
+        if self.mode & mode::CS64 != 0 { rip } else { rip & 0xffff_ffff }
     }
 }

@@ -86,6 +86,7 @@ macro_rules! fields {
 const FIELDS: &[(&str, usize)] = fields![
     vals,
     rip,
+    code_base,
     cc_op,
     mode,
     cc_res,

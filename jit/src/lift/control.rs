@@ -6,7 +6,7 @@ use super::{Flow, Lifter};
 use crate::helpers::system as helper;
 use crate::ir::op::Op;
 use crate::ir::{Ty, Val, mem};
-use crate::state::reg;
+use crate::state::{mode, reg};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// Lifts `i` if it belongs to this family.
@@ -19,7 +19,7 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     match i.mnemonic() {
         Mnemonic::Jmp if i.is_jmp_short_or_near() => {
             l.check_target(i, None);
-            l.b.jmp(i.near_branch_target());
+            l.jump(i);
         }
         Mnemonic::Jmp if i.is_jmp_near_indirect() => {
             let target = l.indirect_target(i);
@@ -28,7 +28,7 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Mnemonic::Call if i.is_call_near() => {
             l.check_target(i, None);
             l.push_return(i);
-            l.b.jmp(i.near_branch_target());
+            l.jump(i);
         }
         Mnemonic::Call if i.is_call_near_indirect() => {
             let target = l.indirect_target(i);
@@ -62,13 +62,42 @@ impl Lifter<'_> {
     /// Branches if `taken`.
     fn branch(&mut self, taken: Val, i: &Instruction) {
         self.check_target(i, Some(taken));
-        self.b.br(taken, i.near_branch_target());
+        self.branch_if(taken, i);
+    }
+
+    /// The end of a direct jump or call.
+    fn jump(&mut self, i: &Instruction) {
+        match self.cut_target(i) {
+            Some(target) => self.b.jmp_ind(target),
+            None => self.b.jmp(i.near_branch_target()),
+        }
+    }
+
+    /// The end of a direct conditional branch.
+    fn branch_if(&mut self, taken: Val, i: &Instruction) {
+        match self.cut_target(i) {
+            Some(target) => {
+                let next = self.rip_value(self.next);
+                let target = self.b.select(Ty::I64, taken, target, next);
+                self.b.jmp_ind(target);
+            }
+            None => self.b.br(taken, i.near_branch_target()),
+        }
+    }
+
+    /// The target of a direct branch of 16 bits in relative code: the cut to IP is made where it runs.
+    fn cut_target(&mut self, i: &Instruction) -> Option<Val> {
+        if i.op0_kind() != OpKind::NearBranch16 || !self.has(mode::RELATIVE) {
+            return None;
+        }
+        let target = self.rip_value(i.near_branch_target());
+        Some(self.b.op1(Op::Mov, Ty::I16, target))
     }
 
     /// #GP(0) if a direct branch that is taken leads to an address that is not canonical, before it has any effect. With
     /// 57-bit addresses, which the mode word does not tell, it may be canonical all the same.
     fn check_target(&mut self, i: &Instruction, taken: Option<Val>) {
-        let target = i.near_branch_target() as i64;
+        let target = self.page.wrapping_add(i.near_branch_target()) as i64;
         if !self.long64() || target << 16 >> 16 == target {
             return;
         }
@@ -85,7 +114,7 @@ impl Lifter<'_> {
     }
 
     fn push_return(&mut self, i: &Instruction) {
-        let ret = self.b.iconst(self.next as i64);
+        let ret = self.rip_value(self.next);
         self.push(stack_operand(i), ret);
     }
 
@@ -116,6 +145,6 @@ impl Lifter<'_> {
         }
         self.check_target(i, Some(go));
         self.write_gpr(Gpr { n: reg::RCX, ty, high: false }, left);
-        self.b.br(go, i.near_branch_target());
+        self.branch_if(go, i);
     }
 }

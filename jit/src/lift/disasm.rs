@@ -6,11 +6,11 @@ use crate::mmu::ram::Ram;
 use iced_x86::{Decoder, Formatter, GasFormatter};
 use std::fmt::Write;
 
-/// The guest instructions of a block, one a line, read again from `gpa`.
-pub fn disassemble(block: &Block, ram: &Ram, gpa: u64) -> String {
+/// The guest instructions of a block that runs at `base` ([`Block::base`]), one a line, read again from `gpa`.
+pub fn disassemble(block: &Block, base: u64, ram: &Ram, gpa: u64) -> String {
     let mut bytes = vec![0; block.len as usize];
     ram.read(gpa, &mut bytes);
-    disassemble_bytes(&bytes, block.rip, block.mode, block.count as usize)
+    disassemble_bytes(&bytes, base.wrapping_add(block.rip), block.mode, block.count as usize)
 }
 
 /// Up to `count` instructions from `bytes`, one a line.

@@ -27,7 +27,8 @@ pub use disasm::{disassemble, disassemble_host};
 
 use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;
-use crate::ir::{Block, Builder, Inst, Ty};
+use crate::ir::{Block, Builder, Inst, Ty, Val};
+use crate::mmu::ram::PAGE_SIZE;
 use crate::state::{CpuState, mode};
 use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Instruction};
 
@@ -51,10 +52,12 @@ pub struct Lifter<'a> {
     pub b: Builder,
     /// The mode word the block is lifted under.
     pub mode: u32,
-    /// RIP of the current instruction.
+    /// RIP of the current instruction, as the block counts it.
     pub rip: u64,
     /// RIP of the next instruction, wrapped to the code segment's width.
     pub next: u64,
+    /// What RIPs of a relative block count from where it is lifted; else 0.
+    page: u64,
     /// The processor model (features).
     pub model: &'a CpuModel,
     /// The instruction before was STI: its shadow ends with this one, within the block.
@@ -68,7 +71,7 @@ pub struct Lifter<'a> {
 
 impl<'a> Lifter<'a> {
     fn new(b: Builder, rip: u64, mode: u32, model: &'a CpuModel) -> Self {
-        Self { b, mode, rip, next: rip, model, shadow: false, unwatched: false, limits_later: false }
+        Self { b, mode, rip, next: rip, page: 0, model, shadow: false, unwatched: false, limits_later: false }
     }
 }
 
@@ -80,6 +83,25 @@ impl Lifter<'_> {
     /// 64-bit mode.
     pub fn long64(&self) -> bool {
         self.has(mode::CS64)
+    }
+    /// A RIP of the block as a value.
+    pub fn rip_value(&mut self, rip: u64) -> Val {
+        if !self.has(mode::RELATIVE) {
+            return self.b.iconst(rip as i64);
+        }
+        let ty = if self.long64() { Ty::I64 } else { Ty::I32 };
+        self.relative(ty, rip as i64)
+    }
+    /// The address at an offset from the page that relative code runs at.
+    fn relative(&mut self, ty: Ty, offset: i64) -> Val {
+        let base = self.code_base();
+        let d = self.b.temp();
+        self.b.lea_to(ty, d, Some(base), None, 0, offset);
+        d
+    }
+    /// Linear address of the page that relative code runs at.
+    fn code_base(&mut self) -> Val {
+        self.b.get_state(Ty::I64, std::mem::offset_of!(CpuState, code_base))
     }
     /// Privilege level.
     pub fn cpl(&self) -> u32 {
@@ -116,7 +138,8 @@ pub fn lift_block(
 }
 
 /// As [`lift_block`], with the operations in `room`, in place of what is there. The block ends before an instruction at
-/// `stop`, or behind it, unless it starts there.
+/// `stop`, or behind it, unless it starts there. With [`mode::RELATIVE`] it will run wherever the page of `rip` is mapped;
+/// only that addresses which its branches lead to are canonical is taken from where it is now.
 pub fn lift_into(
     room: Vec<Inst>,
     bytes: &[u8],
@@ -125,9 +148,12 @@ pub fn lift_into(
     model: &CpuModel,
     max_insns: u16,
 ) -> Result<Block, LiftError> {
+    let page = if mode_word & mode::RELATIVE != 0 { rip & !(PAGE_SIZE - 1) } else { 0 };
+    let (rip, stop) = (rip - page, stop.wrapping_sub(page));
     let mut decoder = Decoder::with_ip(bitness(mode_word), bytes, rip, model.decoder_options());
     let mut block = Block { rip, mode: mode_word, len: 0, count: 0, insts: Vec::new() };
     let mut l = Lifter::new(Builder::with_room(room), rip, mode_word, model);
+    l.page = page;
     let mut insn = Instruction::default();
     loop {
         let off = decoder.position();
@@ -165,7 +191,7 @@ pub fn lift_into(
                 break;
             }
             Flow::EndAfter => {
-                let next = l.b.iconst(l.next as i64);
+                let next = l.rip_value(l.next);
                 l.b.set_state(Ty::I64, std::mem::offset_of!(CpuState, rip), next);
                 l.b.dispatch();
                 break;
@@ -209,7 +235,7 @@ impl Lifter<'_> {
             return self.undefined();
         }
         self.families(i).unwrap_or_else(|| {
-            tracing::debug!(target: "unimp", "instruction {:?} at {:#x} raises #UD", i.code(), self.rip);
+            tracing::debug!(target: "unimp", "instruction {:?} at {:#x} raises #UD", i.code(), self.page.wrapping_add(self.rip));
             self.undefined()
         })
     }

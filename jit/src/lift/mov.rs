@@ -5,7 +5,7 @@ use super::{Flow, Lifter};
 use crate::helpers::integer as helper;
 use crate::ir::op::{Op, RmwOp};
 use crate::ir::{Ty, Val};
-use crate::state::{CpuState, flag, reg};
+use crate::state::{CpuState, flag, mode, reg};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 
@@ -158,6 +158,10 @@ impl Lifter<'_> {
             let d = Val::gpr(g.n);
             let (base, index) = (gpr(i.memory_base()), gpr(i.memory_index()));
             let disp = i.memory_displacement64() as i64;
+            if i.is_ip_rel_memory_operand() && self.has(mode::RELATIVE) {
+                let page = self.code_base();
+                return self.b.lea_to(g.ty, d, Some(page), None, 0, disp);
+            }
             if base.is_none() && index.is_none() {
                 return self.b.mov_to(g.ty, d, disp);
             }

@@ -255,9 +255,13 @@ impl Lifter<'_> {
     pub fn effective_address_64(&mut self, i: &Instruction) -> (Val, i64) {
         let (base, index) = (i.memory_base(), i.memory_index());
         let disp = i.memory_displacement64() as i64;
-        if matches!(base, Register::RIP | Register::EIP) || (base == Register::None && index == Register::None) {
-            // iced gives the target itself for RIP-relative operands.
-            return (self.b.iconst(disp), 0);
+        // iced gives the target itself for RIP-relative operands.
+        match base {
+            Register::RIP if self.has(mode::RELATIVE) => return (self.code_base(), disp),
+            Register::EIP if self.has(mode::RELATIVE) => return (self.relative(Ty::I32, disp), 0),
+            Register::RIP | Register::EIP => return (self.b.iconst(disp), 0),
+            Register::None if index == Register::None => return (self.b.iconst(disp), 0),
+            _ => {}
         }
         let narrow = base.size() == 4 || index.size() == 4;
         let (b, x) = (gpr(base).map(|g| Val::gpr(g.n)), gpr(index).map(|g| Val::gpr(g.n)));

@@ -53,7 +53,7 @@ impl Lifter<'_> {
             self.move_sp(ty.bytes() as i64);
             return Flow::EndAfter;
         }
-        let (nothing, here, next) = (self.b.iconst(0), self.b.iconst(self.rip as i64), self.b.iconst(self.next as i64));
+        let (nothing, here, next) = (self.b.iconst(0), self.rip_value(self.rip), self.next_rip());
         let delta = self.b.select(Ty::I64, waiting, nothing, bytes);
         self.move_sp(delta);
         let rip = self.b.select(Ty::I64, waiting, here, next);
@@ -421,7 +421,7 @@ fn ports(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
 impl Lifter<'_> {
     /// RIP of the next instruction as a value.
     fn next_rip(&mut self) -> Val {
-        self.b.iconst(self.next as i64)
+        self.rip_value(self.next)
     }
 
     /// A helper that sets RIP.

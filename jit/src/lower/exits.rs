@@ -83,7 +83,7 @@ impl Lower<'_, '_> {
             return;
         }
         // On the same page the physical target is known: the mapping of the page is the one this code runs under.
-        let head = &self.region.blocks[0];
+        let head = self.region.blocks[0].clone();
         if (head.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
             let n = self.links.len() as u32;
             self.links.push(super::LinkTarget { rip });
@@ -91,27 +91,31 @@ impl Lower<'_, '_> {
             self.b.ins().return_call(f, &[self.env]);
             return;
         }
-        let v = self.iconst(rip as i64);
-        let entry = self.iconst((jump_slot(rip) * size_of::<JumpEntry>()) as i64);
+        let v = self.rip_value(rip);
+        let entry = match head.is_relative() {
+            true => self.cache_entry(v),
+            false => self.iconst((jump_slot(rip) * size_of::<JumpEntry>()) as i64),
+        };
         self.jump_through_cache(v, entry, None);
     }
 
     pub(super) fn jump_indirect(&mut self, block: &Block, i: &Inst) {
-        let mut rip = self.int(i.a);
-        let wrapped = block.wrap(u64::MAX);
-        if wrapped != u64::MAX {
-            let m = self.iconst(wrapped as i64);
-            rip = self.b.ins().band(rip, m);
-        }
+        let rip = self.int(i.a);
+        let rip = self.masked(rip, block.wrap(u64::MAX));
+        let entry = self.cache_entry(rip);
+        let from = (block.mode & mode::CS64 != 0).then(|| self.rip_of(block, i));
+        self.jump_through_cache(rip, entry, from);
+    }
+
+    /// Byte offset of a RIP's entry in the jump cache.
+    fn cache_entry(&mut self, rip: Value) -> Value {
         let twelve = self.iconst(12);
         let high = self.b.ins().ushr(rip, twelve);
         let mixed = self.b.ins().bxor(rip, high);
         let m = self.iconst(JUMP_ENTRIES as i64 - 1);
         let slot = self.b.ins().band(mixed, m);
         let shift = self.iconst(size_of::<JumpEntry>().trailing_zeros() as i64);
-        let entry = self.b.ins().ishl(slot, shift);
-        let from = (block.mode & mode::CS64 != 0).then(|| self.rip_of(block, i));
-        self.jump_through_cache(rip, entry, from);
+        self.b.ins().ishl(slot, shift)
     }
 
     /// Goes to `rip` through the entry of the jump cache at byte offset `entry`, or to the dispatcher, which is told that
@@ -136,15 +140,25 @@ impl Lower<'_, '_> {
         let valid = self.b.ins().icmp(IntCC::Equal, now, check);
         self.b.ins().brif(valid, on, &[], out, &[]);
         self.b.switch_to_block(on);
+        self.set_code_base(rip, from.is_some());
         let code = self.b.ins().load(I64, m, at, base + offset_of!(JumpEntry, code) as i32);
         let signature = self.b.import_signature(tail_signature());
         self.b.ins().return_call_indirect(signature, code, &[self.env]);
         self.b.switch_to_block(out);
         if let Some(from) = from {
-            let from = self.iconst(from as i64);
+            let from = self.rip_value(from);
             self.b.ins().store(m, from, self.env, offset_of!(CpuState, branch_rip) as i32);
         }
         self.exit(Thunk::ExitLookup);
+    }
+
+    /// What is at `rip` may be relative: after relative code, and after a change of privilege, which indirect jumps end
+    /// with.
+    fn set_code_base(&mut self, rip: Value, indirect: bool) {
+        if indirect || self.region.blocks[0].is_relative() {
+            let page = self.masked(rip, !(PAGE_SIZE - 1));
+            self.b.ins().store(self.state_mem, page, self.env, offset_of!(CpuState, code_base) as i32);
+        }
     }
 
     pub(super) fn branch(&mut self, block: &Block, i: &Inst) {

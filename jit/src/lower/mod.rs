@@ -94,7 +94,7 @@ pub struct Region {
 /// A patchable way out to code on the same page.
 #[derive(Clone, Copy, Debug)]
 pub struct LinkTarget {
-    /// RIP it leads to.
+    /// RIP it leads to, in relative code an offset.
     pub rip: u64,
 }
 
@@ -115,10 +115,12 @@ pub struct Compiled {
     pub relocs: Vec<(u32, UserExternalName)>,
     /// TLB checks.
     pub sites: Vec<MemSite>,
-    /// RIP of guest instructions by start offset in the code, ascending.
+    /// RIP of guest instructions ([`Block::written`]) by start offset in the code, ascending.
     pub rips: Vec<(u32, u64)>,
     /// Ways out.
     pub links: Vec<LinkTarget>,
+    /// RIPs are offsets from the page that it runs at.
+    pub relative: bool,
 }
 
 /// Why a region was not compiled; its blocks keep the code they have.
@@ -205,6 +207,7 @@ impl Compiler {
             sites: sites.collect(),
             rips: starts.map(rip_of).collect(),
             links,
+            relative: region.blocks[0].is_relative(),
         })
     }
 }
@@ -365,7 +368,7 @@ impl<'a, 'f> Lower<'a, 'f> {
         if std::mem::take(&mut self.wrote_behind) {
             self.exit_if_stale(n.checked_sub(1).map_or(rip, |before| block.rip_after(before)));
         }
-        self.rips.push(rip);
+        self.rips.push(block.written(rip));
         self.b.set_srcloc(SourceLoc::new(self.rips.len() as u32 - 1));
         for k in &mut self.known[Val::TEMP0 as usize..] {
             *k = Known::default();
@@ -426,9 +429,31 @@ impl<'a, 'f> Lower<'a, 'f> {
         }
     }
 
-    /// Stores a constant to the state's RIP.
-    fn set_rip(&mut self, rip: u64) {
+    /// A known RIP, 64 bits.
+    fn rip_value(&mut self, rip: u64) -> clif::Value {
         let v = self.b.ins().iconst(I64, rip as i64);
+        let block = &self.region.blocks[0];
+        if !block.is_relative() {
+            return v;
+        }
+        let cut = block.wrap(u64::MAX);
+        let base = self.b.ins().load(I64, self.state_mem, self.env, offset_of!(CpuState, code_base) as i32);
+        let v = self.b.ins().iadd(base, v);
+        self.masked(v, cut)
+    }
+
+    /// The bits of `v` that are set in `mask`.
+    fn masked(&mut self, v: clif::Value, mask: u64) -> clif::Value {
+        if mask == u64::MAX {
+            return v;
+        }
+        let mask = self.b.ins().iconst(I64, mask as i64);
+        self.b.ins().band(v, mask)
+    }
+
+    /// Stores a known RIP to the state.
+    fn set_rip(&mut self, rip: u64) {
+        let v = self.rip_value(rip);
         self.b.ins().store(self.state_mem, v, self.env, offset_of!(CpuState, rip) as i32);
     }
 

@@ -66,7 +66,7 @@ impl Lower<'_, '_> {
             None if i.b != Val::NONE.0 => Some(self.int(i.b)),
             None => None,
         };
-        let at = self.iconst(rip as i64);
+        let at = self.rip_value(rip);
         self.b.ins().store(self.state_mem, at, self.env, FIP);
         if n.to_flags {
             let flags = self.inline_result(n.code);

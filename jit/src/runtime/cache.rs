@@ -73,6 +73,11 @@ pub struct BlockCache {
     dead_regions: Vec<u32>,
     /// RIPs of blocks just dropped.
     dead_rips: Vec<u64>,
+    /// Code was dropped that may be found at any number of addresses.
+    dead_anywhere: bool,
+    /// All flat code is relative, at each privilege: for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub relative_everywhere: bool,
     /// Times that translated code was dropped.
     invalidations: u64,
     /// Most blocks held.
@@ -94,6 +99,9 @@ impl BlockCache {
             stale: false,
             dead_regions: Vec::new(),
             dead_rips: Vec::new(),
+            dead_anywhere: false,
+            #[cfg(any(test, feature = "testing"))]
+            relative_everywhere: false,
             invalidations: 0,
             most: BLOCKS_KEPT,
         }
@@ -150,8 +158,8 @@ impl BlockCache {
         self.stale = false;
     }
 
-    fn insert(&mut self, key: Key, len: u16, second_page: Option<u64>, block: Arc<Block>) -> u32 {
-        let slot = self.slots.insert(Slot::new(key, len, second_page, block));
+    fn insert(&mut self, key: Key, page: u64, len: u16, second_page: Option<u64>, block: Arc<Block>) -> u32 {
+        let slot = self.slots.insert(Slot::new(key, page, len, second_page, block));
         for page in self.slots[slot].pages() {
             self.by_page.entry(page).or_default().push(slot);
         }
@@ -229,6 +237,20 @@ impl BlockCache {
     /// Slot of the block with this key.
     pub fn slot_of(&self, key: &Key) -> Option<u32> {
         self.slots.find(key)
+    }
+
+    /// The block in a slot was found at `rip`.
+    fn note_found(&mut self, slot: u32, rip: u64) {
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.moved |= s.rip() != rip;
+        }
+    }
+
+    /// Where the block in a slot can be found by linear address is to be forgotten: its RIP, if it was found at one only.
+    pub fn only_rip(&mut self, slot: u32) -> Option<u64> {
+        let s = self.slots.get(slot).filter(|s| s.serial != 0)?;
+        self.dead_anywhere |= s.moved;
+        (!s.moved).then(|| s.rip())
     }
 
     /// The block does not cross into a second page.
@@ -325,7 +347,8 @@ impl BlockCache {
     pub fn places_over(&mut self, addresses: &[u64]) -> Vec<u64> {
         let held = |s: &Slot| {
             let start = s.key.linear();
-            s.serial != 0 && addresses.iter().any(|a| a.wrapping_sub(start) < u64::from(s.len))
+            // While there are breakpoints relative code is not looked for.
+            s.serial != 0 && !s.key.is_relative() && addresses.iter().any(|a| a.wrapping_sub(start) < u64::from(s.len))
         };
         self.slots.all_mut().filter(|s| held(s)).map(|s| s.key.gpa).collect()
     }
@@ -335,11 +358,12 @@ impl BlockCache {
         let running = self.running == Some(slot);
         let was = self.slots.remove(slot, !running);
         self.stale |= running;
-        let found = &mut self.jump[found_index(was.key.rip, was.key.mode)];
+        let found = &mut self.jump[found_index(was.rip(), was.key.mode)];
         if found.slot == slot {
             *found = NOT_FOUND;
         }
-        self.dead_rips.push(was.key.rip);
+        self.dead_rips.push(was.rip());
+        self.dead_anywhere |= was.moved;
         for other in was.pages().filter(|p| *p != page) {
             if let Some(l) = self.by_page.get_mut(&other) {
                 l.retain(|i| *i != slot);
@@ -354,7 +378,8 @@ impl Cpu {
     /// The block at RIP, lifted now if need be. `single`: of one instruction.
     #[inline]
     pub fn find_block(&mut self, single: bool) -> Result<u32, Fault> {
-        let s = &self.state;
+        let s = &mut self.state;
+        s.code_base = s.rip & !(PAGE_SIZE - 1);
         let cs_base = if s.long64() { 0 } else { s.segs[reg::CS].base };
         let word = s.mode | if single { SINGLE } else { 0 };
         let check = s.jump_check | (word & SINGLE) as u64;
@@ -372,13 +397,17 @@ impl Cpu {
         }
         let linear = self.state.linear_rip();
         let gpa = self.fetch_address(linear)?;
-        let key = Key { gpa, rip, cs_base, mode: word };
+        let key =
+            if self.is_relative(word) { Key::relative(gpa, rip, word) } else { Key { gpa, rip, cs_base, mode: word } };
         let at = found_index(rip, word);
         // What was found under other translations is often what these lead to as well.
         let e = self.blocks.jump[at];
         let known = e.rip == rip && self.blocks.key(e.slot) == Some(key);
         let slot = match if known { Some(e.slot) } else { self.blocks.slot_of(&key) } {
-            Some(slot) => self.revalidate(slot, key, linear)?,
+            Some(slot) => {
+                self.blocks.note_found(slot, rip);
+                self.revalidate(slot, key, linear)?
+            }
             None => {
                 if self.blocks.len() >= self.blocks.most {
                     self.drop_all_blocks();
@@ -389,6 +418,17 @@ impl Cpu {
         let check = self.state.jump_check | (word & SINGLE) as u64;
         self.blocks.jump[at] = FoundBlock { rip, cs_base, check, slot };
         Ok(slot)
+    }
+
+    /// Code of this mode is shared by all addresses that its page is mapped at: that of programs, which are loaded elsewhere
+    /// each time they are started. Breakpoints have an address.
+    fn is_relative(&self, word: u32) -> bool {
+        const WANTED: u32 = mode::FLAT | mode::CPL;
+        #[cfg(any(test, feature = "testing"))]
+        let wanted = if self.blocks.relative_everywhere { mode::FLAT } else { WANTED };
+        #[cfg(not(any(test, feature = "testing")))]
+        let wanted = WANTED;
+        word & (wanted | mode::VM86) == wanted && word & (mode::CS64 | mode::CS32) != 0 && !self.debugger.breaks()
     }
 
     /// A block with an instruction that crosses into a second page is valid while that page is the same.
@@ -418,9 +458,12 @@ impl Cpu {
     }
 
     fn lift_node(&mut self, key: Key, linear: u64) -> Result<u32, Fault> {
-        let (block, second_page) = self.lift(&key, |cpu| cpu.fetch_address(next_page(linear)))?;
-        tracing::trace!(target: "in_asm", pc = key.rip, "{}", lift::disassemble(&block, self.shared.ram.as_ref(), key.gpa));
-        let slot = self.blocks.insert(key, block.len.max(1), second_page, Arc::new(block));
+        let rip = self.state.rip;
+        let (block, second_page) = self.lift(&key, rip, |cpu| cpu.fetch_address(next_page(linear)))?;
+        let base = block.base(&self.state);
+        tracing::trace!(target: "in_asm", pc = rip, "{}", lift::disassemble(&block, base, &self.shared.ram, key.gpa));
+        let page = rip & !(PAGE_SIZE - 1);
+        let slot = self.blocks.insert(key, page, block.len.max(1), second_page, Arc::new(block));
         for (gpa, len) in self.blocks.slots[slot].pieces() {
             self.mark_code(gpa, len);
         }
@@ -473,14 +516,15 @@ impl Cpu {
         }
     }
 
-    /// Lifts the block with `key`: its IR, and the page that `second` gives if its instruction goes on there.
+    /// Lifts the block with `key` at `rip`: its IR, and the page that `second` gives if its instruction goes on there.
     fn lift(
         &mut self,
         key: &Key,
+        rip: u64,
         second: impl FnOnce(&mut Self) -> Result<u64, Fault>,
     ) -> Result<(Block, Option<u64>), Fault> {
         let mut buf = std::mem::take(&mut self.blocks.fetched);
-        let lifted = self.lift_from(&mut buf, key, second);
+        let lifted = self.lift_from(&mut buf, key, rip, second);
         self.blocks.fetched = buf;
         lifted
     }
@@ -490,6 +534,7 @@ impl Cpu {
         &mut self,
         buf: &mut [u8],
         key: &Key,
+        rip: u64,
         second: impl FnOnce(&mut Self) -> Result<u64, Fault>,
     ) -> Result<(Block, Option<u64>), Fault> {
         let in_page = PAGE_SIZE - (key.gpa & (PAGE_SIZE - 1));
@@ -500,7 +545,7 @@ impl Cpu {
             (self.state.segs[reg::CS].limit as u64).saturating_sub(key.rip) + 1
         };
         // A block ends before a breakpoint; its last instruction may reach over one that is set amid it.
-        let stop = key.rip.wrapping_add(self.debugger.room(key.linear(), u64::from(u32::MAX)));
+        let stop = rip.wrapping_add(self.debugger.room(key.linear(), u64::from(u32::MAX)));
         let max = if key.mode & (SINGLE | mode::TF | mode::STEP) != 0 { 1 } else { lift::MAX_INSNS };
         let word = key.mode & !SINGLE;
         let most = in_page.min(FETCH_BYTES).min(limit_left) as usize;
@@ -510,12 +555,12 @@ impl Cpu {
             self.shared.ram.read(key.gpa + taken as u64, &mut buf[taken..take]);
             taken = take;
             let scratch = std::mem::take(&mut self.blocks.scratch);
-            match lift::lift_into(scratch, &buf[..take], (key.rip, stop), word, &self.model, max) {
+            match lift::lift_into(scratch, &buf[..take], (rip, stop), word, &self.model, max) {
                 // It ended where the bytes ended, and there are more.
                 Ok(block) if take < most && block.len as usize + LONGEST > take && block.count < max => {
                     self.blocks.scratch = block.insts;
                 }
-                Ok(block) => return Ok((self.finish_lift(block), None)),
+                Ok(block) => return Ok((self.finish_lift(block, rip), None)),
                 Err(LiftError::NeedMoreBytes) => break,
             }
         }
@@ -525,16 +570,16 @@ impl Cpu {
         }
         let next = second(self)?;
         self.shared.ram.read(next, &mut buf[taken..taken + more]);
-        let block = lift::lift_block(&buf[..taken + more], key.rip, word, &self.model, 1).map_err(|_| Fault::GP0)?;
-        Ok((self.finish_lift(block), Some(next)))
+        let block = lift::lift_block(&buf[..taken + more], rip, word, &self.model, 1).map_err(|_| Fault::GP0)?;
+        Ok((self.finish_lift(block, rip), Some(next)))
     }
 
     /// Runs the passes over a block just lifted and gives its IR the room it needs and no more.
-    fn finish_lift(&mut self, mut block: Block) -> Block {
+    fn finish_lift(&mut self, mut block: Block, rip: u64) -> Block {
         debug_assert_eq!(crate::ir::verify::check(&block), Ok(()));
-        tracing::trace!(target: "op", pc = block.rip, "{}", crate::ir::text::print(&block));
+        tracing::trace!(target: "op", pc = rip, "{}", crate::ir::text::print(&block));
         passes::run(&mut block);
-        tracing::trace!(target: "op_opt", pc = block.rip, "{}", crate::ir::text::print(&block));
+        tracing::trace!(target: "op_opt", pc = rip, "{}", crate::ir::text::print(&block));
         let exact = block.insts.as_slice().into();
         self.blocks.scratch = std::mem::replace(&mut block.insts, exact);
         block
@@ -555,8 +600,8 @@ impl Cpu {
         if let Some(block) = &s.block {
             return Some(block.clone());
         }
-        let (key, len, page) = (s.key, s.len, s.second_page());
-        let lifted = self.lift(&key, |_| page.ok_or(Fault::GP0));
+        let (key, rip, len, page) = (s.key, s.rip(), s.len, s.second_page());
+        let lifted = self.lift(&key, rip, |_| page.ok_or(Fault::GP0));
         match lifted {
             Ok((block, second)) if block.len.max(1) == len && second == page => {
                 let block = Arc::new(block);
@@ -592,6 +637,9 @@ impl Cpu {
         self.drop_regions(dead);
         while let Some(rip) = self.blocks.dead_rips.pop() {
             self.state.forget_jump(rip);
+        }
+        if std::mem::take(&mut self.blocks.dead_anywhere) {
+            self.mappings_changed();
         }
         self.note_once();
         self.state.code_stale = 1;

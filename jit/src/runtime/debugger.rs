@@ -71,6 +71,11 @@ impl Debugger {
         self.step
     }
 
+    /// There are breakpoints.
+    pub fn breaks(&self) -> bool {
+        self.on && !self.breakpoints.is_empty()
+    }
+
     /// There is a breakpoint at this linear address.
     pub fn breaks_at(&self, linear: u64) -> bool {
         self.on && self.breakpoints.contains(&linear)
@@ -95,8 +100,13 @@ impl Cpu {
     pub fn set_breakpoints(&mut self, breakpoints: &[u64]) {
         let new: FxHashSet<u64> = breakpoints.iter().copied().collect();
         let added: Vec<u64> = new.difference(&self.debugger.breakpoints).copied().collect();
+        let before = self.debugger.breaks();
         self.debugger.breakpoints = new;
         self.debugger.settle();
+        if self.debugger.breaks() != before {
+            // Other code is looked for from now on.
+            self.mappings_changed();
+        }
         if !added.is_empty() {
             for gpa in self.blocks.places_over(&added) {
                 self.invalidate_code(gpa, 1);

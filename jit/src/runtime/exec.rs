@@ -4,8 +4,8 @@ use crate::baseline;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::helpers::{self, HelperId, effect};
-use crate::ir::flags;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::ir::{RELATIVE_RIP_BIT, flags};
 use crate::lower::Thunk;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::mmu::tlb;
@@ -72,10 +72,16 @@ core::arch::global_asm!(
     "pop rbx",
     "pop rbp",
     "ret",
-    // Abandons a region's frame: RAX = RIP of the instruction to interpret.
+    // Abandons a region's frame: RAX = RIP of the instruction to interpret, as `Block::written` has it.
     ".globl brolga_abandon",
     "brolga_abandon:",
     "mov rdi, [rbp]",
+    "test rax, rax",
+    "js 5f",
+    "btr rax, {relative}",
+    "jnc 5f",
+    "add rax, [rdi + {code_base}]",
+    "5:",
     "mov [rdi + {rip}], rax",
     "mov rsp, [rdi + {host_rsp}]",
     "mov eax, {interpret}",
@@ -83,6 +89,9 @@ core::arch::global_asm!(
     // Looks the RIP in RAX (and in the state) up in the jump cache; RDI is the CPU.
     ".globl brolga_lookup",
     "brolga_lookup:",
+    "mov rcx, rax",
+    "and rcx, {page}",
+    "mov [rdi + {code_base}], rcx",
     "mov rcx, rax",
     "shr rcx, 12",
     "xor rcx, rax",
@@ -204,6 +213,9 @@ core::arch::global_asm!(
     fill = sym tlb_fill,
     host_rsp = const offset_of!(CpuState, host_rsp),
     rip = const offset_of!(CpuState, rip),
+    code_base = const offset_of!(CpuState, code_base),
+    relative = const RELATIVE_RIP_BIT,
+    page = const -(PAGE_SIZE as i64),
     interpret = const LEAVE_INTERPRET,
     miss = sym tlb_miss,
     jump_mask = const JUMP_ENTRIES - 1,

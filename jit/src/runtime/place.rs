@@ -16,12 +16,12 @@ const THUNK_SIZE: usize = 16;
 const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 
 /// Offset in a link stub where RAX and the state hold the target's RIP.
-const STUB_RIP_SET: usize = 17;
+const STUB_RIP_SET: usize = 19;
 
 /// A way out of a placed region.
 #[derive(Clone, Copy, Debug)]
 pub struct PlacedLink {
-    /// RIP it leads to.
+    /// RIP it leads to, in relative code an offset.
     pub rip: u64,
     /// Region that it is joined with.
     pub joined: Option<u32>,
@@ -130,7 +130,7 @@ impl CodeSpace {
         self.next_link = self.next_link.wrapping_add(c.links.len() as u32);
         let mut links = Vec::with_capacity(c.links.len());
         for (n, link) in c.links.iter().enumerate() {
-            let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip)?;
+            let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
             let reloc = c.relocs.iter().find(|(_, name)| name.namespace == NS_LINK && name.index == n as u32);
             let Some((offset, _)) = reloc else {
                 // A branch that is never taken: its way out is gone. The number stays, nobody leaves by it.
@@ -176,7 +176,7 @@ impl CodeSpace {
         self.next_link = self.next_link.wrapping_add(c.links.len() as u32);
         let mut links = Vec::with_capacity(c.links.len());
         for (n, link) in c.links.iter().enumerate() {
-            let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip)?;
+            let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
             let site = at + link.site as usize;
             self.aim(site + 2, stub);
             links.push(PlacedLink::new(link.rip, site, stub));
@@ -242,10 +242,19 @@ impl CodeSpace {
     }
 
     /// Code behind a way out that is not joined: leaves with the link's number and RIP. RDI is the CPU.
-    fn link_stub(&mut self, number: u32, rip: u64) -> Option<usize> {
-        let mut s = Vec::with_capacity(40);
-        s.extend([0x48, 0xb8]);
-        s.extend(rip.to_le_bytes());
+    fn link_stub(&mut self, number: u32, rip: u64, relative: bool) -> Option<usize> {
+        let mut s = Vec::with_capacity(42);
+        if relative {
+            // mov eax, offset; add rax, [rdi + code_base]
+            s.push(0xb8);
+            s.extend((rip as u32).to_le_bytes());
+            s.extend([0x48, 0x03, 0x87]);
+            s.extend((offset_of!(CpuState, code_base) as u32).to_le_bytes());
+        } else {
+            s.extend([0x48, 0xb8]);
+            s.extend(rip.to_le_bytes());
+            s.extend([0x66, 0x90]);
+        }
         s.extend([0x48, 0x89, 0x87]);
         s.extend((offset_of!(CpuState, rip) as u32).to_le_bytes());
         debug_assert_eq!(s.len(), STUB_RIP_SET);

@@ -11,16 +11,35 @@ use std::sync::Arc;
 pub struct Key {
     /// Guest-physical address of the first byte.
     pub gpa: u64,
-    /// RIP of the first instruction.
+    /// RIP of the first instruction; of relative code its offset in the page, except where code must be told apart that
+    /// leads close to addresses that are not canonical.
     pub rip: u64,
     /// CS base (0 in 64-bit mode).
     pub cs_base: u64,
-    /// Mode word; bit 31 marks a one-instruction block.
+    /// Mode word, with [`mode::RELATIVE`]; bit 31 marks a one-instruction block.
     pub mode: u32,
 }
 
 impl Key {
-    /// Linear address of the first byte.
+    /// The key of relative code at linear address `rip`, with a mode word of flat code.
+    pub fn relative(gpa: u64, rip: u64, word: u32) -> Self {
+        // Direct branches reach 2 GiB to either side, data relative to RIP a little further.
+        const REACH: u64 = 1 << 32;
+        let canonical = |a: u64| (a as i64) << 16 >> 16 == a as i64;
+        let anywhere = match word & mode::CS64 {
+            0 => rip < u64::from(u32::MAX) & !(PAGE_SIZE - 1),
+            _ => canonical(rip.wrapping_add(REACH)) && canonical(rip.wrapping_sub(REACH)),
+        };
+        let rip = if anywhere { rip & (PAGE_SIZE - 1) } else { rip };
+        Self { gpa, rip, cs_base: 0, mode: word | mode::RELATIVE }
+    }
+
+    /// Is of relative code.
+    pub fn is_relative(&self) -> bool {
+        self.mode & mode::RELATIVE != 0
+    }
+
+    /// Linear address of the first byte, of relative code an offset.
     pub fn linear(&self) -> u64 {
         if self.mode & mode::CS64 != 0 { self.rip } else { self.cs_base.wrapping_add(self.rip) & 0xffff_ffff }
     }
@@ -83,14 +102,23 @@ pub struct Slot {
     pub len: u16,
     /// Its region is being compiled, or could not be.
     pub requested: bool,
+    /// It was found at other pages than `page`.
+    pub moved: bool,
+    /// Linear page that it was found at first.
+    pub page: u64,
 }
 
-const _: () = assert!(size_of::<Slot>() <= 112);
+const _: () = assert!(size_of::<Slot>() <= 120);
 
 impl Slot {
     /// A block that just came to be; [`Slots::insert`] gives it a serial number.
-    pub fn new(key: Key, len: u16, second_page: Option<u64>, block: Arc<Block>) -> Self {
-        Self { key, len, second_page: second_page.unwrap_or(u64::MAX), block: Some(block), ..Self::default() }
+    pub fn new(key: Key, page: u64, len: u16, second_page: Option<u64>, block: Arc<Block>) -> Self {
+        Self { key, page, len, second_page: second_page.unwrap_or(u64::MAX), block: Some(block), ..Self::default() }
+    }
+
+    /// RIP that it was found at first.
+    pub fn rip(&self) -> u64 {
+        if self.key.is_relative() { self.page | self.key.rip & (PAGE_SIZE - 1) } else { self.key.rip }
     }
 
     /// Guest-physical address of the second page's start, for an instruction that crosses.
@@ -272,7 +300,7 @@ mod tests {
     #[test]
     fn blocks_are_found_until_they_are_removed() {
         let mut s = Slots::default();
-        let slots: Vec<u32> = (0..5000).map(|n| s.insert(Slot::new(key(n), 8, None, block()))).collect();
+        let slots: Vec<u32> = (0..5000).map(|n| s.insert(Slot::new(key(n), 0, 8, None, block()))).collect();
         assert_eq!(s.len(), 5000);
         for (n, slot) in slots.iter().enumerate() {
             assert_eq!(s.find(&key(n as u64)), Some(*slot));
@@ -286,30 +314,30 @@ mod tests {
         }
         let serials: Vec<u64> = slots.iter().map(|n| s[*n].serial).collect();
         for n in 0..2500 {
-            let slot = s.insert(Slot::new(key(n * 2), 8, None, block()));
+            let slot = s.insert(Slot::new(key(n * 2), 0, 8, None, block()));
             assert!((slot as usize) < 5000, "free slots come first");
             assert!(!serials.contains(&s[slot].serial));
         }
         assert_eq!(s.len(), 5000);
         s.clear();
         assert_eq!((s.len(), s.find(&key(1))), (0, None));
-        let slot = s.insert(Slot::new(key(1), 8, None, block()));
+        let slot = s.insert(Slot::new(key(1), 0, 8, None, block()));
         assert_eq!(s[slot].serial, 7501);
     }
 
     #[test]
     fn a_slot_not_released_is_not_given_out() {
         let mut s = Slots::default();
-        let slot = s.insert(Slot::new(key(1), 8, None, block()));
+        let slot = s.insert(Slot::new(key(1), 0, 8, None, block()));
         s.remove(slot, false);
-        assert_ne!(s.insert(Slot::new(key(2), 8, None, block())), slot);
+        assert_ne!(s.insert(Slot::new(key(2), 0, 8, None, block())), slot);
         s.release(slot);
-        assert_eq!(s.insert(Slot::new(key(3), 8, None, block())), slot);
+        assert_eq!(s.insert(Slot::new(key(3), 0, 8, None, block())), slot);
     }
 
     #[test]
     fn an_instruction_across_pages_lies_on_both() {
-        let s = Slot::new(Key { gpa: 0x1ffe, ..key(0) }, 5, Some(0x7000), block());
+        let s = Slot::new(Key { gpa: 0x1ffe, ..key(0) }, 0, 5, Some(0x7000), block());
         assert_eq!(s.pieces(), [(0x1ffe, 2), (0x7000, 3)]);
         assert_eq!(s.pages().collect::<Vec<_>>(), [0x1000, 0x7000]);
         assert!(s.overlaps(0x7002, 1) && !s.overlaps(0x7003, 1) && !s.overlaps(0x2000, 16));

@@ -45,12 +45,15 @@ pub enum First {
     EachInTurn,
 }
 
+/// Mark in [`Compiled::page`].
+const RELATIVE_PAGE: u64 = 1;
+
 /// A compiled region.
 struct Compiled {
     /// Slots of the blocks it was made from.
     slots: Box<[u32]>,
     entry: u64,
-    /// Linear page of its head.
+    /// Linear page of its head; of relative code the guest-physical one, with [`RELATIVE_PAGE`].
     page: u64,
     /// All its code lies on one page.
     one_page: bool,
@@ -197,7 +200,9 @@ impl Tier {
             return;
         };
         let Some(link) = self.link(owner, number) else { return };
-        if link.rip != rip {
+        let relative =
+            self.regions.get(owner as usize).and_then(Option::as_ref).is_some_and(|r| r.page & RELATIVE_PAGE != 0);
+        if (link.rip ^ rip) & if relative { PAGE_SIZE - 1 } else { u64::MAX } != 0 {
             return;
         }
         let Some(entry) = self.joinable(owner, target) else {
@@ -381,7 +386,9 @@ impl Cpu {
                 Some(i) if i.op == Op::Br => [Some(block.end_rip()), Some(i.imm as u64)],
                 _ => [None, None],
             };
-            for rip in targets.into_iter().flatten() {
+            // What RIPs in the blocks count from.
+            let page = if key.is_relative() { key.rip & !(PAGE_SIZE - 1) } else { 0 };
+            for rip in targets.into_iter().flatten().map(|rip| page.wrapping_add(rip)) {
                 if (Key { rip, ..key }.linear() ^ key.linear()) & !(PAGE_SIZE - 1) != 0 {
                     continue;
                 }
@@ -410,9 +417,12 @@ impl Cpu {
         (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone }, live))
     }
 
-    /// Linear page of the block in `slot`, and whether all of it lies there.
+    /// Page of the block in `slot`, as [`Compiled`] has it, and whether all of it lies there.
     fn place_of(&self, slot: u32) -> (u64, bool) {
-        let page = self.blocks.key(slot).map_or(0, |k| k.linear() & !(PAGE_SIZE - 1));
+        let page = self.blocks.key(slot).map_or(0, |k| match k.is_relative() {
+            true => k.gpa & !(PAGE_SIZE - 1) | RELATIVE_PAGE,
+            false => k.linear() & !(PAGE_SIZE - 1),
+        });
         (page, self.blocks.within_page(slot))
     }
 
@@ -521,8 +531,8 @@ impl Cpu {
         for index in regions {
             for slot in self.tier.kill(index) {
                 self.blocks.region_gone(slot, index);
-                if let Some(key) = self.blocks.key(slot) {
-                    self.state.forget_jump(key.rip);
+                if let Some(rip) = self.blocks.only_rip(slot) {
+                    self.state.forget_jump(rip);
                 }
             }
         }

@@ -186,7 +186,7 @@ impl<const TIER: u8> Guest<TIER> {
     pub fn real() -> Self {
         let (mut cpu, board) = machine_with_board();
         match TIER {
-            0 => {}
+            0 => cpu.blocks.relative_everywhere = true,
             1 => cpu.compile(First::Baseline),
             _ => cpu.compile(First::Cranelift),
         }

@@ -113,11 +113,14 @@ struct Subject {
     entry: u64,
     /// Before it runs.
     start: Box<Snapshot>,
+    /// What its RIPs count from.
+    base: u64,
 }
 
 impl Subject {
     /// Where to go on in the subject after block `n`, if RIP is in it.
     fn after(&self, n: usize, rip: u64) -> Option<usize> {
+        let rip = rip.wrapping_sub(self.base);
         let last = self.blocks.get(n)?.1.insts.last()?;
         let stays = self.regions && matches!(last.op, Op::Jmp | Op::Br);
         self.blocks.iter().position(|(_, b)| stays && b.rip == rip)
@@ -125,6 +128,7 @@ impl Subject {
 
     /// The block and operation at which the guest instruction at `rip` starts.
     fn instruction(&self, rip: u64) -> Option<(usize, usize)> {
+        let rip = rip.wrapping_sub(self.base);
         self.blocks.iter().enumerate().find_map(|(n, (_, b))| {
             let at = b.insts.iter().position(|i| b.wrap(b.rip.wrapping_add(i.off as u64)) == rip)?;
             Some((n, at))
@@ -222,7 +226,8 @@ impl Cpu {
         // Baseline code leaves even for its own start.
         let regions = self.blocks.baseline(slot) != Some(region) && self.lockstep.as_ref().is_some_and(|l| l.regions);
         let start = Snapshot::take(self);
-        self.check(&Subject { blocks, regions, entry, start })
+        let base = blocks.first().map_or(0, |(_, b): &(u32, Arc<Block>)| b.base(&self.state));
+        self.check(&Subject { blocks, regions, entry, start, base })
     }
 
     fn check(&mut self, subject: &Subject) -> Result<(), Fault> {
@@ -377,8 +382,9 @@ impl Cpu {
         // Writing to a string cannot fail.
         for (slot, block) in &subject.blocks {
             let gpa = self.blocks.key(*slot).map_or(0, |k| k.gpa);
-            let _ = writeln!(out, "guest code at {:#x} (guest-physical {gpa:#x}):", block.rip);
-            let _ = writeln!(out, "{}", lift::disassemble(block, &self.shared.ram, gpa));
+            let _ =
+                writeln!(out, "guest code at {:#x} (guest-physical {gpa:#x}):", subject.base.wrapping_add(block.rip));
+            let _ = writeln!(out, "{}", lift::disassemble(block, subject.base, &self.shared.ram, gpa));
             let _ = writeln!(out, "{}", crate::ir::text::print(block));
         }
         let _ = writeln!(out, "blocks run: {:?}", expected.ran);

@@ -1,5 +1,5 @@
 //! Small bare-metal programs, run to a HLT: what user-mode tests cannot reach. All of them run three times: in the
-//! interpreter, in baseline code and in Cranelift's.
+//! interpreter, in baseline code and in Cranelift's. In the interpreter all flat code is relative, not that of users alone.
 
 macro_rules! suite {
     ($name:ident, $tier:literal) => {
@@ -23,6 +23,7 @@ macro_rules! suite {
             mod paging;
             mod ports;
             mod processors;
+            mod relative;
             mod segments;
             mod self_modifying;
             mod tasks;

@@ -223,6 +223,8 @@ impl Lab {
             self.cpu.invalidate_code(gpa, RAM);
         }
         self.cpu.drop_all_code();
+        // Code that is found at any address against code of one address, in each pairing of tiers.
+        self.cpu.blocks.relative_everywhere = (seed >> 8 ^ first as u64) & 1 != 0;
         self.board.log.store(seed, Ordering::Relaxed);
         self.board.ignore_fpu_errors.store(seed & 1 != 0, Ordering::Relaxed);
         let exits = self.rounds(&script);
