@@ -20,6 +20,7 @@ pub mod isa_dma;
 pub mod lapic;
 pub mod offload;
 pub mod pci;
+pub mod pflash;
 pub mod pic;
 pub mod pit;
 pub mod pvpanic;

@@ -41,6 +41,8 @@ const PAGE: u64 = 4096;
 pub struct Boot {
     kernel: Option<Kernel>,
     bios: Option<Image>,
+    /// Firmware is in flash, which has its content already.
+    flash: bool,
     loaders: Vec<OpenLoader>,
 }
 
@@ -112,12 +114,13 @@ impl Boot {
         let bios = config.boot.bios.as_deref().map(|path| Image::open("-bios", path)).transpose()?;
         let kernel = config.boot.kernel.as_deref().map(|path| Kernel::open(path, config)).transpose()?;
         let loaders = config.loaders.iter().map(OpenLoader::open).collect::<Result<Vec<_>>>()?;
-        if kernel.is_none() && bios.is_none() && !loaders.iter().any(OpenLoader::starts_first_cpu) {
+        let nothing = kernel.is_none() && bios.is_none() && !config.boot.flash;
+        if nothing && !loaders.iter().any(OpenLoader::starts_first_cpu) {
             bail!(
                 "nothing to start: give -kernel FILE, -bios FILE, or -device loader,file=FILE,addr=ADDRESS,cpu-num=0"
             );
         }
-        Ok(Self { kernel, bios, loaders })
+        Ok(Self { kernel, bios, flash: config.boot.flash, loaders })
     }
 
     /// Bytes of ROM that the firmware image needs.
@@ -127,7 +130,7 @@ impl Boot {
 
     /// Firmware starts, from ROM.
     pub fn has_firmware(&self) -> bool {
-        self.bios.is_some()
+        self.bios.is_some() || self.flash
     }
 
     /// A kernel is started without firmware, so the machine provides the tables that firmware would.

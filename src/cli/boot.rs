@@ -54,8 +54,8 @@ pub fn firmware_dirs(arguments: &Arguments) -> Vec<PathBuf> {
     dirs
 }
 
-/// What is started. `disks`: there is a disk or a card that firmware could start from.
-pub fn settle(arguments: &Arguments, disks: bool) -> Result<BootConfig> {
+/// What is started. `disks`: there is a disk or a card that firmware could start from. `flash`: it is in flash.
+pub fn settle(arguments: &Arguments, disks: bool, flash: bool) -> Result<BootConfig> {
     let order = order(arguments)?;
     let file = |name: &str| -> Result<Option<PathBuf>> {
         let Some(path) = arguments.one(name) else { return Ok(None) };
@@ -75,7 +75,9 @@ pub fn settle(arguments: &Arguments, disks: bool) -> Result<BootConfig> {
     let modules = arguments.one("initrd").filter(|list| list.contains([',', ' ']) && !Path::new(list).exists());
     let bios = match arguments.one("bios") {
         Some(name) => Some(firmware(name, &firmware_dirs)?),
-        None if kernel.is_none() && (disks || order.asks_network()) => Some(default_firmware(&firmware_dirs)?),
+        None if kernel.is_none() && !flash && (disks || order.asks_network()) => {
+            Some(default_firmware(&firmware_dirs)?)
+        }
         None => None,
     };
     Ok(BootConfig {
@@ -83,6 +85,7 @@ pub fn settle(arguments: &Arguments, disks: bool) -> Result<BootConfig> {
         initrd: modules.map(PathBuf::from).map_or_else(|| file("initrd"), |list| Ok(Some(list)))?,
         append: arguments.one("append").unwrap_or("").to_owned(),
         bios,
+        flash,
         firmware_dirs,
         order,
     })

@@ -119,6 +119,8 @@ pub struct BootConfig {
     pub append: String,
     /// `-bios`, already looked up in `-L`.
     pub bios: Option<PathBuf>,
+    /// Firmware is in flash.
+    pub flash: bool,
     /// `-L`: where firmware images are looked for, in order.
     pub firmware_dirs: Vec<PathBuf>,
     /// `-boot`: what firmware tries.
@@ -276,6 +278,11 @@ pub enum Attachment {
         unit: u8,
         /// What kind of drive it is; as the medium wants it if none.
         kind: Option<DriveType>,
+    },
+    /// In a flash chip with firmware.
+    Flash {
+        /// 0 or 1: the one that ends at 4 GiB, or the one before.
+        unit: u8,
     },
     /// At a SCSI host.
     Scsi {

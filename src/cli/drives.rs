@@ -4,7 +4,7 @@ use super::boot::readable;
 use super::config::{Attachment, DriveSpec, ScsiHostSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;
-use super::{floppy, scsi, suggest, values};
+use super::{flash, floppy, scsi, suggest, values};
 use anyhow::{Result, anyhow, bail};
 use brolga::block::drive::DriveOptions;
 use brolga_devices::fdc::DriveType;
@@ -46,6 +46,8 @@ pub(super) enum Wants {
         /// `drive-type=`.
         kind: Option<DriveType>,
     },
+    /// In this flash chip, or in the next that is free.
+    Flash(Option<u8>),
     /// At a SCSI host, at this target, or at the next that is free.
     Scsi {
         /// Index of the host.
@@ -76,6 +78,11 @@ impl Drives {
                 let wants = Wants::Floppy { unit: Some(unit), kind: None };
                 this.add(&what, DriveSpec::new(&what, Some(PathBuf::from(path)), false, options), wants)?;
             }
+        }
+        for path in arguments.all("pflash") {
+            let what = format!("-pflash {path}");
+            let options = DriveOptions { snapshot, ..DriveOptions::default() };
+            this.add(&what, DriveSpec::new(&what, Some(PathBuf::from(path)), false, options), Wants::Flash(None))?;
         }
         if let Some(path) = arguments.one("cdrom") {
             this.image(&format!("-cdrom {path}"), path, 2, true, snapshot)?;
@@ -133,16 +140,20 @@ impl Drives {
                  -device scsi-hd,drive=NAME"
             ),
             "floppy" => Wants::Floppy { unit: floppy::unit(&what, index, bus, unit)?, kind: None },
-            "pflash" | "sd" | "mtd" => {
+            "pflash" => Wants::Flash(flash::unit(&what, index, bus, unit)?),
+            "sd" | "mtd" => {
                 bail!("{what}: if={interface} is not supported yet; use if=ide, if=virtio or if=none")
             }
             other => {
-                bail!("{what}: '{other}' is no interface{}", suggest::hint(other, ["ide", "virtio", "floppy", "none"]))
+                bail!(
+                    "{what}: '{other}' is no interface{}",
+                    suggest::hint(other, ["ide", "virtio", "floppy", "pflash", "none"])
+                )
             }
         };
-        let placed = matches!(wants, Wants::Ide(_) | Wants::Floppy { .. });
+        let placed = matches!(wants, Wants::Ide(_) | Wants::Floppy { .. } | Wants::Flash(_));
         if !placed && (index.is_some() || bus.is_some() || unit.is_some()) {
-            bail!("{what}: index, bus and unit are places of if=ide and if=floppy; leave them out");
+            bail!("{what}: index, bus and unit are places of if=ide, if=floppy and if=pflash; leave them out");
         }
         let floppy = matches!(wants, Wants::Floppy { .. });
         if cd && floppy {
@@ -244,6 +255,7 @@ impl Drives {
         let mut drives = self.drives;
         scsi::place(&mut drives)?;
         floppy::place(&mut drives)?;
+        flash::place(&mut drives)?;
         let mut taken: [Option<String>; (IDE_UNITS * IDE_CHANNELS) as usize] = Default::default();
         for fixed in [true, false] {
             for Pending { spec, wants } in &mut drives {
@@ -455,7 +467,7 @@ mod tests {
             Some("unknown or unsupported key 'formta'; did you mean format?")
         );
         assert!(err("file=FILE,if=virtoi").contains("did you mean virtio?"));
-        assert!(err("file=FILE,if=floppy").contains("not supported yet"));
+        assert!(err("file=FILE,if=sd").contains("not supported yet"));
         assert!(err("file=FILE,cache=wroteback").contains("there are writeback"));
         assert!(err("file=FILE,readonly=on").contains("cannot be write-protected"));
         assert!(err("file=FILE,media=cdrom,readonly=off").contains("cannot be written"));

@@ -26,6 +26,16 @@ fn merged(arguments: &Arguments, option: &str, implied: Option<&'static str>) ->
     Ok(merged)
 }
 
+/// Keys that name drives for the flash chips.
+const FLASH: [&str; 2] = ["pflash0", "pflash1"];
+
+/// The drives for the flash chips (`pflash0=`, `pflash1=`).
+pub fn flash(arguments: &Arguments) -> Result<[Option<String>; 2]> {
+    let Some(mut keys) = merged(arguments, "machine", Some("type"))? else { return Ok([None, None]) };
+    let [first, second] = FLASH;
+    Ok([keys.take(first)?, keys.take(second)?])
+}
+
 /// The board and the value of its `accel` key.
 pub fn board(arguments: &Arguments) -> Result<(MachineConfig, Option<String>)> {
     let mut board = MachineConfig { kind: MachineKind::Pc, hpet: true, acpi: true };
@@ -34,6 +44,9 @@ pub fn board(arguments: &Arguments) -> Result<(MachineConfig, Option<String>)> {
         board.kind = board_named(&name)?;
     }
     let accel = keys.take("accel")?;
+    for key in FLASH {
+        keys.take(key)?;
+    }
     board.hpet = keys.take_switch("hpet")?.unwrap_or(true);
     board.acpi = keys.take_switch("acpi")?.unwrap_or(true);
     // Properties of QEMU's boards that scripts spell out although they are so here anyway.

@@ -9,6 +9,7 @@ mod chars;
 pub mod config;
 mod devices;
 mod drives;
+mod flash;
 mod floppy;
 mod gdb;
 mod help;
@@ -70,8 +71,10 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         bail!("-accel check=: compiled code is checked on one processor only; use -smp 1");
     }
     let chars = chars::settle(&arguments)?;
-    let devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?, Drives::collect(&arguments)?)?;
+    let mut devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?, Drives::collect(&arguments)?)?;
     let network = devices.network.finish(&arguments)?;
+    devices.drives.machine_flash(machine::flash(&arguments)?)?;
+    let flash = flash::check(&arguments, &devices.drives)?;
     let (drives, scsi_hosts) = devices.drives.place()?;
     let from_network = network.nics.iter().any(|nic| nic.boot_index.is_some());
     let config = Config {
@@ -82,7 +85,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         topology,
         cpu: machine::cpu(&arguments)?,
         engine,
-        boot: boot::settle(&arguments, !drives.is_empty() || from_network)?,
+        boot: boot::settle(&arguments, !drives.is_empty() || from_network, flash)?,
         loaders: devices.loaders,
         debug_exits: devices.debug_exits,
         debug_consoles: devices.debug_consoles,
@@ -107,7 +110,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     };
     network::check_boot(&config.nics, &config.drives, &config.boot)?;
     absent(&arguments)?;
-    if config.boot.kernel.is_none() && config.boot.bios.is_none() && config.loaders.is_empty() {
+    if config.boot.kernel.is_none() && config.boot.bios.is_none() && !flash && config.loaders.is_empty() {
         bail!(
             "nothing to start; give a disk image or -hda FILE, -cdrom FILE, -kernel FILE, -bios FILE or -device \
              loader,file=FILE (-help lists all options)"

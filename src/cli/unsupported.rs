@@ -36,7 +36,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("option-rom", ""),
     ("overcommit", ""),
     ("perfmap", ""),
-    ("pflash", DISKS),
     ("pidfile", ""),
     ("plugin", ""),
     ("portrait", CONSOLE),

@@ -42,6 +42,11 @@ impl Disks {
     pub fn open(&self, spec: &DriveSpec) -> Result<Option<Arc<dyn Disk>>> {
         let Some(path) = &spec.file else { return Ok(None) };
         let drive = Drive::open(path, &spec.options).with_context(|| spec.what.clone())?;
+        self.adopt(spec, drive).map(Some)
+    }
+
+    /// Takes over the image of `spec` that is open already.
+    pub fn adopt(&self, spec: &DriveSpec, drive: Drive) -> Result<Arc<dyn Disk>> {
         let queue = Queue::new(drive.backend(), THREADS, drive.options().aio);
         let queue = queue.with_context(|| format!("{}: no descriptor or thread", spec.what))?;
         let disk = Arc::new(HostDisk {
@@ -50,14 +55,14 @@ impl Disks {
             queue,
             memory: self.memory.clone(),
             requests: self.requests.clone(),
-            path: path.display().to_string(),
+            path: spec.file.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             gone: AtomicBool::new(false),
             collecting: Mutex::default(),
             state: Mutex::default(),
         });
         self.io.watch(disk.clone());
         locked(&self.disks).push(disk.clone());
-        Ok(Some(disk))
+        Ok(disk)
     }
 
     fn all(&self) -> Vec<Arc<HostDisk>> {
@@ -67,8 +72,11 @@ impl Disks {
     /// Waits until no request is with the host any more, and its device has heard of it.
     pub fn drain(&self) {
         for disk in self.all() {
-            disk.queue.drain();
-            disk.collect();
+            // A device may go on with the next request when it hears of the end of one.
+            while disk.queue.outstanding() != 0 {
+                disk.queue.drain();
+                disk.collect();
+            }
         }
     }
 

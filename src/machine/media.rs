@@ -40,6 +40,7 @@ fn name(spec: &DriveSpec) -> String {
     let kind = if spec.cd { "cd" } else { "hd" };
     match spec.attachment {
         Some(Attachment::Ide { channel, unit }) => format!("ide{channel}-{kind}{unit}"),
+        Some(Attachment::Flash { unit }) => format!("pflash{unit}"),
         Some(Attachment::Floppy { unit, .. }) => format!("floppy{unit}"),
         Some(Attachment::Scsi { host, target, .. }) => format!("scsi{host}-{kind}{target}"),
         Some(Attachment::VirtioBlk { .. }) => "virtio".to_owned(),

@@ -8,6 +8,7 @@ mod debug;
 mod disks;
 mod dma;
 mod firmware;
+mod flash;
 mod floppy;
 mod host;
 mod isa_irq;
@@ -135,7 +136,9 @@ impl Machine {
         io: IoHandle,
     ) -> Result<(Arc<Self>, Arc<Chardevs>, Receiver<Request>)> {
         let boot = Boot::open(config)?;
-        let layout = Layout::new(config.ram, boot.rom_size()?).map_err(|e| anyhow!(e))?;
+        let flash = flash::open(config)?;
+        let rom = if flash.is_empty() { boot.rom_size()? } else { flash::size(&flash) };
+        let layout = Layout::new(config.ram, rom).map_err(|e| anyhow!(e))?;
         let ram = Ram::new(layout.file_size(), layout.regions());
         let ram = Arc::new(ram.map_err(|e| anyhow!("-m: {e}; give the guest less memory"))?);
         let chardevs = Arc::new(Chardevs::open(config)?);
@@ -163,6 +166,7 @@ impl Machine {
                 Console { backend: port.backend(), connect: Box::new(move |device| port.connect(device)) }
             },
         })?;
+        pc.plugged.extend(flash::plug_in(flash, &pc.bus, &memory, &disks)?);
         let board = PcBoard {
             bus: pc.bus.clone(),
             apics: pc.apics.clone(),

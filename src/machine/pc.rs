@@ -76,6 +76,9 @@ const ELCR: u16 = 0x4D0;
 const SMM: bool = false;
 /// Timing registers of both, where firmware turns them on (82371SB datasheet 2.6.8).
 const IDE_TIMING: u8 = 0x40;
+/// Mode and mask of the second DMA controller's first channel.
+const DMA_MODE: u16 = 0xD6;
+const DMA_MASK: u16 = 0xD4;
 /// Power management ports, as the ACPI tables have them.
 const PM_BASE: u16 = 0x600;
 /// General purpose events.
@@ -265,6 +268,9 @@ impl Pc {
         let level = PCI_INTERRUPTS.iter().fold(1 << SCI, |bits, irq| bits | 1u32 << irq);
         self.bus.pio_write(ELCR, 2, level);
         self.pci.config_write(IDE_FUNCTION, IDE_TIMING, 4, 0x8000_8000);
+        // The second DMA controller passes the first one's requests on.
+        self.bus.pio_write(DMA_MODE, 1, 0xC0);
+        self.bus.pio_write(DMA_MASK, 1, 0);
         bars::assign(&self.pci, PCI_WINDOW, PCI_PORTS, |device, pin| self.piix3.routed_irq(device, pin));
     }
 

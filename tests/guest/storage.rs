@@ -17,7 +17,7 @@ fn linux(options: &[&str]) -> Guest {
 }
 
 /// Types a command in the monitor; what it shows.
-fn monitor(guest: &mut Guest, command: &str) -> String {
+pub fn monitor(guest: &mut Guest, command: &str) -> String {
     guest.send("\x01c");
     guest.expect("(brolga) ", COMMAND);
     guest.send(&format!("{command}\r"));
@@ -28,7 +28,7 @@ fn monitor(guest: &mut Guest, command: &str) -> String {
     shown
 }
 
-fn md5(path: &std::path::Path) -> String {
+pub fn md5(path: &std::path::Path) -> String {
     let host = Command::new("md5sum").arg(path).output().expect("md5sum");
     String::from_utf8_lossy(&host.stdout).split_whitespace().next().expect("a sum").to_owned()
 }
