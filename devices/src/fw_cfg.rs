@@ -8,7 +8,7 @@ use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::locked;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Ports from 0x510: selector (2), data (1), then the address register of DMA.
 pub const PORTS: u32 = 12;
@@ -172,12 +172,14 @@ pub struct FwCfg {
     items: Mutex<Arc<BTreeMap<u16, Vec<u8>>>>,
     dma: Arc<dyn Dma>,
     position: Mutex<Position>,
+    /// Called before the directory's files are read.
+    before: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl FwCfg {
     /// A device without items.
     pub fn new(dma: Arc<dyn Dma>) -> Arc<Self> {
-        Arc::new(Self { items: Mutex::default(), dma, position: Mutex::default() })
+        Arc::new(Self { items: Mutex::default(), dma, position: Mutex::default(), before: OnceLock::new() })
     }
 
     /// Puts `items` in the place of what there was.
@@ -185,7 +187,17 @@ impl FwCfg {
         *locked(&self.items) = Arc::new(items.numbered());
     }
 
+    /// Has `before` called when firmware turns to a file: the last chance to [provide](Self::provide) another content. The
+    /// first one stays.
+    pub fn before_files(&self, before: Box<dyn Fn() + Send + Sync>) {
+        // A second one would be a mistake of the machine's.
+        let _ = self.before.set(before);
+    }
+
     fn select(&self, number: u16) {
+        if let Some(before) = self.before.get().filter(|_| number >= FIRST_FILE) {
+            before();
+        }
         let mut position = locked(&self.position);
         position.selected = number;
         position.offset = 0;
@@ -280,17 +292,17 @@ impl Device for FwCfg {
     }
 
     fn reset(&self) {
-        let Self { items: _, dma: _, position } = self;
+        let Self { items: _, dma: _, position, before: _ } = self;
         *locked(position) = Position::default();
     }
 
     fn save(&self) -> StateValue {
-        let Self { items: _, dma: _, position } = self;
+        let Self { items: _, dma: _, position, before: _ } = self;
         to_state(&*locked(position))
     }
 
     fn restore(&self, state: &StateValue) -> Result<(), StateError> {
-        let Self { items: _, dma: _, position } = self;
+        let Self { items: _, dma: _, position, before: _ } = self;
         *locked(position) = from_state(self.name(), state)?;
         Ok(())
     }
@@ -332,6 +344,19 @@ mod tests {
         let mut result = [0; 4];
         memory.read(0x100, &mut result);
         u32::from_be_bytes(result)
+    }
+
+    #[test]
+    fn files_may_change_until_they_are_read() {
+        let (device, _) = device();
+        let weak = Arc::downgrade(&device);
+        device.before_files(Box::new(move || {
+            let mut items = Items::new();
+            items.add_file("etc/a", b"other".to_vec()).expect("a name");
+            weak.upgrade().into_iter().for_each(|device| device.provide(items.clone()));
+        }));
+        assert_eq!(read_item(&device, item::PROCESSORS, 1), [2], "numbered items are none");
+        assert_eq!(read_item(&device, FIRST_FILE, 5), b"other");
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Commands, Control, MonitorHost, RunState};
 use crate::net::Netdev;
 use crate::vcpu::{VcpuEvents, VcpuThread};
+use acpi::AcpiConfig;
 use anyhow::{Context, Result, anyhow};
 use board::PcBoard;
 use brolga_devices::services::PowerEvent;
@@ -50,7 +51,7 @@ use pc::{Console, Pc, Surroundings};
 use shadow::Shadow;
 use signals::{CpuLink, PowerControl};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tables::SystemTables;
 
@@ -89,6 +90,9 @@ pub struct Machine {
     pc: Pc,
     disks: Arc<Disks>,
     media: Media,
+    config: Config,
+    /// Where firmware's tables say that the power management ports are.
+    told_pm_base: Mutex<u16>,
     boot_order: BootOrder,
     /// The machine was loaded before: `-boot once=` is over.
     loaded_before: AtomicBool,
@@ -191,6 +195,7 @@ impl Machine {
         };
         let facts = Facts { layout, rsdp: tables.rsdp, long_mode: config.cpu.has(Feature::LM) };
         pc.fw_cfg.provide(firmware::items(config, &boot, facts, &pc.acpi, &pc.boot_paths)?);
+        let pc_pm_base = pc.acpi.pm_base;
         let machine = Self {
             program: config.identity.program.clone(),
             actions: config.actions,
@@ -205,6 +210,8 @@ impl Machine {
             media: Media::new(std::mem::take(&mut pc.plugged), disks.clone()),
             pc,
             disks,
+            config: config.clone(),
+            told_pm_base: Mutex::new(pc_pm_base),
             boot_order: config.boot.order.clone(),
             loaded_before: AtomicBool::new(false),
             nics: config.nics.clone(),
@@ -216,7 +223,30 @@ impl Machine {
             listener: Mutex::default(),
             placed: Mutex::default(),
         };
-        Ok((Arc::new(machine), chardevs, receiver))
+        let machine = Arc::new(machine);
+        let weak = Arc::downgrade(&machine);
+        let update = move || weak.upgrade().into_iter().for_each(|machine| machine.update_tables());
+        machine.pc.fw_cfg.before_files(Box::new(update));
+        Ok((machine, chardevs, receiver))
+    }
+}
+
+impl Machine {
+    /// Firmware is about to read its tables: they follow where it has put the power management ports. Files stay as long
+    /// as they are.
+    fn update_tables(&self) {
+        let Some(pm_base) = self.pc.pm_base() else { return };
+        {
+            let mut told = self.told_pm_base.lock().unwrap_or_else(PoisonError::into_inner);
+            if std::mem::replace(&mut *told, pm_base) == pm_base {
+                return;
+            }
+        }
+        let acpi = AcpiConfig { pm_base, ..self.pc.acpi.clone() };
+        match firmware::items(&self.config, &self.boot, self.facts, &acpi, &self.pc.boot_paths) {
+            Ok(items) => self.pc.fw_cfg.provide(items),
+            Err(error) => tracing::error!("firmware keeps its old tables: {error:#}"),
+        }
     }
 }
 

@@ -274,6 +274,12 @@ impl Pc {
         bars::assign(&self.pci, PCI_WINDOW, PCI_PORTS, |device, pin| self.piix3.routed_irq(device, pin));
     }
 
+    /// First power management port, as firmware has placed it; `None` where it has not.
+    pub fn pm_base(&self) -> Option<u16> {
+        let base = self.pci.config_read(PM_FUNCTION, PMBASE, 4) as u16 & 0xFFC0;
+        (base != 0 && self.pci.config_read(PM_FUNCTION, PMREGMISC, 1) & 1 != 0).then_some(base)
+    }
+
     /// The user presses the power button.
     pub fn press_power_button(&self) {
         self.pm.press_power_button();
@@ -448,6 +454,7 @@ impl Builder<'_> {
             // The guest finds the same value in the register.
             hpet: config.machine.hpet.then(|| self.bus.mmio_read(HPET_BASE, 4) as u32),
             serials: config.serials.map(|s| s.is_some()),
+            pm_base: PM_BASE,
             floppy: config.drives.iter().any(|d| matches!(d.attachment, Some(Attachment::Floppy { .. }))),
             panic_port: config.peripherals.panic_port,
             vga: false,

@@ -1,6 +1,6 @@
 //! The differentiated description table: what the guest cannot find out by itself, in AML.
 
-use super::{AcpiConfig, GPE0, GPE0_LENGTH, HPET, PM_BASE, PM_LENGTH, SMI_COMMAND, table};
+use super::{AcpiConfig, GPE0, GPE0_LENGTH, HPET, PM_LENGTH, SMI_COMMAND, table};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Package, PackageBuilder,
     ResourceTemplate, Scope, ZERO,
@@ -66,7 +66,7 @@ pub(super) fn build(config: &AcpiConfig) -> Sdt {
     let mut aml = Vec::new();
     Name::new("\\_S5_".into(), &Package::new(vec![&config.power_off_type, &config.power_off_type, &ZERO, &ZERO]))
         .to_aml_bytes(&mut aml);
-    let mut devices = vec![processors(config), host_bridge(config), board_resources()];
+    let mut devices = vec![processors(config), host_bridge(config), board_resources(config)];
     if config.hpet.is_some() {
         devices.push(hpet());
     }
@@ -179,13 +179,13 @@ fn isa_object(name: &str, id: &dyn Aml, uid: u8, resources: &[&dyn Aml]) -> Enco
 }
 
 /// Ports of the board that no other device claims. (The reset port is within the host bridge's.)
-fn board_resources() -> Encoded {
+fn board_resources(config: &AcpiConfig) -> Encoded {
     isa_device(
         "RES_",
         "PNP0C02",
         0,
         &[
-            &ports(PM_BASE, PM_LENGTH),
+            &ports(config.pm_base, PM_LENGTH),
             &ports(GPE0, GPE0_LENGTH),
             &ports(SMI_COMMAND, 2),
             &ports(0x92, 1),

@@ -47,11 +47,10 @@ const SCI: u8 = 9;
 const SMI_COMMAND: u16 = 0xB2;
 const ACPI_ENABLE: u8 = 0xF1;
 const ACPI_DISABLE: u8 = 0xF0;
-/// Power management ports: PM1 event (4 bytes), PM1 control (2), timer (4).
-const PM_BASE: u16 = 0x600;
+/// Power management ports: PM1 event (4 bytes), PM1 control (2), timer (4), by their offsets.
 const PM_LENGTH: u8 = 0x40;
-const PM1_CONTROL: u16 = PM_BASE + 4;
-const PM_TIMER: u16 = PM_BASE + 8;
+const PM1_CONTROL: u16 = 4;
+const PM_TIMER: u16 = 8;
 /// General-purpose events, status and enable.
 const GPE0: u16 = 0xAFE0;
 const GPE0_LENGTH: u8 = 4;
@@ -72,6 +71,8 @@ pub struct AcpiConfig {
     pub hpet: Option<u32>,
     /// Which of COM1 to COM4 there are.
     pub serials: [bool; 4],
+    /// First power management port, where firmware puts it.
+    pub pm_base: u16,
     /// There is a floppy controller.
     pub floppy: bool,
     /// The port through which the guest reports a crash, if there is one.
@@ -229,15 +230,17 @@ fn fadt(config: &AcpiConfig, facs: u32, dsdt: u32) -> acpi_tables::fadt::FADT {
     fadt.smi_cmd = u32::from(SMI_COMMAND).into();
     fadt.acpi_enable = ACPI_ENABLE;
     fadt.acpi_disable = ACPI_DISABLE;
-    fadt.pm1a_evt_blk = u32::from(PM_BASE).into();
+    let (event, control) = (config.pm_base, config.pm_base.wrapping_add(PM1_CONTROL));
+    let timer = config.pm_base.wrapping_add(PM_TIMER);
+    fadt.pm1a_evt_blk = u32::from(event).into();
     fadt.pm1_evt_len = 4;
-    fadt.x_pm1a_evt_blk = port(PM_BASE, 32, AccessSize::WordAccess);
-    fadt.pm1a_cnt_blk = u32::from(PM1_CONTROL).into();
+    fadt.x_pm1a_evt_blk = port(event, 32, AccessSize::WordAccess);
+    fadt.pm1a_cnt_blk = u32::from(control).into();
     fadt.pm1_cnt_len = 2;
-    fadt.x_pm1a_cnt_blk = port(PM1_CONTROL, 16, AccessSize::WordAccess);
-    fadt.pm_tmr_blk = u32::from(PM_TIMER).into();
+    fadt.x_pm1a_cnt_blk = port(control, 16, AccessSize::WordAccess);
+    fadt.pm_tmr_blk = u32::from(timer).into();
     fadt.pm_tmr_len = 4;
-    fadt.x_pm_tmr_blk = port(PM_TIMER, 32, AccessSize::DwordAccess);
+    fadt.x_pm_tmr_blk = port(timer, 32, AccessSize::DwordAccess);
     fadt.x_gpe0_blk = port(GPE0, GPE0_LENGTH * 8, AccessSize::ByteAccess);
     // Above 100 and 1000 microseconds: there is no C2 or C3 state.
     fadt.p_lvl2_lat = 0xFFF.into();

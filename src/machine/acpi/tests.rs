@@ -7,6 +7,7 @@ pub fn config() -> AcpiConfig {
         ioapic_id: 0,
         hpet: Some(0x8086_A201),
         serials: [true, false, false, false],
+        pm_base: 0x600,
         floppy: true,
         panic_port: Some(0x505),
         vga: false,
