@@ -10,8 +10,8 @@ pub mod ninep;
 pub mod pci;
 pub mod queue;
 mod ranges;
-pub mod scsi;
 pub mod rng;
+pub mod scsi;
 pub mod serial;
 
 #[cfg(test)]
