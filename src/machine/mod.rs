@@ -148,6 +148,7 @@ impl Machine {
         let chardevs = Arc::new(Chardevs::open(config)?);
         let (requests, receiver) = unbounded();
         let links: Vec<_> = (0..config.topology.processors()).map(|_| Arc::new(CpuLink::default())).collect();
+        nics::tell_alone(config);
         let netdevs = config.netdevs.iter().map(|spec| Netdev::open(spec, clock.clone(), &io));
         let netdevs = netdevs.collect::<Result<Vec<_>>>()?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));

@@ -1,6 +1,7 @@
 //! Network cards in their PCI slots.
 
 use super::storage::Slots;
+use crate::cli::config::Config;
 use crate::cli::config::network::{NicModel, NicSpec};
 use anyhow::{Context, Result, anyhow};
 use brolga_devices::e1000::{self, E1000};
@@ -67,6 +68,23 @@ fn rom(slots: &Slots, nic: &NicSpec) -> Result<Option<Rom>> {
         NicModel::VirtioNet { .. } => rom.made_for(0x1af4, 0x1041, 0x1000),
         NicModel::E1000 => rom,
     }))
+}
+
+/// Tells the user of cards and host ends that nothing is connected to, as those are mistakes more often than not.
+pub fn tell_alone(config: &Config) {
+    let program = &config.identity.program;
+    for nic in config.nics.iter().filter(|nic| nic.netdev.is_none()) {
+        let model = name(nic.model);
+        eprintln!(
+            "{program}: -device {model}: no host end, its cable leads nowhere; add -netdev user,id=n and netdev=n"
+        );
+    }
+    for (at, netdev) in config.netdevs.iter().enumerate() {
+        if config.nics.iter().all(|nic| nic.netdev != Some(at)) {
+            let id = &netdev.id;
+            eprintln!("{program}: -netdev id={id}: no card is connected to it; add -device virtio-net-pci,netdev={id}");
+        }
+    }
 }
 
 fn name(model: NicModel) -> &'static str {

@@ -2,6 +2,7 @@
 
 use super::Card;
 use super::descriptor;
+use super::holder::by_whom;
 use crate::cli::config::network::DatagramConfig;
 use crate::io_thread::FdWatcher;
 use anyhow::{Context, Result, anyhow};
@@ -54,14 +55,14 @@ impl DatagramNet {
                     return Err(anyhow!("{local} and {remote} are of two versions; use addresses of one"));
                 }
                 let socket = Socket::new(Domain::for_address(local), Type::DGRAM, None)?;
-                socket.bind(&local.into()).map_err(|e| refusal(&local.to_string(), &e))?;
+                socket.bind(&local.into()).map_err(|e| taken(local, &e))?;
                 Self { socket, remote: Some((*remote).into()), group: None, path: None, refused, card }
             }
             DatagramConfig::Group { group, interface } => {
                 let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
                 // Everybody on this host who is in the group has its port.
                 socket.set_reuse_address(true)?;
-                socket.bind(&SocketAddr::V4(*group).into()).map_err(|e| refusal(&group.to_string(), &e))?;
+                socket.bind(&SocketAddr::V4(*group).into()).map_err(|e| taken(SocketAddr::V4(*group), &e))?;
                 let interface = interface.unwrap_or(Ipv4Addr::UNSPECIFIED);
                 socket
                     .join_multicast_v4(group.ip(), &interface)
@@ -79,7 +80,7 @@ impl DatagramNet {
             DatagramConfig::Unix { local, remote } => {
                 let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
                 let shown = local.display().to_string();
-                socket.bind(&SockAddr::unix(local)?).map_err(|e| refusal(&shown, &e))?;
+                socket.bind(&SockAddr::unix(local)?).map_err(|e| refusal(&shown, "", &e))?;
                 let remote = Some(SockAddr::unix(remote)?);
                 Self { socket, remote, group: None, path: Some(local.clone()), refused, card }
             }
@@ -130,14 +131,19 @@ impl DatagramNet {
     }
 }
 
-fn refusal(address: &str, error: &io::Error) -> anyhow::Error {
+fn taken(address: SocketAddr, error: &io::Error) -> anyhow::Error {
+    let whom = if error.kind() == ErrorKind::AddrInUse { by_whom(true, address.port()) } else { String::new() };
+    refusal(&address.to_string(), &whom, error)
+}
+
+fn refusal(address: &str, whom: &str, error: &io::Error) -> anyhow::Error {
     let remedy = match error.kind() {
         ErrorKind::AddrInUse => "; choose another address, or remove what a program that ended has left",
         _ => "",
     };
     let reason = error.to_string();
     let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
-    anyhow!("cannot receive at {address}: {reason}{remedy}")
+    anyhow!("cannot receive at {address}: {reason}{whom}{remedy}")
 }
 
 impl NetBackend for DatagramNet {
@@ -245,6 +251,10 @@ mod tests {
             assert_eq!(wait(&one, &ones, 1), [vec![9; 60]]);
         }
         assert!(!left.exists() && !right.exists());
+        let holder = std::net::UdpSocket::bind(a).unwrap();
+        let error = DatagramNet::open(&DatagramConfig::Inet { local: Some(a), remote: b }).err().unwrap().to_string();
+        assert!(error.contains(&format!(" by process {} (", std::process::id())), "{error}");
+        drop(holder);
         std::fs::write(&left, "").unwrap();
         let taken = DatagramConfig::Unix { local: left.clone(), remote: right };
         let error = DatagramNet::open(&taken).err().unwrap().to_string();

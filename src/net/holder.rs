@@ -25,6 +25,11 @@ pub fn holder(udp: bool, port: u16) -> Option<(u32, String)> {
     Some((pid, command.trim_end().to_owned()))
 }
 
+/// The same as part of a sentence about a port that is taken; empty if nobody is found.
+pub fn by_whom(udp: bool, port: u16) -> String {
+    holder(udp, port).map_or_else(String::new, |(pid, command)| format!(" by process {pid} ({command})"))
+}
+
 /// The inode in a line of the table, if it is a socket that holds `port`.
 fn listening(line: &str, udp: bool, port: u16) -> Option<&str> {
     const LISTEN: &str = "0A";

@@ -3,6 +3,7 @@
 use super::Card;
 use super::descriptor;
 use super::framing::{Incoming, Outgoing};
+use super::holder::by_whom;
 use super::poller::{Owner, Poller};
 use crate::cli::config::network::{StreamAddress, StreamConfig};
 use crate::io_thread::FdWatcher;
@@ -306,9 +307,13 @@ fn refusal(address: &StreamAddress, what: &str, error: &io::Error) -> anyhow::Er
         ErrorKind::AddrInUse => "; choose another address",
         _ => "",
     };
+    let whom = match (error.kind(), address) {
+        (ErrorKind::AddrInUse, StreamAddress::Inet(address)) => by_whom(false, address.port()),
+        _ => String::new(),
+    };
     let reason = error.to_string();
     let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
-    anyhow!("cannot {what} {}: {reason}{remedy}", show(address))
+    anyhow!("cannot {what} {}: {reason}{whom}{remedy}", show(address))
 }
 
 fn new_socket(address: &StreamAddress) -> io::Result<(Socket, SockAddr)> {
