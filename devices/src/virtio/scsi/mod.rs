@@ -35,7 +35,7 @@ pub const MAX_QUEUES: u16 = 62;
 const MAX_SECTORS: u32 = crate::scsi::identity::MAX_TRANSFER;
 const REQUESTS_OF_UNIT: u32 = 128;
 const MAX_TARGET: u16 = 255;
-/// See [`MAX_TARGET`].
+/// The highest number of a unit.
 pub const MAX_LUN: u16 = 16383;
 /// Bytes of an event.
 const EVENT: u32 = 16;
