@@ -29,6 +29,7 @@ pub mod scsi;
 pub mod services;
 pub mod state;
 pub mod uart;
+pub mod vga;
 pub mod virtio;
 pub mod wire;
 

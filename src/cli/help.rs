@@ -2,7 +2,7 @@
 
 use super::config::Identity;
 use super::options::{Arguments, OPTIONS};
-use super::{boot, devices, network, objects};
+use super::{boot, devices, display, network, objects};
 use crate::log::ITEMS;
 use anyhow::Result;
 
@@ -105,6 +105,7 @@ fn values_of(option: &str) -> String {
             ("tcg", "another name of jit"),
         ]),
         "d" => list(ITEMS),
+        "vga" => list(display::CARDS),
         _ => list(&[("none", "the only choice so far")]),
     }
 }

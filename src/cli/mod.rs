@@ -8,6 +8,7 @@ mod boot;
 mod chars;
 pub mod config;
 mod devices;
+mod display;
 mod drives;
 mod flash;
 mod floppy;
@@ -123,7 +124,6 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
 fn absent(arguments: &Arguments) -> Result<()> {
     const ABSENT: &[(&str, &str)] = &[
         ("display", "there is no display yet; use -display none, or -nographic for a console"),
-        ("vga", "there is no graphics card yet; use -vga none"),
         ("parallel", "there is no parallel port; use -parallel none"),
     ];
     for (name, why) in ABSENT {
@@ -182,7 +182,7 @@ pub(crate) mod tests {
     #[test]
     fn absent_hardware() {
         assert!(with(&["-display", "none", "-vga", "none", "-net", "none", "-parallel", "none"]).is_ok());
-        assert_eq!(with(&["-vga", "std"]).unwrap_err(), "-vga std: there is no graphics card yet; use -vga none");
+        assert!(with(&["-display", "gtk"]).unwrap_err().starts_with("-display gtk: there is no display yet"));
     }
 
     /// Whatever is typed, the answer is a configuration, a text or one line of error.

@@ -77,7 +77,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(CONSOLE, "mon", Times::Many, "chardev=NAME", "monitor on a named host end"),
     row(CONSOLE, "echr", Times::Once, "CODE", "escape character of mon:stdio by its ASCII code, instead of 1 (Ctrl-A)"),
     row(CONSOLE, "display", Times::Once, "none", "there is no display yet"),
-    row(CONSOLE, "vga", Times::Once, "none", "there is no graphics card yet"),
+    row(CONSOLE, "vga", Times::Once, "std|none", "graphics card; its text screen is shown by the monitor's info qtree"),
     row(CONSOLE, "parallel", Times::Many, "none", "there is no parallel port"),
     row(DISKS, "hda", Times::Once, "FILE", "disk image on IDE; -hdb, -hdc and -hdd likewise, or just FILE for the first"),
     row(DISKS, "hdb", Times::Once, "FILE", "second disk of the first IDE channel"),

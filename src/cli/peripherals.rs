@@ -7,7 +7,7 @@ use super::network::place;
 use super::objects::Objects;
 use super::options::Arguments;
 use super::sharing::{self, Shares};
-use super::{serial_bus, values};
+use super::{display, serial_bus, values};
 use anyhow::{Result, bail};
 
 /// Period of the entropy device's rate in milliseconds, unless told.
@@ -100,7 +100,8 @@ pub struct Collected {
 impl Collected {
     /// Nothing yet but what devices refer to.
     pub fn begin(arguments: &Arguments) -> Result<Self> {
-        let wanted = Peripherals { shares: sharing::virtfs(arguments)?, ..Peripherals::default() };
+        let (shares, vga) = (sharing::virtfs(arguments)?, display::settle(arguments)?);
+        let wanted = Peripherals { shares, vga, ..Peripherals::default() };
         Ok(Self { wanted, shares: Shares::collect(arguments)?, objects: Objects::collect(arguments)? })
     }
 }

@@ -457,7 +457,7 @@ impl Builder<'_> {
             pm_base: PM_BASE,
             floppy: config.drives.iter().any(|d| matches!(d.attachment, Some(Attachment::Floppy { .. }))),
             panic_port: config.peripherals.panic_port,
-            vga: false,
+            vga: config.peripherals.vga.is_some(),
             pci_window: PCI_WINDOW,
             pci_window_64: None,
             pci_interrupts: PCI_INTERRUPTS,

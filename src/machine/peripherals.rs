@@ -2,15 +2,17 @@
 
 use super::pc::Console;
 use super::storage::Slots;
-use crate::cli::config::peripherals::{BalloonSpec, Place, RngSpec, SerialBusSpec};
+use crate::cli::config::peripherals::{BalloonSpec, Place, RngSpec, SerialBusSpec, VgaSpec};
 use crate::cli::config::sharing::ShareSpec;
 use crate::share;
 use anyhow::{Context, Result, anyhow};
 use brolga_devices::bus::Device;
 use brolga_devices::i6300esb::I6300Esb;
+use brolga_devices::pci::bar::Rom;
 use brolga_devices::pci::{DevFn, PciFunction};
 use brolga_devices::pvpanic::{PanicFunction, PanicPort};
 use brolga_devices::services::MsiSink;
+use brolga_devices::vga::Vga;
 use brolga_devices::virtio::Parts;
 use brolga_devices::virtio::balloon::{self, BalloonConfig, VirtioBalloon};
 use brolga_devices::virtio::ninep::Virtio9p;
@@ -19,6 +21,8 @@ use brolga_devices::virtio::rng::{Rate, VirtioRng};
 use brolga_devices::virtio::serial::{PortSpec, VirtioSerial};
 use std::sync::Arc;
 
+/// Where a PC has its graphics card.
+const VGA: DevFn = DevFn::new(2, 0);
 /// INTA#.
 const PIN: u8 = 1;
 
@@ -42,6 +46,9 @@ impl Peripherals {
     pub fn plug_in(&mut self, slots: &Slots, placed: bool) -> Result<()> {
         let wanted = &slots.s.config.peripherals;
         let mut b = Builder { slots, placed, plugged: self };
+        if let Some(spec) = wanted.vga.as_ref().filter(|_| placed) {
+            b.vga(spec).context("-vga std")?;
+        }
         for (index, spec) in wanted.rngs.iter().enumerate() {
             b.at(spec.place, &spec.what, |b, place| b.rng(index, spec, place))?;
         }
@@ -105,6 +112,18 @@ impl Builder<'_> {
         let Slots { bus, piix3, apics, .. } = self.slots;
         let messages = Arc::clone(apics) as Arc<dyn MsiSink>;
         self.insert(place, name, VirtioPci::new(bus, parts, piix3.intx(place.device(), PIN), messages)?)
+    }
+
+    fn vga(&self, spec: &VgaSpec) -> Result<()> {
+        let rom = match &spec.rom {
+            Some(path) => {
+                let image = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+                let rom = Rom::new(&image);
+                Some(rom.with_context(|| format!("{}: this is no ROM; use another with -L", path.display()))?)
+            }
+            None => None,
+        };
+        self.insert(VGA, "vga".to_owned(), Vga::new(self.slots.bus, rom)?)
     }
 
     fn rng(&mut self, index: usize, spec: &RngSpec, place: DevFn) -> Result<()> {

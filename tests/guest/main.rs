@@ -25,3 +25,4 @@ mod storage;
 mod time;
 mod uefi;
 mod userland;
+mod vga;

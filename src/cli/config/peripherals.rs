@@ -10,6 +10,8 @@ pub type Place = (u8, u8);
 /// All of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peripherals {
+    /// `-vga std`.
+    pub vga: Option<VgaSpec>,
     /// `-device virtio-rng-pci`.
     pub rngs: Vec<RngSpec>,
     /// `-device virtio-balloon-pci`.
@@ -24,6 +26,13 @@ pub struct Peripherals {
     pub panic_functions: Vec<PanicSpec>,
     /// `-device i6300esb`.
     pub watchdog: Option<WatchdogSpec>,
+}
+
+/// A graphics card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VgaSpec {
+    /// Its code, which firmware runs. A kernel that is started without firmware needs none.
+    pub rom: Option<PathBuf>,
 }
 
 /// An entropy device.

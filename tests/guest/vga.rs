@@ -1,0 +1,66 @@
+//! The text screen of the graphics card: firmware, a boot loader and a kernel write on it.
+
+use crate::harness::{BOOT, COMMAND, Guest, INIT, PROMPT, cached};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What the monitor shows of the screen.
+fn screen(guest: &mut Guest) -> String {
+    guest.send("\x01c");
+    guest.expect("(brolga) ", COMMAND);
+    guest.send("info qtree\r");
+    guest.expect("info qtree", COMMAND);
+    let tree = guest.expect("(brolga) ", COMMAND);
+    guest.send("\x01c");
+    tree.lines().map(str::trim).filter(|line| line.starts_with("line ")).map(|line| format!("{line}\n")).collect()
+}
+
+/// Waits until the screen shows `text`.
+fn shows(guest: &mut Guest, text: &str) {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        let screen = screen(guest);
+        if screen.contains(text) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{text:?} is not on the screen:\n{screen}");
+        thread::sleep(Duration::from_millis(300));
+    }
+}
+
+fn start(arguments: &[&str]) -> Guest {
+    let fixed = ["-m", "256M", "-nographic", "-no-reboot", "-vga", "std"];
+    let words: Vec<String> = fixed.iter().chain(arguments).map(|&word| word.to_owned()).collect();
+    Guest::start(&words)
+}
+
+#[test]
+fn firmware_and_a_kernel_write_on_the_screen() {
+    let image = cached("disks/grub.img");
+    let drive = format!("file={},format=raw,snapshot=on", image.to_str().expect("a path in UTF-8"));
+    let mut guest = start(&["-drive", &drive]);
+    shows(&mut guest, "SeaBIOS (version");
+    guest.expect(INIT, BOOT);
+    guest.expect(PROMPT, COMMAND);
+    // The kernel found the card, and its text console goes on below.
+    shows(&mut guest, "Booting from Hard Disk");
+    assert!(guest.run("cat /proc/fb /sys/class/vtconsole/vtcon*/name 2>/dev/null").contains("VGA+"));
+    guest.run("echo 'a line for the screen' >/dev/tty1; printf '\\033[10;30Hin the middle' >/dev/tty1");
+    shows(&mut guest, "a line for the screen");
+    shows(&mut guest, "in the middle");
+    let class = guest.run("cat /sys/bus/pci/devices/0000:00:02.0/class /sys/bus/pci/devices/0000:00:02.0/boot_vga");
+    assert_eq!(class.split_whitespace().collect::<Vec<_>>(), ["0x030000", "1"]);
+    // Scrolling, which moves the start of the screen in memory.
+    guest.run("for i in $(seq 200); do echo \"row $i\"; done >/dev/tty1");
+    shows(&mut guest, "row 200");
+    assert!(!screen(&mut guest).contains("a line for the screen"));
+}
+
+#[test]
+fn isolinux_writes_on_the_screen() {
+    let cd = cached("disks/isolinux.iso");
+    let mut guest = start(&["-cdrom", cd.to_str().expect("a path in UTF-8"), "-boot", "d"]);
+    guest.expect("isolinux loads the kernel", BOOT);
+    shows(&mut guest, "ISOLINUX");
+    guest.expect(INIT, BOOT);
+}
