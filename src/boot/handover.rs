@@ -40,7 +40,7 @@ pub fn provide(guest: &Guest, head: &[u8], items: &mut Items) -> Result<()> {
     if header.version() < 0x202 || !header.loaded_high() || code.is_empty() || setup_size > u64::from(STACK_TOP) / 2 {
         refuse!(
             guest.kernel,
-            "firmware starts bzImages of Linux 2.4 or newer only; leave out -bios, or use another kernel"
+            "firmware starts bzImages of Linux 2.4 or newer only; start it without firmware, or use another kernel"
         );
     }
     let mut setup = vec![0; setup_size as usize];
@@ -80,7 +80,7 @@ pub fn provide(guest: &Guest, head: &[u8], items: &mut Items) -> Result<()> {
 fn all(image: &Image, offset: u64) -> Result<Vec<u8>> {
     let size = image.size()?.saturating_sub(offset);
     if u32::try_from(size).is_err() {
-        refuse!(image, "{size} bytes are too many to hand over to firmware; leave out -bios");
+        refuse!(image, "{size} bytes are too many to hand over to firmware; start without it");
     }
     let mut bytes = vec![0; size as usize];
     image.read_at(offset, &mut bytes)?;

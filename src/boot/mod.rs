@@ -144,7 +144,10 @@ impl Boot {
         let guest = kernel.guest(facts);
         match Format::of(&kernel.image)? {
             Format::BzImage(head) => handover::provide(&guest, &head, items)?,
-            _ => refuse!(kernel.image, "firmware starts Linux's bzImages only; leave out -bios, or use another kernel"),
+            _ => refuse!(
+                kernel.image,
+                "firmware starts Linux's bzImages only; start it without firmware, or use another kernel"
+            ),
         }
         Ok(true)
     }

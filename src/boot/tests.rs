@@ -386,6 +386,6 @@ fn handed_over(kernel: &[u8]) -> Result<bool, String> {
 #[test]
 fn firmware_is_handed_bzimages_only() {
     assert_eq!(handed_over(&bzimage(0x20F, 3, &[0x90; 160])), Ok(true));
-    assert!(handed_over(&bzimage(0x20F, 3, &[])).unwrap_err().contains("-bios"));
+    assert!(handed_over(&bzimage(0x20F, 3, &[])).unwrap_err().contains("without firmware"));
     assert!(handed_over(&multiboot_header(0, &[])).unwrap_err().contains("bzImages only"));
 }

@@ -58,10 +58,8 @@ pub fn place(drives: &mut [Pending]) -> Result<()> {
 /// Whether firmware is in flash, which then nothing else can be.
 pub fn check(arguments: &Arguments, drives: &Drives) -> Result<bool> {
     let Some(flash) = drives.drives.iter().find(|d| matches!(d.wants, Wants::Flash(_))) else { return Ok(false) };
-    for name in ["bios", "kernel"] {
-        if let Some(value) = arguments.one(name) {
-            bail!("-{name} {value}: the machine starts from flash ({}); leave one of them out", flash.spec.what);
-        }
+    if let Some(value) = arguments.one("bios") {
+        bail!("-bios {value}: the machine starts from flash ({}); leave one of them out", flash.spec.what);
     }
     Ok(true)
 }
@@ -98,7 +96,7 @@ mod tests {
         assert!(err(&["-drive", "if=pflash,file=FILE,unit=1"]).contains("give unit 0 too"));
         assert!(err(&["-pflash", "FILE", "-pflash", "FILE", "-pflash", "FILE"]).contains("both flash chips are taken"));
         assert!(err(&["-drive", "if=pflash,file=FILE,unit=2"]).contains("two flash chips"));
-        assert!(err(&["-pflash", "FILE", "-kernel", "FILE"]).contains("starts from flash"));
+        assert!(err(&["-pflash", "FILE", "-bios", "FILE"]).contains("starts from flash"));
         assert!(err(&["-M", "pflash0=x"]).contains("there is no -drive with id=x"));
         assert!(err(&["-drive", "if=pflash"]).contains("file= is missing"));
     }

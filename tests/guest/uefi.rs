@@ -1,7 +1,7 @@
 //! UEFI firmware from Debian's package `ovmf` in flash.
 
 use crate::disks::Folder;
-use crate::harness::{BOOT, COMMAND, Guest};
+use crate::harness::{BOOT, Boot, COMMAND, Guest, INIT, PROMPT};
 use std::fs;
 use std::path::Path;
 
@@ -28,4 +28,18 @@ fn the_shell_starts_and_variables_are_kept() {
     guest.expect("Shell>", BOOT);
     guest.send("set kept\r");
     guest.expect("here", COMMAND);
+}
+
+#[test]
+fn a_kernel_is_started_by_its_uefi_stub() {
+    assert!(Path::new(CODE).exists(), "{CODE} is missing: install the package ovmf");
+    let code = format!("if=pflash,format=raw,readonly=on,file={CODE}");
+    let variables = format!("if=pflash,format=raw,snapshot=on,file={VARIABLES}");
+    let options = ["-no-reboot", "-net", "none", "-drive", &code, "-drive", &variables];
+    let boot = Boot::new("debian").initramfs("busybox-amd64").append("quiet handed=over").options(&options);
+    let mut guest = boot.start();
+    guest.expect(INIT, BOOT);
+    guest.expect(PROMPT, COMMAND);
+    assert!(guest.run("cat /proc/cmdline").contains("handed=over"));
+    assert_eq!(guest.run("ls -d /sys/firmware/efi"), "/sys/firmware/efi");
 }
