@@ -148,7 +148,6 @@ impl Machine {
         let chardevs = Arc::new(Chardevs::open(config)?);
         let (requests, receiver) = unbounded();
         let links: Vec<_> = (0..config.topology.processors()).map(|_| Arc::new(CpuLink::default())).collect();
-        nics::tell_alone(config);
         let netdevs = config.netdevs.iter().map(|spec| Netdev::open(spec, clock.clone(), &io));
         let netdevs = netdevs.collect::<Result<Vec<_>>>()?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
@@ -197,6 +196,7 @@ impl Machine {
         let facts = Facts { layout, rsdp: tables.rsdp, long_mode: config.cpu.has(Feature::LM) };
         pc.fw_cfg.provide(firmware::items(config, &boot, facts, &pc.acpi, &pc.boot_paths)?);
         let pc_pm_base = pc.acpi.pm_base;
+        nics::tell_alone(config);
         let machine = Self {
             program: config.identity.program.clone(),
             actions: config.actions,
