@@ -9,9 +9,11 @@
 
 mod gdb;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,10 +40,15 @@ fn program_with_symbols(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.elf64"))
 }
 
-/// Assemble a program to a 32-bit ELF file, as multiboot wants it.
+/// Assemble a program to a 32-bit ELF file, as multiboot wants it: once, for tests that run at the same time share the files.
 fn assemble(name: &str) -> PathBuf {
+    static MADE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let wide = program_with_symbols(name);
     let narrow = wide.with_extension("elf");
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if made.contains(name) {
+        return narrow;
+    }
     tool(
         Command::new("gcc")
             .args(["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-T"])
@@ -52,6 +59,7 @@ fn assemble(name: &str) -> PathBuf {
             .arg(source(&format!("{name}.S"))),
     );
     tool(Command::new("objcopy").args(["-O", "elf32-i386"]).args([&wide, &narrow]));
+    made.insert(name.to_owned());
     narrow
 }
 
