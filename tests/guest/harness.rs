@@ -128,6 +128,7 @@ impl Boot {
 /// What a reader thread has gathered from one of the process's outputs.
 #[derive(Default)]
 struct Output {
+    /// Without terminal escapes: firmware moves the cursor wherever its timer interrupts a line.
     text: Vec<u8>,
     closed: bool,
 }
@@ -140,12 +141,17 @@ fn gather(mut source: impl Read + Send + 'static) -> Shared {
     let theirs = Arc::clone(&shared);
     thread::spawn(move || {
         let mut chunk = [0; 4096];
+        let mut escapes = Escapes::Outside;
         loop {
             // A pty whose other side has closed answers with an error instead of an end of file.
             let got = source.read(&mut chunk).unwrap_or(0);
             let (output, changed) = &*theirs;
             let mut output = output.lock().expect("the output's lock");
-            output.text.extend_from_slice(&chunk[..got]);
+            for &byte in &chunk[..got] {
+                if escapes.passes(byte) {
+                    output.text.push(byte);
+                }
+            }
             output.closed = got == 0;
             changed.notify_all();
             if got == 0 {
@@ -336,22 +342,30 @@ fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     hay.windows(needle.len()).position(|window| window == needle)
 }
 
-/// The text without carriage returns and terminal escape sequences.
-fn plain(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let mut out = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '\r' => {}
-            '\x1b' => {
-                if characters.clone().next() == Some('[') {
-                    characters.next();
-                    characters.by_ref().find(|c| c.is_ascii_alphabetic());
-                }
-            }
-            other => out.push(other),
-        }
+/// Where a stream of bytes is, as to terminal escapes (ECMA-48 5.4: `ESC [`, parameters, a final byte; else `ESC` and one).
+#[derive(Clone, Copy)]
+enum Escapes {
+    Outside,
+    Begun,
+    Parameters,
+}
+
+impl Escapes {
+    /// Whether the next byte of the stream is text.
+    fn passes(&mut self, byte: u8) -> bool {
+        let (next, passes) = match (*self, byte) {
+            (_, 0x1b) => (Self::Begun, false),
+            (Self::Outside, _) => (Self::Outside, true),
+            (Self::Begun, b'[') => (Self::Parameters, false),
+            (Self::Begun, _) | (Self::Parameters, 0x40..=0x7e) => (Self::Outside, false),
+            (Self::Parameters, _) => (Self::Parameters, false),
+        };
+        *self = next;
+        passes
     }
-    out
+}
+
+/// The text without carriage returns.
+fn plain(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace('\r', "")
 }

@@ -97,7 +97,7 @@ class Installer:
         fill_pool(tree, deb_files, part_files.values(), listed, parts.everything.values())
         tell(f"installer: {len(deb_files)} packages and {len(part_files)} parts; initrd and disc")
         information = f"Debian GNU/Linux ({SUITE}) unattended test disc - amd64 {time.strftime('%Y%m%d', time.gmtime())}"
-        key = new_key(work)
+        key = key_pair(self.disc, work)
         initrd = Initrd(members, kernel, work)
         for name in parts.in_initrd():
             initrd.add_part(part_files[name], parts.everything[name])
@@ -293,16 +293,25 @@ def release(folder):
     return text
 
 
-def new_key(work):
-    """A new ssh key pair without a passphrase."""
-    key = work / "key"
-    disks.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "throw-away", "-f", key)
+def key_pair(disc, work):
+    """An ssh key pair without a passphrase: that of the disc made before, so that what it installed stays open, or new."""
+    key, before = work / "key", key_beside(disc)
+    if before.exists():
+        shutil.copy(before, key)
+        public = subprocess.run(["ssh-keygen", "-y", "-f", key], check=True, capture_output=True).stdout
+        key.with_suffix(".pub").write_bytes(public)
+    else:
+        disks.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "throw-away", "-f", key)
     return key
+
+
+def key_beside(disc):
+    return disc.with_name(disc.name + ".key")
 
 
 def place_key(key, disc):
     """Put the private key beside the disc, for its owner alone."""
-    target = disc.with_name(disc.name + ".key")
+    target = key_beside(disc)
     target.unlink(missing_ok=True)
     shutil.copy(key, target)
     target.chmod(0o600)
