@@ -10,6 +10,7 @@ pub mod sharing;
 use crate::gdb::Endpoint;
 use brolga::block::drive::DriveOptions;
 use brolga_devices::fdc::DriveType;
+use brolga_devices::lsi::Chip;
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
 use network::{NetdevSpec, NicSpec};
@@ -51,7 +52,7 @@ pub struct Config {
     pub nics: Vec<NicSpec>,
     /// `-drive` and its short forms, with the devices they end at.
     pub drives: Vec<DriveSpec>,
-    /// `-device virtio-scsi-pci`, in the order given.
+    /// SCSI hosts: those of `-drive if=scsi`, then `-device`, in the order given.
     pub scsi_hosts: Vec<ScsiHostSpec>,
     /// Other devices.
     pub peripherals: Peripherals,
@@ -242,7 +243,7 @@ impl DriveSpec {
     }
 }
 
-/// `-device virtio-scsi-pci`.
+/// A SCSI host: `-device virtio-scsi-pci` and others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScsiHostSpec {
     /// The option that asked for it, for messages.
@@ -251,8 +252,20 @@ pub struct ScsiHostSpec {
     pub bus: String,
     /// PCI slot; the next that is free if none.
     pub slot: Option<u8>,
-    /// Number of request queues.
-    pub queues: u16,
+    /// Which host.
+    pub model: ScsiHostModel,
+}
+
+/// The SCSI hosts there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScsiHostModel {
+    /// `virtio-scsi-pci`.
+    Virtio {
+        /// Number of request queues.
+        queues: u16,
+    },
+    /// `lsi53c895a` and `lsi53c810`.
+    Lsi(Chip),
 }
 
 /// Where a drive is.

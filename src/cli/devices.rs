@@ -11,6 +11,7 @@ use super::options::Arguments;
 use super::peripherals::{self, Collected};
 use super::{sharing, suggest, unsupported, values};
 use anyhow::{Result, anyhow, bail};
+use brolga_devices::lsi::Chip;
 use std::path::PathBuf;
 
 /// A device model for `-device`.
@@ -136,6 +137,20 @@ const MODELS: &[Model] = &[
         ],
         add: virtio_scsi,
     },
+    Model {
+        name: "lsi53c895a",
+        alias: Some("lsi"),
+        about: "Symbios SCSI host for disks and CD drives (scsi-hd, scsi-cd), as -drive if=scsi brings it",
+        keys: LSI_KEYS,
+        add: lsi_895a,
+    },
+    Model {
+        name: "lsi53c810",
+        alias: None,
+        about: "older Symbios SCSI host for disks and CD drives (scsi-hd, scsi-cd)",
+        keys: LSI_KEYS,
+        add: lsi_810,
+    },
     Model { name: "floppy", alias: None, about: "floppy drive; empty without drive=", keys: FLOPPY_KEYS, add: floppy },
     Model { name: "scsi-hd", alias: None, about: "disk at a SCSI host", keys: SCSI_KEYS, add: scsi_disk },
     Model {
@@ -154,12 +169,14 @@ const FLOPPY_KEYS: &[(&str, &str)] = &[
     ("bootindex", "place in the order in which firmware tries devices"),
 ];
 
+const LSI_KEYS: &[(&str, &str)] = &[("id", "name: its bus is called NAME.0"), ("addr", "PCI slot, in hexadecimal")];
+
 const SCSI_KEYS: &[(&str, &str)] = &[
     ("drive", "the id of a -drive with if=none"),
     ("bus", "the host's bus: its id with .0 (default: that of the first)"),
     ("channel", "0"),
-    ("scsi-id", "target, 0 to 255 (default: the next that is free)"),
-    ("lun", "logical unit, 0 to 16383"),
+    ("scsi-id", "target, 0 to 255, at an lsi host 0 to 6 (default: the next that is free)"),
+    ("lun", "logical unit, 0 to 16383, at an lsi host 0 to 7"),
     ("serial", "serial number, up to 36 characters"),
     ("vendor", "vendor, up to 8 characters"),
     ("product", "model, up to 16 characters"),
@@ -261,6 +278,16 @@ fn virtio_blk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()>
 fn virtio_scsi(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
     let id = devices.id.take();
     devices.drives.scsi_host(keys, value, id)
+}
+
+fn lsi_895a(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    let id = devices.id.take();
+    devices.drives.lsi_host(keys, value, id, Chip::C895a)
+}
+
+fn lsi_810(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    let id = devices.id.take();
+    devices.drives.lsi_host(keys, value, id, Chip::C810)
 }
 
 fn floppy(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {

@@ -135,10 +135,7 @@ impl Drives {
             "ide" => Wants::Ide(ide_place(&what, index, bus, unit)?),
             "virtio" => Wants::Virtio,
             "none" => Wants::Device,
-            "scsi" => bail!(
-                "{what}: a pc has no SCSI host of its own; use if=none with id=NAME, and add -device virtio-scsi-pci \
-                 -device scsi-hd,drive=NAME"
-            ),
+            "scsi" => self.scsi_drive(&what, index, bus, unit)?,
             "floppy" => Wants::Floppy { unit: floppy::unit(&what, index, bus, unit)?, kind: None },
             "pflash" => Wants::Flash(flash::unit(&what, index, bus, unit)?),
             "sd" | "mtd" => {
@@ -147,13 +144,13 @@ impl Drives {
             other => {
                 bail!(
                     "{what}: '{other}' is no interface{}",
-                    suggest::hint(other, ["ide", "virtio", "floppy", "pflash", "none"])
+                    suggest::hint(other, ["ide", "virtio", "scsi", "floppy", "pflash", "none"])
                 )
             }
         };
-        let placed = matches!(wants, Wants::Ide(_) | Wants::Floppy { .. } | Wants::Flash(_));
+        let placed = !matches!(wants, Wants::Virtio | Wants::Device);
         if !placed && (index.is_some() || bus.is_some() || unit.is_some()) {
-            bail!("{what}: index, bus and unit are places of if=ide, if=floppy and if=pflash; leave them out");
+            bail!("{what}: index, bus and unit are places of if=ide, if=scsi, if=floppy and if=pflash; leave them out");
         }
         let floppy = matches!(wants, Wants::Floppy { .. });
         if cd && floppy {
@@ -253,7 +250,7 @@ impl Drives {
     /// Gives each drive its place. Those that name one get it first.
     pub fn place(self) -> Result<(Vec<DriveSpec>, Vec<ScsiHostSpec>)> {
         let mut drives = self.drives;
-        scsi::place(&mut drives)?;
+        scsi::place(&mut drives, &self.scsi_hosts)?;
         floppy::place(&mut drives)?;
         flash::place(&mut drives)?;
         let mut taken: [Option<String>; (IDE_UNITS * IDE_CHANNELS) as usize] = Default::default();

@@ -1,14 +1,67 @@
-//! `-device virtio-scsi-pci`, and the disks and CD drives at its bus.
+//! SCSI hosts (`-device virtio-scsi-pci` and others), and the disks and CD drives at their buses.
 
-use super::config::{Attachment, DriveSpec, ScsiHostSpec};
+use super::config::{Attachment, DriveSpec, ScsiHostModel, ScsiHostSpec};
 use super::drives::{Drives, Pending, Wants, device_keys, pci_slot};
 use super::keyval::KeyValues;
 use super::{suggest, values};
 use anyhow::{Result, anyhow, bail};
 use brolga::block::drive::DriveOptions;
+use brolga_devices::lsi::{self, Chip};
 use brolga_devices::virtio::scsi::{MAX_LUN, MAX_QUEUES};
 
+/// Hosts that `-drive if=scsi` can bring.
+const MOST_HOSTS: u8 = 8;
+/// Targets of a host that `-drive if=scsi` brings.
+const TARGETS: u8 = lsi::MAX_TARGET + 1;
+
+impl ScsiHostModel {
+    /// The highest numbers of targets and units.
+    fn limits(self) -> (u8, u16) {
+        match self {
+            ScsiHostModel::Virtio { .. } => (u8::MAX, MAX_LUN),
+            ScsiHostModel::Lsi(_) => (lsi::MAX_TARGET, lsi::MAX_LUN.into()),
+        }
+    }
+}
+
 impl Drives {
+    /// `-drive if=scsi`: at a host that comes with it, by `index`, or by `bus` and `unit`.
+    pub(super) fn scsi_drive(
+        &mut self,
+        what: &str,
+        index: Option<u8>,
+        bus: Option<u8>,
+        unit: Option<u8>,
+    ) -> Result<Wants> {
+        let (host, target) = match (index, bus, unit) {
+            (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+                bail!("{what}: index= says the same as bus= and unit=; give either")
+            }
+            (Some(index), ..) => (index / TARGETS, Some(index % TARGETS)),
+            (_, bus, unit) => (bus.unwrap_or(0), unit),
+        };
+        if target.is_some_and(|target| target >= TARGETS) {
+            bail!("{what}: unit= goes from 0 to {} with if=scsi; use another bus", TARGETS - 1);
+        }
+        if host >= MOST_HOSTS {
+            bail!("{what}: there are {MOST_HOSTS} buses with if=scsi; use one of them");
+        }
+        while self.scsi_hosts.len() <= host.into() {
+            let bus = format!("scsi.{}", self.scsi_hosts.len());
+            let model = ScsiHostModel::Lsi(Chip::C895a);
+            self.scsi_hosts.push(ScsiHostSpec { what: what.to_owned(), bus, slot: None, model });
+        }
+        Ok(Wants::Scsi { host: host.into(), target, lun: 0 })
+    }
+
+    /// `-device lsi53c895a` and `-device lsi53c810`.
+    pub fn lsi_host(&mut self, mut keys: KeyValues, value: &str, id: Option<String>, chip: Chip) -> Result<()> {
+        let what = format!("-device {value}");
+        let slot = pci_slot(&mut keys)?;
+        keys.finish()?;
+        self.add_scsi_host(what, id, slot, ScsiHostModel::Lsi(chip))
+    }
+
     /// `-device virtio-scsi-pci`.
     pub fn scsi_host(&mut self, mut keys: KeyValues, value: &str, id: Option<String>) -> Result<()> {
         let what = format!("-device {value}");
@@ -17,12 +70,22 @@ impl Drives {
         keys.take_fixed("disable-legacy", false, "the device is modern and transitional at once")?;
         keys.take_fixed("disable-modern", false, "the device is modern and transitional at once")?;
         keys.finish()?;
+        self.add_scsi_host(what, id, slot, ScsiHostModel::Virtio { queues: queues.unwrap_or(1) })
+    }
+
+    fn add_scsi_host(
+        &mut self,
+        what: String,
+        id: Option<String>,
+        slot: Option<u8>,
+        model: ScsiHostModel,
+    ) -> Result<()> {
         // As QEMU names the buses of devices without a name.
         let bus = id.map_or_else(|| format!("scsi.{}", self.scsi_hosts.len()), |id| format!("{id}.0"));
         if let Some(other) = self.scsi_hosts.iter().find(|host| host.bus == bus) {
             bail!("{what}: its bus {bus} would be that of {}; give another id", other.what);
         }
-        self.scsi_hosts.push(ScsiHostSpec { what, bus, slot, queues: queues.unwrap_or(1) });
+        self.scsi_hosts.push(ScsiHostSpec { what, bus, slot, model });
         Ok(())
     }
 
@@ -32,8 +95,10 @@ impl Drives {
         let host = self.scsi_bus(&what, keys.take("bus")?)?;
         let drive = keys.take("drive")?;
         keys.take_as("channel", |t| values::number_in(t, 0, 0))?;
-        let target = keys.take_as("scsi-id", |t| values::number_in(t, 0, 255).map(|n| n as u8))?;
-        let lun = keys.take_as("lun", |t| values::number_in(t, 0, MAX_LUN.into()).map(|n| n as u16))?;
+        let model = self.scsi_hosts.get(host).map_or(ScsiHostModel::Virtio { queues: 1 }, |host| host.model);
+        let (last_target, last_lun) = model.limits();
+        let target = keys.take_as("scsi-id", |t| values::number_in(t, 0, last_target.into()).map(|n| n as u8))?;
+        let lun = keys.take_as("lun", |t| values::number_in(t, 0, last_lun.into()).map(|n| n as u16))?;
         let text = |longest: usize| {
             move |t: &str| match t.is_ascii() && t.len() <= longest {
                 true => Ok(t.to_owned()),
@@ -85,7 +150,7 @@ impl Drives {
 }
 
 /// Gives SCSI drives their targets. Those that name one get it first.
-pub fn place(drives: &mut [Pending]) -> Result<()> {
+pub fn place(drives: &mut [Pending], hosts: &[ScsiHostSpec]) -> Result<()> {
     let mut taken: Vec<(usize, u8, u16, String)> = Vec::new();
     for fixed in [true, false] {
         for Pending { spec, wants } in drives.iter_mut() {
@@ -94,7 +159,8 @@ pub fn place(drives: &mut [Pending]) -> Result<()> {
                 continue;
             }
             let free = |t: &u8| !taken.iter().any(|(h, other, ..)| *h == host && other == t);
-            let target = target.or_else(|| (0..=u8::MAX).find(free));
+            let last = hosts.get(host).map_or(u8::MAX, |host| host.model.limits().0);
+            let target = target.or_else(|| (0..=last).find(free));
             let target = target.ok_or_else(|| anyhow!("{}: all targets are taken; use another host", spec.what))?;
             if let Some((.., other)) = taken.iter().find(|(h, t, l, _)| (*h, *t, *l) == (host, target, lun)) {
                 bail!("{}: scsi-id={target} with lun={lun} is taken by {other}; give another", spec.what);
@@ -151,6 +217,22 @@ mod tests {
         assert!(with_host("scsi-hd,drive=d,scsi-id=256").contains("out of range"));
         let twice = [&host[..], &["-device", "scsi-hd,drive=d,scsi-id=3", "-device", "scsi-cd,scsi-id=3"]].concat();
         assert!(err(&twice).contains("is taken by -device scsi-hd,drive=d,scsi-id=3"));
-        assert!(err(&["-drive", "if=scsi,file=FILE"]).contains("add -device virtio-scsi-pci"));
+    }
+
+    #[test]
+    fn old_hosts_come_with_their_drives() {
+        let at = |host, target, lun| (Attachment::Scsi { host, target, lun }, None);
+        let line = ["-drive", "if=scsi,file=FILE", "-drive", "if=scsi,index=8,file=FILE", "-device", "lsi,id=x"];
+        let more = ["-device", "scsi-hd,drive=d,bus=x.0,scsi-id=6,lun=7", "-drive", "if=scsi,unit=0,file=FILE"];
+        let all = drives(&[&line[..], &more].concat()).unwrap();
+        assert_eq!(all, [at(2, 6, 7), at(0, 1, 0), at(1, 1, 0), at(0, 0, 0)]);
+        let err = |line: &[&str]| drives(line).unwrap_err();
+        assert!(err(&["-drive", "if=scsi,unit=7,file=FILE"]).contains("unit= goes from 0 to 6"));
+        assert!(err(&["-drive", "if=scsi,bus=8,file=FILE"]).contains("8 buses"));
+        assert!(err(&["-drive", "if=scsi,bus=1,index=8,file=FILE"]).contains("give either"));
+        let host = ["-device", "lsi53c810"];
+        assert!(err(&[&host[..], &["-device", "scsi-hd,drive=d,scsi-id=7"]].concat()).contains("out of range"));
+        let eight = [&host[..], &["-device", "scsi-cd"].repeat(8)].concat();
+        assert!(err(&eight).contains("all targets are taken"));
     }
 }

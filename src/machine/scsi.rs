@@ -1,14 +1,54 @@
 //! SCSI hosts in their PCI slots, with disks and CD drives.
 
 use super::storage::{Drives, Slots};
-use crate::cli::config::{Attachment, DriveSpec};
-use anyhow::{Context, Result};
+use crate::cli::config::{Attachment, DriveSpec, ScsiHostModel};
+use anyhow::{Context, Result, bail};
+use brolga_devices::lsi::{self, Chip, Lsi};
 use brolga_devices::pci::DevFn;
 use brolga_devices::scsi::{Carrier, Identity, Unit};
-use brolga_devices::services::MsiSink;
+use brolga_devices::services::{MediumDrive, MsiSink};
 use brolga_devices::virtio::pci::VirtioPci;
 use brolga_devices::virtio::scsi::VirtioScsi;
 use std::sync::Arc;
+
+/// INTA#.
+const PIN: u8 = 1;
+
+/// A host while it gets its units.
+enum Host {
+    Virtio(Arc<VirtioScsi>),
+    Lsi(Chip, Arc<Lsi>),
+}
+
+impl Host {
+    fn plug(&self, target: u8, lun: u16, unit: Unit) -> Result<()> {
+        let there = match self {
+            Host::Virtio(host) => host.plug((target, lun), unit),
+            Host::Lsi(_, host) => host.plug(target, lun.min(u8::MAX.into()) as u8, unit),
+        };
+        if there { Ok(()) } else { bail!("internal error: there is no place for scsi-id={target}, lun={lun}") }
+    }
+
+    fn medium_drive(&self, target: u8, lun: u16) -> Arc<dyn MediumDrive> {
+        match self {
+            Host::Virtio(host) => host.medium_drive((target, lun)),
+            Host::Lsi(_, host) => host.medium_drive(target, lun.min(u8::MAX.into()) as u8),
+        }
+    }
+}
+
+fn lsi(slots: &Slots, slot: u8, chip: Chip) -> Result<Arc<Lsi>> {
+    let Slots { s, bus, piix3, .. } = slots;
+    let surroundings = lsi::Surroundings {
+        bus,
+        irq: piix3.intx(slot, PIN),
+        dma: s.memory.clone(),
+        clock: s.clock.clone(),
+        timers: s.timers,
+        work: s.work,
+    };
+    Ok(Lsi::new(chip, surroundings)?)
+}
 
 /// Plugs in all hosts with their units.
 pub fn plug_in(slots: &Slots, all: &mut Drives) -> Result<()> {
@@ -19,23 +59,35 @@ pub fn plug_in(slots: &Slots, all: &mut Drives) -> Result<()> {
     for (index, spec) in fixed.into_iter().chain(free) {
         let slot = spec.slot.or_else(|| pci.free_device());
         let slot = slot.with_context(|| format!("{}: all PCI slots are taken; leave a device out", spec.what))?;
-        let host = VirtioScsi::new(spec.queues, s.memory.clone(), s.work);
+        let host = match spec.model {
+            ScsiHostModel::Virtio { queues } => Host::Virtio(VirtioScsi::new(queues, s.memory.clone(), s.work)),
+            ScsiHostModel::Lsi(chip) => Host::Lsi(chip, lsi(slots, slot, chip)?),
+        };
         for drive in &s.config.drives {
             let Some(Attachment::Scsi { host: at, target, lun }) = drive.attachment else { continue };
             if at != index {
                 continue;
             }
-            host.plug((target, lun), Unit::new(identity(drive), all.open(s, drive)?));
+            host.plug(target, lun, Unit::new(identity(drive), all.open(s, drive)?))?;
             if drive.cd {
-                all.removable(drive, Some(host.medium_drive((target, lun))));
+                all.removable(drive, Some(host.medium_drive(target, lun)));
             }
             let path = |index| (index, format!("/pci@i0cf8/scsi@{slot:x}/channel@0/disk@{target:x},{lun:x}"));
             all.boot_paths.extend(drive.boot_index.map(path));
         }
-        let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
-        let device = VirtioPci::new(bus, host.parts(), piix3.intx(slot, 1), msi)?;
-        pci.insert(DevFn::new(slot, 0), device.clone()).with_context(|| spec.what.clone())?;
-        bus.add_device(format!("virtio-scsi@{slot:02x}"), device);
+        let place = DevFn::new(slot, 0);
+        match host {
+            Host::Virtio(host) => {
+                let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
+                let device = VirtioPci::new(bus, host.parts(), piix3.intx(slot, PIN), msi)?;
+                pci.insert(place, device.clone()).with_context(|| spec.what.clone())?;
+                bus.add_device(format!("virtio-scsi@{slot:02x}"), device);
+            }
+            Host::Lsi(chip, device) => {
+                pci.insert(place, device.clone()).with_context(|| spec.what.clone())?;
+                bus.add_device(format!("{}@{slot:02x}", chip.name()), device);
+            }
+        }
     }
     Ok(())
 }

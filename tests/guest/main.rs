@@ -12,6 +12,7 @@ mod disks;
 mod floppy;
 mod harness;
 mod kernels;
+mod lsi;
 mod network;
 mod peripherals;
 mod ports;

@@ -117,7 +117,7 @@ fn ide_disks_give_space_back() {
 }
 
 /// A CD is ejected, changed, locked by a mounted file system, and taken out all the same.
-fn media_change(arguments: &[&str], modules: &str, drive: &str) {
+pub fn media_change(arguments: &[&str], modules: &str, drive: &str) {
     let folder = Folder::new();
     let other = folder.file("other.iso");
     fs::write(&other, vec![0xab; 1 << 20]).expect("an image");

@@ -4,8 +4,10 @@
 
 pub mod disk;
 pub mod identity;
+pub(crate) mod luns;
 mod mode;
 pub mod optical;
+pub(crate) mod steps;
 mod unit;
 
 pub use identity::{Carrier, Identity};

@@ -9,7 +9,6 @@ pub mod net;
 pub mod ninep;
 pub mod pci;
 pub mod queue;
-mod ranges;
 pub mod rng;
 pub mod scsi;
 pub mod serial;

@@ -1,10 +1,10 @@
 //! Commands on request queues (5.6.6.1).
 
 use super::super::queue::Chain;
-use super::super::ranges;
 use super::{Job, Pending, Place, VirtioScsi, steps};
+use crate::ranges;
 use crate::scsi::identity::MAX_TRANSFER;
-use crate::scsi::{Answer, Sense};
+use crate::scsi::{Answer, Sense, luns};
 use crate::services::GuestRange;
 use crate::wire::locked;
 
@@ -49,39 +49,6 @@ pub(super) fn place(lun: &[u8]) -> Option<Place> {
 /// What a driver calls a place, see [`place`].
 pub(super) fn name((target, lun): Place) -> [u8; 8] {
     [1, target, (lun >> 8) as u8 & 0x3f | 0x40, lun as u8, 0, 0, 0, 0]
-}
-
-/// How REPORT LUNS calls a unit (SAM-5 4.7): below 256 by its number alone.
-fn listed(lun: u16) -> [u8; 8] {
-    [if lun < 256 { 0 } else { (lun >> 8) as u8 | 0x40 }, lun as u8, 0, 0, 0, 0, 0, 0]
-}
-
-/// REPORT LUNS (SPC-4 6.33).
-fn report_luns(cdb: &[u8], luns: impl Iterator<Item = u16>) -> Answer {
-    // All units, only well-known ones, or both.
-    let entries: Vec<u8> = match cdb.get(2) {
-        Some(0 | 2) => luns.flat_map(listed).collect(),
-        Some(1) => Vec::new(),
-        _ => return Answer::Check(Sense::BAD_FIELD),
-    };
-    let mut out = (entries.len() as u32).to_be_bytes().to_vec();
-    out.extend([0; 4]);
-    out.extend(entries);
-    crate::scsi::data(out, crate::scsi::Cdb(cdb).number(6, 4))
-}
-
-/// What is answered for a unit that is not there, at a target that is (SPC-4 6.4.2).
-fn absent(cdb: &[u8]) -> Answer {
-    let p = crate::scsi::Cdb(cdb);
-    match p.byte(0) {
-        0x12 if p.byte(1) & 1 == 0 => {
-            let mut out = vec![0; 36];
-            (out[0], out[2], out[3], out[4]) = (0x7f, 5, 2, 31);
-            crate::scsi::data(out, p.number(3, 2))
-        }
-        0x03 => crate::scsi::data(Sense::NO_UNIT.bytes().to_vec(), p.number(4, 1)),
-        _ => Answer::Check(Sense::NO_UNIT),
-    }
 }
 
 impl VirtioScsi {
@@ -142,14 +109,14 @@ impl VirtioScsi {
     fn answer(&self, place: Place, cdb: &[u8], data: &[GuestRange], job: &mut Job) -> Result<Answer, u8> {
         let mut state = locked(&self.state);
         let (target, lun) = place;
-        let mut luns = state.units.range((target, 0)..=(target, u16::MAX)).map(|((_, lun), _)| *lun).peekable();
-        if luns.peek().is_none() {
+        let mut there = state.units.range((target, 0)..=(target, u16::MAX)).map(|((_, lun), _)| *lun).peekable();
+        if there.peek().is_none() {
             return Err(response::BAD_TARGET);
         }
         if cdb.first() == Some(&0xa0) {
-            return Ok(report_luns(cdb, luns));
+            return Ok(luns::report(cdb, there));
         }
-        let Some(unit) = state.units.get_mut(&(target, lun)) else { return Ok(absent(cdb)) };
+        let Some(unit) = state.units.get_mut(&(target, lun)) else { return Ok(luns::absent(cdb)) };
         let mut answer = unit.command(cdb);
         if let Answer::Parameters(len) = answer {
             let list = ranges::load(&**self.queues.dma(), data, len);

@@ -1,9 +1,9 @@
 //! Task management on the control queue (5.6.6.2), and events (5.6.6.3).
 
 use super::super::queue::Chain;
-use super::super::ranges;
 use super::command::{self, response};
 use super::{EVENT_QUEUE, Pending, Place, VirtioScsi, feature};
+use crate::ranges;
 use crate::scsi::Sense;
 use crate::wire::locked;
 use serde::{Deserialize, Serialize};

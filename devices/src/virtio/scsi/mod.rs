@@ -2,12 +2,12 @@
 
 mod command;
 mod control;
-mod steps;
 #[cfg(test)]
 mod tests;
 
 use super::queue::{Chain, Queues};
 use super::{Parts, VirtioDevice};
+use crate::scsi::steps::{self, Next, Step};
 use crate::scsi::{Unit, UnitState};
 use crate::services::{Disk, DiskClient, DiskDone, DiskRequest, Dma, Doorbell, MediumDrive, WorkService, WorkTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use steps::{Next, Step};
 
 /// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;

@@ -3,12 +3,12 @@
 use crate::services::{Dma, GuestRange};
 
 /// Bytes in all.
-pub(super) fn total(ranges: &[GuestRange]) -> u64 {
+pub(crate) fn total(ranges: &[GuestRange]) -> u64 {
     ranges.iter().fold(0u64, |sum, range| sum.saturating_add(range.len))
 }
 
 /// What follows the first `len` bytes.
-pub(super) fn after(ranges: &[GuestRange], len: u64) -> Vec<GuestRange> {
+pub(crate) fn after(ranges: &[GuestRange], len: u64) -> Vec<GuestRange> {
     let mut skip = len;
     let mut rest = Vec::new();
     for range in ranges {
@@ -22,7 +22,7 @@ pub(super) fn after(ranges: &[GuestRange], len: u64) -> Vec<GuestRange> {
 }
 
 /// The first `len` bytes.
-pub(super) fn first(ranges: &[GuestRange], len: u64) -> Vec<GuestRange> {
+pub(crate) fn first(ranges: &[GuestRange], len: u64) -> Vec<GuestRange> {
     let mut left = len;
     let mut out = Vec::new();
     for range in ranges {
@@ -36,7 +36,7 @@ pub(super) fn first(ranges: &[GuestRange], len: u64) -> Vec<GuestRange> {
 }
 
 /// The first `len` bytes themselves; fewer if there are fewer.
-pub(super) fn load(dma: &dyn Dma, ranges: &[GuestRange], len: u64) -> Vec<u8> {
+pub(crate) fn load(dma: &dyn Dma, ranges: &[GuestRange], len: u64) -> Vec<u8> {
     let mut out = vec![0; total(ranges).min(len) as usize];
     let mut rest = out.as_mut_slice();
     for range in first(ranges, len) {
@@ -48,7 +48,7 @@ pub(super) fn load(dma: &dyn Dma, ranges: &[GuestRange], len: u64) -> Vec<u8> {
 }
 
 /// Puts `bytes` at the front; how many found room.
-pub(super) fn store(dma: &dyn Dma, ranges: &[GuestRange], bytes: &[u8]) -> u64 {
+pub(crate) fn store(dma: &dyn Dma, ranges: &[GuestRange], bytes: &[u8]) -> u64 {
     let mut rest = bytes;
     for range in ranges {
         let (now, later) = rest.split_at(usize::try_from(range.len).unwrap_or(usize::MAX).min(rest.len()));

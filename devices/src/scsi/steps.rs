@@ -1,15 +1,16 @@
 //! What a command needs of the disk, step by step.
 
-use super::super::ranges;
-use crate::scsi::{Answer, Sense};
+use super::{Answer, Sense};
+use crate::ranges;
 use crate::services::{DiskBuffer, DiskDone, DiskError, DiskRequest, Dma, GuestRange};
+use serde::{Deserialize, Serialize};
 
 /// Bytes that go through a buffer of ours at once.
 const CHUNK: u64 = 1 << 20;
 
 /// A step. Offsets and lengths are in bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Step {
     /// To the driver.
     Read { offset: u64, len: u64 },
     /// From the driver.
@@ -29,7 +30,7 @@ pub(super) enum Step {
 }
 
 /// What follows the end of a request.
-pub(super) enum Next {
+pub(crate) enum Next {
     /// More of the same step.
     Again,
     /// The next step.
@@ -39,7 +40,7 @@ pub(super) enum Next {
 }
 
 /// The steps of a command, with blocks of `block` bytes; `None` for one that needs no disk.
-pub(super) fn of(answer: &Answer, block: u64) -> Option<Vec<Step>> {
+pub(crate) fn of(answer: &Answer, block: u64) -> Option<Vec<Step>> {
     let bytes = |first: &u64, count: &u64| (first.saturating_mul(block), count.saturating_mul(block));
     Some(match answer {
         Answer::Done | Answer::Data(_) | Answer::Parameters(_) | Answer::Check(_) => return None,
@@ -82,7 +83,7 @@ pub(super) fn of(answer: &Answer, block: u64) -> Option<Vec<Step>> {
 }
 
 /// Bytes that a command moves: to the driver, and from it.
-pub(super) fn moves(steps: &[Step]) -> (u64, u64) {
+pub(crate) fn moves(steps: &[Step]) -> (u64, u64) {
     steps.iter().fold((0, 0), |(to, from), step| match step {
         Step::Read { len, .. } => (to + len, from),
         Step::Write { len, .. } | Step::Compare { len, .. } => (to, from + len),
@@ -120,15 +121,52 @@ impl Step {
             return Next::Failed(self.sense(error));
         }
         match self {
-            Step::Verify { offset, len } | Step::Fill { offset, len, .. } => advance(offset, len),
+            Step::Verify { offset, len } | Step::Fill { offset, len, .. } => advance(offset, len, CHUNK),
             Step::Compare { offset, len, at } => {
                 let now = (*len).min(CHUNK);
                 if done.bytes != ranges::load(dma, &ranges::after(data, *at), now) {
                     return Next::Failed(Sense::DIFFERENT);
                 }
                 *at += now;
-                advance(offset, len)
+                advance(offset, len, CHUNK)
             }
+            _ => Next::Over,
+        }
+    }
+
+    /// Bytes that it needs of the host before the disk can do its next part of up to `most` bytes.
+    pub fn needs(&self, most: u64) -> u64 {
+        match self {
+            Step::Write { len, .. } | Step::Compare { len, .. } => (*len).min(most),
+            _ => 0,
+        }
+    }
+
+    /// The disk's next part of it for a carrier that has the data itself: `given` by the host, or up to `most` bytes for
+    /// it.
+    pub fn buffered_request(&self, given: &[u8], most: u64) -> DiskRequest {
+        let buffer = |len: u64| DiskBuffer::Own(vec![0; len as usize]);
+        match self {
+            Step::Read { offset, len } => DiskRequest::Read { offset: *offset, buffer: buffer((*len).min(most)) },
+            Step::Compare { offset, .. } => DiskRequest::Read { offset: *offset, buffer: buffer(given.len() as u64) },
+            Step::Write { offset, .. } => {
+                DiskRequest::Write { offset: *offset, buffer: DiskBuffer::Own(given.to_vec()) }
+            }
+            _ => self.request(&[], &[]),
+        }
+    }
+
+    /// The disk has done its part for such a carrier; what it read is in `done` still.
+    pub fn buffered_done(&mut self, done: &DiskDone, given: &[u8], most: u64) -> Next {
+        if let Err(error) = done.result {
+            return Next::Failed(self.sense(error));
+        }
+        match self {
+            Step::Read { offset, len } => advance(offset, len, most),
+            Step::Write { offset, len } => advance(offset, len, given.len() as u64),
+            Step::Compare { .. } if done.bytes != given => Next::Failed(Sense::DIFFERENT),
+            Step::Compare { offset, len, .. } => advance(offset, len, given.len() as u64),
+            Step::Verify { offset, len } | Step::Fill { offset, len, .. } => advance(offset, len, CHUNK),
             _ => Next::Over,
         }
     }
@@ -143,9 +181,9 @@ impl Step {
     }
 }
 
-/// A chunk is done.
-fn advance(offset: &mut u64, len: &mut u64) -> Next {
-    let now = (*len).min(CHUNK);
+/// A chunk of up to `most` bytes is done.
+fn advance(offset: &mut u64, len: &mut u64, most: u64) -> Next {
+    let now = (*len).min(most);
     (*offset, *len) = (*offset + now, *len - now);
     if *len == 0 { Next::Over } else { Next::Again }
 }
