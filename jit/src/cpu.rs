@@ -173,7 +173,7 @@ impl Cpu {
             | bit(s.cr0 & cr0::AM != 0 && ac && cpl == 3, mode::ALIGN_CHECK)
             | bit(s.rflags & flag::TF != 0, mode::TF)
             | bit(s.dr[7] & 0xff != 0 || self.debugger.alone(), mode::STEP)
-            | bit(s.xcr0 & 4 != 0, mode::AVX)
+            | bit(s.xcr0 & 6 == 6, mode::AVX)
             | (mmu as u32) << mode::MMU_SHIFT;
         self.update_jump_check();
     }
@@ -314,7 +314,7 @@ impl CpuState {
             shadow: 0,
             halted: false,
             nmi_blocked: false,
-            vecs: [crate::state::VecReg([0; 4]); _],
+            vecs: [0; _],
             tlb: Tlb::new(),
             x87: X87 { regs: [0; 8], fcw: 0x40, fsw: 0, tags: 0, fop: 0, fip: 0, fdp: 0, fcs: 0, fds: 0 },
             x87_lent: 0,

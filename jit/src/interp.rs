@@ -6,9 +6,9 @@ use crate::helpers::{self, HelperId};
 use crate::ir::build::vec_bytes;
 use crate::ir::flags::{self, CcKind};
 use crate::ir::op::RmwOp;
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use crate::ir::{Block, Inst, Op, Ty};
-use crate::state::{VALS, VECS, mode};
+use crate::state::{HIGH, VALS, VECS, mode};
 
 /// What one operation leads to.
 enum Step {
@@ -90,12 +90,12 @@ impl Cpu {
 
     #[inline(always)]
     fn vec(&self, n: u16) -> u128 {
-        self.state.vecs[n as usize % VECS].0[0]
+        self.state.vecs[n as usize % VECS]
     }
 
     #[inline(always)]
     fn put_vec(&mut self, n: u16, v: u128) {
-        self.state.vecs[n as usize % VECS].0[0] = v;
+        self.state.vecs[n as usize % VECS] = v;
     }
 
     /// Two's complement value of the low bits of `v`.
@@ -289,6 +289,11 @@ impl Cpu {
             Op::VLoad => {
                 let linear = self.val(i.a).wrapping_add(i.imm as u64);
                 let v = match vec_bytes(i.ty) {
+                    32 => {
+                        let [low, high] = self.load256(linear, i.c)?;
+                        self.put_vec(i.d + HIGH as u16, high);
+                        low
+                    }
                     16 => self.load128(linear, i.c)?,
                     _ => self.load_flags(i.ty, linear, i.c)? as u128,
                 };
@@ -298,6 +303,7 @@ impl Cpu {
                 let linear = self.val(i.a).wrapping_add(i.imm as u64);
                 let v = self.vec(i.b);
                 match vec_bytes(i.ty) {
+                    32 => self.store256(linear, [v, self.vec(i.b + HIGH as u16)], i.c)?,
                     16 => self.store128(linear, v, i.c)?,
                     _ => self.store_flags(i.ty, linear, v as u64, i.c)?,
                 }
@@ -306,6 +312,11 @@ impl Cpu {
             Op::Vec => {
                 let op = VecOp::from_imm(i.imm).expect("verified IR");
                 let v = helpers::vec::vec_fn(op)(self.vec(i.a), self.vec(i.b), i.c as u8);
+                self.put_vec(i.d, v);
+            }
+            Op::Fma => {
+                let op = FmaOp::from_imm(i.imm).expect("verified IR");
+                let v = helpers::vec::fma_fn(op)(self.vec(i.a), self.vec(i.b), self.vec(i.c));
                 self.put_vec(i.d, v);
             }
             Op::VecToInt => {

@@ -5,8 +5,11 @@ use std::sync::atomic::AtomicU32;
 
 /// General registers and instruction-local temporaries share one index space, see [`crate::ir::Val`].
 pub const VALS: usize = 64;
-/// Vector registers (0 to 31) and vector temporaries.
-pub const VECS: usize = 48;
+/// Vector values, 128 bits each: the low halves of YMM0 to YMM15, their high halves, temporaries in the same order, see
+/// [`crate::ir::VVal`]; behind them the places where helpers find operands, see [`crate::helpers::vec`].
+pub const VECS: usize = 70;
+/// From the low half of a vector to its high half.
+pub const HIGH: usize = 16;
 
 /// Register numbers, as the instruction encoding counts them.
 pub mod reg {
@@ -159,11 +162,6 @@ pub struct TableRegister {
     /// Limit in bytes.
     pub limit: u16,
 }
-
-/// One vector register, wide enough for ZMM.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VecReg(pub [u128; 4]);
 
 /// x87 state in XSAVE's terms.
 #[repr(C)]
@@ -333,7 +331,7 @@ pub struct CpuState {
     /// NMI being handled: blocked until IRET.
     pub nmi_blocked: bool,
     /// Vector registers, then vector temporaries.
-    pub vecs: [VecReg; VECS],
+    pub vecs: [u128; VECS],
     /// Softmmu TLB.
     pub tlb: Tlb,
     /// x87 and MMX.
@@ -395,7 +393,7 @@ pub mod mode {
     pub const MMU_SHIFT: u32 = 17;
     /// Both bits of the MMU index.
     pub const MMU: u32 = 3 << MMU_SHIFT;
-    /// XCR0 enables AVX state.
+    /// XCR0 enables SSE and AVX state.
     pub const AVX: u32 = 1 << 19;
     /// An instruction breakpoint is armed in DR7 or by the debugger: one instruction a block.
     pub const STEP: u32 = 1 << 20;

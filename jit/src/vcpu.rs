@@ -168,6 +168,8 @@ pub struct MoreRegisters {
     pub x87_pointers: [u64; 5],
     /// XMM0 to XMM15.
     pub xmm: [u128; 16],
+    /// The high halves of YMM0 to YMM15.
+    pub ymm_high: [u128; 16],
     /// MXCSR.
     pub mxcsr: u32,
     /// IA32_KERNEL_GS_BASE.

@@ -1,4 +1,4 @@
-//! Registers in the order and layout that QEMU's 64-bit target gives gdb, and the description gdb reads them by: scripts
+//! Registers in the order and layout that QEMU's 64-bit target gives gdb, with the high halves of YMM registers behind them, and the description gdb reads them by: scripts
 //! name `$cr3`, `$gs_base` or `$efer`. The layout is the same in all processor modes.
 
 use brolga_jit::{MoreRegisters, Registers, SegmentRegister};
@@ -54,6 +54,8 @@ pub enum Register {
     Xmm(usize),
     /// MXCSR.
     Mxcsr,
+    /// The high halves of YMM0 to YMM15, which QEMU does not show.
+    YmmHigh(usize),
 }
 
 /// All registers in gdb's order.
@@ -68,6 +70,7 @@ pub fn layout() -> Vec<Register> {
     all.extend((0..8).map(Register::X87));
     all.extend((0..16).map(Register::Xmm));
     all.push(Register::Mxcsr);
+    all.extend((0..16).map(Register::YmmHigh));
     all
 }
 
@@ -77,7 +80,7 @@ impl Register {
         match self {
             Self::Eflags | Self::Segment(_) | Self::X87(_) | Self::Mxcsr => 4,
             Self::St(_) => 10,
-            Self::Xmm(_) => 16,
+            Self::Xmm(_) | Self::YmmHigh(_) => 16,
             _ => 8,
         }
     }
@@ -107,6 +110,7 @@ impl Register {
             Self::X87(n) => (X87_NAMES[n].into(), "int", Some("float")),
             Self::Xmm(n) => (format!("xmm{n}"), "vec128", None),
             Self::Mxcsr => ("mxcsr".into(), "x64_mxcsr", Some("vector")),
+            Self::YmmHigh(n) => (format!("ymm{n}h"), "uint128", None),
         }
     }
 
@@ -137,6 +141,7 @@ impl Register {
             Self::X87(n) => m.x87_pointers[n - 3].into(),
             Self::Xmm(n) => m.xmm[n],
             Self::Mxcsr => m.mxcsr.into(),
+            Self::YmmHigh(n) => m.ymm_high[n],
         }
     }
 
@@ -163,6 +168,7 @@ impl Register {
             Self::X87(n) => m.x87_pointers[n - 3] = word,
             Self::Xmm(n) => m.xmm[n] = value,
             Self::Mxcsr => m.mxcsr = word as u32,
+            Self::YmmHigh(n) => m.ymm_high[n] = value,
         }
     }
 
@@ -339,7 +345,9 @@ pub fn description() -> String {
         "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\">\
          <target><architecture>i386:x86-64</architecture><feature name=\"org.gnu.gdb.i386.core\">",
     );
-    describe(&mut xml, |r| !matches!(r, Register::Xmm(_) | Register::Mxcsr));
+    let vector = |r: Register| matches!(r, Register::Xmm(_) | Register::Mxcsr);
+    let high = |r: Register| matches!(r, Register::YmmHigh(_));
+    describe(&mut xml, |r| !vector(r) && !high(r));
     xml += "</feature><feature name=\"org.gnu.gdb.i386.sse\">";
     for (name, kind, count) in VECTORS {
         let _ = write!(xml, "<vector id=\"{name}_t\" type=\"{kind}\" count=\"{count}\"/>");
@@ -349,7 +357,9 @@ pub fn description() -> String {
         let _ = write!(xml, "<field name=\"{name}\" type=\"{name}_t\"/>");
     }
     xml += "<field name=\"uint128\" type=\"uint128\"/></union>";
-    describe(&mut xml, |r| matches!(r, Register::Xmm(_) | Register::Mxcsr));
+    describe(&mut xml, vector);
+    xml += "</feature><feature name=\"org.gnu.gdb.i386.avx\">";
+    describe(&mut xml, high);
     xml += "</feature></target>";
     xml
 }
@@ -381,6 +391,9 @@ mod tests {
     use super::*;
     use gdbstub::arch::Registers as _;
 
+    /// Bytes of the registers that QEMU shows.
+    const QEMUS: usize = 608;
+
     fn bytes(s: &State) -> Vec<u8> {
         let mut out = Vec::new();
         s.gdb_serialize(|b| out.push(b.expect("every register is known")));
@@ -395,19 +408,19 @@ mod tests {
         s.main.cr3 = 0x5000;
         s.more.mxcsr = 0x1f80;
         let packet = bytes(&s);
-        assert_eq!(packet.len(), 608);
+        assert_eq!(packet.len(), QEMUS + 256);
         // RAX, RBX, RCX, RDX are numbers 0, 3, 1, 2 of the processor's.
         assert_eq!([packet[0], packet[8], packet[16], packet[24]], [1, 4, 2, 3]);
         assert_eq!(packet[128..130], [0x22, 0x11]);
         // 16 * 8 + 8 + 4 + 6 * 4 = 164: fs_base; cr0 at 188, cr3 at 204.
         assert_eq!(packet[204..206], [0, 0x50]);
-        assert_eq!(packet[604..], [0x80, 0x1f, 0, 0]);
+        assert_eq!(packet[604..QEMUS], [0x80, 0x1f, 0, 0]);
     }
 
     #[test]
     fn what_gdb_writes_comes_back() {
         let mut s = State::default();
-        let all: Vec<u8> = (0..608).map(|n| (n * 7) as u8).collect();
+        let all: Vec<u8> = (0..QEMUS + 256).map(|n| (n * 7) as u8).collect();
         s.main.cr0 = 1;
         s.gdb_deserialize(&all).expect("enough bytes");
         let mut back = bytes(&s);
@@ -433,6 +446,6 @@ mod tests {
             assert!(xml.contains(&format!("regnum=\"{number}\"")));
             assert_eq!(Register::from_raw_id(number).unwrap().0, r);
         }
-        assert_eq!(layout().iter().map(|r| r.size()).sum::<usize>(), 608);
+        assert_eq!(layout().iter().map(|r| r.size()).sum::<usize>(), QEMUS + 256);
     }
 }

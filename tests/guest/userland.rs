@@ -14,6 +14,11 @@ const LAST: &str = "== end\n";
 
 /// What the script prints when the same files run on the host.
 fn on_the_host() -> String {
+    in_root(&["/userland/run"])
+}
+
+/// What a command prints in the root that the guest has, on the host.
+fn in_root(words: &[&str]) -> String {
     let root = cached("userland/root");
     let mut command = Command::new("chroot");
     if metadata("/proc/self").expect("proc").uid() != 0 {
@@ -22,7 +27,7 @@ fn on_the_host() -> String {
     }
     let output = command
         .arg(root)
-        .arg("/userland/run")
+        .args(words)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .output()
@@ -50,6 +55,38 @@ fn debian_programs_print_what_they_print_on_the_host() {
     }
     assert_eq!(printed, expected);
     guest.ends_with(0);
+}
+
+/// Programs that choose their code by the processor's features, with all features that both sides have: AVX2 and FMA in the C
+/// library, more in OpenSSL.
+#[test]
+fn wide_vectors_compute_what_they_compute_on_the_host() {
+    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+        eprintln!("skipped: the host has no AVX2 and FMA");
+        return;
+    }
+    // The sections that AVX has no part in take most of the time.
+    let left_out = r"/^section \(python-[ie]\|luajit\|node\|cc1\|sqlite\|shell\)/d";
+    let script = format!("sed -e /GLIBC_TUNABLES/d -e '{left_out}' /userland/run");
+    let host = in_root(&["/bin/bash", "-c", &format!("{script} | bash")]);
+    assert!(host.contains("== openssl\n") && host.ends_with(LAST), "the host's run is cut:\n{host}");
+
+    let boot = Boot::new("debian").image("userland/image.cpio").memory("1G").options(&["-no-reboot", "-cpu", "max"]);
+    let mut guest = boot.append("quiet loglevel=0").start();
+    guest.expect(INIT, BOOT);
+    guest.expect("# ", BOOT);
+    // The prompt that the harness waits for.
+    guest.send("PS1=/\\ #\\ \r");
+    guest.expect("\n/ # ", BOOT);
+    let flags = guest.run("grep -m1 ^flags /proc/cpuinfo");
+    for flag in ["avx", "avx2", "fma", "f16c", "vaes", "vpclmulqdq", "xsaves"] {
+        assert!(flags.split_whitespace().any(|f| f == flag), "no {flag} among {flags}");
+    }
+    let printed = guest.run_within(&format!("{script} >/tmp/run; bash /tmp/run"), RUN);
+    for (theirs, ours) in sections(&host).zip(sections(&printed)) {
+        assert_eq!(ours.trim_end(), theirs.trim_end(), "the guest's section differs from the host's");
+    }
+    assert_eq!(printed.trim_end(), host.trim_end());
 }
 
 /// The sections of the script's output, each with its title.

@@ -34,6 +34,11 @@ impl Mem {
         Self { base: Some(base), index: None, disp }
     }
 
+    /// The operand `bytes` bytes further on.
+    pub fn after(self, bytes: i32) -> Self {
+        Self { disp: self.disp + bytes, ..self }
+    }
+
     /// `[base + index + disp]`.
     pub fn indexed(base: Reg, index: Reg, disp: i32) -> Self {
         Self { base: Some(base), index: Some((index, 0)), disp }

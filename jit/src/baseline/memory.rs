@@ -25,7 +25,7 @@ impl Emit<'_> {
         let mut base = self.int(i.a);
         let mut disp = 0;
         match i32::try_from(imm) {
-            Ok(d) if d < i32::MAX - 16 => disp = d,
+            Ok(d) if d < i32::MAX - 32 => disp = d,
             _ => {
                 self.a.mov_imm(RAX, imm as u64);
                 self.a.alu(Alu::Add, Ty::I64, RAX, base);

@@ -9,12 +9,12 @@ use crate::ir::build::vec_bytes;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::{Inst, Op, Ty, mem};
 use crate::lower::Thunk;
-use crate::state::{CpuState, VALS, VECS, VecReg};
+use crate::state::{CpuState, HIGH, VALS, VECS};
 use std::mem::offset_of;
 
 /// Place of a vector in the state.
 fn vec(n: u16) -> Mem {
-    state(offset_of!(CpuState, vecs) + (n as usize % VECS) * size_of::<VecReg>())
+    state(offset_of!(CpuState, vecs) + (n as usize % VECS) * size_of::<u128>())
 }
 
 impl Emit<'_> {
@@ -24,6 +24,20 @@ impl Emit<'_> {
             Op::VMov => {
                 self.load_vec(XMM0, i.a);
                 self.store_vec(i.d);
+            }
+            Op::VLoad if vec_bytes(i.ty) == 32 => {
+                let m = self.host(i, 32, Need { write: false, aligned: i.c & mem::ALIGNED != 0 });
+                for half in [0, HIGH as u16] {
+                    self.a.sse(0, Map::M0f, 0x10, false, XMM0, m.after(half as i32));
+                    self.store_vec(i.d + half);
+                }
+            }
+            Op::VStore if vec_bytes(i.ty) == 32 => {
+                let m = self.host(i, 32, Need { write: true, aligned: i.c & mem::ALIGNED != 0 });
+                for half in [0, HIGH as u16] {
+                    self.load_vec(XMM0, i.b + half);
+                    self.a.sse(0, Map::M0f, 0x11, false, XMM0, m.after(half as i32));
+                }
             }
             Op::VLoad => {
                 let m = self.host(i, vec_bytes(i.ty) as i32, Need { write: false, aligned: i.c & mem::ALIGNED != 0 });
@@ -40,6 +54,7 @@ impl Emit<'_> {
             }
             Op::VSetState => self.store_part(i, i.a, state(i.imm as usize)),
             Op::Vec => self.vec_op(i),
+            Op::Fma => self.fma(i),
             Op::VecToInt => return self.vec_to_int(n, i),
             _ => self.vec_from_int(i),
         }
@@ -88,7 +103,9 @@ impl Emit<'_> {
 
     fn vec_op(&mut self, i: &Inst) {
         let op = VecOp::from_imm(i.imm);
-        if let Some((opcode, group)) = op.and_then(sse::shift) {
+        if op == Some(VecOp::Pxor) && i.a == i.b {
+            self.a.sse(0, Map::M0f, 0x57, false, XMM0, XMM0);
+        } else if let Some((opcode, group)) = op.and_then(sse::shift) {
             self.load_vec(XMM0, i.a);
             self.a.sse(0x66, Map::M0f, opcode, false, Reg(group), XMM0);
             self.a.byte(i.c as u8);
@@ -101,6 +118,11 @@ impl Emit<'_> {
             return self.call_vec(Thunk::Vec, i, words);
         }
         self.store_vec(i.d);
+    }
+
+    fn fma(&mut self, i: &Inst) {
+        let words = i.d as u64 | (i.a as u64) << 16 | (i.b as u64) << 32 | (i.c as u64) << 48;
+        self.call_vec(Thunk::Fma, i, words);
     }
 
     fn call_vec(&mut self, thunk: Thunk, i: &Inst, words: u64) {

@@ -76,6 +76,7 @@ features! {
     PCLMULQDQ "pclmulqdq" F1_ECX 1 [PCLMULQDQ];
     MONITOR "monitor" F1_ECX 3 [MONITOR];
     SSSE3 "ssse3" F1_ECX 9 [SSSE3];
+    FMA "fma" F1_ECX 12 [FMA];
     CX16 "cx16" F1_ECX 13 [CMPXCHG16B];
     PCID "pcid" F1_ECX 17 [];
     SSE4_1 "sse4.1" F1_ECX 19 [SSE4_1];
@@ -86,11 +87,14 @@ features! {
     TSC_DEADLINE "tsc-deadline" F1_ECX 24 [];
     AES "aes" F1_ECX 25 [AES];
     XSAVE "xsave" F1_ECX 26 [XSAVE];
+    AVX "avx" F1_ECX 28 [AVX];
+    F16C "f16c" F1_ECX 29 [F16C];
     RDRAND "rdrand" F1_ECX 30 [RDRAND];
     HYPERVISOR "hypervisor" F1_ECX 31 [];
     FSGSBASE "fsgsbase" F7_EBX 0 [FSGSBASE];
     TSC_ADJUST "tsc-adjust" F7_EBX 1 [];
     BMI1 "bmi1" F7_EBX 3 [BMI1];
+    AVX2 "avx2" F7_EBX 5 [AVX2];
     SMEP "smep" F7_EBX 7 [];
     BMI2 "bmi2" F7_EBX 8 [BMI2];
     ERMS "erms" F7_EBX 9 [];
@@ -102,6 +106,8 @@ features! {
     CLWB "clwb" F7_EBX 24 [CLWB];
     SHA_NI "sha-ni" F7_EBX 29 [SHA];
     UMIP "umip" F7_ECX 2 [];
+    VAES "vaes" F7_ECX 9 [VAES];
+    VPCLMULQDQ "vpclmulqdq" F7_ECX 10 [VPCLMULQDQ];
     RDPID "rdpid" F7_ECX 22 [RDPID];
     FSRM "fsrm" F7_EDX 4 [];
     MD_CLEAR "md-clear" F7_EDX 10 [];

@@ -9,6 +9,8 @@ use crate::mmu::walk::PHYS_BITS;
 const CRYSTAL_HZ: u64 = 25_000_000;
 /// Bytes of the legacy region and header of an XSAVE area: x87 and SSE state.
 const XSAVE_BASE: u32 = 576;
+/// Bytes of AVX state, which follows them in either format.
+const XSAVE_AVX: u32 = 256;
 
 /// What CPUID depends on besides the model.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +21,8 @@ pub struct Dynamic {
     pub topology: Topology,
     /// CR4.OSXSAVE.
     pub osxsave: bool,
+    /// XCR0.
+    pub xcr0: u64,
     /// IA32_APIC_BASE bit 11: without it the APIC bit reads 0.
     pub apic_enabled: bool,
 }
@@ -59,7 +63,7 @@ impl CpuModel {
             7 if subleaf == 2 => [0, 0, 0, self.words[word::F7_2_EDX]],
             0xb => levels(subleaf, d, false),
             0x1f => levels(subleaf, d, true),
-            0xd => self.leaf_xsave(subleaf),
+            0xd => self.leaf_xsave(subleaf, d),
             0x15 => [1, (TSC_HZ / CRYSTAL_HZ) as u32, CRYSTAL_HZ as u32, 0],
             0x16 => [(TSC_HZ / 1_000_000) as u32, (TSC_HZ / 1_000_000) as u32, 100, 0],
             0x4000_0000..=0x4fff_ffff => hypervisor(leaf),
@@ -98,16 +102,18 @@ impl CpuModel {
         [self.signature, ebx, ecx, edx]
     }
 
-    fn leaf_xsave(&self, subleaf: u32) -> [u32; 4] {
+    fn leaf_xsave(&self, subleaf: u32, d: &Dynamic) -> [u32; 4] {
         if !self.has(Feature::XSAVE) {
             return [0; 4];
         }
+        let size = |components: u64| XSAVE_BASE + if components & 4 != 0 { XSAVE_AVX } else { 0 };
         match subleaf {
-            0 => [self.xcr0_mask() as u32, XSAVE_BASE, XSAVE_BASE, 0],
+            0 => [self.xcr0_mask() as u32, size(d.xcr0), size(self.xcr0_mask()), 0],
             1 => {
                 let compact = self.has(Feature::XSAVEC) || self.has(Feature::XSAVES);
-                [self.words[word::D1_EAX], if compact { XSAVE_BASE } else { 0 }, 0, 0]
+                [self.words[word::D1_EAX], if compact { size(d.xcr0) } else { 0 }, 0, 0]
             }
+            2 if self.has(Feature::AVX) => [XSAVE_AVX, XSAVE_BASE, 0, 0],
             _ => [0; 4],
         }
     }

@@ -9,9 +9,13 @@ pub use features::Feature;
 pub use leaves::Dynamic;
 pub use topology::Topology;
 
+use crate::helpers;
 use features::{ALL, ALWAYS, info, word};
 use iced_x86::{CpuidFeature, DecoderOptions, Instruction};
-use models::{MODELS, Template};
+use models::{AVX2_SET, MODELS, Template};
+
+/// The model that has all that the host can do.
+const EVERYTHING: &str = "max";
 
 /// Words of the bit set over iced's features.
 const ICED_WORDS: usize = 4;
@@ -42,9 +46,18 @@ pub fn parse(spec: &str) -> Result<CpuModel, String> {
     let name = parts.next().unwrap_or_default();
     let template = find_model(name)?;
     let mut model = CpuModel::of(template);
+    if template.name == EVERYTHING && !helpers::vec::host_has_avx2() {
+        AVX2_SET.iter().for_each(|f| model.set(*f, false));
+    }
     for part in parts {
         let (feature, on) = parse_feature(part)?;
         model.set(feature, on);
+    }
+    if let Some(f) = AVX2_SET.iter().find(|f| model.has(**f) && !helpers::vec::host_has_avx2()) {
+        let feature = info(*f).name;
+        return Err(format!(
+            "-cpu: feature '{feature}' takes a host with AVX2, FMA and F16C; add '-{feature}' or use 'max'"
+        ));
     }
     model.settle()?;
     model.name = name.to_owned();
@@ -148,6 +161,15 @@ const NEEDS: &[(Feature, Feature)] = &[
     (Feature::AES, Feature::SSE2),
     (Feature::PCLMULQDQ, Feature::SSE2),
     (Feature::SHA_NI, Feature::SSE2),
+    (Feature::AVX, Feature::XSAVE),
+    (Feature::AVX, Feature::SSE4_2),
+    (Feature::AVX2, Feature::AVX),
+    (Feature::FMA, Feature::AVX),
+    (Feature::F16C, Feature::AVX),
+    (Feature::VAES, Feature::AVX2),
+    (Feature::VAES, Feature::AES),
+    (Feature::VPCLMULQDQ, Feature::AVX2),
+    (Feature::VPCLMULQDQ, Feature::PCLMULQDQ),
     (Feature::XSAVEOPT, Feature::XSAVE),
     (Feature::XSAVEC, Feature::XSAVE),
     (Feature::XGETBV1, Feature::XSAVE),
@@ -218,9 +240,9 @@ impl CpuModel {
         self.has(Feature::XGETBV1)
     }
 
-    /// State components that XCR0 can enable: x87 and SSE.
+    /// State components that XCR0 can enable: x87, SSE and AVX.
     pub fn xcr0_mask(&self) -> u64 {
-        if self.has(Feature::SSE) { 3 } else { 1 }
+        1 | (self.has(Feature::SSE) as u64) << 1 | (self.has(Feature::AVX) as u64) << 2
     }
 
     /// EAX of leaf 1, which is also EDX after reset.

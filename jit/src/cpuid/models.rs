@@ -34,7 +34,11 @@ const V2: &[Feature] = &[SSE3, SSSE3, SSE4_1, SSE4_2, CX16, POPCNT, LAHF_LM];
 const PLATFORM: &[Feature] = &[X2APIC, TSC_DEADLINE, TSC_ADJUST, ARAT];
 /// Westmere's additions to Nehalem.
 const WESTMERE: &[Feature] = &[AES, PCLMULQDQ, RDTSCP, PCID];
-/// Beyond Westmere, as far as the engine goes: all but AVX and what follows from it.
+/// What Haswell added to vectors. The engine does them with the host's own, so they take a host that has them.
+pub(super) const AVX2_SET: &[Feature] = &[AVX, AVX2, FMA, F16C];
+/// AES and carry-less multiplication of 256 bits.
+const VECTOR_AES: &[Feature] = &[VAES, VPCLMULQDQ];
+/// Beyond Westmere, as far as the engine goes, but for AVX and what follows from it.
 const MODERN: &[Feature] = &[
     SS,
     XSAVE,
@@ -87,7 +91,7 @@ pub static MODELS: &[Template] = &[
         vendor: INTEL,
         signature: (6, 106, 6),
         brand: "Brolga Virtual CPU (max)",
-        features: &[BASE32, V1, V2, PLATFORM, WESTMERE, MODERN, &[XSAVES]],
+        features: &[BASE32, V1, V2, PLATFORM, WESTMERE, MODERN, &[XSAVES], AVX2_SET, VECTOR_AES],
     },
     Template {
         name: "qemu64",

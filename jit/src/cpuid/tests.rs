@@ -77,7 +77,7 @@ fn every_basic_instruction_is_in_every_model() {
 #[test]
 fn leaves_describe_the_model() {
     let m = CpuModel::default();
-    let d = Dynamic { apic_id: 0, topology: Topology::default(), osxsave: true, apic_enabled: true };
+    let d = Dynamic { apic_id: 0, topology: Topology::default(), osxsave: true, xcr0: 3, apic_enabled: true };
     let l0 = m.cpuid(0, 0, &d);
     assert_eq!(l0[0], 0x16);
     assert_eq!([l0[1], l0[3], l0[2]].map(u32::to_le_bytes).concat(), b"GenuineIntel");
@@ -100,9 +100,32 @@ fn leaves_describe_the_model() {
 }
 
 #[test]
+fn avx_state_shows_in_leaf_0d() {
+    if !helpers::vec::host_has_avx2() {
+        assert!(parse("max,+avx2").unwrap_err().contains("takes a host with AVX2"));
+        assert!(!parse("max").unwrap().has(Feature::AVX));
+        return;
+    }
+    let m = parse("max").unwrap();
+    let d = Dynamic { xcr0: 3, ..Dynamic::default() };
+    assert_eq!(m.cpuid(0xd, 0, &d), [7, 576, 832, 0]);
+    assert_eq!(m.cpuid(0xd, 0, &Dynamic { xcr0: 7, ..d })[1], 832);
+    assert_eq!((m.cpuid(0xd, 1, &d)[1], m.cpuid(0xd, 1, &Dynamic { xcr0: 7, ..d })[1]), (576, 832));
+    assert_eq!(m.cpuid(0xd, 2, &d), [256, 576, 0, 0]);
+    assert_eq!(m.cpuid(1, 0, &d)[2] >> 28 & 3, 3);
+    let without = parse("max,-avx").unwrap();
+    let gone = [Feature::AVX2, Feature::FMA, Feature::F16C, Feature::VAES, Feature::VPCLMULQDQ];
+    assert!(gone.iter().all(|f| !without.has(*f)), "what builds on AVX goes with it");
+    assert_eq!((without.xcr0_mask(), without.cpuid(0xd, 2, &d)), (3, [0; 4]));
+    assert!(m.supports(&decode(&[0xc5, 0xf8, 0x58, 0xc1])));
+    // vaddps zmm0, zmm0, zmm1
+    assert!(!m.supports(&decode(&[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc1])));
+}
+
+#[test]
 fn leaves_describe_the_topology() {
     let topology = Topology { sockets: 2, dies: 1, cores: 3, threads: 2 };
-    let d = Dynamic { apic_id: topology.apic_id(11), topology, osxsave: false, apic_enabled: true };
+    let d = Dynamic { apic_id: topology.apic_id(11), topology, osxsave: false, xcr0: 1, apic_enabled: true };
     let m = CpuModel::default();
     let l1 = m.cpuid(1, 0, &d);
     assert_eq!((l1[1] >> 24, l1[1] >> 16 & 0xff, l1[3] >> 28 & 1), (13, 8, 1));

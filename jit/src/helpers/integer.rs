@@ -54,8 +54,8 @@ crate::helper_family! { 0;
     CMPXCHG16B = cmpxchg16b, FAULTS | READS_FLAGS | SETS_FLAGS | RAX | RDX;
     /// #AC if the address (first operand) has bits of the mask (second) set.
     ALIGN = align, FAULTS;
-    /// #GP(0) for an address that is not aligned to 16 bytes.
-    ALIGN16 = align16, FAULTS;
+    /// #GP(0) for an address a with any bit of b.
+    ALIGN_VECTOR = align_vector, FAULTS;
     /// #BR if the operand is not zero.
     BOUND = bound, FAULTS;
     /// ENTER (operand type | stack type << 4, frame size, nesting level).
@@ -367,8 +367,8 @@ fn align(cpu: &mut Cpu, addr: u64, mask: u64, _: u64) -> Result<u64, Fault> {
     if addr & mask != 0 && cpu.canonical(addr) { Err(Fault::with_code(vector::AC, 0)) } else { Ok(0) }
 }
 
-fn align16(_: &mut Cpu, addr: u64, _: u64, _: u64) -> Result<u64, Fault> {
-    if addr & 15 != 0 { Err(Fault::GP0) } else { Ok(0) }
+fn align_vector(_: &mut Cpu, addr: u64, mask: u64, _: u64) -> Result<u64, Fault> {
+    if addr & mask != 0 { Err(Fault::GP0) } else { Ok(0) }
 }
 
 /// #AC for a helper's own access if alignment checks are on.

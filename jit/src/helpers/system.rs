@@ -384,6 +384,7 @@ fn cpuid(c: &mut Cpu, leaf: u64, subleaf: u64, _: u64) -> Result<u64, Fault> {
         apic_id: c.shared.topology.apic_id(c.index),
         topology: c.shared.topology,
         osxsave: c.state.cr4 & cr4::OSXSAVE != 0,
+        xcr0: c.state.xcr0,
         apic_enabled: c.board.apic_base(c.index) & 1 << 11 != 0,
     };
     let [a, b, cx, dx] = c.model.cpuid(leaf as u32, subleaf as u32, &d);

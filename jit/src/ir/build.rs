@@ -2,10 +2,10 @@
 
 use super::flags::CcKind;
 use super::op::{Op, RmwOp};
-use super::vecop::{VecFromInt, VecOp, VecToInt};
+use super::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use super::{Inst, Ty, VVal, Val, seg_addr};
 use crate::helpers::HelperId;
-use crate::state::{VALS, VECS};
+use crate::state::VALS;
 
 /// A right-hand operand: a value or a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +73,10 @@ impl Builder {
         Val(v.min(VALS as u16 - 1))
     }
 
-    /// A new vector temporary.
+    /// A new vector temporary, or the low half of a pair.
     pub fn vtemp(&mut self) -> VVal {
-        let v = self.vnext.min(VECS as u16 - 1);
-        self.overflow |= self.vnext as usize >= VECS;
+        let v = self.vnext.min(VVal::TEMPS_END - 1);
+        self.overflow |= self.vnext >= VVal::TEMPS_END;
         self.vnext = v + 1;
         VVal(v)
     }
@@ -255,12 +255,12 @@ impl Builder {
         self.push(Op::VMov, Ty::I64, [d.0, a.0, Val::NONE.0, Val::NONE.0], 0);
     }
 
-    /// Loads 4, 8 or 16 bytes, zero-extended to 128 bits.
+    /// Loads 4, 8 or 16 bytes, zero-extended to 128 bits, or 32 to a pair.
     pub fn vload(&mut self, d: VVal, bytes: usize, a: Val, disp: i64, flags: u16) {
         self.push(Op::VLoad, vec_ty(bytes), [d.0, a.0, Val::NONE.0, flags], disp);
     }
 
-    /// Stores the low 4, 8 or 16 bytes.
+    /// Stores the low 4, 8 or 16 bytes, or the 32 of a pair.
     pub fn vstore(&mut self, bytes: usize, a: Val, disp: i64, value: VVal, flags: u16) {
         self.push(Op::VStore, vec_ty(bytes), [Val::NONE.0, a.0, value.0, flags], disp);
     }
@@ -268,6 +268,11 @@ impl Builder {
     /// `d = op(a, b, imm8)`.
     pub fn vec(&mut self, op: VecOp, d: VVal, a: VVal, b: VVal, imm8: u8) {
         self.push(Op::Vec, Ty::I64, [d.0, a.0, b.0, imm8 as u16], op as i64);
+    }
+
+    /// `d = op(a, b, c)`.
+    pub fn fma(&mut self, op: FmaOp, d: VVal, a: VVal, b: VVal, c: VVal) {
+        self.push(Op::Fma, Ty::I64, [d.0, a.0, b.0, c.0], op as i64);
     }
 
     /// Integer result of a vector operation.
@@ -340,11 +345,12 @@ impl Builder {
     }
 }
 
-/// Types stand for vector access sizes: i32 = 4, i64 = 8, i8 = 16 bytes.
+/// Types stand for vector access sizes: i32 = 4, i64 = 8, i8 = 16, i16 = 32 bytes.
 fn vec_ty(bytes: usize) -> Ty {
     match bytes {
         4 => Ty::I32,
         8 => Ty::I64,
+        32 => Ty::I16,
         _ => Ty::I8,
     }
 }
@@ -354,6 +360,7 @@ pub fn vec_bytes(ty: Ty) -> usize {
     match ty {
         Ty::I32 => 4,
         Ty::I64 => 8,
-        _ => 16,
+        Ty::I16 => 32,
+        Ty::I8 => 16,
     }
 }

@@ -4,7 +4,8 @@
 //! [`Val`]s: 0..=15 are the guest's general registers (they live in `CpuState::vals` and keep their value from block to
 //! block), 16.. are temporaries that live within one guest instruction. Every integer is 64 bits wide in its slot: an
 //! operation of type iN reads the low N bits of its operands and writes its result zero-extended. So `add.i32 rax = rax,
-//! rcx` is exactly x86-64's `add eax, ecx`. Vector values ([`VVal`]) are the XMM/YMM/ZMM registers and temporaries.
+//! rcx` is exactly x86-64's `add eax, ecx`. Vector values ([`VVal`]) are 128 bits wide: halves of the YMM registers, and
+//! temporaries.
 //!
 //! An instruction that can fault comes before anything that changes guest state of the same guest instruction: at a
 //! fault the state is that before the instruction (SDM 3A 6.6), in both tiers.
@@ -18,7 +19,7 @@ pub mod text;
 pub mod vecop;
 pub mod verify;
 
-use crate::state::{CpuState, mode};
+use crate::state::{CpuState, HIGH, mode};
 pub use build::Builder;
 pub use op::Op;
 
@@ -43,13 +44,22 @@ impl Val {
     }
 }
 
-/// A vector value: register 0..=31 or a temporary from 32.
+/// A vector value of 128 bits: 0..=15 are XMM0 to XMM15, 16..=31 the high halves of YMM0 to YMM15, from 32 on temporaries.
+/// A value of 256 bits is a pair: its low half and, [`HIGH`] further, its high half.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct VVal(pub u16);
 
 impl VVal {
     /// First temporary.
-    pub const TEMP0: u16 = 32;
+    pub const TEMP0: u16 = 2 * HIGH as u16;
+    /// Behind the last temporary that is no high half.
+    pub const TEMPS_END: u16 = 3 * HIGH as u16;
+    /// Behind the last value.
+    pub const END: u16 = 4 * HIGH as u16;
+    /// The high half of the value whose low half this is.
+    pub const fn high(self) -> VVal {
+        VVal(self.0 + HIGH as u16)
+    }
 }
 
 /// Width of an integer operation.
@@ -96,7 +106,7 @@ pub mod mem {
     pub const STACK: u16 = 1;
     /// A load that will be followed by a store to the same place: it needs write permission and faults as a write.
     pub const WRITE_INTENT: u16 = 2;
-    /// A 16-byte access that raises #GP unless aligned (SSE).
+    /// A 16- or 32-byte access that raises #GP unless aligned (SSE).
     pub const ALIGNED: u16 = 4;
 }
 

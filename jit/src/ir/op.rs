@@ -178,15 +178,18 @@ ops! {
     /// d = CF, PF, AF, ZF, SF, OF in their places in RFLAGS, the rest 0.
     GetFlags "getflags" false (Int No No No) false Traits::READS_FLAGS;
 
-    // Vectors, 128 bits for now. `imm` of vec* is a `vecop` number, c an immediate byte.
+    // Vectors of 128 bits. `imm` of vec* is a `vecop` number, c an immediate byte.
     /// d = a.
     VMov "vmov" false (Vec Vec No No) false P;
-    /// d = memory at a + imm: 4, 8 or 16 bytes by type (i32, i64, i8 = 16), the rest of the 128 bits zero.
+    /// d = memory at a + imm: 4, 8 or 16 bytes by type (i32, i64, i8 = 16), the rest of the 128 bits zero; or 32 (i16) to
+    /// the pair that d is the low half of.
     VLoad "vload" true (Vec Int No Const) true FAULT;
-    /// Memory at a + imm = low part of vector b, sizes as `vload`.
+    /// Memory at a + imm = low part of vector b, or the pair that it is the low half of; sizes as `vload`.
     VStore "vstore" true (No Int Vec Const) true FAULT.or(EFFECT);
     /// d = f(a, b), see `vecop::VecOp`.
     Vec "vec" false (Vec Vec Vec Const) true FAULT;
+    /// d = f(a, b, c), see `vecop::FmaOp`.
+    Fma "fma" false (Vec Vec Vec Vec) true FAULT;
     /// Integer d = f(a, b), see `vecop::VecToInt`.
     VecToInt "vectoint" true (Int Vec Vec Const) true FAULT;
     /// Vector d = f(vector a, integer b), see `vecop::VecFromInt`.
@@ -217,7 +220,15 @@ impl Op {
     pub const fn is_vector(self) -> bool {
         matches!(
             self,
-            Op::VMov | Op::VLoad | Op::VStore | Op::Vec | Op::VecToInt | Op::VecFromInt | Op::VGetState | Op::VSetState
+            Op::VMov
+                | Op::VLoad
+                | Op::VStore
+                | Op::Vec
+                | Op::Fma
+                | Op::VecToInt
+                | Op::VecFromInt
+                | Op::VGetState
+                | Op::VSetState
         )
     }
 

@@ -2,7 +2,7 @@
 
 use super::op::{self, Field, Op};
 use super::text::{GPRS, state_field, ty_name};
-use super::vecop::{VecFromInt, VecOp, VecToInt};
+use super::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use super::{Block, Inst, Ty, VVal, Val};
 use crate::helpers;
 
@@ -57,7 +57,7 @@ fn parse_inst(line: &str) -> Result<Inst, String> {
     };
     let op = op::ALL.iter().copied().find(|o| o.info().name == name).ok_or(format!("unknown operation {name}"))?;
     let mut inst = Inst { op, ty, d: 0, a: 0, b: 0, c: 0, off, len: 0, imm };
-    if matches!(op, Op::Vec | Op::VecToInt | Op::VecFromInt | Op::Call) {
+    if matches!(op, Op::Vec | Op::Fma | Op::VecToInt | Op::VecFromInt | Op::Call) {
         let (sub, rest) = args.trim().split_once(' ').unwrap_or((args.trim(), ""));
         inst.imm = sub_number(op, sub).ok_or(format!("unknown sub-operation {sub}"))?;
         args = rest;
@@ -94,6 +94,7 @@ fn parse_ty(t: &str) -> Result<Ty, String> {
 fn sub_number(op: Op, name: &str) -> Option<i64> {
     match op {
         Op::Vec => VecOp::ALL.iter().find(|o| o.name() == name).map(|o| *o as i64),
+        Op::Fma => FmaOp::ALL.iter().find(|o| o.name() == name).map(|o| *o as i64),
         Op::VecToInt => VecToInt::ALL.iter().find(|o| o.name() == name).map(|o| *o as i64),
         Op::VecFromInt => VecFromInt::ALL.iter().find(|o| o.name() == name).map(|o| *o as i64),
         _ => helpers::by_name(name).map(|id| id.0 as i64),

@@ -1,7 +1,7 @@
 //! Text form of the IR, for logs and tests. One operation a line; see `print`.
 
 use super::op::{Field, Op};
-use super::vecop::{VecFromInt, VecOp, VecToInt};
+use super::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use super::{Block, Inst, Ty, VVal, Val};
 use crate::helpers::{self, HelperId};
 use crate::state::CpuState;
@@ -59,6 +59,7 @@ pub(super) fn ty_name(ty: Ty) -> &'static str {
 fn sub_name(i: &Inst) -> Option<&'static str> {
     match i.op {
         Op::Vec => VecOp::from_imm(i.imm).map(VecOp::name),
+        Op::Fma => FmaOp::from_imm(i.imm).map(FmaOp::name),
         Op::VecToInt => VecToInt::from_imm(i.imm).map(VecToInt::name),
         Op::VecFromInt => VecFromInt::from_imm(i.imm).map(VecFromInt::name),
         Op::Call => helpers::exists(i.imm as u16).then(|| helpers::helper(HelperId(i.imm as u16)).name),

@@ -20,6 +20,7 @@ macro_rules! sub_ops {
                 match self { $($name::$id => $text,)* $($name::$fid => $ftext,)* }
             }
             /// Depends on MXCSR and may set its flags.
+            #[allow(dead_code)]
             pub fn is_fp(self) -> bool {
                 #[allow(unreachable_patterns)]
                 match self { $($name::$fid => true,)* _ => false }
@@ -84,6 +85,52 @@ macro_rules! host_instructions {
 }
 pub(crate) use host_instructions;
 
+/// Hands the fused multiply-add operations to the macro `$then`, before what it is given itself. Each is the host's
+/// instruction `mnemonic xmm, xmm, xmm`: which of several NaNs is the result depends on the order of the operands.
+macro_rules! fma_instructions {
+    ($then:ident $given:tt) => {
+        $then! {
+            fma {
+                Vfmadd132ps "vfmadd132ps", Vfmadd132pd "vfmadd132pd", Vfmadd132ss "vfmadd132ss",
+                Vfmadd132sd "vfmadd132sd", Vfmsub132ps "vfmsub132ps", Vfmsub132pd "vfmsub132pd",
+                Vfmsub132ss "vfmsub132ss", Vfmsub132sd "vfmsub132sd", Vfnmadd132ps "vfnmadd132ps",
+                Vfnmadd132pd "vfnmadd132pd", Vfnmadd132ss "vfnmadd132ss", Vfnmadd132sd "vfnmadd132sd",
+                Vfnmsub132ps "vfnmsub132ps", Vfnmsub132pd "vfnmsub132pd", Vfnmsub132ss "vfnmsub132ss",
+                Vfnmsub132sd "vfnmsub132sd", Vfmaddsub132ps "vfmaddsub132ps", Vfmaddsub132pd "vfmaddsub132pd",
+                Vfmsubadd132ps "vfmsubadd132ps", Vfmsubadd132pd "vfmsubadd132pd", Vfmadd213ps "vfmadd213ps",
+                Vfmadd213pd "vfmadd213pd", Vfmadd213ss "vfmadd213ss", Vfmadd213sd "vfmadd213sd",
+                Vfmsub213ps "vfmsub213ps", Vfmsub213pd "vfmsub213pd", Vfmsub213ss "vfmsub213ss",
+                Vfmsub213sd "vfmsub213sd", Vfnmadd213ps "vfnmadd213ps", Vfnmadd213pd "vfnmadd213pd",
+                Vfnmadd213ss "vfnmadd213ss", Vfnmadd213sd "vfnmadd213sd", Vfnmsub213ps "vfnmsub213ps",
+                Vfnmsub213pd "vfnmsub213pd", Vfnmsub213ss "vfnmsub213ss", Vfnmsub213sd "vfnmsub213sd",
+                Vfmaddsub213ps "vfmaddsub213ps", Vfmaddsub213pd "vfmaddsub213pd", Vfmsubadd213ps "vfmsubadd213ps",
+                Vfmsubadd213pd "vfmsubadd213pd", Vfmadd231ps "vfmadd231ps", Vfmadd231pd "vfmadd231pd",
+                Vfmadd231ss "vfmadd231ss", Vfmadd231sd "vfmadd231sd", Vfmsub231ps "vfmsub231ps",
+                Vfmsub231pd "vfmsub231pd", Vfmsub231ss "vfmsub231ss", Vfmsub231sd "vfmsub231sd",
+                Vfnmadd231ps "vfnmadd231ps", Vfnmadd231pd "vfnmadd231pd", Vfnmadd231ss "vfnmadd231ss",
+                Vfnmadd231sd "vfnmadd231sd", Vfnmsub231ps "vfnmsub231ps", Vfnmsub231pd "vfnmsub231pd",
+                Vfnmsub231ss "vfnmsub231ss", Vfnmsub231sd "vfnmsub231sd", Vfmaddsub231ps "vfmaddsub231ps",
+                Vfmaddsub231pd "vfmaddsub231pd", Vfmsubadd231ps "vfmsubadd231ps", Vfmsubadd231pd "vfmsubadd231pd",
+            }
+            $given
+        }
+    };
+}
+pub(crate) use fma_instructions;
+
+macro_rules! fma_ops {
+    (fma { $($fma:tt)* } {}) => {
+        sub_ops! {
+            /// `d = f(a, b, c)` on 128-bit vectors; named after the FMA instruction whose result it is, with `a` its first
+            /// operand.
+            FmaOp;
+            integer {}
+            float { $($fma)* }
+        }
+    };
+}
+fma_instructions! { fma_ops {} }
+
 macro_rules! vec_ops {
     (plain { $($plain:tt)* } float { $($float:tt)* } { integer { $($integer:tt)* } float { $($other:tt)* } }) => {
         sub_ops! {
@@ -114,8 +161,14 @@ host_instructions! {
             Sha1msg1 "sha1msg1", Sha1msg2 "sha1msg2", Sha1nexte "sha1nexte", Sha1rnds4 "sha1rnds4",
             Sha256msg1 "sha256msg1", Sha256msg2 "sha256msg2",
             Pcmpistrm "pcmpistrm",
+            // Of AVX: elements of a chosen by the low bits of b's; elements of a shifted by those of b.
+            Vpermilps "vpermilps", Vpermilpd "vpermilpd",
+            Vpsllvd "vpsllvd", Vpsllvq "vpsllvq", Vpsrlvd "vpsrlvd", Vpsrlvq "vpsrlvq", Vpsravd "vpsravd",
         }
         float {
+            // With the predicates of AVX, five bits.
+            Vcmpps "vcmpps", Vcmppd "vcmppd", Vcmpss "vcmpss", Vcmpsd "vcmpsd",
+            Vcvtph2ps "vcvtph2ps", Vcvtps2ph "vcvtps2ph",
             Cmpps "cmpps", Cmppd "cmppd", Cmpss "cmpss", Cmpsd "cmpsd",
             Roundps "roundps", Roundpd "roundpd", Roundss "roundss", Roundsd "roundsd", Dpps "dpps", Dppd "dppd",
         }

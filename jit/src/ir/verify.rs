@@ -1,10 +1,11 @@
 //! The verifier: what every block must satisfy before a tier sees it.
 
+use super::build::vec_bytes;
 use super::op::{Field, Traits};
-use super::vecop::{VecFromInt, VecOp, VecToInt};
+use super::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use super::{Block, Inst, Op, VVal, Val};
 use crate::helpers;
-use crate::state::{VALS, VECS};
+use crate::state::{HIGH, VALS};
 
 /// Checks a block. The error says which operation breaks which rule.
 pub fn check(block: &Block) -> Result<(), String> {
@@ -29,13 +30,20 @@ pub fn check(block: &Block) -> Result<(), String> {
                 return fail(why);
             }
         }
+        let pair = matches!(i.op, Op::VLoad | Op::VStore) && vec_bytes(i.ty) == 32;
+        if pair && i.op == Op::VStore {
+            if let Err(why) = check_use(Field::Vec, i.b.saturating_add(HIGH as u16), defined, vec_defined) {
+                return fail(why);
+            }
+        }
         if let Err(why) = check_constant(i) {
             return fail(why);
         }
         match info.fields[0] {
             Field::No => {}
             Field::IntOpt if i.d == Val::NONE.0 => {}
-            Field::Vec if (i.d as usize) < VECS => vec_defined |= 1 << i.d,
+            Field::Vec if pair && i.d < VVal::END - HIGH as u16 => vec_defined |= (1 << HIGH | 1) << i.d,
+            Field::Vec if !pair && i.d < VVal::END => vec_defined |= 1 << i.d,
             Field::Int | Field::IntOpt if (i.d as usize) < VALS => defined |= 1 << i.d,
             _ => return fail("result out of range"),
         }
@@ -50,7 +58,7 @@ fn check_use(field: Field, v: u16, ints: u64, vecs: u64) -> Result<(), &'static 
         Field::Int => int(v),
         Field::IntOrImm => v == Val::IMM.0 || int(v),
         Field::IntOpt => v == Val::NONE.0 || int(v),
-        Field::Vec => (v as usize) < VECS && (v < VVal::TEMP0 || vecs >> v & 1 != 0),
+        Field::Vec => v < VVal::END && (v < VVal::TEMP0 || vecs >> v & 1 != 0),
     };
     if ok { Ok(()) } else { Err("operand not defined in this guest instruction") }
 }
@@ -59,6 +67,7 @@ fn check_constant(i: &Inst) -> Result<(), &'static str> {
     let ok = match i.op {
         Op::Call => u16::try_from(i.imm).is_ok_and(helpers::exists),
         Op::Vec => VecOp::from_imm(i.imm).is_some(),
+        Op::Fma => FmaOp::from_imm(i.imm).is_some(),
         Op::VecToInt => VecToInt::from_imm(i.imm).is_some(),
         Op::VecFromInt => VecFromInt::from_imm(i.imm).is_some(),
         Op::GetState | Op::SetState | Op::VGetState | Op::VSetState => {

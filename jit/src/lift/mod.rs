@@ -67,11 +67,24 @@ pub struct Lifter<'a> {
     pub unwatched: bool,
     /// What segments forbid is raised by the access, not where the address is made.
     pub limits_later: bool,
+    /// YMM registers whose high half is known to be zero, one bit each.
+    pub clear_high: u16,
 }
 
 impl<'a> Lifter<'a> {
     fn new(b: Builder, rip: u64, mode: u32, model: &'a CpuModel) -> Self {
-        Self { b, mode, rip, next: rip, page: 0, model, shadow: false, unwatched: false, limits_later: false }
+        Self {
+            b,
+            mode,
+            rip,
+            next: rip,
+            page: 0,
+            model,
+            shadow: false,
+            unwatched: false,
+            limits_later: false,
+            clear_high: 0,
+        }
     }
 }
 

@@ -74,6 +74,8 @@ pub enum Thunk {
     SegAddr,
     /// `fn(cpu, op, d | a << 16 | b << 32 | imm8 << 48)`: vector operation on registers of the state.
     Vec,
+    /// `fn(cpu, op, d | a << 16 | b << 32 | c << 48)`: fused multiply-add on registers of the state.
+    Fma,
     /// `fn(cpu, op, a | b << 16 | imm8 << 32) -> result`.
     VecToInt,
     /// `fn(cpu, op, d | a << 16 | imm8 << 32, integer)`.
@@ -81,7 +83,7 @@ pub enum Thunk {
 }
 
 /// Number of thunks.
-pub const THUNKS: usize = 13;
+pub const THUNKS: usize = 14;
 
 /// What a region is compiled from: blocks of one mode, code segment and page, the head first.
 pub struct Region {
@@ -471,7 +473,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             Thunk::Helper | Thunk::PureHelper => (5, 1),
             Thunk::Condition => (4, 1),
             Thunk::AllFlags | Thunk::SegAddr => (3, 1),
-            Thunk::Vec => (3, 0),
+            Thunk::Vec | Thunk::Fma => (3, 0),
             Thunk::VecToInt => (3, 1),
             Thunk::VecFromInt => (4, 0),
         };

@@ -15,7 +15,7 @@ use std::sync::atomic::{Ordering, fence};
 /// A linear address, and its page, that no access gets through to, in any mode: what a segment forbade.
 pub const NOWHERE: u64 = 1 << 63;
 /// Largest operand that is one access, in bytes.
-const OPERAND: u64 = 16;
+const OPERAND: u64 = 32;
 
 /// Devices above here stay devices.
 const FIRST_DEVICE: u64 = 0x10_0000;
@@ -169,6 +169,39 @@ impl Cpu {
         self.write_pieces(index, linear, &value.to_le_bytes(), flags)
     }
 
+    /// Loads 32 bytes at the current privilege, low half first.
+    pub fn load256(&mut self, linear: u64, flags: u16) -> Result<[u128; 2], Fault> {
+        self.watch(linear, 32, false);
+        if flags & mem::ALIGNED != 0 && linear & 31 != 0 {
+            return Err(Fault::GP0);
+        }
+        let index = self.state.mmu_index();
+        let (low, high) =
+            (self.state.tlb.load128(index, linear), self.state.tlb.load128(index, linear.wrapping_add(16)));
+        if let (Some(low), Some(high)) = (low, high) {
+            return Ok([low, high]);
+        }
+        let mut buf = [[0; 16]; 2];
+        self.read_pieces(index, linear, buf.as_flattened_mut(), flags)?;
+        Ok(buf.map(u128::from_le_bytes))
+    }
+
+    /// Stores 32 bytes at the current privilege: all of them, or a fault and none.
+    pub fn store256(&mut self, linear: u64, value: [u128; 2], flags: u16) -> Result<(), Fault> {
+        self.watch(linear, 32, true);
+        if flags & mem::ALIGNED != 0 && linear & 31 != 0 {
+            return Err(Fault::GP0);
+        }
+        let index = self.state.mmu_index();
+        let inside = linear & (PAGE_SIZE - 1) <= PAGE_SIZE - 32;
+        if inside && self.state.tlb.store128(index, linear, value[0]) {
+            let hit = self.state.tlb.store128(index, linear.wrapping_add(16), value[1]);
+            debug_assert!(hit, "the page was there");
+            return Ok(());
+        }
+        self.write_pieces(index, linear, value.map(u128::to_le_bytes).as_flattened(), flags)
+    }
+
     /// Loads any number of bytes at the current privilege.
     pub fn load_bytes(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Fault> {
         self.watch(linear, buf.len() as u64, false);
@@ -184,6 +217,11 @@ impl Cpu {
     /// Raises what a store of `len` bytes at `linear` would raise.
     pub fn probe_write(&mut self, linear: u64, len: u64) -> Result<(), Fault> {
         self.check_write(self.state.mmu_index(), linear, len, 0)
+    }
+
+    /// The same for an access with `flags` from [`mem`].
+    pub fn probe_store(&mut self, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
+        self.check_write(self.state.mmu_index(), linear, len, flags)
     }
 
     /// Raises what a store of `len` bytes to a stack at `linear` would raise with an explicit MMU index.

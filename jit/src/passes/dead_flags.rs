@@ -2,6 +2,7 @@
 //! temporaries that nothing reads (often what only such flags were made from).
 
 use crate::helpers::{self, HelperId, effect};
+use crate::ir::build::vec_bytes;
 use crate::ir::op::{Field, Traits};
 use crate::ir::{Block, Inst, Op, VVal, Val};
 
@@ -89,6 +90,9 @@ impl Temps {
                 Field::Vec if v < 64 => self.vecs |= 1 << v,
                 _ => {}
             }
+        }
+        if i.op == Op::VStore && vec_bytes(i.ty) == 32 {
+            self.vecs |= 1 << VVal(i.b).high().0.min(63);
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::baseline;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::helpers::{self, HelperId, effect};
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use crate::ir::{RELATIVE_RIP_BIT, flags};
 use crate::lower::Thunk;
 use crate::mmu::ram::PAGE_SIZE;
@@ -285,6 +285,7 @@ pub fn thunk_bodies() -> [ThunkBody; crate::lower::THUNKS] {
     out[Thunk::AllFlags as usize] = jump(all_flags as *const ());
     out[Thunk::SegAddr as usize] = jump(seg_addr as *const ());
     out[Thunk::Vec as usize] = jump(vec_op as *const ());
+    out[Thunk::Fma as usize] = jump(fma as *const ());
     out[Thunk::VecToInt as usize] = jump(vec_to_int as *const ());
     out[Thunk::VecFromInt as usize] = jump(vec_from_int as *const ());
     out
@@ -387,8 +388,19 @@ unsafe extern "C" fn vec_op(cpu: *mut Cpu, op: u64, words: u64) {
     let state = unsafe { &mut (*cpu).state };
     let reg = |n: u64| (n & 0xffff) as usize % VECS;
     let Some(op) = VecOp::from_imm(op as i64) else { return };
-    let (a, b) = (state.vecs[reg(words >> 16)].0[0], state.vecs[reg(words >> 32)].0[0]);
-    state.vecs[reg(words)].0[0] = helpers::vec::vec_fn(op)(a, b, (words >> 48) as u8);
+    let (a, b) = (state.vecs[reg(words >> 16)], state.vecs[reg(words >> 32)]);
+    state.vecs[reg(words)] = helpers::vec::vec_fn(op)(a, b, (words >> 48) as u8);
+}
+
+/// # Safety
+/// As [`tlb_miss`].
+unsafe extern "C" fn fma(cpu: *mut Cpu, op: u64, words: u64) {
+    // SAFETY: as in `tlb_miss`.
+    let state = unsafe { &mut (*cpu).state };
+    let reg = |n: u32| (words >> (16 * n) & 0xffff) as usize % VECS;
+    let Some(op) = FmaOp::from_imm(op as i64) else { return };
+    let (a, b, c) = (state.vecs[reg(1)], state.vecs[reg(2)], state.vecs[reg(3)]);
+    state.vecs[reg(0)] = helpers::vec::fma_fn(op)(a, b, c);
 }
 
 /// # Safety
@@ -398,7 +410,7 @@ unsafe extern "C" fn vec_to_int(cpu: *mut Cpu, op: u64, words: u64) -> u64 {
     let state = unsafe { &mut (*cpu).state };
     let reg = |n: u64| (n & 0xffff) as usize % VECS;
     let Some(op) = VecToInt::from_imm(op as i64) else { return 0 };
-    let (a, b) = (state.vecs[reg(words)].0[0], state.vecs[reg(words >> 16)].0[0]);
+    let (a, b) = (state.vecs[reg(words)], state.vecs[reg(words >> 16)]);
     helpers::vec::vec_to_int_fn(op)(a, b, (words >> 32) as u8)
 }
 
@@ -409,6 +421,6 @@ unsafe extern "C" fn vec_from_int(cpu: *mut Cpu, op: u64, words: u64, b: u64) {
     let state = unsafe { &mut (*cpu).state };
     let reg = |n: u64| (n & 0xffff) as usize % VECS;
     let Some(op) = VecFromInt::from_imm(op as i64) else { return };
-    let a = state.vecs[reg(words >> 16)].0[0];
-    state.vecs[reg(words)].0[0] = helpers::vec::vec_from_int_fn(op)(a, b, (words >> 32) as u8);
+    let a = state.vecs[reg(words >> 16)];
+    state.vecs[reg(words)] = helpers::vec::vec_from_int_fn(op)(a, b, (words >> 32) as u8);
 }

@@ -1,7 +1,7 @@
 //! The register dump of monitors and of shutdown messages, in the layout that users of QEMU know.
 
 use crate::cpu::Cpu;
-use crate::state::{Segment, attr, flag};
+use crate::state::{HIGH, Segment, attr, flag, mode};
 use std::fmt::Write;
 
 impl Cpu {
@@ -37,7 +37,11 @@ impl Cpu {
         );
         for n in 0..16 {
             let end = if n & 1 == 1 { "\n" } else { " " };
-            let _ = write!(out, "XMM{n:02}={:032x}{end}", s.vecs[n].0[0]);
+            let _ = if s.mode & mode::AVX != 0 {
+                writeln!(out, "YMM{n:02}={:032x} {:032x}", s.vecs[HIGH + n], s.vecs[n])
+            } else {
+                write!(out, "XMM{n:02}={:032x}{end}", s.vecs[n])
+            };
         }
         out
     }

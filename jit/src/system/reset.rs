@@ -1,7 +1,7 @@
 //! Power-on, RESET and INIT states (SDM 3A 9.1.1, table 9-1), and the register set the program exchanges.
 
 use crate::cpu::Cpu;
-use crate::state::{CpuState, Msrs, Segment, TableRegister, VecReg, X87, attr, cr0, reg};
+use crate::state::{CpuState, HIGH, Msrs, Segment, TableRegister, X87, attr, cr0, reg};
 use crate::vcpu::{MoreRegisters, Registers, SegmentRegister};
 
 /// Data segment: present, writable, accessed.
@@ -26,7 +26,7 @@ impl Cpu {
         let s = &mut self.state;
         s.cr0 = cr0::CD | cr0::NW | cr0::ET;
         s.x87 = X87 { regs: [0; 8], fcw: 0x40, fsw: 0, tags: 0xff, fop: 0, fip: 0, fdp: 0, fcs: 0, fds: 0 };
-        s.vecs = [VecReg([0; 4]); _];
+        s.vecs = [0; _];
         s.mxcsr = 0x1f80;
         s.xcr0 = 1;
         s.msr = Msrs { pat: PAT_RESET, misc_enable: MISC_ENABLE_RESET, tsc_aux: 0, ..Msrs::default() };
@@ -122,7 +122,8 @@ impl Cpu {
             st: std::array::from_fn(|n| std::array::from_fn(|i| x.regs[(top + n) & 7].to_le_bytes()[i])),
             x87: [x.fcw, x.fsw, x.tag_word()],
             x87_pointers: [x.fcs.into(), x.fip, x.fds.into(), x.fdp, x.fop.into()],
-            xmm: std::array::from_fn(|n| s.vecs[n].0[0]),
+            xmm: std::array::from_fn(|n| s.vecs[n]),
+            ymm_high: std::array::from_fn(|n| s.vecs[HIGH + n]),
             mxcsr: s.mxcsr,
             kernel_gs_base: s.msr.kernel_gs_base,
             cr8: self.board.cr8(self.index),
@@ -144,8 +145,8 @@ impl Cpu {
         x.set_tag_word(r.x87[2]);
         (x.fcs, x.fds, x.fop) = (fcs as u16, fds as u16, fop as u16 & 0x7ff);
         (x.fip, x.fdp) = (fip, fdp);
-        for (vec, xmm) in s.vecs.iter_mut().zip(r.xmm) {
-            vec.0[0] = xmm;
+        for (vec, value) in s.vecs.iter_mut().zip(r.xmm.iter().chain(&r.ymm_high)) {
+            *vec = *value;
         }
         s.mxcsr = r.mxcsr & MXCSR_DEFINED;
         s.msr.kernel_gs_base = r.kernel_gs_base;

@@ -58,6 +58,10 @@ pub(super) fn assign(word: &str, r: &mut Registers, side: &mut Side) {
             let mut next = || parts.next().expect("three parts");
             side.fault = Some(Outcome::Fault { vector: next() as u8, error: next() as u32, address: next() });
         }
+        _ if name.starts_with("ymm") => {
+            let n = name[3..].strip_suffix("h").expect("ymmNh, a high half");
+            r.ymm_high[n.parse::<usize>().expect("a number")] = wide(value);
+        }
         _ if name.starts_with("xmm") => r.xmm[name[3..].parse::<usize>().expect("a number")] = wide(value),
         _ if name.starts_with("st") => r.st[name[2..].parse::<usize>().expect("a number")] = wide(value),
         _ if name.starts_with('m') => side.memory.push((hex(&name[1..]), bytes(value))),
@@ -111,11 +115,12 @@ fn run_file(text: &str, bits: Bits) {
 
 /// The files, and the width of their code.
 pub(super) const FILES: &[(&str, u32)] =
-    &[(INTEGER_64, 64), (INTEGER_32, 32), (INTEGER_16, 16), (VECTOR_64, 64), (X87, 64)];
+    &[(INTEGER_64, 64), (INTEGER_32, 32), (INTEGER_16, 16), (VECTOR_64, 64), (AVX_64, 64), (X87, 64)];
 const INTEGER_64: &str = include_str!("../../../tests/insn/integer64.ins");
 const INTEGER_32: &str = include_str!("../../../tests/insn/integer32.ins");
 const INTEGER_16: &str = include_str!("../../../tests/insn/integer16.ins");
 const VECTOR_64: &str = include_str!("../../../tests/insn/vector64.ins");
+const AVX_64: &str = include_str!("../../../tests/insn/avx64.ins");
 const X87: &str = include_str!("../../../tests/insn/x87.ins");
 
 #[test]
@@ -136,6 +141,13 @@ fn integer_16_bit() {
 #[test]
 fn vector_64_bit() {
     run_file(VECTOR_64, Bits::B64);
+}
+
+#[test]
+fn avx_64_bit() {
+    if crate::helpers::vec::host_has_avx2() {
+        run_file(AVX_64, Bits::B64);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::cpuid::Topology;
 use crate::lift;
 use crate::mmu::ram::{PAGE_SIZE, Ram, RamRegion};
 use crate::shared::Shared;
-use crate::state::{Segment, attr, cr0, cr4, efer, reg};
+use crate::state::{HIGH, Segment, attr, cr0, cr4, efer, reg};
 use crate::vcpu::{VcpuHandle, request};
 use executor::Executor;
 pub use measure::{Code, Program};
@@ -43,6 +43,8 @@ pub struct Registers {
     pub rflags: u64,
     /// XMM0 to XMM15.
     pub xmm: [u128; 16],
+    /// The high halves of YMM0 to YMM15.
+    pub ymm_high: [u128; 16],
     /// MXCSR.
     pub mxcsr: u32,
     /// x87 control word.
@@ -68,6 +70,7 @@ impl Registers {
         rip: 0,
         rflags: 2,
         xmm: [0; 16],
+        ymm_high: [0; 16],
         mxcsr: 0x1f80,
         fcw: 0x37f,
         fsw: 0,
@@ -256,7 +259,7 @@ impl Machine {
         s.cr0 = cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::ET | cr0::MP | cr0::AM;
         s.cr3 = TABLES;
         s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE | cr4::UMIP | cr4::OSXSAVE;
-        s.xcr0 = 3;
+        s.xcr0 = self.cpu.model.xcr0_mask();
         s.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
         let user = attr::P | attr::S | attr::RW | attr::ACCESSED | 3 << attr::DPL_SHIFT;
         let wide = user | attr::G | attr::DB;
@@ -308,9 +311,8 @@ impl Machine {
         s.vals[..16].copy_from_slice(&r.gpr);
         s.rip = r.rip;
         s.mxcsr = r.mxcsr;
-        for (to, from) in s.vecs.iter_mut().zip(r.xmm) {
-            to.0[0] = from;
-        }
+        s.vecs[..HIGH].copy_from_slice(&r.xmm);
+        s.vecs[HIGH..2 * HIGH].copy_from_slice(&r.ymm_high);
         s.x87.fcw = r.fcw;
         s.x87.fsw = r.fsw;
         s.x87.tags = r.tags;
@@ -330,7 +332,8 @@ impl Machine {
             gpr: std::array::from_fn(|n| s.vals[n]),
             rip: s.rip,
             rflags: self.cpu.rflags(),
-            xmm: std::array::from_fn(|n| s.vecs[n].0[0]),
+            xmm: std::array::from_fn(|n| s.vecs[n]),
+            ymm_high: std::array::from_fn(|n| s.vecs[HIGH + n]),
             mxcsr: s.mxcsr,
             fcw: s.x87.fcw,
             fsw: s.x87.fsw,

@@ -95,8 +95,8 @@ pub fn fill(r: &mut Random, family: Family, regs: &mut Registers) {
     if family == Family::Integer {
         return;
     }
-    if family == Family::Vector {
-        regs.xmm.iter_mut().for_each(|x| *x = vector(r));
+    if family.has_vectors() {
+        regs.xmm.iter_mut().chain(&mut regs.ymm_high).for_each(|x| *x = vector(r));
         // Masked exceptions mostly; any rounding, DAZ and FTZ.
         let modes = (r.below(4) as u32) << 13 | (r.chance(20) as u32) << 15 | (r.chance(20) as u32) << 6;
         let sticky = if r.chance(30) { r.below(64) as u32 } else { 0 };
@@ -135,12 +135,16 @@ pub fn contents(r: &mut Random, insn: &Instruction, bytes: &mut [u8]) {
         Float32 => bytes[..4].copy_from_slice(&single(r).to_le_bytes()),
         Float64 => bytes[..8].copy_from_slice(&double(r).to_le_bytes()),
         Float80 => bytes[..10].copy_from_slice(&extended(r).to_le_bytes()[..10]),
-        Packed128_Float32 | Packed128_Float64 => bytes[..16].copy_from_slice(&vector(r).to_le_bytes()),
+        Packed128_Float32 | Packed128_Float64 | Packed256_Float32 | Packed256_Float64 => {
+            for half in bytes.as_chunks_mut::<16>().0 {
+                *half = vector(r).to_le_bytes();
+            }
+        }
         _ => {}
     }
 }
 
-/// An XSAVE area that mostly restores: MXCSR without reserved bits, a plain or compacted header of x87 and SSE. (Silicon
+/// An XSAVE area that mostly restores: MXCSR without reserved bits, a plain or compacted header of x87, SSE and AVX. (Silicon
 /// restores XMM registers of a compacted area before it objects to its MXCSR; the engine restores nothing.)
 pub fn save_area(r: &mut Random, bytes: &mut [u8]) {
     let mut put = |at: usize, v: u64, len: usize| bytes[at..at + len].copy_from_slice(&v.to_le_bytes()[..len]);
@@ -151,10 +155,10 @@ pub fn save_area(r: &mut Random, bytes: &mut [u8]) {
     for n in 0..8 {
         put(512 + 8 * n, 0, 8);
     }
-    let present = r.below(4);
+    let present = r.below(8);
     put(512, present, 8);
     if compact {
-        let format = if r.chance(80) { 3 } else { r.below(4) };
+        let format = if r.chance(80) { 7 } else { r.below(8) };
         put(520, 1 << 63 | format, 8);
     }
     if r.chance(10) {

@@ -183,6 +183,9 @@ impl Generator {
             r32_or_mem | r32_or_mem_mpx if !memory_chance => self.gpr(4),
             r64_or_mem | r64_or_mem_mpx if !memory_chance => self.gpr(8),
             xmm_or_mem if !memory_chance => self.xmm(),
+            ymm_or_mem if !memory_chance => self.ymm(),
+            xmm_vvvv | xmm_is4 => self.xmm(),
+            ymm_reg | ymm_rm | ymm_vvvv | ymm_is4 => self.ymm(),
             mm_or_mem if !memory_chance => self.mm(),
             r8_reg | r8_opcode => self.gpr(1),
             r16_reg | r16_rm | r16_opcode => self.gpr(2),
@@ -209,6 +212,10 @@ impl Generator {
         Register::XMM0 + self.random.below(if self.bits == Bits::B64 { 16 } else { 8 }) as u32
     }
 
+    fn ymm(&mut self) -> Register {
+        self.xmm() - Register::XMM0 as u32 + Register::YMM0 as u32
+    }
+
     fn mm(&mut self) -> Register {
         Register::MM0 + self.random.below(8) as u32
     }
@@ -219,8 +226,12 @@ impl Generator {
         let value = self.random.value();
         let immediate = match kind {
             mem | mem_mib | r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | r32_or_mem_mpx | r64_or_mem_mpx
-            | xmm_or_mem | mm_or_mem => {
+            | xmm_or_mem | mm_or_mem | ymm_or_mem => {
                 return self.memory_operand(insn, n);
+            }
+            mem_vsib32x | mem_vsib64x | mem_vsib32y | mem_vsib64y => {
+                let wide = matches!(kind, mem_vsib32y | mem_vsib64y);
+                return self.vsib_operand(insn, n, wide);
             }
             mem_offs => {
                 insn.set_op_kind(n, OpKind::Memory);
@@ -378,6 +389,55 @@ impl Generator {
         Some(())
     }
 
+    /// Memory with a vector of indexes.
+    fn vsib_operand(&mut self, insn: &mut Instruction, n: u32, wide: bool) -> Option<()> {
+        if self.bits == Bits::B16 {
+            return None;
+        }
+        let narrow = self.bits == Bits::B32 || self.random.chance(15);
+        let base = if self.random.chance(10) { Register::None } else { self.gpr(if narrow { 4 } else { 8 }) };
+        insn.set_op_kind(n, OpKind::Memory);
+        insn.set_memory_base(base);
+        insn.set_memory_index(if wide { self.ymm() } else { self.xmm() });
+        insn.set_memory_index_scale(1 << self.random.below(4));
+        let displacement = if base == Register::None {
+            let at = self.target(8);
+            self.offset(at)
+        } else {
+            self.random.below(0x1000)
+        };
+        insn.set_memory_displ_size(if narrow { 4 } else { 8 });
+        insn.set_memory_displacement64(displacement);
+        Some(())
+    }
+
+    /// Indexes that lead to the test's pages, mostly.
+    fn place_indexes(&mut self, insn: &Instruction, regs: &mut Registers) {
+        let scale = i64::from(insn.memory_index_scale());
+        let (at, displacement) = (self.target(8), insn.memory_displacement64());
+        let base = insn.memory_base();
+        if base != Register::None {
+            regs.gpr[base.full_register().number()] = at.wrapping_sub(displacement);
+        }
+        let wide_index = matches!(
+            insn.mnemonic(),
+            Mnemonic::Vpgatherqd | Mnemonic::Vpgatherqq | Mnemonic::Vgatherqps | Mnemonic::Vgatherqpd
+        );
+        let n = insn.memory_index().number();
+        for half in [&mut regs.xmm[n], &mut regs.ymm_high[n]] {
+            let mut element = || {
+                let far = self.random.chance(2);
+                let near = self.random.below(0x800) as i64 - 0x400;
+                if far { self.random.bits() as i64 } else { near / scale }
+            };
+            *half = if wide_index {
+                u128::from(element() as u64) | u128::from(element() as u64) << 64
+            } else {
+                (0..4).fold(0, |v, k| v | u128::from(element() as u32) << (32 * k))
+            };
+        }
+    }
+
     /// An address for an access of up to `bytes` bytes: mostly plain, some on page boundaries and beyond the edges.
     fn target(&mut self, bytes: u64) -> u64 {
         let r = &mut self.random;
@@ -419,7 +479,7 @@ impl Generator {
         }
         if crate::select::extended_save_area(insn.mnemonic()) {
             // The components whose contents the test knows.
-            regs.gpr[0] = self.random.below(4);
+            regs.gpr[0] = self.random.below(8);
             regs.gpr[2] = 0;
         }
         match insn.mnemonic() {
@@ -466,6 +526,10 @@ impl Generator {
         if !insn.op_kinds().any(|k| k == OpKind::Memory) {
             return Some(());
         }
+        if insn.is_vsib() {
+            self.place_indexes(insn, regs);
+            return Some(());
+        }
         let area = crate::select::save_area(insn.mnemonic());
         let holds_features = |r: Register| matches!(r.full_register(), Register::RAX | Register::RDX);
         if crate::select::extended_save_area(insn.mnemonic())
@@ -473,7 +537,7 @@ impl Generator {
         {
             return None;
         }
-        let bytes = if area { 576 } else { (insn.memory_size().size() as u64).max(1) };
+        let bytes = if area { 832 } else { (insn.memory_size().size() as u64).max(1) };
         if insn.mnemonic() == Mnemonic::Xlatb {
             let table = self.target(256);
             regs.gpr[3] = self.offset(table);

@@ -33,7 +33,7 @@ pub fn simplify(case: &mut Case, bits: Bits) {
     let count = if bits == Bits::B64 { 16 } else { 8 };
     (0..count).filter(|n| unused(general, *n)).for_each(|n| regs.gpr[n] = default_gpr(n));
     (count..16).for_each(|n| regs.gpr[n] = default_gpr(n));
-    (0..16).filter(|n| unused(vectors, *n)).for_each(|n| regs.xmm[n] = 0);
+    (0..16).filter(|n| unused(vectors, *n)).for_each(|n| (regs.xmm[n], regs.ymm_high[n]) = (0, 0));
     (0..8).filter(|n| unused(stack, *n)).for_each(|n| regs.st[n] = 0);
     if vectors != 0 || mmx {
         // The x87 side plays no part but for the registers that MMX shares.
@@ -119,6 +119,9 @@ fn registers(out: &mut String, was: &Registers, now: &Registers, family: Family)
     for n in 0..16 {
         if was.xmm[n] != now.xmm[n] {
             let _ = write!(out, " xmm{n}={:x}", now.xmm[n]);
+        }
+        if was.ymm_high[n] != now.ymm_high[n] {
+            let _ = write!(out, " ymm{n}h={:x}", now.ymm_high[n]);
         }
     }
     for n in 0..8 {

@@ -39,12 +39,52 @@ enum Phase {
 #[derive(Clone, Copy)]
 struct FxSave([u8; 512]);
 
+/// Vector and x87 state in a signal frame.
+#[derive(Clone, Copy)]
+struct Frame {
+    legacy: FxSave,
+    /// XSTATE_BV.
+    present: u64,
+    /// AVX state: high halves of the YMM registers.
+    high: [u8; 256],
+}
+
+/// XSTATE_BV's bit of AVX state.
+const AVX: u64 = 4;
+
+impl Frame {
+    /// # Safety
+    /// `at` is the kernel's XSAVE area in a signal frame.
+    unsafe fn read(at: *const FxSave) -> Self {
+        // SAFETY: the area has the legacy region, the header and, in the standard format, AVX state behind it, if the
+        // host has AVX.
+        unsafe {
+            let present = *(at.add(1) as *const u64);
+            let high = if present & AVX != 0 { *(at.byte_add(576) as *const [u8; 256]) } else { [0; 256] };
+            Self { legacy: *at, present, high }
+        }
+    }
+
+    /// # Safety
+    /// As [`Frame::read`].
+    unsafe fn write(&self, at: *mut FxSave) {
+        // SAFETY: as in `read`.
+        unsafe {
+            *at = self.legacy;
+            *(at.add(1) as *mut u64) = self.present;
+            if self.present & AVX != 0 {
+                *(at.byte_add(576) as *mut [u8; 256]) = self.high;
+            }
+        }
+    }
+}
+
 /// What main program and handler share; there is one thread.
 struct Shared {
     phase: Phase,
     bits: Bits,
     saved: [i64; 23],
-    saved_fp: FxSave,
+    saved_fp: Frame,
     regs: Registers,
     outcome: Outcome,
 }
@@ -58,7 +98,7 @@ static SHARED: Cell = Cell(UnsafeCell::new(Shared {
     phase: Phase::Idle,
     bits: Bits::B64,
     saved: [0; 23],
-    saved_fp: FxSave([0; 512]),
+    saved_fp: Frame { legacy: FxSave([0; 512]), present: 0, high: [0; 256] },
     regs: Registers::CLEAR,
     outcome: Outcome::Done,
 }));
@@ -188,9 +228,10 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
             shared.saved = *gregs;
             // SAFETY: the kernel's frame holds an FXSAVE image there, followed by the XSAVE header.
             unsafe {
-                shared.saved_fp = *fp;
-                load_fp(&mut *fp, &shared.regs);
-                *(fp.add(1) as *mut u64) |= 3;
+                let mut frame = Frame::read(fp);
+                shared.saved_fp = frame;
+                load_fp(&mut frame, &shared.regs);
+                frame.write(fp);
             }
             load(gregs, &shared.regs, shared.bits);
             shared.phase = Phase::Running;
@@ -203,9 +244,9 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
             gregs[libc::REG_CR2 as usize] = cr2;
             // SAFETY: as above.
             unsafe {
-                store_fp(&*fp, &mut shared.regs);
-                *fp = shared.saved_fp;
-                *(fp.add(1) as *mut u64) |= 3;
+                store_fp(&Frame::read(fp), &mut shared.regs);
+                shared.saved_fp.present |= 3;
+                shared.saved_fp.write(fp);
             }
             shared.phase = Phase::Idle;
         }
@@ -284,7 +325,15 @@ fn outcome(gregs: &[i64; 23], r: &mut Registers) -> Outcome {
     }
 }
 
-fn load_fp(fx: &mut FxSave, r: &Registers) {
+fn load_fp(frame: &mut Frame, r: &Registers) {
+    frame.present |= 3;
+    if is_x86_feature_detected!("avx") {
+        frame.present |= AVX;
+        for (to, v) in frame.high.as_chunks_mut::<16>().0.iter_mut().zip(r.ymm_high) {
+            *to = v.to_le_bytes();
+        }
+    }
+    let fx = &mut frame.legacy;
     let mut put = |at: usize, bytes: &[u8]| fx.0[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &r.fcw.to_le_bytes());
     put(2, &r.fsw.to_le_bytes());
@@ -301,7 +350,11 @@ fn load_fp(fx: &mut FxSave, r: &Registers) {
     }
 }
 
-fn store_fp(fx: &FxSave, r: &mut Registers) {
+fn store_fp(frame: &Frame, r: &mut Registers) {
+    for (from, v) in frame.high.as_chunks::<16>().0.iter().zip(&mut r.ymm_high) {
+        *v = u128::from_le_bytes(*from);
+    }
+    let fx = &frame.legacy;
     let word = |at: usize| u16::from_le_bytes([fx.0[at], fx.0[at + 1]]);
     r.fcw = word(0);
     r.fsw = word(2);

@@ -69,8 +69,9 @@ pub fn parse() -> Result<Options> {
                 o.family = match value.as_str() {
                     "int" => Family::Integer,
                     "vec" => Family::Vector,
+                    "avx" => Family::Avx,
                     "x87" => Family::X87,
-                    _ => bail!("--family {value}: use int, vec or x87"),
+                    _ => bail!("--family {value}: use int, vec, avx or x87"),
                 }
             }
             "--tier" => {

@@ -1,7 +1,7 @@
 //! Which opcodes are tested, and what the manual leaves open about them.
 
 use crate::generate::Case;
-use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind};
 
 /// Part of the instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,8 +10,17 @@ pub enum Family {
     Integer,
     /// MMX and SSE.
     Vector,
+    /// AVX, AVX2, FMA, F16C.
+    Avx,
     /// x87.
     X87,
+}
+
+impl Family {
+    /// Works on vector registers.
+    pub fn has_vectors(self) -> bool {
+        matches!(self, Self::Vector | Self::Avx)
+    }
 }
 
 /// Opcodes of a family that user code can run and whose results a host process can show.
@@ -24,7 +33,9 @@ fn family_of(code: Code) -> Family {
     let vector = info.op_kinds().iter().any(|k| {
         matches!(k, Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem | Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem)
     });
-    if vector
+    if info.encoding() == EncodingKind::VEX && !code.cpuid_features().iter().any(vex_integer) {
+        Family::Avx
+    } else if vector
         || save_area(code.mnemonic())
         || matches!(code.mnemonic(), Mnemonic::Emms | Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr)
     {
@@ -60,7 +71,7 @@ fn testable(code: Code, bitness: u32) -> bool {
         && info.cpl3()
         && info.intel_decoder64() | info.intel_decoder32()
         && !info.is_privileged()
-        && (info.encoding() == iced_x86::EncodingKind::Legacy || code.cpuid_features().iter().any(vex_integer))
+        && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && code.cpuid_features().iter().all(|f| host_has(*f))
         && !excluded(code.mnemonic())
         && !info.op_kinds().iter().any(|k| matches!(k, Kind::seg_reg | Kind::cr_reg | Kind::dr_reg | Kind::tr_reg))
@@ -209,6 +220,12 @@ fn host_has(f: CpuidFeature) -> bool {
         SSE4_2 => is_x86_feature_detected!("sse4.2"),
         AES => is_x86_feature_detected!("aes"),
         PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+        AVX => is_x86_feature_detected!("avx"),
+        AVX2 => is_x86_feature_detected!("avx2"),
+        FMA => is_x86_feature_detected!("fma"),
+        F16C => is_x86_feature_detected!("f16c"),
+        VAES => is_x86_feature_detected!("vaes"),
+        VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
         SHA => is_x86_feature_detected!("sha"),
         POPCNT => is_x86_feature_detected!("popcnt"),
         LZCNT => is_x86_feature_detected!("lzcnt"),

@@ -67,6 +67,26 @@ fn vectors_in_generated_code() {
 }
 
 #[test]
+fn avx() {
+    run("--family avx --cases 30000");
+}
+
+#[test]
+fn avx_32() {
+    run("--family avx --bits 32 --cases 8000");
+}
+
+#[test]
+fn avx_sequences_in_baseline_code() {
+    run("--family avx --length 6 --tier baseline --cases 30000");
+}
+
+#[test]
+fn avx_in_generated_code() {
+    run("--family avx --length 3 --tier jit --cases 6000");
+}
+
+#[test]
 fn x87() {
     run("--family x87 --cases 30000");
 }

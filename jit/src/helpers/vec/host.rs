@@ -2,7 +2,7 @@
 //! `vecfromint`. Floating-point operations run under whatever MXCSR is loaded, see [`super::mxcsr`].
 
 use super::{crypto, lanes, strings};
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt, host_instructions};
+use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt, fma_instructions, host_instructions};
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
@@ -10,12 +10,19 @@ use std::arch::x86_64::__m128i;
 pub type VecFn = fn(u128, u128, u8) -> u128;
 /// Integer `d = f(a, b, imm8)`.
 pub type VecToIntFn = fn(u128, u128, u8) -> u64;
+/// `d = f(a, b, c)`.
+pub type FmaFn = fn(u128, u128, u128) -> u128;
 /// Vector `d = f(a, integer b, imm8)`.
 pub type VecFromIntFn = fn(u128, u64, u8) -> u128;
 
 /// The host has what is used without asking at each operation: SSE4.2 and all before it.
 pub fn host_has_required() -> bool {
     is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("ssse3")
+}
+
+/// The host has what AVX, AVX2, FMA and F16C of a guest are done with.
+pub fn host_has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
 #[inline(always)]
@@ -79,6 +86,50 @@ macro_rules! by_imm {
     }};
 }
 
+/// An instruction `mnemonic xmm, xmm, xmm` of AVX or later.
+macro_rules! vex {
+    ($mn:literal) => {{
+        fn f(a: u128, b: u128, _imm8: u8) -> u128 {
+            let x: __m128i;
+            // SAFETY: registers only; who offers AVX to guests has asked for the host's ([`host_has_avx2`]).
+            unsafe {
+                asm!(concat!($mn, " {0}, {1}, {2}"), lateout(xmm_reg) x, in(xmm_reg) xmm(a), in(xmm_reg) xmm(b),
+                    options(pure, nomem, nostack, preserves_flags));
+            }
+            bits(x)
+        }
+        f
+    }};
+}
+
+/// An instruction of AVX or later with the operands `$operands` (0: result, 1: `a`, 2: `b`) and an immediate, which,
+/// after `$imm` of it was taken, is one of the list.
+macro_rules! vex_by_imm {
+    ($mn:literal, $operands:literal, |$i:ident| $imm:expr, [$($n:literal)*]) => {{
+        fn f(a: u128, b: u128, $i: u8) -> u128 {
+            let x: __m128i;
+            match $imm {
+                // SAFETY: registers and MXCSR's flags only; all exceptions are masked in the host's MXCSR; as in `vex`.
+                $($n => unsafe {
+                    asm!(concat!($mn, " ", $operands, ", ", $n, " /* {1} {2} */"),
+                        lateout(xmm_reg) x, in(xmm_reg) xmm(a), in(xmm_reg) xmm(b), options(nomem, nostack));
+                },)*
+                _ => unreachable!("the immediate was cut to the list"),
+            }
+            bits(x)
+        }
+        f
+    }};
+}
+
+/// A comparison with one of AVX's 32 predicates.
+macro_rules! vex_compare {
+    ($mn:literal) => {
+        vex_by_imm!($mn, "{0}, {1}, {2}", |i| i & 31,
+            [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31])
+    };
+}
+
 /// A shift by the low 64 bits of a register, with an immediate count.
 macro_rules! shift_imm {
     ($mn:literal) => {{
@@ -138,8 +189,45 @@ host_instructions! {
             Roundpd by_imm!("roundpd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
             Roundss by_imm!("roundss", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
             Roundsd by_imm!("roundsd", |i| i & 15, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]),
+            Vpermilps vex!("vpermilps"), Vpermilpd vex!("vpermilpd"), Vpsllvd vex!("vpsllvd"), Vpsllvq vex!("vpsllvq"),
+            Vpsrlvd vex!("vpsrlvd"), Vpsrlvq vex!("vpsrlvq"), Vpsravd vex!("vpsravd"),
+            Vcmpps vex_compare!("vcmpps"), Vcmppd vex_compare!("vcmppd"), Vcmpss vex_compare!("vcmpss"),
+            Vcmpsd vex_compare!("vcmpsd"), Vcvtph2ps vcvtph2ps,
+            Vcvtps2ph vex_by_imm!("vcvtps2ph", "{0}, {2}", |i| i & 7, [0 1 2 3 4 5 6 7]),
         }
     }
+}
+
+macro_rules! fma_table {
+    (fma { $($id:ident $mn:literal,)* } {}) => {
+        /// The function of a fused multiply-add.
+        pub fn fma_fn(op: FmaOp) -> FmaFn {
+            match op {
+                $(FmaOp::$id => {
+                    fn f(a: u128, b: u128, c: u128) -> u128 {
+                        let mut x = xmm(a);
+                        // SAFETY: registers and MXCSR's flags only; all exceptions are masked in the host's MXCSR; who
+                        // offers FMA to guests has asked for the host's ([`host_has_avx2`]).
+                        unsafe {
+                            asm!(concat!($mn, " {0}, {1}, {2}"), inout(xmm_reg) x, in(xmm_reg) xmm(b),
+                                in(xmm_reg) xmm(c), options(nomem, nostack));
+                        }
+                        bits(x)
+                    }
+                    f
+                })*
+            }
+        }
+    };
+}
+
+fma_instructions! { fma_table {} }
+
+fn vcvtph2ps(_a: u128, b: u128, _imm8: u8) -> u128 {
+    let x: __m128i;
+    // SAFETY: registers and MXCSR's flags only; all exceptions are masked in the host's MXCSR; as in `fma_fn`.
+    unsafe { asm!("vcvtph2ps {0}, {1}", lateout(xmm_reg) x, in(xmm_reg) xmm(b), options(nomem, nostack)) };
+    bits(x)
 }
 
 /// The round constant is only exclusive-ored into elements 1 and 3 (SDM 2A AESKEYGENASSIST).

@@ -1,12 +1,12 @@
 //! MXCSR. While guest code runs, the host's MXCSR holds the guest's rounding, FTZ and DAZ bits and its sticky flags, with
 //! all exceptions masked: flags accrue in hardware. Unmasked exceptions go through [`vec_checked`].
 
-use super::{STAGE0, STAGE1};
+use super::{STAGE0, STAGE0_HIGH, STAGE1, STAGE1_HIGH, STAGE2, STAGE2_HIGH};
 use crate::cpu::Cpu;
 use crate::fault::{Fault, vector};
-use crate::helpers::vec::host::{vec_fn, vec_from_int_fn, vec_to_int_fn};
+use crate::helpers::vec::host::{fma_fn, vec_fn, vec_from_int_fn, vec_to_int_fn};
 use crate::ir::Ty;
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use crate::state::cr4;
 use std::arch::asm;
 
@@ -100,33 +100,47 @@ impl Cpu {
 /// What [`vec_checked`] is to do, packed in its first operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checked {
-    /// Stage 0 = f(stage 0, stage 1).
-    Vec(VecOp, u8),
+    /// Stage 0 = f(stage 0, stage 1); and the high halves, if there are any.
+    Vec(VecOp, u8, Halves),
+    /// Stage 0 = f(stage 0, stage 1, stage 2); and the high halves, if there are any.
+    Fma(FmaOp, Halves),
     /// Result = f(stage 0, stage 1), cut to the type.
     ToInt(VecToInt, Ty),
     /// Stage 0 = f(stage 0, second operand).
     FromInt(VecFromInt),
 }
 
+/// How wide an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halves {
+    /// 128 bits.
+    One,
+    /// 256 bits: an exception in one half belongs to the whole.
+    Both,
+}
+
 impl Checked {
     /// As a constant for the IR.
     pub fn pack(self) -> i64 {
         match self {
-            Checked::Vec(op, imm8) => op as i64 | (imm8 as i64) << 16,
+            Checked::Vec(op, imm8, halves) => op as i64 | (imm8 as i64) << 16 | (halves as i64) << 28,
             Checked::ToInt(op, ty) => op as i64 | (ty as i64) << 16 | 1 << 24,
             Checked::FromInt(op) => op as i64 | 2 << 24,
+            Checked::Fma(op, halves) => op as i64 | 3 << 24 | (halves as i64) << 28,
         }
     }
 
     fn unpack(word: u64) -> Option<Self> {
         let (op, small) = (word as u16 as i64, (word >> 16) as u8);
-        match word >> 24 {
-            0 => Some(Checked::Vec(VecOp::from_imm(op)?, small)),
+        let halves = if word >> 28 & 1 != 0 { Halves::Both } else { Halves::One };
+        match word >> 24 & 15 {
+            0 => Some(Checked::Vec(VecOp::from_imm(op)?, small, halves)),
             1 => {
                 let ty = if small == Ty::I32 as u8 { Ty::I32 } else { Ty::I64 };
                 Some(Checked::ToInt(VecToInt::from_imm(op)?, ty))
             }
-            _ => Some(Checked::FromInt(VecFromInt::from_imm(op)?)),
+            2 => Some(Checked::FromInt(VecFromInt::from_imm(op)?)),
+            _ => Some(Checked::Fma(FmaOp::from_imm(op)?, halves)),
         }
     }
 }
@@ -146,15 +160,21 @@ fn first_stage(op: VecOp, imm8: u8) -> Option<(VecOp, u128)> {
 
 /// A floating-point vector operation with some exception unmasked. Operands are staged in the last vector slots.
 pub fn vec_checked(cpu: &mut Cpu, what: u64, b: u64, _: u64) -> Result<u64, Fault> {
-    let (x, y) = (cpu.state.vecs[STAGE0].0[0], cpu.state.vecs[STAGE1].0[0]);
+    let stage = |slot: usize| cpu.state.vecs[slot];
+    let (x, y, z) = (stage(STAGE0), stage(STAGE1), stage(STAGE2));
+    let (xh, yh, zh) = (stage(STAGE0_HIGH), stage(STAGE1_HIGH), stage(STAGE2_HIGH));
     match Checked::unpack(what).ok_or(Fault::UD)? {
-        Checked::Vec(op, imm8) => {
+        Checked::Vec(op, imm8, halves) => {
             let f = vec_fn(op);
             if let Some((multiply, keep)) = first_stage(op, imm8) {
-                cpu.run_checked(|| vec_fn(multiply)(x & keep, y & keep, 0))?;
+                let f = vec_fn(multiply);
+                cpu.run_halves(halves, || f(x & keep, y & keep, 0), || f(xh & keep, yh & keep, 0))?;
             }
-            cpu.state.vecs[STAGE0].0[0] = cpu.run_checked(|| f(x, y, imm8))?;
-            Ok(0)
+            cpu.run_staged(halves, || f(x, y, imm8), || f(xh, yh, imm8))
+        }
+        Checked::Fma(op, halves) => {
+            let f = fma_fn(op);
+            cpu.run_staged(halves, || f(x, y, z), || f(xh, yh, zh))
         }
         Checked::ToInt(op, ty) => {
             let f = vec_to_int_fn(op);
@@ -162,9 +182,28 @@ pub fn vec_checked(cpu: &mut Cpu, what: u64, b: u64, _: u64) -> Result<u64, Faul
         }
         Checked::FromInt(op) => {
             let f = vec_from_int_fn(op);
-            cpu.state.vecs[STAGE0].0[0] = cpu.run_checked(|| f(x, b, 0))?;
+            cpu.state.vecs[STAGE0] = cpu.run_checked(|| f(x, b, 0))?;
             Ok(0)
         }
+    }
+}
+
+impl Cpu {
+    fn run_halves(
+        &mut self,
+        halves: Halves,
+        low: impl Fn() -> u128,
+        high: impl Fn() -> u128,
+    ) -> Result<(u128, u128), Fault> {
+        self.run_checked(|| (low(), if halves == Halves::Both { high() } else { 0 }))
+    }
+
+    /// Results to where the first operand was.
+    fn run_staged(&mut self, halves: Halves, low: impl Fn() -> u128, high: impl Fn() -> u128) -> Result<u64, Fault> {
+        let (low, high) = self.run_halves(halves, low, high)?;
+        self.state.vecs[STAGE0] = low;
+        self.state.vecs[STAGE0_HIGH] = high;
+        Ok(0)
     }
 }
 

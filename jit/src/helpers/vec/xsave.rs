@@ -4,7 +4,7 @@ use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::helpers::vec::mxcsr::bit::{DEFAULT, DEFINED};
 use crate::ir::Ty;
-use crate::state::cr4;
+use crate::state::{HIGH, cr4};
 
 /// x87 state component.
 const X87: u64 = 1;
@@ -23,6 +23,8 @@ const XMM: u64 = 160;
 const HEADER: u64 = 512;
 /// Offset of what follows the header: in either format AVX state, as nothing else comes before it.
 const EXTENDED: u64 = 576;
+/// Bytes of AVX state.
+const AVX_SIZE: u64 = 256;
 
 /// Which instruction of the family, and its operand size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -61,12 +63,12 @@ impl Cpu {
     }
 
     fn xmm_bytes(&self, part: usize) -> Vec<u8> {
-        (0..self.xmm_count()).flat_map(|n| self.state.vecs[n].0[part].to_le_bytes()).collect()
+        (0..self.xmm_count()).flat_map(|n| self.state.vecs[part * HIGH + n].to_le_bytes()).collect()
     }
 
     fn set_xmm_bytes(&mut self, part: usize, bytes: &[u8]) {
         for (n, b) in bytes.as_chunks::<16>().0.iter().enumerate().take(self.xmm_count()) {
-            self.state.vecs[n].0[part] = u128::from_le_bytes(*b);
+            self.state.vecs[part * HIGH + n] = u128::from_le_bytes(*b);
         }
     }
 
@@ -100,7 +102,7 @@ impl Cpu {
     /// Components not in their initial state: XINUSE.
     pub fn xinuse(&self) -> u64 {
         let s = &self.state;
-        let used = |part: usize| s.vecs[..self.xmm_count()].iter().any(|v| v.0[part] != 0);
+        let used = |part: usize| s.vecs[part * HIGH..][..self.xmm_count()].iter().any(|v| *v != 0);
         let mut r = 0;
         if !s.x87.is_initial() {
             r |= X87;
@@ -166,9 +168,10 @@ fn requested(cpu: &Cpu, form: Form, mask: u64) -> u64 {
 pub(super) fn xsave(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Result<u64, Fault> {
     let form = Form::unpack(form);
     cpu.check_area(address, form, EXTENDED, 64)?;
-    // The header's last byte is looked at first (measured).
-    cpu.probe_write(address.wrapping_add(EXTENDED - 1), 1)?;
     let rfbm = requested(cpu, form, mask);
+    // The last byte of header or AVX state is looked at first (measured).
+    let size = if rfbm & AVX != 0 { EXTENDED + AVX_SIZE } else { EXTENDED };
+    cpu.probe_write(address.wrapping_add(size - 1), 1)?;
     cpu.sync_mxcsr();
     let mut in_use = cpu.xinuse() & rfbm;
     // SDM 1, 13.7 to 13.11: MXCSR counts as SSE state in the forms that leave out initial components.
@@ -231,7 +234,7 @@ pub(super) fn xrstor(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Resul
     cpu.load_bytes(address.wrapping_add(HEADER), &mut header)?;
     let (bv, compact) = check_header(cpu, &header, form)?;
     let restored = rfbm & bv;
-    let mut image = vec![0; EXTENDED as usize + 256];
+    let mut image = vec![0; (EXTENDED + AVX_SIZE) as usize];
     if restored & (X87 | SSE) != 0 || !compact {
         cpu.load_bytes(address, &mut image[..HEADER as usize])?;
     }

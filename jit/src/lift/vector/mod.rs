@@ -1,16 +1,23 @@
-//! Semantics of MMX, SSE to SSE4.2, AES-NI, PCLMULQDQ and SHA, and of the state instructions around them.
+//! Semantics of MMX, SSE to SSE4.2, AES-NI, PCLMULQDQ and SHA, of AVX, AVX2, FMA and F16C, and of the state instructions
+//! around them.
 
+mod avx;
 mod float;
+mod fma;
+mod lanes;
+mod masked;
 mod mmx;
 mod moves;
+mod operands;
 mod packed;
+mod permute;
 mod save;
 
 use super::operand::{Mem, seg_base_offset, segment_number, vreg};
 use super::{Flow, Lifter};
 use crate::fault::vector as vec_no;
-use crate::helpers::integer::ALIGN16;
-use crate::helpers::vec::{self, CHECKED, Checked, STAGE0, STAGE1};
+use crate::helpers::integer::ALIGN_VECTOR;
+use crate::helpers::vec::{self, CHECKED, Checked, Halves, STAGE0, STAGE1};
 use crate::ir::op::Op;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::{Ty, VVal, Val, mem};
@@ -37,13 +44,17 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
             Some(Flow::Next)
         });
     }
-    moves::lift(l, i).or_else(|| packed::lift(l, i)).or_else(|| float::lift(l, i))
+    moves::lift(l, i)
+        .or_else(|| packed::lift(l, i))
+        .or_else(|| float::lift(l, i))
+        .or_else(|| avx::lift(l, i))
+        .or_else(|| fma::lift(l, i))
 }
 
 /// A memory or register source operand of `bytes` bytes: unaligned access allowed or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Align {
-    /// 16-byte operands must be aligned.
+    /// Operands of 16 and 32 bytes must be aligned.
     Checked,
     /// Any address.
     Any,
@@ -73,7 +84,7 @@ impl Lifter<'_> {
             return self.b.vec(op, d, a, b, imm8);
         }
         self.stage(a, b);
-        self.checked(Checked::Vec(op, imm8), Val::NONE);
+        self.checked(Checked::Vec(op, imm8, Halves::One), Val::NONE);
         self.unstage(d);
     }
 
@@ -96,7 +107,7 @@ impl Lifter<'_> {
         self.unstage(d);
     }
 
-    fn checked(&mut self, what: Checked, b: Val) -> Val {
+    pub(super) fn checked(&mut self, what: Checked, b: Val) -> Val {
         let what = self.b.iconst(what.pack());
         self.b.call(CHECKED, &[what, b])
     }
@@ -112,7 +123,7 @@ impl Lifter<'_> {
         self.b.vget_state(d, 16, vec::stage_offset(STAGE0));
     }
 
-    /// Memory operand of 4, 8 or 16 bytes.
+    /// Memory operand of 4, 8, 16 or 32 bytes.
     pub(super) fn vec_mem(&mut self, i: &Instruction, bytes: usize, write: bool, align: Align) -> Mem {
         if bytes < 16 || align == Align::Any {
             return self.mem(i, bytes, write);
@@ -123,14 +134,15 @@ impl Lifter<'_> {
             let offset = self.effective_address(i);
             let base = self.b.get_state(Ty::I64, seg_base_offset(seg));
             let linear = self.b.op2(Op::Add, Ty::I32, base, offset);
-            self.b.call(ALIGN16, &[linear]);
+            let mask = self.b.iconst(bytes as i64 - 1);
+            self.b.call(ALIGN_VECTOR, &[linear, mask]);
         }
         let mut m = self.mem(i, bytes, write);
         m.flags |= mem::ALIGNED;
         m
     }
 
-    /// Loads 2, 4, 8 or 16 bytes into a new temporary, the rest zero.
+    /// Loads 1, 2, 4, 8 or 16 bytes into a new temporary, the rest zero, or 32 into a pair.
     pub(super) fn vec_load(&mut self, i: &Instruction, bytes: usize, align: Align) -> VVal {
         let t = self.b.vtemp();
         let m = self.vec_mem(i, bytes, false, align);
@@ -150,7 +162,7 @@ impl Lifter<'_> {
         self.b.vec_from_int(op, ty, d, VVal(0), v, 0);
     }
 
-    /// Vector operand `n`: an XMM register, or memory of the size that the instruction declares.
+    /// Vector operand `n`: an XMM or YMM register, or memory of the size that the instruction declares.
     pub(super) fn vec_read(&mut self, i: &Instruction, n: u32, align: Align) -> VVal {
         match i.op_kind(n) {
             OpKind::Register => vreg(i.op_register(n)),

@@ -1,33 +1,46 @@
-//! Integer operations on XMM registers, string comparison, AES, carry-less multiplication, SHA.
+//! Integer operations on XMM and YMM registers, string comparison, AES, carry-less multiplication, SHA.
 
 use super::Align;
+use super::operands::{is_vex, operands};
 use crate::helpers::vec::{MASKMOV, PCMPESTR, SHA256RNDS2};
 use crate::ir::op::Op;
 use crate::ir::vecop::{VecOp, VecToInt};
-use crate::ir::{Ty, Val};
+use crate::ir::{Ty, VVal, Val};
 use crate::lift::operand::{Mem, segment_flags, segment_number, vreg};
 use crate::lift::{Flow, Lifter};
 use crate::state::reg;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-/// Instructions that are one operation `d = op(d, source, imm8)` of the same name.
+/// Instructions that are one operation `d = op(a, b, imm8)` of the same name, in SSE and in VEX form.
 macro_rules! same_name {
-    ($m:expr; $($id:ident)*) => {
-        match $m { $(Mnemonic::$id => Some(VecOp::$id),)* _ => None }
+    ($m:expr; $($id:ident $vex:ident,)*) => {
+        match $m { $(Mnemonic::$id | Mnemonic::$vex => Some(VecOp::$id),)* _ => None }
     };
 }
 
-/// The operation of an instruction `op xmm, xmm/m128[, imm8]` that works element by element or on whole vectors.
+/// The operation of an instruction that works element by element or on whole vectors.
 pub(super) fn operation(m: Mnemonic) -> Option<VecOp> {
     let other = match m {
-        Mnemonic::Andps | Mnemonic::Andpd => VecOp::Pand,
-        Mnemonic::Andnps | Mnemonic::Andnpd => VecOp::Pandn,
-        Mnemonic::Orps | Mnemonic::Orpd => VecOp::Por,
-        Mnemonic::Xorps | Mnemonic::Xorpd => VecOp::Pxor,
-        Mnemonic::Unpcklps => VecOp::Punpckldq,
-        Mnemonic::Unpckhps => VecOp::Punpckhdq,
-        Mnemonic::Unpcklpd => VecOp::Punpcklqdq,
-        Mnemonic::Unpckhpd => VecOp::Punpckhqdq,
+        Mnemonic::Andps | Mnemonic::Andpd | Mnemonic::Vandps | Mnemonic::Vandpd => VecOp::Pand,
+        Mnemonic::Andnps | Mnemonic::Andnpd | Mnemonic::Vandnps | Mnemonic::Vandnpd => VecOp::Pandn,
+        Mnemonic::Orps | Mnemonic::Orpd | Mnemonic::Vorps | Mnemonic::Vorpd => VecOp::Por,
+        Mnemonic::Xorps | Mnemonic::Xorpd | Mnemonic::Vxorps | Mnemonic::Vxorpd => VecOp::Pxor,
+        Mnemonic::Unpcklps | Mnemonic::Vunpcklps => VecOp::Punpckldq,
+        Mnemonic::Unpckhps | Mnemonic::Vunpckhps => VecOp::Punpckhdq,
+        Mnemonic::Unpcklpd | Mnemonic::Vunpcklpd => VecOp::Punpcklqdq,
+        Mnemonic::Unpckhpd | Mnemonic::Vunpckhpd => VecOp::Punpckhqdq,
+        Mnemonic::Vpblendd => VecOp::Blendps,
+        Mnemonic::Vpsllvd => VecOp::Vpsllvd,
+        Mnemonic::Vpsllvq => VecOp::Vpsllvq,
+        Mnemonic::Vpsrlvd => VecOp::Vpsrlvd,
+        Mnemonic::Vpsrlvq => VecOp::Vpsrlvq,
+        Mnemonic::Vpsravd => VecOp::Vpsravd,
+        Mnemonic::Sha1msg1 => VecOp::Sha1msg1,
+        Mnemonic::Sha1msg2 => VecOp::Sha1msg2,
+        Mnemonic::Sha1nexte => VecOp::Sha1nexte,
+        Mnemonic::Sha1rnds4 => VecOp::Sha1rnds4,
+        Mnemonic::Sha256msg1 => VecOp::Sha256msg1,
+        Mnemonic::Sha256msg2 => VecOp::Sha256msg2,
         _ => return same_operation(m),
     };
     Some(other)
@@ -35,36 +48,43 @@ pub(super) fn operation(m: Mnemonic) -> Option<VecOp> {
 
 fn same_operation(m: Mnemonic) -> Option<VecOp> {
     same_name! { m;
-        Pxor Paddb Paddw Paddd Paddq Psubb Psubw Psubd Psubq Paddsb Paddsw Paddusb Paddusw
-        Psubsb Psubsw Psubusb Psubusw Pmullw Pmulhw Pmulhuw Pmuludq Pmaddwd Pavgb Pavgw Psadbw
-        Pminub Pmaxub Pminsw Pmaxsw Pminsb Pmaxsb Pminuw Pmaxuw Pminsd Pmaxsd Pminud Pmaxud
-        Pand Pandn Por Pcmpeqb Pcmpeqw Pcmpeqd Pcmpeqq Pcmpgtb Pcmpgtw Pcmpgtd Pcmpgtq
-        Packsswb Packssdw Packuswb Packusdw Punpcklbw Punpcklwd Punpckldq Punpcklqdq
-        Punpckhbw Punpckhwd Punpckhdq Punpckhqdq Psllw Pslld Psllq Psrlw Psrld Psrlq Psraw Psrad
-        Pabsb Pabsw Pabsd Psignb Psignw Psignd Phaddw Phaddd Phaddsw Phsubw Phsubd Phsubsw
-        Pmaddubsw Pmulhrsw Pmuldq Pmulld Phminposuw Pshufb Pshufd Pshuflw Pshufhw Shufps Shufpd
-        Palignr Pblendw Blendps Blendpd Mpsadbw
-        Pmovsxbw Pmovsxbd Pmovsxbq Pmovsxwd Pmovsxwq Pmovsxdq
-        Pmovzxbw Pmovzxbd Pmovzxbq Pmovzxwd Pmovzxwq Pmovzxdq
-        Aesenc Aesenclast Aesdec Aesdeclast Aesimc Aeskeygenassist Pclmulqdq
-        Sha1msg1 Sha1msg2 Sha1nexte Sha1rnds4 Sha256msg1 Sha256msg2
-        Rcpps Rcpss Rsqrtps Rsqrtss
+        Pxor Vpxor, Paddb Vpaddb, Paddw Vpaddw, Paddd Vpaddd, Paddq Vpaddq, Psubb Vpsubb, Psubw Vpsubw, Psubd Vpsubd,
+        Psubq Vpsubq, Paddsb Vpaddsb, Paddsw Vpaddsw, Paddusb Vpaddusb, Paddusw Vpaddusw, Psubsb Vpsubsb,
+        Psubsw Vpsubsw, Psubusb Vpsubusb, Psubusw Vpsubusw, Pmullw Vpmullw, Pmulhw Vpmulhw, Pmulhuw Vpmulhuw,
+        Pmuludq Vpmuludq, Pmaddwd Vpmaddwd, Pavgb Vpavgb, Pavgw Vpavgw, Psadbw Vpsadbw, Pminub Vpminub,
+        Pmaxub Vpmaxub, Pminsw Vpminsw, Pmaxsw Vpmaxsw, Pminsb Vpminsb, Pmaxsb Vpmaxsb, Pminuw Vpminuw,
+        Pmaxuw Vpmaxuw, Pminsd Vpminsd, Pmaxsd Vpmaxsd, Pminud Vpminud, Pmaxud Vpmaxud, Pand Vpand, Pandn Vpandn,
+        Por Vpor, Pcmpeqb Vpcmpeqb, Pcmpeqw Vpcmpeqw, Pcmpeqd Vpcmpeqd, Pcmpeqq Vpcmpeqq, Pcmpgtb Vpcmpgtb,
+        Pcmpgtw Vpcmpgtw, Pcmpgtd Vpcmpgtd, Pcmpgtq Vpcmpgtq, Packsswb Vpacksswb, Packssdw Vpackssdw,
+        Packuswb Vpackuswb, Packusdw Vpackusdw, Punpcklbw Vpunpcklbw, Punpcklwd Vpunpcklwd, Punpckldq Vpunpckldq,
+        Punpcklqdq Vpunpcklqdq, Punpckhbw Vpunpckhbw, Punpckhwd Vpunpckhwd, Punpckhdq Vpunpckhdq,
+        Punpckhqdq Vpunpckhqdq, Psllw Vpsllw, Pslld Vpslld, Psllq Vpsllq, Psrlw Vpsrlw, Psrld Vpsrld, Psrlq Vpsrlq,
+        Psraw Vpsraw, Psrad Vpsrad, Pabsb Vpabsb, Pabsw Vpabsw, Pabsd Vpabsd, Psignb Vpsignb, Psignw Vpsignw,
+        Psignd Vpsignd, Phaddw Vphaddw, Phaddd Vphaddd, Phaddsw Vphaddsw, Phsubw Vphsubw, Phsubd Vphsubd,
+        Phsubsw Vphsubsw, Pmaddubsw Vpmaddubsw, Pmulhrsw Vpmulhrsw, Pmuldq Vpmuldq, Pmulld Vpmulld,
+        Phminposuw Vphminposuw, Pshufb Vpshufb, Pshufd Vpshufd, Pshuflw Vpshuflw, Pshufhw Vpshufhw, Shufps Vshufps,
+        Shufpd Vshufpd, Palignr Vpalignr, Pblendw Vpblendw, Blendps Vblendps, Blendpd Vblendpd, Mpsadbw Vmpsadbw,
+        Pmovsxbw Vpmovsxbw, Pmovsxbd Vpmovsxbd, Pmovsxbq Vpmovsxbq, Pmovsxwd Vpmovsxwd, Pmovsxwq Vpmovsxwq,
+        Pmovsxdq Vpmovsxdq, Pmovzxbw Vpmovzxbw, Pmovzxbd Vpmovzxbd, Pmovzxbq Vpmovzxbq, Pmovzxwd Vpmovzxwd,
+        Pmovzxwq Vpmovzxwq, Pmovzxdq Vpmovzxdq, Aesenc Vaesenc, Aesenclast Vaesenclast, Aesdec Vaesdec,
+        Aesdeclast Vaesdeclast, Aesimc Vaesimc, Aeskeygenassist Vaeskeygenassist, Pclmulqdq Vpclmulqdq, Rcpps Vrcpps,
+        Rcpss Vrcpss, Rsqrtps Vrsqrtps, Rsqrtss Vrsqrtss,
     }
 }
 
 /// The form of a shift with an immediate count.
 pub(super) fn immediate_shift(m: Mnemonic) -> Option<VecOp> {
     Some(match m {
-        Mnemonic::Psllw => VecOp::PsllwI,
-        Mnemonic::Pslld => VecOp::PslldI,
-        Mnemonic::Psllq => VecOp::PsllqI,
-        Mnemonic::Psrlw => VecOp::PsrlwI,
-        Mnemonic::Psrld => VecOp::PsrldI,
-        Mnemonic::Psrlq => VecOp::PsrlqI,
-        Mnemonic::Psraw => VecOp::PsrawI,
-        Mnemonic::Psrad => VecOp::PsradI,
-        Mnemonic::Pslldq => VecOp::PslldqI,
-        Mnemonic::Psrldq => VecOp::PsrldqI,
+        Mnemonic::Psllw | Mnemonic::Vpsllw => VecOp::PsllwI,
+        Mnemonic::Pslld | Mnemonic::Vpslld => VecOp::PslldI,
+        Mnemonic::Psllq | Mnemonic::Vpsllq => VecOp::PsllqI,
+        Mnemonic::Psrlw | Mnemonic::Vpsrlw => VecOp::PsrlwI,
+        Mnemonic::Psrld | Mnemonic::Vpsrld => VecOp::PsrldI,
+        Mnemonic::Psrlq | Mnemonic::Vpsrlq => VecOp::PsrlqI,
+        Mnemonic::Psraw | Mnemonic::Vpsraw => VecOp::PsrawI,
+        Mnemonic::Psrad | Mnemonic::Vpsrad => VecOp::PsradI,
+        Mnemonic::Pslldq | Mnemonic::Vpslldq => VecOp::PslldqI,
+        Mnemonic::Psrldq | Mnemonic::Vpsrldq => VecOp::PsrldqI,
         _ => return None,
     })
 }
@@ -77,14 +97,15 @@ pub(super) fn imm8(i: &Instruction) -> u8 {
 
 pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     let m = i.mnemonic();
-    let shift = immediate_shift(m).filter(|_| i.op_kind(1) == OpKind::Immediate8);
+    let last = i.op_count().saturating_sub(1);
+    let shift = immediate_shift(m).filter(|_| i.op_kind(last) == OpKind::Immediate8);
     if let Some(op) = shift.or_else(|| operation(m)) {
-        if let Some(flow) = l.sse_check() {
+        if let Some(flow) = l.vec_check(i) {
             return Some(flow);
         }
-        let d = vreg(i.op_register(0));
-        let s = if shift.is_some() { d } else { l.vec_read(i, 1, Align::Checked) };
-        l.b.vec(op, d, d, s, imm8(i));
+        let o = operands(i);
+        let s = if shift.is_some() { o.a } else { l.vec_read(i, o.second, o.align()) };
+        l.vec_form(op, o, s, imm8(i));
         return Some(Flow::Next);
     }
     special(l, i)
@@ -94,16 +115,18 @@ type Special = fn(&mut Lifter, &Instruction);
 
 fn special(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     let f: Special = match i.mnemonic() {
-        Mnemonic::Ptest => ptest,
-        Mnemonic::Insertps => insertps,
+        Mnemonic::Ptest | Mnemonic::Vptest => ptest,
+        Mnemonic::Insertps | Mnemonic::Vinsertps => insertps,
         Mnemonic::Pblendvb | Mnemonic::Blendvps | Mnemonic::Blendvpd => blendv,
+        Mnemonic::Vpblendvb | Mnemonic::Vblendvps | Mnemonic::Vblendvpd => blendv,
         Mnemonic::Sha256rnds2 => sha256rnds2,
-        Mnemonic::Pcmpistri | Mnemonic::Pcmpistrm => pcmpistr,
+        Mnemonic::Pcmpistri | Mnemonic::Pcmpistrm | Mnemonic::Vpcmpistri | Mnemonic::Vpcmpistrm => pcmpistr,
         Mnemonic::Pcmpestri | Mnemonic::Pcmpestrm | Mnemonic::Pcmpestri64 | Mnemonic::Pcmpestrm64 => pcmpestr,
-        Mnemonic::Maskmovdqu => maskmovdqu,
+        Mnemonic::Vpcmpestri | Mnemonic::Vpcmpestrm | Mnemonic::Vpcmpestri64 | Mnemonic::Vpcmpestrm64 => pcmpestr,
+        Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => maskmovdqu,
         _ => return None,
     };
-    if let Some(flow) = l.sse_check() {
+    if let Some(flow) = l.vec_check(i) {
         return Some(flow);
     }
     f(l, i);
@@ -111,33 +134,37 @@ fn special(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
 }
 
 fn ptest(l: &mut Lifter, i: &Instruction) {
-    let (a, b) = (vreg(i.op_register(0)), l.vec_read(i, 1, Align::Checked));
-    let flags = l.b.vec_to_int(VecToInt::Ptest, Ty::I64, a, b, 0);
+    let o = operands(i);
+    let b = l.vec_read(i, 1, o.align());
+    let mut flags = l.b.vec_to_int(VecToInt::Ptest, Ty::I64, o.d, b, 0);
+    if o.wide {
+        // ZF and CF are those of both halves together; the other flags are 0.
+        let high = l.b.vec_to_int(VecToInt::Ptest, Ty::I64, o.d.high(), b.high(), 0);
+        flags = l.b.op2(Op::And, Ty::I64, flags, high);
+    }
     l.b.set_flags_raw(flags);
 }
 
 fn insertps(l: &mut Lifter, i: &Instruction) {
-    let (d, s) = (vreg(i.op_register(0)), l.vec_read(i, 1, Align::Any));
+    let o = operands(i);
+    let s = l.vec_read(i, o.second, Align::Any);
     // Memory operands are the one element there is; the source field does not count.
-    let imm8 = if i.op_kind(1) == OpKind::Memory { i.immediate8() & 0x3f } else { i.immediate8() };
-    l.b.vec(VecOp::Insertps, d, d, s, imm8);
+    let memory = i.op_kind(o.second) == OpKind::Memory;
+    let imm8 = if memory { i.immediate8() & 0x3f } else { i.immediate8() };
+    l.vec_form(VecOp::Insertps, o, s, imm8);
 }
 
-/// Elements whose sign is set in XMM0 come from the source.
+/// Elements whose sign is set in XMM0, or a fourth operand, come from the second source.
 fn blendv(l: &mut Lifter, i: &Instruction) {
-    let (d, s) = (vreg(i.op_register(0)), l.vec_read(i, 1, Align::Checked));
-    let xmm0 = vreg(Register::XMM0);
-    let mask = l.b.vtemp();
-    match i.mnemonic() {
-        Mnemonic::Blendvps => l.b.vec(VecOp::PsradI, mask, xmm0, xmm0, 31),
-        other => {
-            let zero = l.b.vtemp();
-            l.b.vec(VecOp::Pxor, zero, xmm0, xmm0, 0);
-            let op = if other == Mnemonic::Pblendvb { VecOp::Pcmpgtb } else { VecOp::Pcmpgtq };
-            l.b.vec(op, mask, zero, xmm0, 0);
-        }
+    let o = operands(i);
+    let s = l.vec_read(i, o.second, o.align());
+    let signs = if o.vex { vreg(i.op_register(3)) } else { vreg(Register::XMM0) };
+    let halves: &[fn(VVal) -> VVal] = if o.wide { &[|v| v.high(), |v| v] } else { &[|v| v] };
+    for half in halves {
+        let mask = l.sign_mask(i.mnemonic(), half(signs));
+        l.vec_choose(half(o.d), mask, half(s), half(o.a));
     }
-    l.vec_choose(d, mask, s, d);
+    if o.wide { l.wrote_high(o.d) } else { l.finish_low(o) }
 }
 
 fn sha256rnds2(l: &mut Lifter, i: &Instruction) {
@@ -159,25 +186,35 @@ fn string_result(l: &mut Lifter, outcome: Val, index: bool) {
     l.b.set_flags_raw(flags);
 }
 
+/// The mask of a string comparison is in XMM0.
+fn string_mask(l: &mut Lifter, i: &Instruction) {
+    if is_vex(i) {
+        l.clear_high(vreg(Register::XMM0));
+    }
+}
+
 fn pcmpistr(l: &mut Lifter, i: &Instruction) {
     let (a, b) = (vreg(i.op_register(0)), l.vec_read(i, 1, Align::Any));
     let outcome = l.b.vec_to_int(VecToInt::Pcmpistri, Ty::I64, a, b, i.immediate8());
-    let index = i.mnemonic() == Mnemonic::Pcmpistri;
+    let index = matches!(i.mnemonic(), Mnemonic::Pcmpistri | Mnemonic::Vpcmpistri);
     if !index {
         l.b.vec(VecOp::Pcmpistrm, vreg(Register::XMM0), a, b, i.immediate8());
+        string_mask(l, i);
     }
     string_result(l, outcome, index);
 }
 
 fn pcmpestr(l: &mut Lifter, i: &Instruction) {
+    use Mnemonic::*;
     let (a, b) = (vreg(i.op_register(0)), l.vec_read(i, 1, Align::Any));
-    let index = matches!(i.mnemonic(), Mnemonic::Pcmpestri | Mnemonic::Pcmpestri64);
-    let wide = matches!(i.mnemonic(), Mnemonic::Pcmpestri64 | Mnemonic::Pcmpestrm64);
+    let index = matches!(i.mnemonic(), Pcmpestri | Pcmpestri64 | Vpcmpestri | Vpcmpestri64);
+    let wide = matches!(i.mnemonic(), Pcmpestri64 | Pcmpestrm64 | Vpcmpestri64 | Vpcmpestrm64);
     l.stage(a, b);
     let imm = l.b.iconst(i.immediate8() as i64 | (wide as i64) << 8);
     let outcome = l.b.call(PCMPESTR, &[imm, Val::gpr(reg::RAX), Val::gpr(reg::RDX)]);
     if !index {
         l.unstage(vreg(Register::XMM0));
+        string_mask(l, i);
     }
     string_result(l, outcome, index);
 }
@@ -192,6 +229,21 @@ fn maskmovdqu(l: &mut Lifter, i: &Instruction) {
 }
 
 impl Lifter<'_> {
+    /// All bits of the elements whose sign is set, for an instruction of the BLENDV kind.
+    fn sign_mask(&mut self, m: Mnemonic, signs: VVal) -> VVal {
+        let mask = self.b.vtemp();
+        if matches!(m, Mnemonic::Blendvps | Mnemonic::Vblendvps) {
+            self.b.vec(VecOp::PsradI, mask, signs, signs, 31);
+            return mask;
+        }
+        let zero = self.b.vtemp();
+        self.b.vec(VecOp::Pxor, zero, signs, signs, 0);
+        let bytes = matches!(m, Mnemonic::Pblendvb | Mnemonic::Vpblendvb);
+        let op = if bytes { VecOp::Pcmpgtb } else { VecOp::Pcmpgtq };
+        self.b.vec(op, mask, zero, signs, 0);
+        mask
+    }
+
     /// Linear address of the implicit operand of MASKMOVQ and MASKMOVDQU.
     pub(super) fn mask_address(&mut self, i: &Instruction, bytes: usize) -> Val {
         let ty = match i.op_kind(0) {

@@ -38,16 +38,16 @@ fn area(m: Mnemonic) -> Option<(HelperId, Form)> {
 
 pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     match i.mnemonic() {
-        Mnemonic::Ldmxcsr => {
-            if let Some(flow) = l.sse_check() {
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
+            if let Some(flow) = l.vec_check(i) {
                 return Some(flow);
             }
             let v = l.read_op(i, 0);
             l.b.call(LDMXCSR, &[v]);
             Some(Flow::EndAfter)
         }
-        Mnemonic::Stmxcsr => {
-            if let Some(flow) = l.sse_check() {
+        Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => {
+            if let Some(flow) = l.vec_check(i) {
                 return Some(flow);
             }
             let v = l.b.call(STMXCSR, &[]);

@@ -9,14 +9,14 @@ use super::{Lower, Thunk};
 use crate::ir::build::vec_bytes;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
 use crate::ir::{Inst, Op, Ty, mem};
-use crate::state::{CpuState, VECS, VecReg};
+use crate::state::{CpuState, HIGH, VECS};
 use cranelift_codegen::ir::types::{I8X16, I64, I64X2};
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
 use std::mem::offset_of;
 
 /// Offset of a vector register in the state.
 pub(super) fn vec_offset(n: u16) -> i32 {
-    (offset_of!(CpuState, vecs) + (n as usize % VECS) * size_of::<VecReg>()) as i32
+    (offset_of!(CpuState, vecs) + (n as usize % VECS) * size_of::<u128>()) as i32
 }
 
 impl Lower<'_, '_> {
@@ -57,6 +57,7 @@ impl Lower<'_, '_> {
                 self.set_vec(i.d, v);
             }
             Op::VLoad => self.vload(i),
+            Op::Fma => self.fma_call(i),
             Op::VStore => self.vstore(i),
             Op::VGetState => {
                 let m = self.state_mem;
@@ -126,6 +127,14 @@ impl Lower<'_, '_> {
         self.vecs[i.d as usize % VECS] = None;
     }
 
+    /// A fused multiply-add by call.
+    fn fma_call(&mut self, i: &Inst) {
+        let words = self.iconst(i.d as i64 | (i.a as i64) << 16 | (i.b as i64) << 32 | (i.c as i64) << 48);
+        let op = self.iconst(i.imm);
+        self.call(Thunk::Fma, &[self.env, op, words]);
+        self.vecs[i.d as usize % VECS] = None;
+    }
+
     /// The low 4, 8 or 16 bytes of a vector as something to store.
     fn low_part(&mut self, ty: Ty, v: Value) -> Value {
         match vec_bytes(ty) {
@@ -144,6 +153,12 @@ impl Lower<'_, '_> {
         let need = if i.c & mem::ALIGNED != 0 { Need::ReadAligned } else { Need::Read };
         let host = self.host(linear, bytes as u64, need);
         let v = match bytes {
+            32 => {
+                let low = self.b.ins().load(I8X16, self.guest_mem, host, 0);
+                let high = self.b.ins().load(I8X16, self.guest_mem, host, 16);
+                self.set_vec(i.d + HIGH as u16, high);
+                low
+            }
             16 => self.b.ins().load(I8X16, self.guest_mem, host, 0),
             8 => {
                 let v = self.load_int(Ty::I64, host);
@@ -162,6 +177,12 @@ impl Lower<'_, '_> {
         let need = if i.c & mem::ALIGNED != 0 { Need::WriteAligned } else { Need::Write };
         let host = self.host(linear, vec_bytes(i.ty) as u64, need);
         let v = self.vec(i.b);
+        if vec_bytes(i.ty) == 32 {
+            let high = self.vec(i.b + HIGH as u16);
+            self.b.ins().store(self.guest_mem, v, host, 0);
+            self.b.ins().store(self.guest_mem, high, host, 16);
+            return;
+        }
         let v = self.low_part(i.ty, v);
         self.b.ins().store(self.guest_mem, v, host, 0);
     }

@@ -1,10 +1,10 @@
 //! The architectural state of a processor, without what only speeds it up (TLB, caches).
 
 use crate::cpu::Cpu;
-use crate::state::{Msrs, Segment, TableRegister, VecReg, X87};
+use crate::state::{HIGH, Msrs, Segment, TableRegister, X87};
 
 /// Guest-visible vector registers.
-const VECTORS: usize = 32;
+const VECTORS: usize = 2 * HIGH;
 const GPRS: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
@@ -28,7 +28,7 @@ pub struct Snapshot {
     shadow: u32,
     halted: bool,
     nmi_blocked: bool,
-    vecs: [VecReg; VECTORS],
+    vecs: [u128; VECTORS],
     x87: X87,
     msr: Msrs,
     pending_db: u64,
@@ -117,7 +117,8 @@ impl Snapshot {
         field("halted".into(), &self.halted, &other.halted);
         field("NMIs blocked".into(), &self.nmi_blocked, &other.nmi_blocked);
         for n in 0..VECTORS {
-            field(format!("zmm{n}"), &self.vecs[n].0, &other.vecs[n].0);
+            let name = if n < HIGH { format!("xmm{n}") } else { format!("ymm{} high", n - HIGH) };
+            field(name, &self.vecs[n], &other.vecs[n]);
         }
         field("x87".into(), &self.x87, &other.x87);
         field("MSRs".into(), &self.msr, &other.msr);

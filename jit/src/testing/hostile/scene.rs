@@ -2,7 +2,7 @@
 
 use super::{Lab, RAM, ROM, code};
 use crate::cpu::Cpu;
-use crate::state::{Segment, TableRegister, attr, cr0, cr4, efer, flag, reg};
+use crate::state::{HIGH, Segment, TableRegister, attr, cr0, cr4, efer, flag, reg};
 use crate::testing::Random;
 
 const GDT: u64 = 0x1000;
@@ -256,8 +256,8 @@ fn registers(cpu: &mut Cpu, r: &mut Random) {
         cpu.set_gpr(reg::RCX, r.below(0x200));
     }
     let s = &mut cpu.state;
-    for v in &mut s.vecs[..16] {
-        v.0[0] = match r.below(3) {
+    for v in &mut s.vecs[..2 * HIGH] {
+        *v = match r.below(3) {
             0 => u128::from(r.bits()) << 64 | u128::from(r.bits()),
             1 => u128::from((r.below(100) as f64).to_bits()) * (1 + (1 << 64)),
             _ => u128::from((r.below(100) as f32 / 3.0).to_bits()) * 0x1_0000_0001_0000_0001_0000_0001,

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Mode words of CPL 0 under which nothing is refused for the mode alone: real mode, 32-bit, 64-bit.
 fn modes() -> [u32; 4] {
-    let on = mode::OSFXSR | mode::OSXSAVE;
+    let on = mode::OSFXSR | mode::OSXSAVE | mode::AVX;
     let protected = on | mode::PE;
     [on, protected, protected | mode::CS32, protected | mode::LMA | mode::CS64]
 }
@@ -30,23 +30,27 @@ fn openings() -> Vec<Vec<u8>> {
         }
     }
     for map in 1..=3 {
-        for rest in 0..16u8 {
-            // W, then vvvv = 1111 or 1110 (the register counts nowhere), L = 0, pp.
-            let (w, vvvv, pp) = (rest >> 3, rest >> 2 & 1, rest & 3);
-            out.push(vec![0xc4, 0xe0 | map, w << 7 | (15 - vvvv) << 3 | pp]);
+        for rest in 0..32u8 {
+            // W, then vvvv = 1111 or 1110 (the register counts nowhere), L, pp.
+            let (w, vvvv, l, pp) = (rest >> 4, rest >> 3 & 1, rest >> 2 & 1, rest & 3);
+            out.push(vec![0xc4, 0xe0 | map, w << 7 | (15 - vvvv) << 3 | l << 2 | pp]);
         }
     }
     out
 }
 
 /// The ModRM bytes that tell instructions apart: all of them for x87 and the groups that use every one, else a memory and
-/// a register form of each extension.
+/// a register form of each extension, and memory with an index for VEX forms, which it may have to be.
 fn modrms(opening: &[u8], opcode: u8) -> Vec<u8> {
     let dense = match opening.last() {
         Some(0x0f) => matches!(opcode, 0x00 | 0x01 | 0x1e | 0xae | 0xc7),
         _ => (0xd8..=0xdf).contains(&opcode),
     };
-    if dense { (0..=255).collect() } else { (0..16).map(|n| (n & 7) << 3 | if n > 7 { 0xc1 } else { 0 }).collect() }
+    if dense {
+        return (0..=255).collect();
+    }
+    let forms: &[u8] = if opening.first() == Some(&0xc4) { &[0, 0xc1, 4] } else { &[0, 0xc1] };
+    forms.iter().flat_map(|form| (0..8).map(move |n| n << 3 | form)).collect()
 }
 
 /// Codes that can be decoded under the mode word, each with an instruction.

@@ -194,10 +194,13 @@ fn msr(s: &mut State, number: u64) -> &mut u64 {
     }
 }
 
-/// `xmm3`, `st1`.
+/// `xmm3`, `ymm3h` (the high half), `st1`.
 fn assign_numbered(name: &str, value: &str, s: &mut State) -> bool {
     let number = |prefix: &str| name.strip_prefix(prefix)?.parse::<usize>().ok();
-    if let Some(n) = number("xmm") {
+    let high = name.strip_suffix('h').and_then(|n| n.strip_prefix("ymm")?.parse::<usize>().ok());
+    if let Some(n) = high {
+        s.ymm_high[n] = wide(value);
+    } else if let Some(n) = number("xmm") {
         s.xmm[n] = wide(value);
     } else if let Some(n) = number("st") {
         let top = (s.x87.fsw >> 11 & 7) as usize;

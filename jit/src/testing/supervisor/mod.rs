@@ -126,6 +126,13 @@ fn ports() {
 }
 
 #[test]
+fn avx() {
+    if crate::helpers::vec::host_has_avx2() {
+        run_file("avx.ins");
+    }
+}
+
+#[test]
 fn saved_state() {
     run_file("state.ins");
 }

@@ -1,7 +1,7 @@
 //! The machines that lines start from, and all of their state that lines can name or must leave alone.
 
 use crate::cpu::Cpu;
-use crate::state::{Msrs, Segment, TableRegister, X87, reg};
+use crate::state::{HIGH, Msrs, Segment, TableRegister, X87, reg};
 use crate::system::testing::place::*;
 use crate::system::testing::{Guest, descriptor, gate, sel};
 use std::collections::HashMap;
@@ -39,6 +39,7 @@ pub(super) struct State {
     pub nmi_blocked: bool,
     pub monitor: Option<u64>,
     pub xmm: [u128; 16],
+    pub ymm_high: [u128; 16],
     pub x87: X87,
     pub msr: Msrs,
     pub tsc: u64,
@@ -305,7 +306,8 @@ fn capture(g: &Guest) -> State {
         halted: s.halted,
         nmi_blocked: s.nmi_blocked,
         monitor: g.cpu.monitor,
-        xmm: std::array::from_fn(|n| s.vecs[n].0[0]),
+        xmm: std::array::from_fn(|n| s.vecs[n]),
+        ymm_high: std::array::from_fn(|n| s.vecs[HIGH + n]),
         x87: s.x87,
         msr: s.msr.clone(),
         tsc: g.board.tsc.load(Ordering::Relaxed),
@@ -324,9 +326,8 @@ fn restore_registers(cpu: &mut Cpu, to: &State) {
     (s.cr0, s.cr2, s.cr3, s.cr4) = (to.cr[0], to.cr[2], to.cr[3], to.cr[4]);
     (s.efer, s.xcr0, s.dr, s.mxcsr) = (to.efer, to.xcr0, to.dr, to.mxcsr);
     (s.shadow, s.halted, s.nmi_blocked) = (to.shadow, to.halted, to.nmi_blocked);
-    for (vector, value) in s.vecs.iter_mut().zip(to.xmm) {
-        vector.0 = [value, 0, 0, 0];
-    }
+    s.vecs[..HIGH].copy_from_slice(&to.xmm);
+    s.vecs[HIGH..2 * HIGH].copy_from_slice(&to.ymm_high);
     s.x87 = to.x87;
     s.msr = to.msr.clone();
     cpu.monitor = to.monitor;
