@@ -31,10 +31,9 @@ pub fn check(block: &Block) -> Result<(), String> {
             }
         }
         let pair = matches!(i.op, Op::VLoad | Op::VStore) && vec_bytes(i.ty) == 32;
-        if pair && i.op == Op::VStore {
-            if let Err(why) = check_use(Field::Vec, i.b.saturating_add(HIGH as u16), defined, vec_defined) {
-                return fail(why);
-            }
+        let high = i.b.saturating_add(HIGH as u16);
+        if pair && i.op == Op::VStore && check_use(Field::Vec, high, defined, vec_defined).is_err() {
+            return fail("the high half is not defined in this guest instruction");
         }
         if let Err(why) = check_constant(i) {
             return fail(why);
