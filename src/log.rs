@@ -9,8 +9,9 @@ use crate::cli::config::LogConfig;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
@@ -38,6 +39,18 @@ const FILTERED: &[&str] = &["in_asm", "op", "op_opt", "out_asm", "exec"];
 /// Set bits are the enabled [`ITEMS`].
 static ENABLED: AtomicU32 = AtomicU32::new(0);
 static FILTER: OnceLock<Vec<(u64, u64)>> = OnceLock::new();
+
+/// Where log lines go; the monitor changes it.
+static OUTPUT: OnceLock<Arc<Mutex<Output>>> = OnceLock::new();
+
+/// Has log lines written to a new file at `path` from now on.
+pub fn set_file(path: &Path) -> io::Result<()> {
+    let file = File::create(path)?;
+    if let Some(output) = OUTPUT.get() {
+        *output.lock().unwrap_or_else(PoisonError::into_inner) = Output::File(file);
+    }
+    Ok(())
+}
 
 /// Whether `-d item` is on. For switches that are more than messages (`nochain`).
 pub fn enabled(item: &str) -> bool {
@@ -70,7 +83,9 @@ pub fn install(config: &LogConfig, program: &str) -> anyhow::Result<()> {
         })?),
     };
     FILTER.get_or_init(|| config.filter.clone());
-    let log = Log { program: program.to_owned(), output: Mutex::new(output), last: Mutex::default() };
+    let output = Arc::new(Mutex::new(output));
+    OUTPUT.get_or_init(|| output.clone());
+    let log = Log { program: program.to_owned(), output, last: Mutex::default() };
     // A second installation (only tests do that) keeps the first.
     let _ = tracing::subscriber::set_global_default(log);
     set_items(&config.items);
@@ -85,7 +100,7 @@ enum Output {
 /// The subscriber. One lock around whole lines; it is never held while calling out.
 struct Log {
     program: String,
-    output: Mutex<Output>,
+    output: Arc<Mutex<Output>>,
     /// The last warning: said once, not on and on.
     last: Mutex<String>,
 }
@@ -211,7 +226,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("brolga-log-test-{}", std::process::id()));
         let log = Log {
             program: "brolga".into(),
-            output: Mutex::new(Output::File(File::create(&path).unwrap())),
+            output: Arc::new(Mutex::new(Output::File(File::create(&path).unwrap()))),
             last: Mutex::default(),
         };
         FILTER.get_or_init(|| vec![(0x1800, 0x2fff)]);

@@ -254,6 +254,10 @@ impl PciFunction for I6300Esb {
         }
         self.endpoint.write(offset, size, value);
     }
+
+    fn regions(&self) -> Vec<crate::pci::bar::Region> {
+        self.endpoint.regions()
+    }
 }
 
 impl Device for I6300Esb {

@@ -5,7 +5,7 @@ use crate::bus::{AccessSizes, Device, RegisterBlock};
 use crate::lapic::{EoiSink, Message, MessageSink};
 use crate::services::IrqSink;
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
-use crate::wire::locked;
+use crate::wire::{RaiseCounts, locked};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -140,12 +140,18 @@ impl Volatile {
 pub struct IoApic {
     apics: Arc<dyn MessageSink>,
     state: Mutex<Volatile>,
+    raised: RaiseCounts<PINS>,
 }
 
 impl IoApic {
     /// An I/O APIC that sends its messages to `apics`. Connect it as the [`EoiSink`] of the local APICs too.
     pub fn new(apics: Arc<dyn MessageSink>) -> Arc<Self> {
-        Arc::new(Self { apics, state: Mutex::new(Volatile::power_on()) })
+        Arc::new(Self { apics, state: Mutex::new(Volatile::power_on()), raised: RaiseCounts::default() })
+    }
+
+    /// How often each input rose since the machine started.
+    pub fn raised(&self) -> [u64; PINS] {
+        self.raised.counts()
     }
 
     fn lock(&self) -> MutexGuard<'_, Volatile> {
@@ -169,6 +175,7 @@ impl IrqSink for IoApic {
         if pin >= PINS {
             return;
         }
+        self.raised.note(pin as u32, level);
         let message = self.lock().set_line(pin, level);
         if let Some(message) = message {
             self.send(pin, message);

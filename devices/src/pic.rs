@@ -6,7 +6,7 @@
 use crate::bus::{Device, RegisterBlock, Registers};
 use crate::services::{IrqLine, IrqSink};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
-use crate::wire::{Wire, locked};
+use crate::wire::{RaiseCounts, Wire, locked};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 
@@ -339,12 +339,17 @@ impl Pair {
 pub struct Pic {
     output: Wire,
     state: Mutex<Pair>,
+    raised: RaiseCounts<16>,
 }
 
 impl Pic {
     /// A pair whose INT output is `output` (LINT0 of the boot processor's local APIC, or the processor's INTR).
     pub fn new(output: IrqLine) -> Arc<Self> {
-        Arc::new(Self { output: Wire::new(output), state: Mutex::new(Pair::power_on()) })
+        Arc::new(Self {
+            output: Wire::new(output),
+            state: Mutex::new(Pair::power_on()),
+            raised: RaiseCounts::default(),
+        })
     }
 
     fn with<R>(&self, change: impl FnOnce(&mut Pair) -> R) -> R {
@@ -363,6 +368,11 @@ impl Pic {
         // INT falls with the acknowledge even if another request follows.
         self.output.flush_with_edge();
         vector
+    }
+
+    /// How often each input rose since the machine started.
+    pub fn raised(&self) -> [u64; 16] {
+        self.raised.counts()
     }
 
     /// Whether the pair asks for an interrupt.
@@ -389,6 +399,7 @@ impl Pic {
 impl IrqSink for Pic {
     fn set_irq(&self, pin: u32, level: bool) {
         let input = (pin & 7) as u8;
+        self.raised.note(pin, level);
         match pin {
             // The cascade input has no pin outside.
             2 | 16.. => return,
@@ -447,7 +458,7 @@ impl Device for Pic {
     }
 
     fn reset(&self) {
-        let Self { output, state } = self;
+        let Self { output, state, raised: _ } = self;
         let mut state = locked(state);
         *state = Pair::power_on();
         output.want(false);
@@ -456,12 +467,12 @@ impl Device for Pic {
     }
 
     fn save(&self) -> StateValue {
-        let Self { output: _, state } = self;
+        let Self { output: _, state, raised: _ } = self;
         to_state(&*locked(state))
     }
 
     fn restore(&self, state: &StateValue) -> Result<(), StateError> {
-        let Self { output, state: live } = self;
+        let Self { output, state: live, raised: _ } = self;
         let mut pair: Pair = from_state(self.name(), state)?;
         pair.chips.iter_mut().for_each(|chip| {
             chip.highest &= 7;

@@ -87,6 +87,10 @@ impl PciFunction for PanicFunction {
     fn config_write(&self, offset: u8, size: u8, value: u32) {
         self.endpoint.write(offset, size, value);
     }
+
+    fn regions(&self) -> Vec<crate::pci::bar::Region> {
+        self.endpoint.regions()
+    }
 }
 
 impl Device for PanicFunction {

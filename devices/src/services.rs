@@ -302,6 +302,8 @@ pub trait MediumDrive: Send + Sync {
     fn tray_open(&self) -> bool;
     /// Tells the guest that the user would like to have the medium.
     fn ask(&self);
+    /// Opens or closes the tray, the medium in it; the guest is not asked. `false`: there is no tray.
+    fn set_tray(&self, open: bool) -> bool;
 }
 
 /// Work of a device that does not belong on a vCPU's thread: what a doorbell calls, on the I/O thread.

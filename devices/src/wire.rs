@@ -8,7 +8,7 @@
 
 use crate::services::{IrqLine, Timer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Takes a lock; a panic elsewhere while it was held does not take the device down with it.
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -141,6 +141,61 @@ impl TimerSlot {
     }
 }
 
+/// Somebody outside who wants to know of something that the guest did. Called without the device's locks.
+pub struct Hook<T>(OnceLock<Box<dyn Fn(T) + Send + Sync>>);
+
+impl<T> Default for Hook<T> {
+    fn default() -> Self {
+        Self(OnceLock::new())
+    }
+}
+
+impl<T> Hook<T> {
+    /// Has `f` called from now on; the first one stays.
+    pub fn set(&self, f: impl Fn(T) + Send + Sync + 'static) {
+        let _ = self.0.set(Box::new(f));
+    }
+
+    /// It happened.
+    pub fn call(&self, what: T) {
+        if let Some(f) = self.0.get() {
+            f(what);
+        }
+    }
+}
+
+/// Counts how often inputs rise, for people. No part of a device's state.
+pub struct RaiseCounts<const N: usize> {
+    /// Levels, a bit each.
+    high: AtomicU64,
+    counts: [AtomicU64; N],
+}
+
+impl<const N: usize> Default for RaiseCounts<N> {
+    fn default() -> Self {
+        Self { high: AtomicU64::new(0), counts: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl<const N: usize> RaiseCounts<N> {
+    /// Input `pin` has this level now.
+    pub fn note(&self, pin: u32, level: bool) {
+        let Some((count, bit)) = self.counts.get(pin as usize).zip(1u64.checked_shl(pin)) else { return };
+        let before = match level {
+            true => self.high.fetch_or(bit, Ordering::Relaxed),
+            false => self.high.fetch_and(!bit, Ordering::Relaxed),
+        };
+        if level && before & bit == 0 {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counts.
+    pub fn counts(&self) -> [u64; N] {
+        std::array::from_fn(|pin| self.counts.get(pin).map_or(0, |count| count.load(Ordering::Relaxed)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +244,15 @@ mod tests {
             });
             assert!(irq.level(0), "21 changes end high");
         }
+    }
+
+    #[test]
+    fn rises_are_counted() {
+        let counts = RaiseCounts::<4>::default();
+        for (pin, level) in [(1, true), (1, true), (1, false), (1, true), (3, true), (3, false), (9, true)] {
+            counts.note(pin, level);
+        }
+        assert_eq!(counts.counts(), [0, 2, 0, 1]);
     }
 
     struct Count(Mutex<Vec<(u32, u64)>>);

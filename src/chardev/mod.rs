@@ -16,7 +16,7 @@ pub use mux::FocusListener;
 pub use stream::{held_by, listen_unix};
 
 use crate::cli::config::{CharId, CharKind, CharSpec, Config};
-use crate::monitor::{Control, Facts, Monitor, MonitorHost};
+use crate::monitor::{CharHost, CharInfo, Control, Facts, Monitor, MonitorHost, Qmp};
 use crate::signals;
 use anyhow::{Context, Result, anyhow};
 use brolga_devices::services::{CharBackend, CharFrontend};
@@ -25,7 +25,7 @@ use mux::{Mux, MuxPort};
 use outlet::Outlet;
 use output::Output;
 use plain::Plain;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -51,10 +51,14 @@ pub struct Chardevs {
     stdin: Option<(usize, Waker)>,
     /// Streams that nobody listens to yet, with their host ends.
     streams: Mutex<Vec<(usize, Stream)>>,
+    /// Host ends that a device or monitor uses.
+    used: BTreeSet<usize>,
     /// Names of pseudo-terminals, by host end.
     ptys: BTreeMap<usize, String>,
     /// Monitors live as long as the host ends.
     monitors: Mutex<Vec<Arc<Monitor>>>,
+    /// Those for programs too.
+    controls: Mutex<Vec<Arc<Qmp>>>,
 }
 
 /// A device's end of a host end.
@@ -99,8 +103,10 @@ impl Chardevs {
             specs: config.chardevs.clone(),
             stdin: None,
             streams: Mutex::default(),
+            used: used(config),
             ptys: BTreeMap::new(),
             monitors: Mutex::default(),
+            controls: Mutex::default(),
         };
         for (i, spec) in config.chardevs.iter().enumerate() {
             let end = this.open_one(i, spec, config)?;
@@ -165,15 +171,17 @@ impl Chardevs {
             monitors.push(monitor);
         }
         drop(monitors);
-        let quit: Arc<dyn Fn() + Send + Sync> = {
+        let many = self.start_controls(config, host);
+        let end = |how: Control| -> Arc<dyn Fn() + Send + Sync> {
             let host = Arc::downgrade(host);
             Arc::new(move || match host.upgrade() {
-                Some(host) => host.control(Control::Quit),
+                Some(host) => host.control(how),
                 None => leave(0),
             })
         };
-        signals::on_termination(quit.clone());
-        self.start_streams(&quit)?;
+        let quit = end(Control::Quit);
+        signals::on_termination(end(Control::Terminate));
+        self.start_streams(&quit, many)?;
         let Some((index, waker)) = &self.stdin else { return Ok(()) };
         let sink: Arc<dyn InputSink> = match &self.ends[*index] {
             HostEnd::Plain(plain) => plain.clone(),
@@ -200,9 +208,36 @@ impl Chardevs {
         Ok(())
     }
 
-    fn start_streams(&self, quit: &Arc<dyn Fn() + Send + Sync>) -> Result<()> {
+    /// Makes the monitors for programs. Those on servers are made for each client as it comes: what does that, by host end.
+    fn start_controls(self: &Arc<Self>, config: &Config, host: &Arc<dyn MonitorHost>) -> BTreeMap<usize, ForClient> {
+        let mut many: BTreeMap<usize, ForClient> = BTreeMap::new();
+        for control in &config.controls {
+            let (spec, facts, pretty) = (&config.chardevs[control.chardev.0], self.facts(config), control.pretty);
+            if !spec.mux && matches!(&spec.kind, CharKind::Socket(socket) if socket.server) {
+                let host = Arc::downgrade(host);
+                let make = move |plain: &Arc<Plain>| {
+                    let port = CharPort(Port::Plain(plain.clone()));
+                    Some(Qmp::start(&port, &host.upgrade()?, facts.clone(), pretty))
+                };
+                many.insert(control.chardev.0, Box::new(make));
+                continue;
+            }
+            let qmp = Qmp::start(&self.port(control.chardev), host, facts, pretty);
+            if !spec.mux {
+                qmp.focused();
+            }
+            self.controls.lock().unwrap_or_else(PoisonError::into_inner).push(qmp);
+        }
+        many
+    }
+
+    fn start_streams(&self, quit: &Arc<dyn Fn() + Send + Sync>, mut many: BTreeMap<usize, ForClient>) -> Result<()> {
         let streams = std::mem::take(&mut *self.streams.lock().unwrap_or_else(PoisonError::into_inner));
         for (index, stream) in streams {
+            if let Some(make) = many.remove(&index) {
+                stream.start_many(make)?;
+                continue;
+            }
             match &self.ends[index] {
                 HostEnd::Plain(plain) => {
                     let opened = plain.clone();
@@ -229,12 +264,21 @@ impl Chardevs {
     }
 
     /// What monitors know.
-    pub fn facts(&self, config: &Config) -> Facts {
-        Facts { identity: config.identity.clone(), name: config.name.clone(), uuid: config.uuid, chardevs: self.info() }
+    pub fn facts(self: &Arc<Self>, config: &Config) -> Facts {
+        let chardevs: Arc<dyn CharHost> = self.clone();
+        Facts { config: Arc::new(config.clone()), chardevs: Arc::downgrade(&chardevs) }
+    }
+}
+
+/// Makes the monitor of a client that has come; `None`: the machine is ending.
+pub type ForClient = Box<dyn Fn(&Arc<Plain>) -> Option<Arc<Qmp>> + Send>;
+
+impl CharHost for Chardevs {
+    fn kinds(&self) -> &'static [&'static str] {
+        &["file", "mux", "null", "pty", "socket", "stdio"]
     }
 
-    /// Lines for `info chardev`.
-    fn info(&self) -> Vec<String> {
+    fn list(&self) -> Vec<CharInfo> {
         let shown = |i: usize, spec: &CharSpec| match &spec.kind {
             CharKind::Null => "null".to_owned(),
             CharKind::Stdio { .. } => "stdio".to_owned(),
@@ -244,9 +288,22 @@ impl Chardevs {
             CharKind::Pty => format!("pty:{}", self.ptys.get(&i).map_or("", String::as_str)),
         };
         let mux = |spec: &CharSpec| if spec.mux { "mux, " } else { "" };
-        let lines = self.specs.iter().enumerate();
-        lines.map(|(i, spec)| format!("{}: filename={}{}", spec.label, mux(spec), shown(i, spec))).collect()
+        let info = |(i, spec): (usize, &CharSpec)| CharInfo {
+            label: spec.label.clone(),
+            filename: format!("{}{}", mux(spec), shown(i, spec)),
+            frontend_open: self.used.contains(&i),
+        };
+        self.specs.iter().enumerate().map(info).collect()
     }
+}
+
+/// Host ends that the configuration has a use for.
+fn used(config: &Config) -> BTreeSet<usize> {
+    let ports = config.peripherals.serial_buses.iter().flat_map(|bus| &bus.ports).map(|port| port.chardev);
+    let serials = config.serials.iter().flatten().copied();
+    let consoles = config.debug_consoles.iter().map(|console| console.chardev);
+    let monitors = config.monitors.iter().copied().chain(config.controls.iter().map(|control| control.chardev));
+    ports.chain(serials).chain(consoles).chain(monitors).map(|id| id.0).collect()
 }
 
 fn open_file(label: &str, path: &Path, append: bool) -> Result<Arc<Output>> {

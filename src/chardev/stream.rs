@@ -1,9 +1,12 @@
 //! Host ends that others connect to: sockets (TCP, Unix, telnet) and pseudo-terminals. Each has a thread that waits for a
 //! peer, reads what it sends, and waits for the next one when it has gone.
 
+use super::ForClient;
 use super::input::{self, InputSink, Waker};
+use super::mux::FocusListener;
 use super::outlet::Outlet;
 use super::output::Output;
+use super::plain::Plain;
 use super::telnet;
 use crate::cli::config::{SocketAddress, SocketSpec};
 use crate::net::holder::holder;
@@ -17,7 +20,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -39,6 +42,43 @@ enum Source {
     /// Connects itself; anew after this time, or not.
     Client(SocketAddress, Option<Duration>),
     Pty(PtyMaster),
+    /// There will be none.
+    Nobody,
+}
+
+/// Most clients of one server at a time; more wait until one has left.
+const MOST_CLIENTS: usize = 64;
+
+/// Counts clients.
+#[derive(Default)]
+struct Clients {
+    count: Mutex<usize>,
+    left: Condvar,
+}
+
+/// A client's place; it is free again when this is dropped.
+struct Seat(Arc<Clients>);
+
+impl Clients {
+    /// Waits until there is a place.
+    fn wait(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count >= MOST_CLIENTS {
+            count = self.left.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn take(self: &Arc<Self>) -> Seat {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Seat(self.clone())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.left.notify_all();
+    }
 }
 
 /// A stream to be: open, but nobody is listened to yet.
@@ -64,7 +104,7 @@ impl Source {
         let socket: OwnedFd = match self {
             Self::Tcp(listener) => tcp(listener.accept()?.0)?,
             Self::Unix(listener) => listener.accept()?.0.into(),
-            Self::Client(_, None) => return Ok(None),
+            Self::Client(_, None) | Self::Nobody => return Ok(None),
             Self::Client(address, Some(pause)) => {
                 thread::sleep(*pause);
                 connect(address)?
@@ -199,6 +239,54 @@ impl Stream {
                 thread::sleep(LOOK);
             }
         }
+    }
+
+    /// Starts the thread that takes in clients, each with a monitor of its own that `make` makes.
+    pub fn start_many(self, make: ForClient) -> io::Result<()> {
+        thread::Builder::new().name(format!("in-{}", self.label)).spawn(move || self.run_many(&make))?;
+        Ok(())
+    }
+
+    fn run_many(mut self, make: &ForClient) {
+        let clients = Arc::new(Clients::default());
+        loop {
+            clients.wait();
+            let next = match self.first.take() {
+                Some(peer) => Ok(Some(peer)),
+                None => self.source.next(),
+            };
+            let started = match next {
+                Ok(Some(peer)) => self.start_one(peer, make, &clients),
+                Ok(None) => return,
+                Err(e) => Err(e),
+            };
+            if let Err(e) = started {
+                tracing::warn!("{}: {e}", self.label);
+                thread::sleep(LOOK);
+            }
+        }
+    }
+
+    /// Serves one of many clients, on a thread of its own.
+    fn start_one(&self, peer: Peer, make: &ForClient, clients: &Arc<Clients>) -> io::Result<()> {
+        let one = Self::over(&self.label, Source::Nobody, None, self.telnet)?;
+        let plain = Plain::new(one.outlet.clone(), Some(one.waker.clone()));
+        let Some(monitor) = make(&plain) else { return Ok(()) };
+        let seat = clients.take();
+        let serve = move || {
+            let _seat = seat;
+            let greeted = monitor.clone();
+            let served = one.serve(peer, &*plain, &move |open| {
+                if open {
+                    greeted.opened();
+                }
+            });
+            if let Err(e) = served {
+                tracing::warn!("{}: {e}", one.label);
+            }
+        };
+        thread::Builder::new().name(format!("in-{}", self.label)).spawn(serve)?;
+        Ok(())
     }
 
     fn serve(&self, peer: Peer, sink: &dyn InputSink, changed: &impl Fn(bool)) -> io::Result<()> {

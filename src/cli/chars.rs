@@ -1,6 +1,6 @@
 //! `-chardev`, `-nographic`, `-serial`, `-monitor`, `-mon`, `-debugcon`: which device ends at which host end.
 
-use super::config::{CharId, CharKind, CharSpec};
+use super::config::{CharId, CharKind, CharSpec, ControlSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{sockets, suggest, values};
@@ -21,6 +21,8 @@ pub struct Chars {
     pub serials: [Option<CharId>; SERIAL_PORTS],
     /// Host ends that carry a monitor.
     pub monitors: Vec<CharId>,
+    /// Host ends that carry a monitor for programs.
+    pub controls: Vec<ControlSpec>,
     /// Escape byte of shared host ends.
     pub mux_escape: u8,
     /// See [`super::config::Config::console_seen`].
@@ -126,14 +128,23 @@ impl Chars {
     fn monitor(&mut self, value: &str) -> Result<()> {
         let mut keys = KeyValues::parse("-mon", value, Some("chardev"))?;
         let Some(id) = keys.take("chardev")? else { bail!("-mon {value}: chardev= is missing; use -mon chardev=ID") };
-        keys.take_as("mode", |mode| match mode {
-            "readline" => Ok(()),
-            "control" => Err("QMP is not supported yet; use mode=readline".into()),
-            _ => Err(format!("'{mode}' is not a mode{}", suggest::hint(mode, ["readline"]))),
+        let control = keys.take_as("mode", |mode| match mode {
+            "readline" => Ok(false),
+            "control" => Ok(true),
+            _ => Err(format!("'{mode}' is not a mode{}", suggest::hint(mode, ["readline", "control"]))),
         })?;
+        let pretty = keys.take_switch("pretty")?;
         keys.finish()?;
-        let id = self.refer(&format!("-mon {value}"), &id)?;
-        self.monitors.push(id);
+        let control = control.unwrap_or(false);
+        if pretty.is_some() && !control {
+            bail!("-mon {value}: pretty= is for mode=control; leave it out");
+        }
+        let chardev = self.refer(&format!("-mon {value}"), &id)?;
+        if control {
+            self.controls.push(ControlSpec { chardev, pretty: pretty.unwrap_or(false) });
+        } else {
+            self.monitors.push(chardev);
+        }
         Ok(())
     }
 
@@ -227,6 +238,7 @@ pub fn settle(arguments: &Arguments) -> Result<Chars> {
         chardevs: Vec::new(),
         serials: [None; SERIAL_PORTS],
         monitors: Vec::new(),
+        controls: Vec::new(),
         mux_escape: escape(arguments)?,
         console_seen: false,
         named: Vec::new(),
@@ -252,9 +264,21 @@ pub fn settle(arguments: &Arguments) -> Result<Chars> {
     for value in arguments.all("mon") {
         chars.monitor(value)?;
     }
+    for (option, pretty) in [("qmp", false), ("qmp-pretty", true)] {
+        for target in arguments.all(option) {
+            let option = format!("-{option}");
+            if ["null", "none"].contains(&target.as_str()) || target.starts_with("mon:") || target.starts_with("file:")
+            {
+                bail!("{option} {target}: a monitor needs input; use {option} unix:PATH,server=on,wait=off");
+            }
+            let label = format!("compat_monitor{}", chars.controls.len());
+            let chardev = chars.add(&option, target, label)?;
+            chars.controls.extend(chardev.map(|chardev| ControlSpec { chardev, pretty }));
+        }
+    }
     let defaults = !arguments.flag("nodefaults");
     let default_serial = serials.is_empty() && defaults;
-    let default_monitor = monitors.is_empty() && chars.monitors.is_empty() && defaults;
+    let default_monitor = monitors.is_empty() && chars.monitors.is_empty() && chars.controls.is_empty() && defaults;
     if default_serial {
         let target = match (arguments.flag("nographic"), default_monitor) {
             (true, true) => "mon:stdio",
@@ -266,7 +290,8 @@ pub fn settle(arguments: &Arguments) -> Result<Chars> {
         let id = chars.add("-nographic", "stdio", "monitor0".to_owned())?;
         chars.monitors.extend(id);
     }
-    let told = ["serial", "monitor", "mon", "chardev", "debugcon", "nographic", "nodefaults", "display"];
+    let told =
+        ["serial", "monitor", "mon", "qmp", "qmp-pretty", "chardev", "debugcon", "nographic", "nodefaults", "display"];
     chars.console_seen = told.iter().any(|o| arguments.flag(o));
     Ok(chars)
 }
@@ -326,6 +351,16 @@ mod tests {
     }
 
     #[test]
+    fn monitors_for_programs() {
+        let line = "-chardev socket,id=c,path=/x,server=on,wait=off -mon chardev=c,mode=control,pretty=on -qmp stdio";
+        let c = with(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
+        let control = |chardev, pretty| ControlSpec { chardev: CharId(chardev), pretty };
+        assert_eq!(c.controls, [control(0, true), control(1, false)]);
+        assert_eq!(c.chardevs[1].label, "compat_monitor1");
+        assert!(c.monitors.is_empty());
+    }
+
+    #[test]
     fn refusals() {
         let err = |line: &[&str]| with(line).unwrap_err();
         assert!(err(&["-serial", "stdio", "-monitor", "stdio"]).contains("taken by serial0; use -serial mon:stdio"));
@@ -342,7 +377,9 @@ mod tests {
             err(&twice),
             "-mon chardev=c: c is used by -serial chardev:c already; add mux=on to -chardev to share it"
         );
-        assert!(err(&["-mon", "c,mode=control"]).contains("QMP is not supported yet"));
+        assert!(err(&["-mon", "c,mode=contrl"]).contains("did you mean control?"));
+        assert!(err(&["-chardev", "stdio,id=c", "-mon", "c,pretty=on"]).contains("is for mode=control"));
+        assert!(err(&["-qmp", "null"]).contains("needs input"));
         assert!(err(&["-serial", "udp:x"]).contains("not supported yet; use stdio"));
         assert!(err(&["-serial", "file:"]).contains("a file name is missing"));
         assert!(err(&["-monitor", "null"]).contains("needs input"));

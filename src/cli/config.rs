@@ -66,6 +66,10 @@ pub struct Config {
     pub serials: [Option<CharId>; 4],
     /// Host ends that carry a monitor (`-monitor`, `mon:`).
     pub monitors: Vec<CharId>,
+    /// Host ends that carry a monitor for programs (`-qmp`, `-mon mode=control`).
+    pub controls: Vec<ControlSpec>,
+    /// The devices of `-device`, as they were given.
+    pub devices: Vec<DeviceSpec>,
     /// Byte that introduces the escapes of shared consoles (`-echr`, Ctrl-A unless told).
     pub mux_escape: u8,
     /// A console or monitor leads somewhere, or the command line says that none is wanted.
@@ -80,6 +84,26 @@ pub struct Config {
     pub debugger: Option<Endpoint>,
     /// `-d`, `-D`, `-dfilter`.
     pub log: LogConfig,
+}
+
+/// A monitor for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlSpec {
+    /// Its host end.
+    pub chardev: CharId,
+    /// Its messages have lines and indentation.
+    pub pretty: bool,
+}
+
+/// A device as the command line has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// `id=`.
+    pub id: Option<String>,
+    /// Its model.
+    pub model: &'static str,
+    /// All other keys, as they were written.
+    pub keys: Vec<(String, String)>,
 }
 
 /// How the program was called.

@@ -3,7 +3,7 @@
 use super::boot::readable;
 use super::chars::Chars;
 use super::config::network::NicModel;
-use super::config::{DebugConsole, DebugExit, Loader};
+use super::config::{DebugConsole, DebugExit, DeviceSpec, Loader};
 use super::drives::Drives;
 use super::keyval::KeyValues;
 use super::network::Network;
@@ -201,6 +201,16 @@ fn models() -> impl Iterator<Item = &'static Model> + Clone {
     MODELS.iter().chain(peripherals::MODELS)
 }
 
+/// Names of all models.
+pub fn model_names() -> impl Iterator<Item = &'static str> {
+    models().map(|model| model.name)
+}
+
+/// Keys of the model called `name`, with what they mean.
+pub fn model_keys(name: &str) -> Option<&'static [(&'static str, &'static str)]> {
+    models().find(|model| model.name == name).map(|model| model.keys)
+}
+
 /// Devices while they are collected.
 #[derive(Debug)]
 pub struct Devices {
@@ -211,15 +221,18 @@ pub struct Devices {
     pub network: Network,
     pub drives: Drives,
     pub peripherals: Collected,
+    /// All of them, as they were given.
+    pub given: Vec<DeviceSpec>,
     /// `id=` of the device that is looked at.
     pub id: Option<String>,
 }
 
 /// The devices asked for.
 pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Drives) -> Result<Devices> {
-    let (loaders, debug_exits, debug_consoles) = Default::default();
+    let (loaders, debug_exits, debug_consoles, given) = Default::default();
     let peripherals = Collected::begin(arguments)?;
-    let mut devices = Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, id: None };
+    let mut devices =
+        Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, given, id: None };
     for target in arguments.all("debugcon") {
         let label = format!("debugcon{}", devices.debug_consoles.len());
         match devices.chars.add("-debugcon", target, label)? {
@@ -235,6 +248,13 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         };
         // Names given by clients that manage devices; few of them are referred to.
         devices.id = keys.take("id")?;
+        if let Some(id) = &devices.id
+            && devices.given.iter().any(|other| other.id.as_ref() == Some(id))
+        {
+            bail!("-device {value}: there is another -device with id={id}; choose another name");
+        }
+        let given = keys.pairs().into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
+        devices.given.push(DeviceSpec { id: devices.id.clone(), model: model.name, keys: given });
         (model.add)(&mut devices, keys, value)?;
     }
     overlaps(&devices)?;

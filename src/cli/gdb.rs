@@ -21,7 +21,8 @@ pub fn settle(arguments: &Arguments) -> Result<Option<Endpoint>> {
     }
 }
 
-fn endpoint(text: &str) -> Result<Endpoint> {
+/// The endpoint that `text` names, as `-gdb` takes it.
+pub fn endpoint(text: &str) -> Result<Endpoint> {
     let (address, options) = text.split_once(',').unwrap_or((text, ""));
     for option in options.split(',').filter(|o| !o.is_empty()) {
         // What QEMU's sockets take, and what this one is anyway.

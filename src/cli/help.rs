@@ -7,7 +7,7 @@ use crate::log::ITEMS;
 use anyhow::Result;
 
 /// The version of QEMU whose command line is followed; clients parse it.
-const QEMU_VERSION: &str = "10.0.2";
+pub const QEMU_VERSION: &str = "10.0.2";
 /// Our version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -126,7 +126,7 @@ mod tests {
             let start = format!("\n-{} ", row.name);
             assert!(text.contains(&start), "{}", row.name);
         }
-        assert!(!text.contains("\n-qmp"), "only what works");
+        assert!(!text.contains("\n-spice"), "only what works");
     }
 
     #[test]

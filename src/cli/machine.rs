@@ -274,14 +274,16 @@ pub fn actions(arguments: &Arguments) -> Result<Actions> {
     Ok(actions)
 }
 
-const PANIC_ACTIONS: &[(&str, PanicAction)] = &[
+/// Words for what a guest's crash does.
+pub const PANIC_ACTIONS: &[(&str, PanicAction)] = &[
     ("shutdown", PanicAction::Shutdown),
     ("pause", PanicAction::Pause),
     ("exit-failure", PanicAction::ExitFailure),
     ("none", PanicAction::None),
 ];
 
-const WATCHDOG_ACTIONS: &[(&str, WatchdogAction)] = &[
+/// Words for what a watchdog does.
+pub const WATCHDOG_ACTIONS: &[(&str, WatchdogAction)] = &[
     ("reset", WatchdogAction::Reset),
     ("shutdown", WatchdogAction::Shutdown),
     ("poweroff", WatchdogAction::PowerOff),

@@ -30,9 +30,13 @@ mod unsupported;
 
 pub use boot::os_reason;
 pub use brolga::words::{suggest, values};
-pub use help::{VERSION, version};
+pub use devices::{model_keys, model_names};
+pub use gdb::endpoint as gdb_endpoint;
+pub use help::{QEMU_VERSION, VERSION};
 pub use logging::parse_items as parse_log_items;
+pub use machine::{PANIC_ACTIONS, WATCHDOG_ACTIONS};
 pub use network::{host_forward, host_port};
+pub use options::names as option_names;
 
 use anyhow::{Result, bail};
 use brolga::words::keyval;
@@ -100,6 +104,8 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         chardevs: devices.chars.chardevs,
         serials: devices.chars.serials,
         monitors: devices.chars.monitors,
+        controls: devices.chars.controls,
+        devices: devices.given,
         mux_escape: devices.chars.mux_escape,
         console_seen: devices.chars.console_seen,
         actions: machine::actions(&arguments)?,

@@ -74,7 +74,9 @@ pub const OPTIONS: &[OptionRow] = &[
     row(CONSOLE, "monitor", Times::Many, "TARGET", "monitor on stdio, or none"),
     row(CONSOLE, "debugcon", Times::Many, "TARGET", "debug console at port 0xE9 to stdio, file:PATH or null"),
     row(CONSOLE, "chardev", Times::Many, "KIND,id=NAME,...", "name a host end (stdio, file, null) for -serial chardev:NAME, e.g. -chardev stdio,id=c,mux=on,signal=off"),
-    row(CONSOLE, "mon", Times::Many, "chardev=NAME", "monitor on a named host end"),
+    row(CONSOLE, "mon", Times::Many, "chardev=NAME[,mode=MODE][,pretty=on]", "monitor on a named host end: mode=readline for people, mode=control for programs (QMP)"),
+    row(CONSOLE, "qmp", Times::Many, "TARGET", "monitor for programs (QMP), e.g. -qmp unix:PATH,server=on,wait=off"),
+    row(CONSOLE, "qmp-pretty", Times::Many, "TARGET", "the same with answers that people can read"),
     row(CONSOLE, "echr", Times::Once, "CODE", "escape character of mon:stdio by its ASCII code, instead of 1 (Ctrl-A)"),
     row(CONSOLE, "display", Times::Once, "none", "there is no display yet"),
     row(CONSOLE, "vga", Times::Once, "std|none", "graphics card; its text screen is shown by the monitor's info qtree"),
@@ -119,6 +121,11 @@ impl OptionRow {
     pub fn takes_value(&self) -> bool {
         self.times != Times::Flag
     }
+}
+
+/// Names of the options that take a value.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    OPTIONS.iter().filter(|row| row.takes_value()).map(|row| row.name)
 }
 
 /// The row of `name` (without dashes).

@@ -40,8 +40,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("plugin", ""),
     ("portrait", CONSOLE),
     ("preconfig", "use -S"),
-    ("qmp", "use -monitor stdio"),
-    ("qmp-pretty", "use -monitor stdio"),
     ("qtest", ""),
     ("readconfig", ""),
     ("rotate", CONSOLE),

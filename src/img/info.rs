@@ -48,7 +48,7 @@ struct Qcow2Facts {
     backing_path: Option<String>,
 }
 
-fn facts(filename: String, image: &Image) -> Result<Facts> {
+fn facts(filename: String, image: &Image, actual_size: u64) -> Facts {
     let file = file_of(image);
     let qcow2 = image.qcow2().ok().map(|qcow2| {
         let header = qcow2.info();
@@ -58,15 +58,15 @@ fn facts(filename: String, image: &Image) -> Result<Facts> {
         };
         Qcow2Facts { backing_path: header.backing_file.as_ref().map(located), header, snapshots: qcow2.snapshots() }
     });
-    Ok(Facts {
+    Facts {
         format: image.format().name(),
         // Sizes are told in whole sectors.
         virtual_size: image.backend().len().next_multiple_of(512),
         length: file.len().next_multiple_of(512),
-        actual_size: allocated(Path::new(file.name()))?,
+        actual_size,
         filename,
         qcow2,
-    })
+    }
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
@@ -78,7 +78,9 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let options = OpenOptions { format: named.format, read_only: true, backing: whole, ..OpenOptions::default() };
     let opened = named.open_with(options)?;
     let images = opened.chain();
-    let told = images.iter().enumerate().map(|(depth, image)| facts(opened.file_at(depth as u32), image));
+    let told = images.iter().enumerate().map(|(depth, image)| {
+        Ok(facts(opened.file_at(depth as u32), image, allocated(Path::new(file_of(image).name()))?))
+    });
     let told: Vec<Facts> = told.collect::<Result<_>>()?;
     if !as_json {
         for (i, facts) in told.iter().enumerate() {
@@ -93,6 +95,17 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     let value = if whole { Value::Array(values) } else { values.swap_remove(0) };
     show::json(&value, out)?;
     Ok(0)
+}
+
+/// All about an open image, as `info --output=json` tells it, but for what lies below it.
+pub fn describe(filename: &str, image: &Image) -> Value {
+    // A temporary image has no name that it could be looked up by.
+    let actual_size = allocated(Path::new(file_of(image).name())).unwrap_or(0);
+    let mut value = machine(&facts(filename.to_owned(), image, actual_size));
+    if let Some(members) = value.as_object_mut() {
+        members.remove("children");
+    }
+    value
 }
 
 fn machine(facts: &Facts) -> Value {

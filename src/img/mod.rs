@@ -27,6 +27,8 @@ mod resize;
 mod show;
 mod snapshot;
 
+pub use info::describe;
+
 use crate::words::suggest;
 use anyhow::{Result, anyhow};
 use arguments::{Arguments, Opt};

@@ -2,7 +2,8 @@
 
 use super::{Machine, Request};
 use crate::boot::{Placed, Placement};
-use crate::cli::config::{PanicAction, RebootAction, ShutdownAction, WatchdogAction};
+use crate::cli::WATCHDOG_ACTIONS;
+use crate::cli::config::{Actions, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
 use crate::gdb::Stop;
 use crate::monitor::{Control, RunState};
 use crate::net::Netdev;
@@ -10,6 +11,7 @@ use anyhow::{Result, bail};
 use brolga_devices::services::PowerEvent;
 use brolga_jit::request;
 use crossbeam_channel::Receiver;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -37,8 +39,28 @@ impl Machine {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sets the state; listeners hear of stops and starts.
     fn set_state(&self, state: RunState) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        let before = std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state);
+        match (before == RunState::Running, state == RunState::Running) {
+            (true, false) => self.emit("STOP", Value::Null),
+            (false, true) => self.emit("RESUME", Value::Null),
+            _ => {}
+        }
+    }
+
+    fn emit(&self, name: &'static str, data: Value) {
+        self.events.emit(name, data);
+    }
+
+    /// What is done at power events.
+    pub fn actions(&self) -> Actions {
+        *self.actions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process is about to end.
+    fn tell_end(&self, guest: bool, reason: &str) {
+        self.emit("SHUTDOWN", json!({ "guest": guest, "reason": reason }));
     }
 
     /// What was loaded into memory at the last reset.
@@ -49,16 +71,21 @@ impl Machine {
     /// The exit status, if the machine ends.
     fn serve(&self, request: Request) -> Result<Option<i32>> {
         match request {
-            Request::Power(PowerEvent::Exit(status)) => return Ok(Some(status)),
-            Request::Power(PowerEvent::PowerOff) => return Ok(self.power_off()),
+            Request::Power(PowerEvent::Exit(status)) => {
+                self.tell_end(true, "guest-shutdown");
+                return Ok(Some(status));
+            }
+            Request::Power(PowerEvent::PowerOff) => return Ok(self.power_off("guest-shutdown")),
             Request::Power(PowerEvent::Reset) => return self.guest_reset(),
             Request::Power(PowerEvent::Suspend) => {
+                self.emit("SUSPEND", Value::Null);
                 tracing::warn!(target: "unimp", "the guest asked for suspend to RAM; it goes on instead");
                 self.go_on();
             }
             Request::Power(PowerEvent::GuestPanicked) => return Ok(self.guest_panicked()),
             Request::Power(PowerEvent::CrashLoaded) => {
                 eprintln!("{}: the guest's kernel crashed; its crash kernel takes over", self.program);
+                self.emit("GUEST_CRASHLOADED", json!({ "action": "run" }));
                 self.go_on();
             }
             Request::Power(PowerEvent::Watchdog) => return self.watchdog(),
@@ -74,7 +101,7 @@ impl Machine {
             }
             Request::DiskFailed(why) => {
                 eprintln!("{}: {why}; the machine is paused, 'cont' in the monitor tries again", self.program);
-                self.pause(RunState::Paused);
+                self.pause(RunState::IoError);
             }
             Request::DebugStop(cpu) => {
                 self.debug_stop(cpu);
@@ -118,7 +145,14 @@ impl Machine {
 
     fn control(&self, what: Control) -> Result<Option<i32>> {
         match what {
-            Control::Quit => return Ok(Some(0)),
+            Control::Quit => {
+                self.tell_end(false, "host-qmp-quit");
+                return Ok(Some(0));
+            }
+            Control::Terminate => {
+                self.tell_end(false, "host-signal");
+                return Ok(Some(0));
+            }
             Control::Stop => {
                 if self.state() == RunState::Running {
                     self.pause(RunState::Paused);
@@ -130,8 +164,11 @@ impl Machine {
                     self.resume();
                 }
             }
-            Control::Reset => self.reset()?,
-            Control::PowerButton => self.pc.press_power_button(),
+            Control::Reset => self.reset(false, "host-qmp-system-reset")?,
+            Control::PowerButton => {
+                self.emit("POWERDOWN", Value::Null);
+                self.pc.press_power_button();
+            }
             Control::Nmi => self.vcpus.iter().for_each(|vcpu| vcpu.raise(request::NMI)),
         }
         Ok(None)
@@ -140,21 +177,38 @@ impl Machine {
     /// The guest reported its crash.
     fn guest_panicked(&self) -> Option<i32> {
         eprintln!("{}: the guest's kernel panicked", self.program);
-        let pauses = self.actions.shutdown == ShutdownAction::Pause;
-        match self.actions.panic {
-            PanicAction::Shutdown if !pauses => return Some(0),
-            PanicAction::ExitFailure => return Some(1),
-            PanicAction::Shutdown | PanicAction::Pause => self.pause(RunState::Panicked),
-            PanicAction::None => self.go_on(),
+        let actions = self.actions();
+        let pauses = actions.shutdown == ShutdownAction::Pause;
+        let ends = match actions.panic {
+            PanicAction::Shutdown if !pauses => Some(0),
+            PanicAction::ExitFailure => Some(1),
+            _ => None,
+        };
+        let action = match (ends, actions.panic) {
+            (Some(_), _) => "poweroff",
+            (None, PanicAction::None) => "run",
+            _ => "pause",
+        };
+        self.emit("GUEST_PANICKED", json!({ "action": action }));
+        match (ends, actions.panic) {
+            (Some(_), _) => self.tell_end(true, "guest-panic"),
+            (None, PanicAction::None) => self.go_on(),
+            _ => self.pause(RunState::Panicked),
         }
-        None
+        ends
     }
 
     /// A watchdog was not fed in time.
     fn watchdog(&self) -> Result<Option<i32>> {
-        match self.actions.watchdog {
+        let action = self.actions().watchdog;
+        let word = WATCHDOG_ACTIONS.iter().find(|(_, known)| *known == action).map_or("none", |(word, _)| word);
+        self.emit("WATCHDOG", json!({ "action": word }));
+        match action {
             WatchdogAction::Reset => return self.guest_reset(),
-            WatchdogAction::PowerOff => return Ok(Some(0)),
+            WatchdogAction::PowerOff => {
+                self.tell_end(true, "guest-shutdown");
+                return Ok(Some(0));
+            }
             WatchdogAction::Pause => {
                 self.pause(RunState::Watchdog);
                 return Ok(None);
@@ -168,9 +222,10 @@ impl Machine {
         Ok(None)
     }
 
-    /// The guest powered off.
-    fn power_off(&self) -> Option<i32> {
-        match self.actions.shutdown {
+    /// The guest powered off, or what counts as that.
+    fn power_off(&self, reason: &str) -> Option<i32> {
+        self.tell_end(true, reason);
+        match self.actions().shutdown {
             ShutdownAction::PowerOff => Some(0),
             ShutdownAction::Pause => {
                 self.pause(RunState::Shutdown);
@@ -181,22 +236,28 @@ impl Machine {
 
     /// The guest reset the machine, or its boot processor is in shutdown, which does the same on a PC.
     fn guest_reset(&self) -> Result<Option<i32>> {
-        match self.actions.reboot {
-            RebootAction::Shutdown => Ok(self.power_off()),
-            RebootAction::Reset => self.reset().map(|()| None),
+        match self.actions().reboot {
+            RebootAction::Shutdown => Ok(self.power_off("guest-reset")),
+            RebootAction::Reset => self.reset(true, "guest-reset").map(|()| None),
         }
     }
 
-    fn reset(&self) -> Result<()> {
+    fn reset(&self, guest: bool, reason: &str) -> Result<()> {
         self.hold();
         self.disks.drain();
         self.pc.bus.reset();
         self.load_guest()?;
+        self.emit("RESET", json!({ "guest": guest, "reason": reason }));
         match self.state() {
             RunState::Running => self.release(),
             // A machine that was powered off is on again, and waits for the user.
             RunState::Shutdown => self.set_state(RunState::Paused),
-            RunState::Prelaunch | RunState::Paused | RunState::Debug | RunState::Panicked | RunState::Watchdog => {}
+            RunState::Prelaunch
+            | RunState::Paused
+            | RunState::Debug
+            | RunState::IoError
+            | RunState::Panicked
+            | RunState::Watchdog => {}
         }
         Ok(())
     }
@@ -212,8 +273,9 @@ impl Machine {
             self.tables.place(&mut placement)?;
         }
         let again = self.loaded_before.swap(true, Ordering::SeqCst);
-        let once = self.boot_order.once.as_deref().filter(|_| !again);
-        self.pc.set_boot_order(once.unwrap_or(&self.boot_order.order));
+        let order = self.boot_order.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let once = order.once.as_deref().filter(|_| !again);
+        self.pc.set_boot_order(once.unwrap_or(&order.order));
         let mut starts: HashMap<_, _> = self.boot.load(self.facts, &mut placement)?.into_iter().collect();
         let placed = placement.into_placed();
         self.shadow.show_rom();

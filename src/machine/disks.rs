@@ -1,12 +1,14 @@
 //! Drives as devices use them: requests go to a drive's threads, completions come back on the I/O thread.
 
 use super::Request;
+use super::disk_statistics::{Kind, Ledger};
 use super::dma::GuestMemory;
 use crate::cli::config::DriveSpec;
 use crate::io_thread::{FdWatcher, IoHandle};
+use crate::monitor::{DriveStatistics, Events, MediumInfo};
 use anyhow::{Context, Result};
 use brolga::block::BlockError;
-use brolga::block::drive::{Drive, Verdict};
+use brolga::block::drive::{Drive, ErrorAction, Verdict};
 use brolga::block::queue::{self, Completed, Operation, Queue, RequestMemory};
 use brolga_devices::services::{Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, GuestRange};
 use brolga_devices::wire::locked;
@@ -14,11 +16,13 @@ use brolga_jit::mmu::ram::SHADOW;
 use brolga_jit::mmu::ram_buffer::RamBuffer;
 use crossbeam_channel::Sender;
 use nix::poll::PollFlags;
+use serde_json::json;
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Instant;
 
 /// Threads of a drive, at most: a disk has as many requests under way.
 const THREADS: usize = 4;
@@ -28,14 +32,17 @@ pub struct Disks {
     memory: Arc<GuestMemory>,
     io: IoHandle,
     requests: Sender<Request>,
+    events: Arc<Events>,
     disks: Mutex<Vec<Arc<HostDisk>>>,
+    /// Images opened so far, for their names.
+    count: AtomicU64,
 }
 
 impl Disks {
     /// No drives yet. Those that come move data to and from `memory`, have completions told by `io`, and tell `requests`
     /// of failures that stop the machine.
-    pub fn new(memory: Arc<GuestMemory>, io: IoHandle, requests: Sender<Request>) -> Arc<Self> {
-        Arc::new(Self { memory, io, requests, disks: Mutex::default() })
+    pub fn new(memory: Arc<GuestMemory>, io: IoHandle, requests: Sender<Request>, events: Arc<Events>) -> Arc<Self> {
+        Arc::new(Self { memory, io, requests, events, disks: Mutex::default(), count: AtomicU64::new(0) })
     }
 
     /// Opens the image of `spec`. `None`: a drive without a medium.
@@ -55,6 +62,9 @@ impl Disks {
             queue,
             memory: self.memory.clone(),
             requests: self.requests.clone(),
+            events: self.events.clone(),
+            label: OnceLock::new(),
+            node: format!("#block{:03}", self.count.fetch_add(1, Ordering::Relaxed)),
             path: spec.file.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             gone: AtomicBool::new(false),
             collecting: Mutex::default(),
@@ -107,13 +117,45 @@ impl Disks {
         closed
     }
 
-    /// The image of `disk`: its path, format, and whether it can be written.
-    pub fn describe(&self, disk: &Arc<dyn Disk>) -> Option<String> {
+    fn find(&self, disk: &Arc<dyn Disk>) -> Option<Arc<HostDisk>> {
         let disks = locked(&self.disks);
-        let disk = disks.iter().find(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(disk)))?;
-        let format = if disk.drive.image().qcow2().is_ok() { "qcow2" } else { "raw" };
-        let read_only = if disk.read_only() { ", read-only" } else { "" };
-        Some(format!("{} ({format}{read_only})", disk.path))
+        disks.iter().find(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(disk))).cloned()
+    }
+
+    /// Tells by which name and device events have to name `disk`.
+    pub fn label(&self, disk: &Arc<dyn Disk>, name: &str, path: &str) {
+        if let Some(disk) = self.find(disk) {
+            // The first one stays.
+            let _ = disk.label.set((name.to_owned(), path.to_owned()));
+        }
+    }
+
+    /// The image of `disk`.
+    pub fn describe(&self, disk: &Arc<dyn Disk>) -> Option<MediumInfo> {
+        let disk = self.find(disk)?;
+        let options = disk.drive.options();
+        let image = brolga::img::describe(&disk.path, disk.drive.image());
+        let depth = std::iter::successors(Some(disk.drive.image()), |image| image.qcow2().ok()?.backing()).count();
+        Some(MediumInfo {
+            file: disk.path.clone(),
+            format: disk.drive.image().format().name(),
+            node: disk.node.clone(),
+            read_only: disk.read_only(),
+            depth: depth - 1,
+            detect_zeroes: options.detect_zeroes.name(),
+            cache: [options.cache.writeback, options.cache.direct, options.cache.no_flush],
+            image,
+        })
+    }
+
+    /// What was done with `disk`, and how its last requests went, if they may stop the machine.
+    pub fn statistics(&self, disk: &Arc<dyn Disk>) -> (DriveStatistics, Option<&'static str>) {
+        let Some(disk) = self.find(disk) else { return Default::default() };
+        let options = disk.drive.options();
+        let stops = |action| matches!(action, ErrorAction::Stop | ErrorAction::Enospc);
+        let state = locked(&disk.state);
+        let stops = stops(options.write_errors) || stops(options.read_errors);
+        (state.ledger.statistics(), stops.then_some(state.stopped_for.unwrap_or("ok")))
     }
 
     /// Submits again what stopped the machine.
@@ -121,7 +163,7 @@ impl Disks {
         for disk in self.all() {
             let held = {
                 let mut state = locked(&disk.state);
-                state.stopped = false;
+                (state.stopped, state.stopped_for) = (false, None);
                 std::mem::take(&mut state.held)
             };
             disk.queue.submit_all(held);
@@ -141,6 +183,9 @@ enum Target {
 
 /// What a device waits for.
 struct Waiting {
+    kind: Kind,
+    len: u64,
+    since: Instant,
     token: u64,
     client: Weak<dyn DiskClient>,
     target: Target,
@@ -157,12 +202,21 @@ struct State {
     told: bool,
     /// The machine is to stop, or has, for a request that failed.
     stopped: bool,
+    /// Why: failed or nospace.
+    stopped_for: Option<&'static str>,
+    /// What was done so far.
+    ledger: Ledger,
 }
 
 /// A drive. `collecting` is held while devices hear of completions; `state` is a leaf.
 struct HostDisk {
     what: String,
     path: String,
+    /// Its name among images.
+    node: String,
+    /// Its drive's name and device.
+    label: OnceLock<(String, String)>,
+    events: Arc<Events>,
     /// It was taken away.
     gone: AtomicBool,
     drive: Drive,
@@ -299,7 +353,13 @@ impl HostDisk {
             locked(&self.state).held.push(request);
             return;
         }
-        let Some(waiting) = locked(&self.state).waiting.remove(&request.tag) else { return };
+        let waiting = {
+            let mut state = locked(&self.state);
+            let Some(waiting) = state.waiting.remove(&request.tag) else { return };
+            let end = request.offset.saturating_add(waiting.len);
+            state.ledger.note(waiting.kind, waiting.len, end, waiting.since.elapsed(), result.as_ref().err());
+            waiting
+        };
         let result = match result {
             Err(error) if verdict == Verdict::Report => Err(reason(&error)),
             _ => Ok(()),
@@ -327,16 +387,43 @@ impl HostDisk {
             (write, std::mem::replace(&mut state.told, true))
         };
         let verdict = self.drive.verdict(write, error);
+        self.tell(write, verdict, error);
         let guests_own = matches!(error, BlockError::OutOfRange { .. } | BlockError::ReadOnly { .. });
         if verdict == Verdict::Stop {
             // Once for all that fail together. Sending fails only when the machine is ending.
-            if !std::mem::replace(&mut locked(&self.state).stopped, true) {
+            let no_space = error.is_no_space();
+            let first = {
+                let mut state = locked(&self.state);
+                state.stopped_for = Some(if no_space { "nospace" } else { "failed" });
+                !std::mem::replace(&mut state.stopped, true)
+            };
+            if first {
                 let _ = self.requests.send(Request::DiskFailed(format!("{}: {error}", self.what)));
             }
         } else if !told && !guests_own {
             eprintln!("{}: {error}; the guest sees an I/O error", self.what);
         }
         verdict
+    }
+
+    /// Events tell of it too.
+    fn tell(&self, write: bool, verdict: Verdict, error: &BlockError) {
+        let (device, path) = self.label.get().cloned().unwrap_or_default();
+        let action = match verdict {
+            Verdict::Ignore => "ignore",
+            Verdict::Report => "report",
+            Verdict::Stop => "stop",
+        };
+        let data = json!({
+            "qom-path": path,
+            "device": device,
+            "node-name": self.node,
+            "operation": if write { "write" } else { "read" },
+            "action": action,
+            "nospace": error.is_no_space(),
+            "reason": error.to_string(),
+        });
+        self.events.emit("BLOCK_IO_ERROR", data);
     }
 
     fn scatter(&self, mut bytes: &[u8], ranges: &[GuestRange]) {
@@ -371,12 +458,14 @@ impl Disk for HostDisk {
     }
 
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>) {
+        let (kind, len) = Kind::of(&request);
         let (offset, operation, target) = self.translate(request);
         let tag = {
             let mut state = locked(&self.state);
             let tag = state.next;
             state.next = tag.wrapping_add(1);
-            state.waiting.insert(tag, Waiting { token, client, target, write: operation.is_write() });
+            let since = Instant::now();
+            state.waiting.insert(tag, Waiting { kind, len, since, token, client, target, write: operation.is_write() });
             tag
         };
         self.queue.submit(queue::Request { tag, offset, operation });

@@ -2,14 +2,20 @@
 
 use super::{Machine, Request};
 use crate::cli;
-use crate::cli::config::network::{NicModel, NicSpec};
-use crate::monitor::{Control, MediumChange, MonitorHost, RunState, Topic};
+use crate::cli::config::Actions;
+use crate::cli::config::network::{NetdevKind, NicModel, NicSpec};
+use crate::gdb;
+use crate::monitor::{Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, RunState, Topic};
 use crate::net::Netdev;
-use brolga_devices::bus::{Device, Space};
+use brolga_devices::bus::Space;
 use brolga_devices::state::Inspector;
 use brolga_jit::{CheckStats, Registers, TierStats};
 use crossbeam_channel::bounded;
 use std::fmt::Write;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
 impl MonitorHost for Machine {
     fn control(&self, what: Control) {
@@ -93,6 +99,100 @@ impl MonitorHost for Machine {
         self.pc.peripherals.balloon.as_ref().map(|balloon| (balloon.actual(), balloon.statistics()))
     }
 
+    fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    fn thread_ids(&self) -> Vec<i32> {
+        let id = |vcpu: &Arc<_>| crate::vcpu::VcpuThread::with(vcpu, |_| nix::unistd::gettid().as_raw()).unwrap_or(0);
+        self.vcpus.iter().map(id).collect()
+    }
+
+    fn actions(&self) -> Actions {
+        Machine::actions(self)
+    }
+
+    fn set_actions(&self, actions: Actions) {
+        *self.actions.lock().unwrap_or_else(PoisonError::into_inner) = actions;
+    }
+
+    fn set_boot_order(&self, order: &str) {
+        {
+            let mut boot_order = self.boot_order.lock().unwrap_or_else(PoisonError::into_inner);
+            (boot_order.order, boot_order.once) = (order.to_owned(), None);
+        }
+        self.pc.set_boot_order(order);
+    }
+
+    fn port_read(&self, port: u16, size: u8) -> u32 {
+        self.pc.bus.pio_read(port, size)
+    }
+
+    fn port_write(&self, port: u16, size: u8, value: u32) {
+        self.pc.bus.pio_write(port, size, value);
+    }
+
+    fn press(&self, keys: Vec<u16>, hold: Duration) {
+        self.press_keys(keys, hold);
+    }
+
+    fn pci(&self) -> Vec<PciInfo> {
+        self.pci_functions()
+    }
+
+    fn drives(&self) -> Vec<DriveInfo> {
+        self.media.list()
+    }
+
+    fn devices(&self) -> Vec<(String, &'static str)> {
+        self.pc.bus.devices().into_iter().map(|(name, device)| (name, device.name())).collect()
+    }
+
+    fn local_apic(&self, cpu: u32) -> Option<String> {
+        self.show_local_apic(cpu)
+    }
+
+    fn memory_map(&self) -> Vec<Range<u64>> {
+        let regions = self.ram.regions().iter().filter(|region| !region.rom);
+        regions.map(|region| region.gpa..region.gpa + region.size).collect()
+    }
+
+    fn while_paused(&self, work: &mut dyn FnMut() -> Result<u64, String>) -> Result<u64, String> {
+        let ran = self.state() == RunState::Running;
+        if ran {
+            MonitorHost::control(self, Control::Stop);
+        }
+        let result = work();
+        if ran && self.state() == RunState::Paused {
+            MonitorHost::control(self, Control::Continue);
+        }
+        result
+    }
+
+    fn note_dump(&self, bytes: Option<u64>) {
+        *self.last_dump_file.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+    }
+
+    fn last_dump(&self) -> (&'static str, u64) {
+        match *self.last_dump_file.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => ("none", 0),
+            Some(None) => ("failed", 0),
+            Some(Some(bytes)) => ("completed", bytes),
+        }
+    }
+
+    fn start_debugger(&self, endpoint: &str, commands: Commands) -> Result<(), String> {
+        let machine = self.this.get().and_then(Weak::upgrade).ok_or("the machine is ending")?;
+        let endpoint = crate::cli::gdb_endpoint(endpoint).map_err(|e| format!("{e:#}"))?;
+        if self.debugged.swap(true, Ordering::SeqCst) {
+            return Err("a gdb server is there already".to_owned());
+        }
+        gdb::start(&endpoint, machine, commands).map_err(|e| {
+            self.debugged.store(false, Ordering::SeqCst);
+            format!("{e:#}")
+        })
+    }
+
     fn inspect(&self, topic: Topic) -> Option<String> {
         match topic {
             Topic::Qtree => {
@@ -100,19 +200,12 @@ impl MonitorHost for Machine {
                 self.pc.bus.inspect(&mut out);
                 Some(lines(&out))
             }
-            Topic::Pic => {
-                let mut out = Inspector::new();
-                let controllers: [&dyn Device; 3] = [&*self.pc.pic, &*self.pc.ioapic, &*self.pc.apics];
-                for device in controllers {
-                    out.group(device.name(), |out| device.inspect(out));
-                }
-                Some(lines(&out))
-            }
+            Topic::Pic => Some(self.controllers()),
             Topic::Roms => Some(self.roms()),
             Topic::Mtree => Some(self.map()),
             Topic::Jit => Some(self.engine_counters()),
             Topic::Network => Some(self.network()),
-            Topic::Block => Some(self.media.show()),
+            Topic::Irq => Some(self.interrupts()),
             Topic::Usernet => {
                 let state = |netdev: &Netdev| Some(format!("{}:\n{}", netdev.id, netdev.user_state()?));
                 Some(self.netdevs.iter().filter_map(state).collect())
@@ -152,7 +245,11 @@ impl Machine {
     /// Cards with their host ends, and host ends without a card.
     fn network(&self) -> String {
         let mut text = String::new();
-        let show = |netdev: &Netdev| format!("{}: type={}", netdev.id, netdev.kind);
+        let specs = &self.config.netdevs;
+        let show = |at: usize, netdev: &Netdev| {
+            let more = specs.get(at).map_or_else(String::new, |spec| summary(&spec.kind));
+            format!("{}: index=0,type={}{more}", netdev.id, netdev.kind)
+        };
         for (index, nic) in self.nics.iter().enumerate() {
             let [a, b, c, d, e, f] = nic.mac;
             let model = match nic.model {
@@ -160,14 +257,15 @@ impl Machine {
                 NicModel::VirtioNet { .. } => "virtio-net-pci",
             };
             let name = nic.id.clone().unwrap_or_else(|| format!("nic{index}"));
-            let _ = writeln!(text, "{name}: model={model},macaddr={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-            if let Some(netdev) = nic.netdev.and_then(|at| self.netdevs.get(at)) {
-                let _ = writeln!(text, " \\ {}", show(netdev));
+            let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            let _ = writeln!(text, "{name}: index=0,type=nic,model={model},macaddr={mac}");
+            if let Some((at, netdev)) = nic.netdev.and_then(|at| Some((at, self.netdevs.get(at)?))) {
+                let _ = writeln!(text, " \\ {}", show(at, netdev));
             }
         }
         let alone = |(at, _): &(usize, &Netdev)| self.nics.iter().all(|nic| nic.netdev != Some(*at));
-        for (_, netdev) in self.netdevs.iter().enumerate().filter(alone) {
-            let _ = writeln!(text, "{}", show(netdev));
+        for (at, netdev) in self.netdevs.iter().enumerate().filter(alone) {
+            let _ = writeln!(text, "{}", show(at, netdev));
         }
         text
     }
@@ -212,6 +310,16 @@ impl Machine {
             let _ = writeln!(text, "  {:016x}-{:016x}: {}", r.base, r.last, r.name);
         }
         text
+    }
+}
+
+/// What a host end is besides its kind.
+fn summary(kind: &NetdevKind) -> String {
+    match kind {
+        NetdevKind::User(config) => {
+            format!(",net={},restrict={}", config.net, if config.restrict { "on" } else { "off" })
+        }
+        _ => String::new(),
     }
 }
 

@@ -1,13 +1,19 @@
 //! Drives as the user sees them: what is in them, and how that changes while the guest runs.
 
+use super::Machine;
 use super::disks::Disks;
-use crate::cli::config::{Attachment, DriveSpec};
-use crate::monitor::MediumChange;
+use crate::cli::config::{Attachment, Config, DeviceSpec, DriveSpec};
+use crate::monitor::{DriveInfo, Events, MediumChange};
 use brolga::block::Format;
 use brolga_devices::services::{Disk, MediumDrive};
-use std::fmt::Write;
+use serde_json::json;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How often trays are looked at that the guest moves.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A drive in its place.
 pub struct Plugged {
@@ -21,6 +27,10 @@ pub struct Plugged {
 
 struct Slot {
     name: String,
+    /// The device in the tree of objects.
+    path: String,
+    /// Where the tray was when it was last told.
+    tray_open: AtomicBool,
     spec: DriveSpec,
     drive: Option<Arc<dyn MediumDrive>>,
     medium: Mutex<Option<Arc<dyn Disk>>>,
@@ -30,6 +40,7 @@ struct Slot {
 pub struct Media {
     slots: Vec<Slot>,
     disks: Arc<Disks>,
+    events: Arc<Events>,
 }
 
 /// What a monitor calls a drive: its `id=`, or what QEMU would call it.
@@ -48,9 +59,38 @@ fn name(spec: &DriveSpec) -> String {
     }
 }
 
+/// The model of a drive's device.
+fn model(spec: &DriveSpec) -> &'static str {
+    match (spec.attachment, spec.cd) {
+        (Some(Attachment::Ide { .. }), true) => "ide-cd",
+        (Some(Attachment::Ide { .. }), false) => "ide-hd",
+        (Some(Attachment::Scsi { .. }), true) => "scsi-cd",
+        (Some(Attachment::Scsi { .. }), false) => "scsi-hd",
+        (Some(Attachment::VirtioBlk { .. }), _) => "virtio-blk-pci",
+        (Some(Attachment::Floppy { .. }), _) => "floppy",
+        (Some(Attachment::Flash { .. }), _) => "cfi.pflash01",
+        (None, _) => "drive",
+    }
+}
+
+/// The device that a drive of that id was given to, in the tree of objects.
+fn path(id: Option<&str>, devices: &[DeviceSpec]) -> Option<String> {
+    let uses = |device: &DeviceSpec| device.keys.iter().any(|(key, text)| key == "drive" && Some(text.as_str()) == id);
+    let at = devices.iter().position(uses)?;
+    let device = &devices[at];
+    let place = match &device.id {
+        Some(id) => format!("/machine/peripheral/{id}"),
+        None => {
+            let number = devices[..at].iter().filter(|other| other.id.is_none()).count();
+            format!("/machine/peripheral-anon/device[{number}]")
+        }
+    };
+    Some(if device.model.starts_with("virtio-blk") { place + "/virtio-backend" } else { place })
+}
+
 impl Media {
     /// The drives that were plugged in, with images from `disks`.
-    pub fn new(plugged: Vec<Plugged>, disks: Arc<Disks>) -> Self {
+    pub fn new(plugged: Vec<Plugged>, disks: Arc<Disks>, config: &Config, events: Arc<Events>) -> Self {
         let mut slots: Vec<Slot> = Vec::new();
         for Plugged { spec, disk, drive } in plugged {
             let mut name = name(&spec);
@@ -59,26 +99,53 @@ impl Media {
                 let count = slots.iter().filter(|slot| slot.name.starts_with(&name)).count();
                 name = format!("{name}{count}");
             }
-            slots.push(Slot { name, spec, drive, medium: Mutex::new(disk) });
+            let given = path(spec.id.as_deref(), &config.devices);
+            let path = given.unwrap_or_else(|| format!("/machine/unattached/{name}"));
+            if let Some(disk) = &disk {
+                disks.label(disk, &name, &path);
+            }
+            slots.push(Slot { name, path, tray_open: AtomicBool::new(false), spec, drive, medium: Mutex::new(disk) });
         }
-        Self { slots, disks }
+        Self { slots, disks, events }
     }
 
-    /// Lines of `info block`.
-    pub fn show(&self) -> String {
-        let mut text = String::new();
-        for slot in &self.slots {
+    /// The drives as monitors show them.
+    pub fn list(&self) -> Vec<DriveInfo> {
+        let info = |slot: &Slot| {
             let medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let medium = medium.and_then(|disk| self.disks.describe(&disk));
-            let _ = writeln!(text, "{}: {}", slot.name, medium.as_deref().unwrap_or("[not inserted]"));
-            let _ = writeln!(text, "    Attached to:      {}", slot.spec.what);
-            if let Some(drive) = &slot.drive {
-                let locked = if drive.locked() { "" } else { "not " };
-                let tray = if drive.tray_open() { "open" } else { "closed" };
-                let _ = writeln!(text, "    Removable device: {locked}locked, tray {tray}");
+            let (statistics, io_status) =
+                medium.as_ref().map_or_else(Default::default, |disk| self.disks.statistics(disk));
+            DriveInfo {
+                name: slot.name.clone(),
+                path: Some(slot.path.clone()),
+                model: model(&slot.spec),
+                removable: slot.drive.is_some(),
+                locked: slot.drive.as_ref().is_some_and(|drive| drive.locked()),
+                // A floppy drive has no tray.
+                tray_open: slot.drive.as_ref().filter(|_| slot.spec.cd).map(|drive| drive.tray_open()),
+                io_status,
+                medium: medium.and_then(|disk| self.disks.describe(&disk)),
+                statistics,
+            }
+        };
+        self.slots.iter().map(info).collect()
+    }
+
+    /// Tells of the trays that have moved since this was last called.
+    pub fn look(&self) {
+        for slot in &self.slots {
+            let Some(drive) = slot.drive.as_ref().filter(|_| slot.spec.cd) else { continue };
+            let open = drive.tray_open();
+            if slot.tray_open.swap(open, Ordering::SeqCst) != open {
+                let data = json!({ "device": slot.name, "id": slot.path, "tray-open": open });
+                self.events.emit("DEVICE_TRAY_MOVED", data);
             }
         }
-        text
+    }
+
+    /// Whether there is a tray.
+    fn has_trays(&self) -> bool {
+        self.slots.iter().any(|slot| slot.spec.cd && slot.drive.is_some())
     }
 
     /// The drive called `name`, if its medium can be changed.
@@ -98,23 +165,46 @@ impl Media {
         }
     }
 
-    /// Takes a medium out, or puts another in.
+    /// Takes a medium out, puts another in, or moves the tray.
     pub fn change(&self, change: &MediumChange) -> Result<(), String> {
         let (name, force) = match change {
-            MediumChange::Eject { drive, force } => (drive, *force),
-            MediumChange::Insert { drive, .. } => (drive, false),
+            MediumChange::Eject { drive, force }
+            | MediumChange::OpenTray { drive, force }
+            | MediumChange::Insert { drive, force, .. } => (drive, *force),
+            // The tray is open, or it closes: the guest's lock is about opening it.
+            MediumChange::CloseTray { drive } | MediumChange::Remove { drive } => (drive, true),
         };
         let (slot, drive) = self.find(name)?;
         if drive.locked() && !drive.tray_open() && !force {
             drive.ask();
+            let how = if matches!(change, MediumChange::Eject { .. }) {
+                format!("eject -f {name}")
+            } else {
+                "force".to_owned()
+            };
             return Err(format!(
-                "the guest has locked the medium of {name} and was asked to let it go; try again, or use eject -f {name}"
+                "the guest has locked the medium of {name} and was asked to let it go; try again, or use {how}"
             ));
         }
-        let new = match change {
-            MediumChange::Eject { .. } => None,
-            MediumChange::Insert { file, format, read_only, .. } => Some(self.open(slot, file, format, *read_only)?),
+        let done = match change {
+            MediumChange::Eject { .. } | MediumChange::Remove { .. } => self.put(slot, None),
+            MediumChange::Insert { file, format, read_only, .. } => {
+                self.open(slot, file, format, *read_only).and_then(|disk| self.put(slot, Some(disk)))
+            }
+            MediumChange::OpenTray { .. } | MediumChange::CloseTray { .. } => {
+                let open = matches!(change, MediumChange::OpenTray { .. });
+                // Without a tray there is nothing to do, as in QEMU.
+                drive.set_tray(open);
+                Ok(())
+            }
         };
+        self.look();
+        done
+    }
+
+    /// Puts a medium in the place of the one that is there.
+    fn put(&self, slot: &Slot, new: Option<Arc<dyn Disk>>) -> Result<(), String> {
+        let Some(drive) = &slot.drive else { return Ok(()) };
         let mut medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner);
         drive.change(new.clone());
         let old = std::mem::replace(&mut *medium, new);
@@ -137,9 +227,29 @@ impl Media {
             spec.options.read_only = read_only;
         }
         match self.disks.open(&spec) {
-            Ok(Some(disk)) => Ok(disk),
+            Ok(Some(disk)) => {
+                self.disks.label(&disk, &slot.name, &slot.path);
+                Ok(disk)
+            }
             Ok(None) => Err("name a file".to_owned()),
             Err(error) => Err(format!("{error:#}")),
         }
     }
+}
+
+/// Starts the thread that hears of trays moved by the guest, if there are any.
+pub fn watch(machine: &Arc<Machine>) -> std::io::Result<()> {
+    if !machine.media.has_trays() || machine.config.controls.is_empty() {
+        return Ok(());
+    }
+    let weak = Arc::downgrade(machine);
+    let look = move || {
+        while let Some(machine) = weak.upgrade() {
+            machine.media.look();
+            drop(machine);
+            std::thread::sleep(LOOK);
+        }
+    };
+    std::thread::Builder::new().name("trays".into()).spawn(look)?;
+    Ok(())
 }

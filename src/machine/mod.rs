@@ -5,6 +5,7 @@ mod bars;
 mod board;
 mod control;
 mod debug;
+mod disk_statistics;
 mod disks;
 mod dma;
 mod firmware;
@@ -13,6 +14,7 @@ mod floppy;
 mod host;
 mod isa_irq;
 pub mod layout;
+mod looks;
 mod media;
 mod nics;
 mod pc;
@@ -32,7 +34,7 @@ use crate::clock::GuestClock;
 use crate::entropy;
 use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
-use crate::monitor::{Commands, Control, MonitorHost, RunState};
+use crate::monitor::{Commands, Control, Events, MonitorHost, RunState};
 use crate::net::Netdev;
 use crate::vcpu::{VcpuEvents, VcpuThread};
 use acpi::AcpiConfig;
@@ -51,7 +53,7 @@ use pc::{Console, Pc, Surroundings};
 use shadow::Shadow;
 use signals::{CpuLink, PowerControl};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 use tables::SystemTables;
 
@@ -78,7 +80,8 @@ pub enum Request {
 /// A machine. Locks are leaves: nothing is called while one is held.
 pub struct Machine {
     program: String,
-    actions: Actions,
+    actions: Mutex<Actions>,
+    events: Arc<Events>,
     boot: Boot,
     tables: SystemTables,
     facts: Facts,
@@ -93,7 +96,7 @@ pub struct Machine {
     config: Config,
     /// Where firmware's tables say that the power management ports are.
     told_pm_base: Mutex<u16>,
-    boot_order: BootOrder,
+    boot_order: Mutex<BootOrder>,
     /// The machine was loaded before: `-boot once=` is over.
     loaded_before: AtomicBool,
     nics: Vec<NicSpec>,
@@ -107,6 +110,12 @@ pub struct Machine {
     listener: Mutex<Option<Listener>>,
     /// What was loaded at the last reset.
     placed: Mutex<Vec<Placed>>,
+    /// Itself, for threads that are started later.
+    this: OnceLock<Weak<Machine>>,
+    /// A gdb server was started.
+    debugged: AtomicBool,
+    /// How the last dump went, and its bytes.
+    last_dump_file: Mutex<Option<Option<u64>>>,
 }
 
 /// Builds the machine that `config` describes and runs it to its end. The result is the process's exit status.
@@ -115,6 +124,7 @@ pub fn run(config: Config) -> Result<i32> {
     let io = IoThread::spawn(clock.clone()).context("cannot start the I/O thread")?;
     let (machine, chardevs, requests) = Machine::build(&config, clock, io.handle())?;
     machine.load_guest()?;
+    media::watch(&machine).context("cannot start the thread that watches trays")?;
     // From here on there is a guest, and the user can act on it.
     let host: Arc<dyn MonitorHost> = machine.clone();
     chardevs.start(&config, &host)?;
@@ -151,7 +161,8 @@ impl Machine {
         let netdevs = config.netdevs.iter().map(|spec| Netdev::open(spec, clock.clone(), &io));
         let netdevs = netdevs.collect::<Result<Vec<_>>>()?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
-        let disks = Disks::new(memory.clone(), io.clone(), requests.clone());
+        let events = Arc::new(Events::default());
+        let disks = Disks::new(memory.clone(), io.clone(), requests.clone(), events.clone());
         let mut pc = Pc::build(&Surroundings {
             config,
             layout,
@@ -199,7 +210,8 @@ impl Machine {
         nics::tell_alone(config);
         let machine = Self {
             program: config.identity.program.clone(),
-            actions: config.actions,
+            actions: Mutex::new(config.actions),
+            events: events.clone(),
             boot,
             facts,
             tables,
@@ -208,12 +220,12 @@ impl Machine {
             engine,
             clock,
             io,
-            media: Media::new(std::mem::take(&mut pc.plugged), disks.clone()),
+            media: Media::new(std::mem::take(&mut pc.plugged), disks.clone(), config, events),
             pc,
             disks,
             config: config.clone(),
             told_pm_base: Mutex::new(pc_pm_base),
-            boot_order: config.boot.order.clone(),
+            boot_order: Mutex::new(config.boot.order.clone()),
             loaded_before: AtomicBool::new(false),
             nics: config.nics.clone(),
             netdevs,
@@ -223,9 +235,15 @@ impl Machine {
             last_dump: Mutex::new(None),
             listener: Mutex::default(),
             placed: Mutex::default(),
+            this: OnceLock::new(),
+            debugged: AtomicBool::new(config.debugger.is_some()),
+            last_dump_file: Mutex::default(),
         };
         let machine = Arc::new(machine);
         let weak = Arc::downgrade(&machine);
+        // The only place that sets it.
+        let _ = machine.this.set(weak.clone());
+        machine.connect_events();
         let update = move || weak.upgrade().into_iter().for_each(|machine| machine.update_tables());
         machine.pc.fw_cfg.before_files(Box::new(update));
         Ok((machine, chardevs, receiver))
@@ -258,7 +276,7 @@ fn spawn_vcpus(
     links: &[Arc<CpuLink>],
     requests: &Sender<Request>,
 ) -> Result<Vec<Arc<VcpuThread>>> {
-    let events: Arc<dyn VcpuEvents> = Arc::new(Events(requests.clone()));
+    let events: Arc<dyn VcpuEvents> = Arc::new(FromVcpus(requests.clone()));
     (0..)
         .zip(links)
         .map(|(index, link)| {
@@ -272,9 +290,9 @@ fn spawn_vcpus(
 }
 
 /// Passes what processor threads tell on to the control loop. Sending fails only when the machine is ending.
-struct Events(Sender<Request>);
+struct FromVcpus(Sender<Request>);
 
-impl VcpuEvents for Events {
+impl VcpuEvents for FromVcpus {
     fn triple_fault(&self, cpu: u32, dump: String) {
         let _ = self.0.send(Request::TripleFault(cpu, dump));
     }

@@ -170,9 +170,13 @@ pub struct Pc {
     pub plugged: Vec<Plugged>,
     /// Other devices.
     pub peripherals: Peripherals,
-    rtc: Arc<Rtc>,
+    /// The keyboard and mouse controller.
+    pub i8042: Arc<I8042>,
+    /// PCI functions by their places.
+    pub pci: Arc<PciBus>,
+    /// The clock.
+    pub rtc: Arc<Rtc>,
     pm: Arc<AcpiPm>,
-    pci: Arc<PciBus>,
     piix3: Arc<Piix3>,
 }
 
@@ -212,7 +216,7 @@ impl Pc {
         let Drives { boot_paths: of_drives, plugged } = drives;
         boot_paths.extend(of_drives);
         peripherals.plug_in(&slots, false)?;
-        let a20 = b.keyboard()?;
+        let (a20, i8042) = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
         let fw_cfg = b.fw_cfg()?;
@@ -230,9 +234,10 @@ impl Pc {
             cards,
             plugged,
             peripherals,
+            i8042,
+            pci,
             rtc,
             pm,
-            pci,
             piix3,
         })
     }
@@ -386,7 +391,7 @@ impl Builder<'_> {
     }
 
     /// Keyboard controller and port 0x92, which both reset the machine and move the A20 gate.
-    fn keyboard(&self) -> Result<Arc<A20>> {
+    fn keyboard(&self) -> Result<(Arc<A20>, Arc<I8042>)> {
         let (bus, s) = (&self.bus, self.s);
         let a20 = A20::new();
         let port92 = Port92::new(a20.clone(), s.power.clone());
@@ -395,8 +400,8 @@ impl Builder<'_> {
         let i8042 = I8042::new(self.isa_line(KEYBOARD), self.isa_line(MOUSE), a20.clone(), s.power.clone());
         bus.register_pio(0x60, 1, "i8042", i8042.data_port())?;
         bus.register_pio(0x64, 1, "i8042", i8042.command_port())?;
-        bus.add_device("i8042", i8042);
-        Ok(a20)
+        bus.add_device("i8042", i8042.clone());
+        Ok((a20, i8042))
     }
 
     /// The ISA DMA controllers and their page registers.

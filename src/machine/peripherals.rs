@@ -31,6 +31,8 @@ const PIN: u8 = 1;
 pub struct Peripherals {
     /// The memory balloon.
     pub balloon: Option<Arc<VirtioBalloon>>,
+    /// Buses of serial ports, in the configuration's order.
+    pub serial_buses: Vec<(usize, Arc<VirtioSerial>)>,
 }
 
 /// Plugs devices in, one after the other.
@@ -144,6 +146,7 @@ impl Builder<'_> {
         }
         let (device, parts) = VirtioSerial::new(ports, spec.max_ports, s.memory.clone(), s.work);
         self.virtio(place, format!("virtio-serial.{index}"), parts)?;
+        self.plugged.serial_buses.push((index, device.clone()));
         for (connect, frontend) in connections.into_iter().zip(device.frontends()) {
             connect(Arc::downgrade(&frontend));
         }

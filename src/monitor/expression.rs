@@ -8,18 +8,28 @@ const DEEPEST: u32 = 64;
 
 /// The value of `text`; `registers` of the current vCPU. Arithmetic wraps at 64 bits.
 pub fn evaluate(text: &str, registers: Option<&Registers>) -> Result<u64, String> {
-    let mut parser = Parser { rest: text.trim_start(), registers, depth: 0 };
+    let mut parser = Parser { rest: text.trim_start(), registers, depth: 0, path_follows: false };
     let value = parser.sum()?;
     if parser.rest.is_empty() { Ok(value) } else { Err(format!("unexpected '{}'", parser.rest)) }
 }
 
-struct Parser<'a> {
-    rest: &'a str,
-    registers: Option<&'a Registers>,
-    depth: u32,
+/// The value of the expression that `text` begins with, and what follows it: numbers may stand one after the other. A
+/// slash that no number follows begins a path.
+pub fn evaluate_first<'a>(text: &'a str, registers: Option<&Registers>) -> Result<(u64, &'a str), String> {
+    let mut parser = Parser { rest: text.trim_start(), registers, depth: 0, path_follows: true };
+    let value = parser.sum()?;
+    Ok((value, parser.rest))
 }
 
-impl Parser<'_> {
+struct Parser<'a, 'r> {
+    rest: &'a str,
+    registers: Option<&'r Registers>,
+    depth: u32,
+    /// What follows may be a path.
+    path_follows: bool,
+}
+
+impl Parser<'_, '_> {
     fn operator(&mut self, choices: &[char]) -> Option<char> {
         let c = self.rest.chars().next().filter(|c| choices.contains(c))?;
         self.rest = self.rest[c.len_utf8()..].trim_start();
@@ -41,9 +51,17 @@ impl Parser<'_> {
         Ok(value)
     }
 
+    fn factor(&mut self) -> Option<char> {
+        let number = |c: char| c.is_ascii_digit() || matches!(c, '$' | '(' | '-' | '~' | '+' | ' ');
+        match self.rest.strip_prefix('/') {
+            Some(after) if self.path_follows && !after.starts_with(number) => None,
+            _ => self.operator(&['*', '/', '%']),
+        }
+    }
+
     fn product(&mut self) -> Result<u64, String> {
         let mut value = self.unary()?;
-        while let Some(op) = self.operator(&['*', '/', '%']) {
+        while let Some(op) = self.factor() {
             let right = self.unary()?;
             let result = match op {
                 '*' => Some(value.wrapping_mul(right)),
@@ -143,6 +161,13 @@ mod tests {
         }
         assert!(eval(&"(".repeat(10_000)).is_err());
         assert!(eval(&"-".repeat(10_000)).is_err());
+    }
+
+    #[test]
+    fn one_after_the_other() {
+        assert_eq!(evaluate_first("0x10 32 \"file\"", None), Ok((16, "32 \"file\"")));
+        assert_eq!(evaluate_first("1 + 2 (4)", None), Ok((3, "(4)")));
+        assert_eq!(evaluate_first("8/2 /tmp/x", None), Ok((4, "/tmp/x")));
     }
 
     #[test]

@@ -1,12 +1,21 @@
 //! What the monitor needs from the machine. `machine` implements it; tests use a fake.
 
+use super::Commands;
+use super::events::Events;
+use crate::cli::config::Actions;
 use brolga_jit::Registers;
+use serde_json::Value;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Something to do to the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     /// End the process with status 0: host files are flushed, the terminal is restored.
     Quit,
+    /// The same, as a signal asked for it.
+    Terminate,
     /// Pause the guest; when this returns no vCPU runs.
     Stop,
     /// Let the guest go on.
@@ -39,6 +48,25 @@ pub enum MediumChange {
         format: Option<String>,
         /// Whether it can be written; as it was for the medium at start if none.
         read_only: Option<bool>,
+        /// Even where the guest has locked the old one.
+        force: bool,
+    },
+    /// The tray opens, the medium stays in it.
+    OpenTray {
+        /// What `info block` calls the drive.
+        drive: String,
+        /// Even where the guest has locked it.
+        force: bool,
+    },
+    /// The tray closes.
+    CloseTray {
+        /// What `info block` calls the drive.
+        drive: String,
+    },
+    /// The medium is taken out of an open tray.
+    Remove {
+        /// What `info block` calls the drive.
+        drive: String,
     },
 }
 
@@ -53,6 +81,8 @@ pub enum RunState {
     Paused,
     /// Stopped by a debugger's breakpoint or step.
     Debug,
+    /// Stopped as a disk could not be read or written.
+    IoError,
     /// The guest powered off and `-no-shutdown` keeps the machine.
     Shutdown,
     /// The guest reported a crash.
@@ -62,16 +92,17 @@ pub enum RunState {
 }
 
 impl RunState {
-    /// As `info status` shows it.
-    pub fn text(self) -> &'static str {
+    /// As `query-status` names it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
-            Self::Prelaunch => "paused (prelaunch)",
+            Self::Prelaunch => "prelaunch",
             Self::Paused => "paused",
-            Self::Debug => "paused (debug)",
-            Self::Shutdown => "paused (shutdown)",
-            Self::Panicked => "paused (guest-panicked)",
-            Self::Watchdog => "paused (watchdog)",
+            Self::Debug => "debug",
+            Self::IoError => "io-error",
+            Self::Shutdown => "shutdown",
+            Self::Panicked => "guest-panicked",
+            Self::Watchdog => "watchdog",
         }
     }
 }
@@ -91,10 +122,137 @@ pub enum Topic {
     Mtree,
     /// Network cards and their host ends.
     Network,
-    /// Drives and what is in them.
-    Block,
+    /// How often interrupt lines were raised.
+    Irq,
     /// Forwarded ports, leases and connections of user-mode networks.
     Usernet,
+}
+
+/// A drive.
+#[derive(Clone, Debug, Default)]
+pub struct DriveInfo {
+    /// What `info block` calls it.
+    pub name: String,
+    /// Its device in the tree of objects.
+    pub path: Option<String>,
+    /// The model of that device.
+    pub model: &'static str,
+    /// Its medium can be changed.
+    pub removable: bool,
+    /// The guest keeps the medium in.
+    pub locked: bool,
+    /// Where its tray is, if it has one.
+    pub tray_open: Option<bool>,
+    /// How its last requests went, if `werror=` or `rerror=` may stop the machine for them.
+    pub io_status: Option<&'static str>,
+    /// What is in it.
+    pub medium: Option<MediumInfo>,
+    /// What was done with it.
+    pub statistics: DriveStatistics,
+}
+
+/// A medium.
+#[derive(Clone, Debug, Default)]
+pub struct MediumInfo {
+    /// The image's file.
+    pub file: String,
+    /// Its format.
+    pub format: &'static str,
+    /// Its name among the images that are in use.
+    pub node: String,
+    /// It cannot be written.
+    pub read_only: bool,
+    /// Images below it.
+    pub depth: usize,
+    /// Whether writes of zeros are looked for: off, on or unmap.
+    pub detect_zeroes: &'static str,
+    /// The guest's writes may stay in a cache; they go past the host's; flushes are left out.
+    pub cache: [bool; 3],
+    /// All about the image, as `brolga-img info` tells it.
+    pub image: Value,
+}
+
+/// What was done with a drive since the machine started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriveStatistics {
+    /// Reads.
+    pub reads: Counter,
+    /// Writes.
+    pub writes: Counter,
+    /// Discards.
+    pub discards: Counter,
+    /// Flushes.
+    pub flushes: Counter,
+    /// End of the last byte written.
+    pub highest_written: u64,
+    /// Time since the last request, in nanoseconds.
+    pub idle_ns: Option<u64>,
+}
+
+/// What was done of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Requests carried out.
+    pub operations: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Time that they took together.
+    pub time_ns: u64,
+    /// Requests that the host failed.
+    pub failed: u64,
+    /// Requests that made no sense.
+    pub invalid: u64,
+}
+
+/// A PCI function.
+#[derive(Clone, Debug)]
+pub struct PciInfo {
+    /// Device number.
+    pub slot: u8,
+    /// Function number.
+    pub function: u8,
+    /// `id=` of its device.
+    pub id: Option<String>,
+    /// Its header: the first 64 bytes of configuration space.
+    pub config: Vec<u8>,
+    /// What it decodes.
+    pub regions: Vec<PciRegion>,
+}
+
+/// A range of addresses that a PCI function decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciRegion {
+    /// Base address register; 6 is the ROM's.
+    pub bar: u8,
+    /// Ports; otherwise memory.
+    pub io: bool,
+    /// Bytes.
+    pub size: u64,
+    /// Where it lies, if it is switched on.
+    pub address: Option<u64>,
+    /// Reads have no side effects.
+    pub prefetch: bool,
+    /// 64 bits wide.
+    pub wide: bool,
+}
+
+/// A host end of a character device.
+#[derive(Clone, Debug)]
+pub struct CharInfo {
+    /// Its name.
+    pub label: String,
+    /// What it is, in the form that `info chardev` has.
+    pub filename: String,
+    /// A device or monitor uses it.
+    pub frontend_open: bool,
+}
+
+/// Host ends of character devices as a monitor sees them.
+pub trait CharHost: Send + Sync {
+    /// All of them.
+    fn list(&self) -> Vec<CharInfo>;
+    /// Kinds of them.
+    fn kinds(&self) -> &'static [&'static str];
 }
 
 /// The machine as a monitor sees it. Methods may wait for vCPUs to reach a safe point, never for the guest.
@@ -124,6 +282,40 @@ pub trait MonitorHost: Send + Sync {
     fn set_balloon(&self, bytes: u64) -> bool;
     /// Bytes of memory that the guest has, and what it told last of it by name; `None` if there is no balloon.
     fn balloon(&self) -> Option<(u64, Vec<(&'static str, u64)>)>;
+    /// Where events are told.
+    fn events(&self) -> &Arc<Events>;
+    /// Host threads of the vCPUs, in their order.
+    fn thread_ids(&self) -> Vec<i32>;
+    /// What is done at power events.
+    fn actions(&self) -> Actions;
+    /// Changes what is done at power events.
+    fn set_actions(&self, actions: Actions);
+    /// What firmware tries from the next reset on, by letters as in `-boot`.
+    fn set_boot_order(&self, order: &str);
+    /// Reads a port as the guest would: this may have side effects.
+    fn port_read(&self, port: u16, size: u8) -> u32;
+    /// Writes a port as the guest would.
+    fn port_write(&self, port: u16, size: u8, value: u32);
+    /// Presses keys (set 1 codes) in order and lets them go in the opposite one after `hold`. Returns at once.
+    fn press(&self, keys: Vec<u16>, hold: Duration);
+    /// PCI functions.
+    fn pci(&self) -> Vec<PciInfo>;
+    /// Drives.
+    fn drives(&self) -> Vec<DriveInfo>;
+    /// Devices, by the names that the board has for them, with their models.
+    fn devices(&self) -> Vec<(String, &'static str)>;
+    /// The state of a vCPU's local APIC, in lines.
+    fn local_apic(&self, cpu: u32) -> Option<String>;
+    /// Guest-physical addresses of RAM.
+    fn memory_map(&self) -> Vec<Range<u64>>;
+    /// Does `work` while no vCPU runs.
+    fn while_paused(&self, work: &mut dyn FnMut() -> Result<u64, String>) -> Result<u64, String>;
+    /// A dump was made, of so many bytes; `None`: it failed.
+    fn note_dump(&self, bytes: Option<u64>);
+    /// How the last dump went (none, completed or failed), and its bytes.
+    fn last_dump(&self) -> (&'static str, u64);
+    /// Waits for gdb at `endpoint`, as `-gdb` does; `commands` are what it may type.
+    fn start_debugger(&self, endpoint: &str, commands: Commands) -> Result<(), String>;
     /// Lines about `topic`; `None` if the machine has nothing to say about it.
     fn inspect(&self, topic: Topic) -> Option<String>;
 }

@@ -1,46 +1,82 @@
-//! The monitor: commands that people and scripts type to look at and steer the machine.
+//! The monitor: commands that people type (HMP) and programs send (QMP) to look at and steer the machine. Both come from one
+//! [`table`]: names, arguments with types, handlers; `help` and QMP's introspection are made from it.
 
+mod call;
 mod commands;
+mod core_file;
+mod events;
+mod examine;
 mod expression;
+mod fault;
+mod hmp;
 mod host;
 mod line;
-mod memory;
+mod paging;
+mod qcode;
+mod qmp;
+mod table;
+#[cfg(test)]
+mod tests;
+mod types;
 
-pub use host::{Control, MediumChange, MonitorHost, RunState, Topic};
+pub use events::Events;
+pub use host::{
+    CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, MediumChange, MediumInfo, MonitorHost, PciInfo,
+    PciRegion, RunState, Topic,
+};
+pub use qmp::Qmp;
 
 use crate::chardev::{CharPort, FocusListener};
-use crate::cli::config::Identity;
+use crate::cli::config::Config;
 use brolga_devices::services::{CharBackend, CharFrontend};
+use call::State;
 use line::LineEditor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What the monitor knows without asking the machine.
+#[derive(Clone)]
 pub struct Facts {
-    /// How the program was called: its name and whether QEMU's prompt is expected.
-    pub identity: Identity,
-    /// `-name`.
-    pub name: Option<String>,
-    /// `-uuid`.
-    pub uuid: Option<[u8; 16]>,
-    /// Lines of `info chardev`.
-    pub chardevs: Vec<String>,
+    /// What the machine was made from.
+    pub config: Arc<Config>,
+    /// Host ends of character devices.
+    pub chardevs: Weak<dyn CharHost>,
+}
+
+/// No host ends: the process is ending.
+struct NoChars;
+
+impl CharHost for NoChars {
+    fn list(&self) -> Vec<CharInfo> {
+        Vec::new()
+    }
+
+    fn kinds(&self) -> &'static [&'static str] {
+        &[]
+    }
+}
+
+impl Facts {
+    /// Host ends of character devices.
+    fn chars(&self) -> Arc<dyn CharHost> {
+        self.chardevs.upgrade().unwrap_or_else(|| Arc::new(NoChars))
+    }
 }
 
 /// The monitor's commands for those who have a way of their own to type them.
 pub struct Commands {
     facts: Facts,
-    state: commands::State,
+    state: State,
 }
 
 impl Commands {
     /// With what the monitor is to know.
     pub fn new(facts: Facts) -> Self {
-        Self { facts, state: commands::State::default() }
+        Self { facts, state: State::default() }
     }
 
     /// Runs one command line: what it shows.
     pub fn run(&mut self, host: &dyn MonitorHost, line: &str) -> String {
-        commands::run(host, &self.facts, &mut self.state, line)
+        hmp::run(host, &self.facts, &mut self.state, line)
     }
 }
 
@@ -57,13 +93,13 @@ struct Session {
     editor: LineEditor,
     /// The greeting was shown.
     greeted: bool,
-    state: commands::State,
+    state: State,
 }
 
 impl Monitor {
     /// A monitor at `port`. It greets when it first gets the keyboard ([`FocusListener::focused`]).
     pub fn start(port: CharPort, host: &Arc<dyn MonitorHost>, facts: Facts) -> Arc<Self> {
-        let session = Session { editor: LineEditor::new(), greeted: false, state: commands::State::default() };
+        let session = Session { editor: LineEditor::new(), greeted: false, state: State::default() };
         let this =
             Arc::new(Self { backend: port.backend(), host: Arc::downgrade(host), facts, session: Mutex::new(session) });
         port.connect(Arc::downgrade(&this) as Weak<dyn CharFrontend>);
@@ -76,14 +112,17 @@ impl Monitor {
     }
 
     fn prompt(&self) -> &'static str {
-        if self.facts.identity.qemu { "(qemu) " } else { "(brolga) " }
+        if self.facts.config.identity.qemu { "(qemu) " } else { "(brolga) " }
     }
 
     /// Runs one command line and shows its output.
     fn run(&self, line: &str) {
         let Some(host) = self.host.upgrade() else { return };
-        let mut state = self.session().state.clone();
-        let text = commands::run(&*host, &self.facts, &mut state, line);
+        let mut state = {
+            let session = self.session();
+            State { history: session.editor.history(), ..session.state.clone() }
+        };
+        let text = hmp::run(&*host, &self.facts, &mut state, line);
         self.session().state = state;
         self.show(&text);
     }
@@ -126,7 +165,7 @@ impl CharFrontend for Monitor {
     fn receive(&self, bytes: &[u8]) {
         for &byte in bytes {
             let mut echo = Vec::new();
-            let line = self.session().editor.input(byte, &mut echo);
+            let line = self.session().editor.input(byte, &mut echo, &hmp::complete);
             self.backend.write(&echo);
             if let Some(line) = line {
                 self.run(&line);

@@ -78,6 +78,11 @@ impl KeyValues {
         Ok(())
     }
 
+    /// The parts that were not taken yet, in order.
+    pub fn pairs(&self) -> Vec<(&str, &str)> {
+        self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
+    }
+
     /// `-option key=value: message`.
     pub fn error(&self, key: &str, value: &str, message: impl std::fmt::Display) -> anyhow::Error {
         anyhow!("{} {key}={value}: {message}", self.option)

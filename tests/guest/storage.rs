@@ -124,7 +124,10 @@ pub fn media_change(arguments: &[&str], modules: &str, drive: &str) {
     let mut guest = linux(arguments);
     guest.run(modules);
     let shown = monitor(&mut guest, "info block");
-    assert!(shown.contains(&format!("{drive}: {} (raw, read-only)", text(&medium("isolinux.iso")))), "{shown}");
+    assert!(
+        shown.contains(&format!("{drive} (#block000): {} (raw, read-only)", text(&medium("isolinux.iso")))),
+        "{shown}"
+    );
     guest.run("mount -t iso9660 -o ro /dev/sr0 /mnt");
     let refused = monitor(&mut guest, &format!("eject {drive}"));
     assert!(refused.contains("has locked the medium"), "{refused}");

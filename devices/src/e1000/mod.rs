@@ -547,6 +547,10 @@ impl PciFunction for E1000 {
             self.apply();
         }
     }
+
+    fn regions(&self) -> Vec<crate::pci::bar::Region> {
+        self.bars.regions()
+    }
 }
 
 impl Device for E1000 {

@@ -382,6 +382,10 @@ impl MediumDrive for Slot {
     }
 
     fn ask(&self) {}
+
+    fn set_tray(&self, _open: bool) -> bool {
+        false
+    }
 }
 
 impl Device for Fdc {

@@ -380,6 +380,11 @@ impl MediumDrive for CdDrive {
     fn ask(&self) {
         self.with(|drive| drive.state.optical.eject_requested());
     }
+
+    fn set_tray(&self, open: bool) -> bool {
+        self.with(|drive| drive.state.optical.move_tray(open));
+        true
+    }
 }
 
 impl DiskClient for Channel {

@@ -142,6 +142,19 @@ pub struct Bar {
     pub registers: Registers,
 }
 
+/// A range that a function decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Register number, [`ROM_INDEX`] for the expansion ROM.
+    pub index: u8,
+    /// What is mapped.
+    pub kind: BarKind,
+    /// Bytes.
+    pub size: u64,
+    /// Where it is on the bus, if it is.
+    pub address: Option<u64>,
+}
+
 /// Why a set of base address registers was refused: a mistake in the device model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BarError {
@@ -198,6 +211,13 @@ impl Bars {
         (reg::COMMAND..reg::STATUS).contains(&offset)
             || (reg::BAR0..reg::BAR0 + 24).contains(&offset)
             || (reg::ROM..reg::ROM + 4).contains(&offset)
+    }
+
+    /// All of them, with where they are on the bus now.
+    pub fn regions(&self) -> Vec<Region> {
+        let region =
+            |bar: &Placed| Region { index: bar.index, kind: bar.kind, size: bar.size, address: bar.window.base() };
+        self.bars.iter().map(region).collect()
     }
 
     /// Where register `index` is on the bus now.

@@ -1,6 +1,6 @@
 //! What simple functions have in common: a configuration space with base address registers that follow it.
 
-use super::bar::{Bar, BarError, Bars};
+use super::bar::{Bar, BarError, Bars, Region};
 use super::config::ConfigSpace;
 use crate::bus::Bus;
 use crate::state::{StateError, StateValue};
@@ -42,6 +42,11 @@ impl Endpoint {
     /// The device itself changes its configuration space; base addresses stay.
     pub fn set(&self, offset: u8, size: u8, value: u32) {
         locked(&self.config).set(offset, size, value);
+    }
+
+    /// What the function decodes.
+    pub fn regions(&self) -> Vec<Region> {
+        self.bars.regions()
     }
 
     /// As after power-on.

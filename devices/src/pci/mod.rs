@@ -47,6 +47,10 @@ pub trait PciFunction: Send + Sync {
     fn config_read(&self, offset: u8, size: u8) -> u32;
     /// Writes the low `size` bytes of `value` at `offset`.
     fn config_write(&self, offset: u8, size: u8, value: u32);
+    /// What it decodes by base address registers.
+    fn regions(&self) -> Vec<bar::Region> {
+        Vec::new()
+    }
 }
 
 /// The place is taken.

@@ -94,6 +94,10 @@ impl PciFunction for Piix3Ide {
             self.sync();
         }
     }
+
+    fn regions(&self) -> Vec<super::bar::Region> {
+        self.bars.regions()
+    }
 }
 
 impl Device for Piix3Ide {

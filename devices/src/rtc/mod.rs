@@ -10,7 +10,7 @@ mod registers;
 use crate::bus::{Device, RegisterBlock, Registers};
 use crate::services::{Clock, IrqLine, TimerService, TimerTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
-use crate::wire::{TimerSlot, Wire, locked};
+use crate::wire::{Hook, TimerSlot, Wire, locked};
 use registers::{Now, Regs};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -44,6 +44,8 @@ pub struct Rtc {
     periodic: TimerSlot,
     seconds: TimerSlot,
     clock: Arc<dyn Clock>,
+    /// Who hears how many seconds the guest has put the clock from where it was at start.
+    pub set: Hook<i64>,
     regs: Mutex<Regs>,
 }
 
@@ -56,6 +58,7 @@ impl Rtc {
             periodic: TimerSlot::new(timers.create(this.clone(), PERIODIC)),
             seconds: TimerSlot::new(timers.create(this.clone(), SECONDS)),
             clock,
+            set: Hook::default(),
             regs: Mutex::new(regs),
         })
     }
@@ -120,7 +123,14 @@ impl RegisterBlock for Rtc {
         if offset & 1 == 0 {
             locked(&self.regs).select(value);
         } else {
-            self.with(|regs, now| regs.write(value, now));
+            let (before, after) = self.with(|regs, now| {
+                let before = regs.offset();
+                regs.write(value, now);
+                (before, regs.offset())
+            });
+            if before != after {
+                self.set.call(after);
+            }
         }
     }
 }
@@ -142,7 +152,7 @@ impl Device for Rtc {
 
     /// The battery keeps time, formats and RAM; the RESET pin clears interrupts (datasheet, "RESET").
     fn reset(&self) {
-        let Self { irq: _, periodic: _, seconds: _, clock: _, regs: _ } = self;
+        let Self { irq: _, periodic: _, seconds: _, clock: _, set: _, regs: _ } = self;
         self.with(|regs, _| regs.reset_pin());
     }
 
@@ -151,7 +161,7 @@ impl Device for Rtc {
     }
 
     fn restore(&self, state: &StateValue) -> Result<(), StateError> {
-        let Self { irq, periodic, seconds, clock, regs } = self;
+        let Self { irq, periodic, seconds, clock, set: _, regs } = self;
         let new: Regs = from_state(self.name(), state)?;
         if !new.is_sane() {
             return Err(StateError::Malformed {

@@ -306,6 +306,11 @@ impl Regs {
         }
     }
 
+    /// Seconds from the host's clock to this one.
+    pub(super) fn offset(&self) -> i64 {
+        self.offset_s
+    }
+
     /// Writes the selected register.
     pub(super) fn write(&mut self, value: u8, now: &Now) {
         match self.index & 0x7f {

@@ -75,6 +75,18 @@ impl Optical {
         true
     }
 
+    /// The user opens or closes the tray, the medium in it.
+    pub fn move_tray(&mut self, open: bool) {
+        if self.tray_open == open {
+            return;
+        }
+        self.tray_open = open;
+        self.event = if open { Event::Removed } else { Event::NewMedium };
+        if !open && self.loaded {
+            self.attention = Some(Sense::CHANGED);
+        }
+    }
+
     /// The guest keeps the tray closed.
     pub fn locked(&self) -> bool {
         self.locked

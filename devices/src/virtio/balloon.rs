@@ -7,7 +7,7 @@ use crate::services::{
     Clock, Dma, Doorbell, GuestRange, MemoryReturn, TimerService, TimerTarget, WorkService, WorkTarget,
 };
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
-use crate::wire::{TimerSlot, locked};
+use crate::wire::{Hook, TimerSlot, locked};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,6 +94,8 @@ pub struct VirtioBalloon {
     timer: TimerSlot,
     /// Queues to be looked at, by bit.
     kicked: AtomicU64,
+    /// Who hears how many bytes the guest has when that changes.
+    pub changed: Hook<u64>,
     state: Mutex<State>,
 }
 
@@ -127,6 +129,7 @@ impl VirtioBalloon {
             doorbell: work.doorbell(this.clone(), 0),
             timer: TimerSlot::new(timers.create(this.clone(), 0)),
             kicked: AtomicU64::new(0),
+            changed: Hook::default(),
             state: Mutex::default(),
         });
         let parts = Parts { device: device.clone(), queues };
@@ -290,8 +293,15 @@ impl VirtioDevice for VirtioBalloon {
         let mut fields = self.config();
         fields.iter_mut().skip(offset).zip(bytes).for_each(|(to, from)| *to = *from);
         let field = |at: usize| fields.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
-        let mut state = locked(&self.state);
-        (state.actual, state.poison) = (field(ACTUAL), field(POISON));
+        let before = {
+            let mut state = locked(&self.state);
+            let before = state.actual;
+            (state.actual, state.poison) = (field(ACTUAL), field(POISON));
+            before
+        };
+        if before != field(ACTUAL) {
+            self.changed.call(self.actual());
+        }
     }
 
     fn start(&self, features: u64) {

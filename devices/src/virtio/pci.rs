@@ -559,6 +559,10 @@ impl PciFunction for VirtioPci {
             self.msix.follow(&config, MSIX_CAPABILITY);
         }
     }
+
+    fn regions(&self) -> Vec<crate::pci::bar::Region> {
+        self.bars.regions()
+    }
 }
 
 impl Device for VirtioPci {

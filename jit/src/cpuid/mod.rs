@@ -2,11 +2,13 @@
 
 mod features;
 mod leaves;
+mod listing;
 mod models;
 mod topology;
 
 pub use features::Feature;
 pub use leaves::Dynamic;
+pub use listing::{feature_names, model_names, plain_model};
 pub use topology::Topology;
 
 use crate::helpers;

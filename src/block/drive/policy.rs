@@ -36,6 +36,15 @@ pub enum DetectZeroes {
 }
 
 impl DetectZeroes {
+    /// The name that `detect-zeroes=` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            DetectZeroes::Off => "off",
+            DetectZeroes::On => "on",
+            DetectZeroes::Unmap => "unmap",
+        }
+    }
+
     /// The mode with the name that `detect-zeroes=` takes.
     pub fn from_name(name: &str) -> Result<DetectZeroes> {
         match name {

@@ -276,6 +276,11 @@ impl MediumDrive for Drive {
     fn ask(&self) {
         self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.eject_requested()));
     }
+
+    fn set_tray(&self, open: bool) -> bool {
+        self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.move_tray(open)));
+        true
+    }
 }
 
 impl WorkTarget for VirtioScsi {

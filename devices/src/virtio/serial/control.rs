@@ -57,8 +57,11 @@ impl VirtioSerial {
         match event {
             event::PORT_READY => self.port_ready(port, value != 0),
             event::PORT_OPEN => {
-                if let Some(port) = locked(&self.state).ports.get_mut(port) {
-                    port.guest_open = value != 0;
+                let open = value != 0;
+                let before =
+                    locked(&self.state).ports.get_mut(port).map(|port| std::mem::replace(&mut port.guest_open, open));
+                if before == Some(!open) {
+                    self.opened.call((id, open));
                 }
                 if let Some(spec) = self.specs.get(port).filter(|_| value != 0) {
                     spec.backend.input_ready();

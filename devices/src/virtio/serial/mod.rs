@@ -14,7 +14,7 @@ use super::queue::Queues;
 use super::{Parts, VirtioDevice};
 use crate::services::{CharFrontend, Dma, Doorbell, WorkService, WorkTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
-use crate::wire::locked;
+use crate::wire::{Hook, locked};
 use port::{PortEnd, PortState};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -63,6 +63,8 @@ pub struct VirtioSerial {
     doorbell: Box<dyn Doorbell>,
     /// Queues to be looked at, by bit.
     kicked: AtomicU64,
+    /// Who hears that a program in the guest opened a port, by its number, or closed it.
+    pub opened: Hook<(u32, bool)>,
     state: Mutex<State>,
 }
 
@@ -85,6 +87,7 @@ impl VirtioSerial {
             queues: queues.clone(),
             doorbell: work.doorbell(this.clone(), 0),
             kicked: AtomicU64::new(0),
+            opened: Hook::default(),
             state: Mutex::new(state),
         });
         let parts = Parts { device: device.clone(), queues };

@@ -1,0 +1,310 @@
+//! Guest memory and ports: looked at, summed up, saved to files; balloons.
+
+use super::about::{processor, text};
+use crate::cli::os_reason;
+use crate::monitor::call::Call;
+use crate::monitor::core_file;
+use crate::monitor::examine::{Format, Reader, show};
+use crate::monitor::expression::evaluate;
+use crate::monitor::fault::{Class, Fault};
+use crate::monitor::host::Topic;
+use crate::monitor::table::{Command, Outcome, Place, arg, opt};
+use crate::monitor::types::{Enum, Object, Ty, member, optional};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+
+/// Bytes read at a time.
+const CHUNK: u64 = 64 << 10;
+
+static SUMMARY: Object =
+    Object::new("MemoryInfo", &[member("base-memory", Ty::Int), optional("plugged-memory", Ty::Int)]);
+static BALLOON: Object = Object::new("BalloonInfo", &[member("actual", Ty::Int)]);
+static FORMATS: Enum = Enum { name: "DumpGuestMemoryFormat", values: &["elf"] };
+static CAPABILITY: Object =
+    Object::new("DumpGuestMemoryCapability", &[member("formats", Ty::Array(&Ty::Enum(&FORMATS)))]);
+static DUMP_STATES: Enum = Enum { name: "DumpStatus", values: &["none", "active", "completed", "failed"] };
+static DUMP: Object = Object::new(
+    "DumpQueryResult",
+    &[member("status", Ty::Enum(&DUMP_STATES)), member("completed", Ty::Int), member("total", Ty::Int)],
+);
+static POLICIES: Enum = Enum { name: "HostMemPolicy", values: &["default", "preferred", "bind", "interleave"] };
+static BACKEND: Object = Object::new(
+    "Memdev",
+    &[
+        optional("id", Ty::Str),
+        member("size", Ty::Int),
+        member("merge", Ty::Bool),
+        member("dump", Ty::Bool),
+        member("prealloc", Ty::Bool),
+        member("share", Ty::Bool),
+        optional("reserve", Ty::Bool),
+        member("host-nodes", Ty::Array(&Ty::Int)),
+        member("policy", Ty::Enum(&POLICIES)),
+    ],
+);
+
+pub static TABLE: &[Command] = &[
+    Command::hmp(&["x"], "virtual memory dump starting at 'addr'", |c| examine(c, false))
+        .args(&[arg("fmt", Ty::Str, Place::Format), arg("addr", Ty::Int, Place::LastNumber)]),
+    Command::hmp(&["xp"], "physical memory dump starting at 'addr'", |c| examine(c, true))
+        .args(&[arg("fmt", Ty::Str, Place::Format), arg("addr", Ty::Int, Place::LastNumber)]),
+    Command::hmp(&["print", "p"], "print expression value (use $reg for CPU register access)", print)
+        .args(&[arg("fmt", Ty::Str, Place::Format), arg("expr", Ty::Str, Place::Rest)]),
+    Command::hmp(&["i"], "I/O port read", read_port).args(&[
+        arg("fmt", Ty::Str, Place::Format),
+        arg("addr", Ty::Int, Place::Number),
+        opt("index", Ty::Int, Place::Number),
+    ]),
+    Command::hmp(&["o"], "I/O port write", write_port).args(&[
+        arg("fmt", Ty::Str, Place::Format),
+        arg("addr", Ty::Int, Place::Number),
+        arg("value", Ty::Int, Place::Number),
+    ]),
+    Command::hmp(&["sum"], "compute the checksum of a memory region", sum)
+        .args(&[arg("addr", Ty::Int, Place::Number), arg("size", Ty::Int, Place::Number)]),
+    Command::hmp(&["gpa2hva"], "refused: the host's addresses of guest memory are nobody's business", no_host_addresses)
+        .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
+    Command::hmp(&["gpa2hpa"], "refused: the host's addresses of guest memory are nobody's business", no_host_addresses)
+        .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
+    Command::both("pmemsave", &["pmemsave"], "save to disk physical memory dump starting at 'val' of size 'size'", |c| {
+        save(c, true)
+    })
+    .args(&[
+        arg("val", Ty::Uint, Place::Number),
+        arg("size", Ty::Uint, Place::Number),
+        arg("filename", Ty::Str, Place::Word),
+    ]),
+    Command::both("memsave", &["memsave"], "save to disk virtual memory dump starting at 'val' of size 'size'", |c| {
+        save(c, false)
+    })
+    .args(&[
+        arg("val", Ty::Uint, Place::Number),
+        arg("size", Ty::Uint, Place::Number),
+        arg("filename", Ty::Str, Place::Word),
+        opt("cpu-index", Ty::Int, Place::Absent),
+    ]),
+    Command::qmp("dump-guest-memory", "write all guest memory and registers into an ELF core file", dump_for_programs)
+        .args(&[
+            arg("paging", Ty::Bool, Place::Absent),
+            arg("protocol", Ty::Str, Place::Absent),
+            opt("detach", Ty::Bool, Place::Absent),
+            opt("begin", Ty::Uint, Place::Absent),
+            opt("length", Ty::Uint, Place::Absent),
+            opt("format", Ty::Enum(&FORMATS), Place::Absent),
+        ]),
+    Command::hmp(&["dump-guest-memory"], "dump guest memory into file 'filename'", dump_for_people).args(&[
+        arg("filename", Ty::Str, Place::Word),
+        opt("begin", Ty::Uint, Place::Number),
+        opt("length", Ty::Uint, Place::Number),
+    ]),
+    Command::qmp("query-dump-guest-memory-capability", "formats of dumps", |_| Ok(json!({ "formats": ["elf"] })))
+        .returns(Ty::Object(&CAPABILITY)),
+    Command::qmp("query-dump", "how the last dump is going", |call| {
+        let (status, done) = call.host.last_dump();
+        Ok(json!({ "status": status, "completed": done, "total": done }))
+    })
+    .returns(Ty::Object(&DUMP)),
+    Command::both("query-memory-size-summary", &["info memory_size_summary"], "show the amount of initially allocated and hotpluggable (if enabled) memory in bytes", |call| {
+        Ok(json!({ "base-memory": call.facts.config.ram, "plugged-memory": 0 }))
+    })
+    .returns(Ty::Object(&SUMMARY))
+    .show(|answer| format!("base memory: {}\nplugged memory: {}\n", answer["base-memory"], answer["plugged-memory"])),
+    Command::qmp("query-memdev", "what guest memory is made of", |call| {
+        Ok(json!([{
+            "id": "pc.ram", "size": call.facts.config.ram, "merge": false, "dump": true, "prealloc": false, "share": true,
+            "reserve": false, "host-nodes": [], "policy": "default",
+        }]))
+    })
+    .returns(Ty::Array(&Ty::Object(&BACKEND))),
+    Command::both("balloon", &["balloon"], "request VM to change its memory allocation (in MB)", set_balloon)
+        .args(&[arg("value", Ty::Int, Place::Mebibytes)]),
+    Command::both("query-balloon", &["info balloon"], "show balloon information", balloon)
+        .returns(Ty::Object(&BALLOON))
+        .show(show_balloon),
+    Command::hmp(&["info mtree"], "show memory tree", |call| text(call, Topic::Mtree)),
+];
+
+fn format<'a>(call: &'a Call<'_>) -> &'a str {
+    call.text("fmt").unwrap_or_default()
+}
+
+fn examine(call: &mut Call<'_>, physical: bool) -> Outcome {
+    let format = Format::parse(format(call), call.state.format)?;
+    let registers = call.registers();
+    let address = call.needed("addr")?;
+    call.state.format = Format { count: 1, ..format };
+    let reader = Reader { host: call.host, cpu: call.state.cpu, physical };
+    Ok(reader.dump(address, format, registers.as_ref()).into())
+}
+
+fn print(call: &mut Call<'_>) -> Outcome {
+    let value = evaluate(call.word("expr")?, call.registers().as_ref())?;
+    let kind = match format(call) {
+        "" => 'x',
+        "x" | "d" | "u" | "o" | "c" => format(call).chars().next().unwrap_or('x'),
+        other => return Err(format!("'{other}' is not a format; use x, d, u, o or c").into()),
+    };
+    Ok(match kind {
+        'x' => format!("{value:#x}\n").into(),
+        kind => format!("{}\n", show(value, kind, 8)).into(),
+    })
+}
+
+/// Bytes of a port access and the letter that stands for them; one byte unless told.
+fn port_size(call: &Call<'_>) -> Result<(u8, char), Fault> {
+    let letters = format(call).trim_start_matches(|c: char| c.is_ascii_digit() || c == 'x');
+    match letters {
+        "" | "b" => Ok((1, 'b')),
+        "h" => Ok((2, 'w')),
+        "w" => Ok((4, 'l')),
+        other => Err(Fault::new(format!("'{other}' is not a size of port accesses; use b, h or w"))),
+    }
+}
+
+fn read_port(call: &mut Call<'_>) -> Outcome {
+    let (size, letter) = port_size(call)?;
+    let port = call.needed("addr")? as u16;
+    let index = call.number("index");
+    let (at, shown) = match index {
+        // A register behind an index: the index is written first.
+        Some(index) => {
+            call.host.port_write(port, 1, index as u32 & 0xff);
+            (port.wrapping_add(1), format!("{:#06x}[{:#04x}]", port, index & 0xff))
+        }
+        None => (port, format!("{port:#06x}")),
+    };
+    let value = call.host.port_read(at, size);
+    let mask = u32::MAX >> (32 - 8 * u32::from(size));
+    Ok(format!("port{letter}[{shown}] = 0x{:0width$x}\n", value & mask, width = 2 * usize::from(size)).into())
+}
+
+fn write_port(call: &mut Call<'_>) -> Outcome {
+    let (size, _) = port_size(call)?;
+    let (port, value) = (call.needed("addr")? as u16, call.needed("value")? as u32);
+    call.host.port_write(port, size, value);
+    Ok(Value::Null)
+}
+
+/// The checksum of BSD's sum(1).
+fn sum(call: &mut Call<'_>) -> Outcome {
+    let (mut at, mut left) = (call.needed("addr")?, call.needed("size")?);
+    limit(call, left)?;
+    let mut sum = 0u16;
+    while left > 0 {
+        let mut bytes = vec![0; left.min(CHUNK) as usize];
+        call.host.read_physical(at, &mut bytes);
+        for byte in &bytes {
+            sum = sum.rotate_right(1).wrapping_add(u16::from(*byte));
+        }
+        at = at.wrapping_add(bytes.len() as u64);
+        left -= bytes.len() as u64;
+    }
+    Ok(format!("{sum:05}\n").into())
+}
+
+fn no_host_addresses(_: &mut Call<'_>) -> Outcome {
+    Err("guest memory has no fixed address in the host; read it with x, xp or pmemsave".into())
+}
+
+/// Nobody means to save more than there is: all memory and the gap below 4 GiB.
+fn limit(call: &Call<'_>, size: u64) -> Result<(), Fault> {
+    let most = call.facts.config.ram.saturating_add(4 << 30);
+    match size <= most {
+        true => Ok(()),
+        false => Err(Fault::new(format!("Parameter 'size' expects at most {most} bytes: there is no more memory"))),
+    }
+}
+
+fn save(call: &mut Call<'_>, physical: bool) -> Outcome {
+    let cpu = match call.get("cpu-index") {
+        Some(_) => processor(call, "cpu-index")?,
+        None => call.state.cpu,
+    };
+    let (start, size) = (call.needed("val")?, call.needed("size")?);
+    limit(call, size)?;
+    let name = call.word("filename")?;
+    let failed = |e: std::io::Error| Fault::new(format!("Could not open '{name}': {}", os_reason(&e)));
+    let mut file = BufWriter::new(File::create(name).map_err(failed)?);
+    let mut done = 0;
+    while done < size {
+        let at = start.wrapping_add(done);
+        // Pages lie anywhere.
+        let n = (size - done).min(if physical { CHUNK } else { 4096 - at % 4096 });
+        let mut bytes = vec![0; n as usize];
+        let found = match physical {
+            // What is not memory reads as all ones.
+            true => {
+                call.host.read_physical(at, &mut bytes);
+                true
+            }
+            false => call.host.translate(cpu, at).is_some_and(|gpa| call.host.read_physical(gpa, &mut bytes)),
+        };
+        if !found {
+            return Err(Fault::new(format!("Invalid addr {at:#018x}/size {} specified", size - done)));
+        }
+        file.write_all(&bytes).map_err(failed)?;
+        done += n;
+    }
+    file.flush().map_err(failed)?;
+    Ok(Value::Null)
+}
+
+fn dump_for_programs(call: &mut Call<'_>) -> Outcome {
+    if call.switch("paging") {
+        return Err("paging=true is not supported: the dump holds physical memory, as crash reads it".into());
+    }
+    if call.switch("detach") {
+        return Err("detach=true is not supported: the dump is there when the answer comes".into());
+    }
+    let protocol = call.word("protocol")?;
+    let Some(file) = protocol.strip_prefix("file:") else {
+        return Err(Fault::new("parameter 'protocol' must be file:PATH"));
+    };
+    dump(call, file.to_owned())
+}
+
+fn dump_for_people(call: &mut Call<'_>) -> Outcome {
+    let file = call.word("filename")?.to_owned();
+    dump(call, file)
+}
+
+fn dump(call: &mut Call<'_>, file: String) -> Outcome {
+    let range = match (call.number("begin"), call.number("length")) {
+        (None, None) => None,
+        (Some(begin), Some(length)) => {
+            let end = begin.checked_add(length).filter(|end| *end > begin);
+            Some(begin..end.ok_or("begin and length name no memory")?)
+        }
+        _ => return Err("begin and length go together".into()),
+    };
+    core_file::write(call.host, &file, range)?;
+    Ok(Value::Null)
+}
+
+fn no_balloon() -> Fault {
+    Fault::of(Class::DeviceNotActive, "No balloon device has been activated; add -device virtio-balloon-pci")
+}
+
+fn set_balloon(call: &mut Call<'_>) -> Outcome {
+    let bytes = call.get("value").and_then(Value::as_i64).filter(|bytes| *bytes > 0);
+    let bytes = bytes.ok_or_else(|| Fault::new("Parameter 'value' expects a size"))?;
+    if call.host.set_balloon(bytes as u64) { Ok(Value::Null) } else { Err(no_balloon()) }
+}
+
+fn balloon(call: &mut Call<'_>) -> Outcome {
+    let (actual, statistics) = call.host.balloon().ok_or_else(no_balloon)?;
+    let mut info = json!({ "actual": actual });
+    if call.people {
+        info["statistics"] = statistics.into_iter().map(|(name, value)| json!([name, value])).collect();
+    }
+    Ok(info)
+}
+
+fn show_balloon(info: &Value) -> String {
+    let mut text = format!("balloon: actual={}\n", info["actual"].as_u64().unwrap_or(0) >> 20);
+    for entry in info["statistics"].as_array().into_iter().flatten() {
+        text += &format!("  {}={}\n", entry[0].as_str().unwrap_or_default(), entry[1]);
+    }
+    text
+}

@@ -1,0 +1,30 @@
+//! The commands, by subject.
+
+mod about;
+mod block;
+mod chars;
+mod control;
+mod keys;
+mod logging;
+mod memory;
+mod network;
+mod pci;
+mod processors;
+mod qom;
+
+use super::table::Command;
+
+/// All of them.
+pub static TABLES: &[&[Command]] = &[
+    about::TABLE,
+    control::TABLE,
+    processors::TABLE,
+    memory::TABLE,
+    block::TABLE,
+    network::TABLE,
+    chars::TABLE,
+    pci::TABLE,
+    qom::TABLE,
+    keys::TABLE,
+    logging::TABLE,
+];

@@ -1,0 +1,260 @@
+//! The machine as a tree of objects with properties, as far as clients walk it: devices of the command line with what was
+//! given for them, processors with their features, host ends.
+
+use super::about::machine_name;
+use super::processors::{self, features};
+use crate::cli::{model_keys, model_names};
+use crate::monitor::call::Call;
+use crate::monitor::fault::{Class, Fault};
+use crate::monitor::table::{Command, Outcome, Place, arg, opt};
+use crate::monitor::types::{Object, Ty, member, optional};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+static PROPERTY: Object = Object::new(
+    "ObjectPropertyInfo",
+    &[
+        member("name", Ty::Str),
+        member("type", Ty::Str),
+        optional("description", Ty::Str),
+        optional("default-value", Ty::Any),
+    ],
+);
+static KIND: Object = Object::new(
+    "ObjectTypeInfo",
+    &[member("name", Ty::Str), optional("abstract", Ty::Bool), optional("parent", Ty::Str)],
+);
+
+pub static TABLE: &[Command] = &[
+    Command::both("qom-list", &["qom-list"], "list QOM properties", list)
+        .args(&[arg("path", Ty::Str, Place::Word)])
+        .returns(Ty::Array(&Ty::Object(&PROPERTY)))
+        .show(show_list),
+    Command::both("qom-get", &["qom-get"], "print QOM property", get)
+        .args(&[arg("path", Ty::Str, Place::Word), arg("property", Ty::Str, Place::Word)])
+        .returns(Ty::Any)
+        .show(|value| serde_json::to_string_pretty(value).unwrap_or_default() + "\n"),
+    Command::qmp("qom-list-types", "types of objects", list_types)
+        .args(&[opt("implements", Ty::Str, Place::Absent), opt("abstract", Ty::Bool, Place::Absent)])
+        .returns(Ty::Array(&Ty::Object(&KIND))),
+    Command::qmp("device-list-properties", "properties of a type of devices", device_properties)
+        .args(&[arg("typename", Ty::Str, Place::Absent)])
+        .returns(Ty::Array(&Ty::Object(&PROPERTY))),
+    Command::hmp(&["info qom-tree"], "show QOM composition tree", tree).args(&[opt("path", Ty::Str, Place::Word)]),
+];
+
+/// An object: its type, its properties, and what is in it.
+#[derive(Default)]
+struct Node {
+    kind: String,
+    properties: BTreeMap<String, Value>,
+    children: Vec<(String, Node)>,
+}
+
+impl Node {
+    fn of(kind: &str) -> Self {
+        Self { kind: kind.to_owned(), ..Self::default() }
+    }
+
+    fn child(mut self, name: impl Into<String>, node: Node) -> Self {
+        self.children.push((name.into(), node));
+        self
+    }
+
+    fn with(mut self, properties: impl IntoIterator<Item = (String, Value)>) -> Self {
+        self.properties.extend(properties);
+        self
+    }
+
+    fn find(&self, path: &str) -> Option<&Node> {
+        let mut parts = path.split('/').filter(|part| !part.is_empty());
+        parts.try_fold(self, |node, part| node.children.iter().find(|(name, _)| name == part).map(|(_, child)| child))
+    }
+
+    /// Names and types of all properties.
+    fn list(&self) -> Value {
+        let own = self.properties.iter().map(|(name, value)| json!({ "name": name, "type": type_of(value) }));
+        let children =
+            self.children.iter().map(|(name, node)| json!({ "name": name, "type": format!("child<{}>", node.kind) }));
+        std::iter::once(json!({ "name": "type", "type": "string" })).chain(own).chain(children).collect()
+    }
+
+    fn show(&self, name: &str, depth: usize, out: &mut String) {
+        *out += &format!("{:indent$}/{name} ({})\n", "", self.kind, indent = 2 * depth);
+        self.children.iter().for_each(|(name, child)| child.show(name, depth + 1, out));
+    }
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "int",
+        Value::String(_) => "str",
+        Value::Object(_) => "struct",
+        _ => "any",
+    }
+}
+
+/// What every device has.
+fn device(kind: &str, properties: Map<String, Value>) -> Node {
+    let common = [("realized", true), ("hotplugged", false), ("hotpluggable", false)];
+    Node::of(kind).with(common.map(|(name, on)| (name.to_owned(), on.into()))).with(properties)
+}
+
+/// A value as it was written: on and off are switches, numbers numbers.
+fn value(text: &str) -> Value {
+    match text {
+        "on" | "true" | "yes" => true.into(),
+        "off" | "false" | "no" => false.into(),
+        _ => text.parse::<i64>().map_or_else(|_| text.into(), Value::from),
+    }
+}
+
+/// The whole tree.
+fn root(call: &Call<'_>) -> Node {
+    let config = &call.facts.config;
+    let (mut named, mut nameless, mut own) = (Node::of("container"), Node::of("container"), Node::of("container"));
+    for spec in &config.devices {
+        let properties = spec.keys.iter().map(|(key, text)| (key.clone(), value(text))).collect();
+        let node = device(spec.model, properties);
+        match &spec.id {
+            Some(id) => named = named.child(id.as_str(), node),
+            None => {
+                let name = format!("device[{}]", nameless.children.len());
+                nameless = nameless.child(name, node);
+            }
+        }
+    }
+    for _ in 0..call.host.cpus() {
+        let name = format!("device[{}]", own.children.len());
+        own = own.child(name, device(&format!("{}-x86_64-cpu", config.cpu.name), features(&config.cpu)));
+    }
+    for (_, model) in call.host.devices() {
+        let name = format!("device[{}]", own.children.len());
+        own = own.child(name, device(model, Map::new()));
+    }
+    for drive in call.host.drives() {
+        let path = drive.path.unwrap_or_default();
+        if let Some(name) = path.strip_prefix("/machine/unattached/") {
+            let properties = Map::from_iter([("drive".to_owned(), drive.name.into())]);
+            own = own.child(name, device(drive.model, properties));
+        }
+    }
+    let text = |path: &Option<std::path::PathBuf>| path.as_ref().map_or_else(String::new, |p| p.display().to_string());
+    let machine = Node::of(&format!("{}-machine", machine_name()))
+        .with([
+            ("kernel".to_owned(), text(&config.boot.kernel).into()),
+            ("initrd".to_owned(), text(&config.boot.initrd).into()),
+            ("append".to_owned(), config.boot.append.as_str().into()),
+            ("firmware".to_owned(), text(&config.boot.bios).into()),
+            ("hpet".to_owned(), config.machine.hpet.into()),
+            ("acpi".to_owned(), if config.machine.acpi { "on" } else { "off" }.into()),
+            ("graphics".to_owned(), (!config.nographic).into()),
+            ("memory".to_owned(), json!({ "size": config.ram, "max-size": config.ram, "slots": 0 })),
+            ("smp".to_owned(), topology(call)),
+        ])
+        .child("peripheral", named)
+        .child("peripheral-anon", nameless)
+        .child("unattached", own);
+    let chardevs = call.facts.chars().list().into_iter().fold(Node::of("container"), |node, info| {
+        let filename = ("filename".to_owned(), info.filename.into());
+        node.child(info.label, Node::of("chardev").with([filename]))
+    });
+    let objects = Node::of("container").child(
+        "pc.ram",
+        Node::of("memory-backend-memfd")
+            .with([("size".to_owned(), config.ram.into()), ("share".to_owned(), true.into())]),
+    );
+    Node::of("container").child("machine", machine).child("objects", objects).child("chardevs", chardevs)
+}
+
+fn topology(call: &Call<'_>) -> Value {
+    let topology = call.facts.config.topology;
+    let processors = topology.processors();
+    json!({
+        "cpus": processors, "sockets": topology.sockets, "dies": topology.dies, "cores": topology.cores,
+        "threads": topology.threads, "maxcpus": processors,
+    })
+}
+
+fn not_found(path: &str) -> Fault {
+    Fault::of(Class::DeviceNotFound, format!("Device '{path}' not found"))
+}
+
+/// The object at `path`: from the root, or the name of a device, as in QEMU.
+fn resolve<'a>(root: &'a Node, path: &str) -> Result<&'a Node, Fault> {
+    let found = match path.starts_with('/') {
+        true => root.find(path),
+        false => root.find("machine/peripheral").and_then(|devices| devices.find(path)).or_else(|| root.find(path)),
+    };
+    found.ok_or_else(|| not_found(path))
+}
+
+fn list(call: &mut Call<'_>) -> Outcome {
+    let root = root(call);
+    Ok(resolve(&root, call.word("path")?)?.list())
+}
+
+fn show_list(list: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let line = |entry: &Value| format!("{} ({})\n", text(&entry["name"]), text(&entry["type"]));
+    list.as_array().into_iter().flatten().map(line).collect()
+}
+
+fn get(call: &mut Call<'_>) -> Outcome {
+    let root = root(call);
+    let path = call.word("path")?;
+    let (node, property) = (resolve(&root, path)?, call.word("property")?);
+    if property == "type" {
+        return Ok(node.kind.as_str().into());
+    }
+    if node.children.iter().any(|(name, _)| name == property) {
+        return Ok(format!("{}/{property}", path.trim_end_matches('/')).into());
+    }
+    let value = node.properties.get(property).cloned();
+    value.ok_or_else(|| Fault::new(format!("Property '{}.{property}' not found", node.kind)))
+}
+
+fn list_types(call: &mut Call<'_>) -> Outcome {
+    // Types with what they are kinds of.
+    let devices = model_names().map(|name| (name.to_owned(), "device"));
+    let processors = brolga_jit::cpuid::model_names().map(|name| (format!("{name}-x86_64-cpu"), "x86_64-cpu"));
+    let machine = (format!("{}-machine", machine_name()), "machine");
+    let implements: &[&str] = match call.text("implements") {
+        None | Some("object") => &["device", "x86_64-cpu", "machine"],
+        Some("device") => &["device", "x86_64-cpu"],
+        Some("cpu" | "x86_64-cpu") => &["x86_64-cpu"],
+        Some("machine") => &["machine"],
+        Some(other) => {
+            return Ok(if model_names().any(|n| n == other) {
+                json!([{ "name": other, "parent": "device" }])
+            } else {
+                json!([])
+            });
+        }
+    };
+    let all = devices.chain(processors).chain([machine]);
+    let wanted = all.filter(|(_, parent)| implements.contains(parent));
+    Ok(wanted.map(|(name, parent)| json!({ "name": name, "parent": parent })).collect())
+}
+
+fn device_properties(call: &mut Call<'_>) -> Outcome {
+    let name = call.word("typename")?;
+    if let Some(cpu) = name.strip_suffix("-x86_64-cpu") {
+        let model = brolga_jit::cpuid::plain_model(cpu).ok_or_else(|| not_found(name))?;
+        let property = |(name, on): (String, Value)| json!({ "name": name, "type": "bool", "default-value": on });
+        return Ok(processors::features(&model).into_iter().map(property).collect());
+    }
+    let keys = model_keys(name).ok_or_else(|| not_found(name))?;
+    let property = |(key, about): &(&str, &str)| json!({ "name": key, "type": "str", "description": about });
+    Ok(keys.iter().map(property).collect())
+}
+
+fn tree(call: &mut Call<'_>) -> Outcome {
+    let root = root(call);
+    let path = call.text("path").unwrap_or("/machine");
+    let node = resolve(&root, path)?;
+    let mut text = String::new();
+    node.show(path.trim_matches('/'), 0, &mut text);
+    Ok(text.into())
+}
