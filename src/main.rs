@@ -40,7 +40,9 @@ fn main() -> ExitCode {
         }
         Err(e) => return fail(&program, &e.to_string()),
     };
-    match run(*config) {
+    let ended = run(*config);
+    monitor::settle();
+    match ended {
         Ok(status) => {
             chardev::finish();
             // Statuses are bytes; `isa-debug-exit` gives 8 bits too.

@@ -149,6 +149,22 @@ impl IoApic {
         Arc::new(Self { apics, state: Mutex::new(Volatile::power_on()), raised: RaiseCounts::default() })
     }
 
+    /// The registers in the lines that `info pic` has in QEMU.
+    pub fn show(&self) -> String {
+        let Volatile { id, select, entries, lines } = self.lock().clone();
+        let mut text = format!("ioapic0: ver={:#04x} id={id:#04x} sel={select:#04x}\n", VERSION & 0xFF);
+        for (pin, entry) in entries.iter().enumerate() {
+            text += &show_entry(pin, *entry);
+        }
+        let list = |bits: u32| {
+            let pins: Vec<String> = (0..PINS).filter(|pin| bits >> pin & 1 != 0).map(|pin| pin.to_string()).collect();
+            if pins.is_empty() { "(none)".to_owned() } else { pins.join(" ") }
+        };
+        let remote = entries.iter().enumerate().filter(|(_, entry)| *entry & entry::REMOTE_IRR != 0);
+        let remote = remote.fold(0, |bits, (pin, _)| bits | 1 << pin);
+        text + &format!("  IRR      {}\n  Remote IRR {}\n", list(lines), list(remote))
+    }
+
     /// How often each input rose since the machine started.
     pub fn raised(&self) -> [u64; PINS] {
         self.raised.counts()
@@ -167,6 +183,23 @@ impl IoApic {
             }
         }
     }
+}
+
+/// A redirection entry (82093AA 3.2.4).
+fn show_entry(pin: usize, entry: u64) -> String {
+    const MODES: [&str; 8] = ["fixed", "lowest", "SMI", "...", "NMI", "INIT", "...", "ExtINT"];
+    let logical = entry >> 11 & 1 != 0;
+    let destination = entry >> 56 & if logical { 0xFF } else { 0xF };
+    let bit = |at: u32, on: &'static str, off: &'static str| if entry >> at & 1 != 0 { on } else { off };
+    let mode = MODES.get((entry >> 8 & 7) as usize).copied().unwrap_or_default();
+    format!(
+        "  pin {pin:<2} {entry:#018x} dest={destination:x} vec={:<3} {} {:5} {:6} {mode:6} {}\n",
+        entry & 0xFF,
+        bit(13, "active-lo", "active-hi"),
+        bit(15, "level", "edge"),
+        bit(16, "masked", ""),
+        if logical { "logical" } else { "physical" }
+    )
 }
 
 impl IrqSink for IoApic {
@@ -375,6 +408,15 @@ mod tests {
         let mut out = Inspector::new();
         ioapic.inspect(&mut out);
         assert!(out.lines().iter().any(|line| line.starts_with("pin 11 = ") && line.ends_with("c041")));
+    }
+
+    #[test]
+    fn people_see_qemus_lines() {
+        assert_eq!(
+            show_entry(3, entry::MASKED),
+            "  pin 3  0x0000000000010000 dest=0 vec=0   active-hi edge  masked fixed  physical\n"
+        );
+        assert!(show_entry(10, 0x0300_0000_0000_8931).contains("dest=3 vec=49  active-hi level        lowest logical"));
     }
 
     #[test]

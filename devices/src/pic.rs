@@ -370,6 +370,21 @@ impl Pic {
         vector
     }
 
+    /// The registers in the lines that `info pic` has in QEMU.
+    pub fn show(&self) -> String {
+        let chips = locked(&self.state).chips;
+        let line = |(number, chip): (usize, &Chip)| {
+            let Chip { irr, imr, isr, highest, vector_base, read_isr, elcr, special_fully_nested, .. } = *chip;
+            format!(
+                "pic{number}: irr={irr:02x} imr={imr:02x} isr={isr:02x} hprio={highest} irq_base={vector_base:02x} \
+                 rr_sel={} elcr={elcr:02x} fnm={}\n",
+                u8::from(read_isr),
+                u8::from(special_fully_nested)
+            )
+        };
+        chips.iter().enumerate().rev().map(line).collect()
+    }
+
     /// How often each input rose since the machine started.
     pub fn raised(&self) -> [u64; 16] {
         self.raised.counts()

@@ -303,7 +303,9 @@ pub trait MediumDrive: Send + Sync {
     /// Tells the guest that the user would like to have the medium.
     fn ask(&self);
     /// Opens or closes the tray, the medium in it; the guest is not asked. `false`: there is no tray.
-    fn set_tray(&self, open: bool) -> bool;
+    fn set_tray(&self, _open: bool) -> bool {
+        false
+    }
 }
 
 /// Work of a device that does not belong on a vCPU's thread: what a doorbell calls, on the I/O thread.

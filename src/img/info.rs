@@ -97,15 +97,11 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
     Ok(0)
 }
 
-/// All about an open image, as `info --output=json` tells it, but for what lies below it.
+/// All about an open image, as `info --output=json` tells it.
 pub fn describe(filename: &str, image: &Image) -> Value {
     // A temporary image has no name that it could be looked up by.
     let actual_size = allocated(Path::new(file_of(image).name())).unwrap_or(0);
-    let mut value = machine(&facts(filename.to_owned(), image, actual_size));
-    if let Some(members) = value.as_object_mut() {
-        members.remove("children");
-    }
-    value
+    machine(&facts(filename.to_owned(), image, actual_size))
 }
 
 fn machine(facts: &Facts) -> Value {

@@ -5,9 +5,12 @@ use crate::cli;
 use crate::cli::config::Actions;
 use crate::cli::config::network::{NetdevKind, NicModel, NicSpec};
 use crate::gdb;
-use crate::monitor::{Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, RunState, Topic};
+use crate::monitor::{
+    Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, Pointer, RunState, Topic,
+};
 use crate::net::Netdev;
 use brolga_devices::bus::Space;
+use brolga_devices::i8042::{Key, MouseMove};
 use brolga_devices::state::Inspector;
 use brolga_jit::{CheckStats, Registers, TierStats};
 use crossbeam_channel::bounded;
@@ -136,6 +139,20 @@ impl MonitorHost for Machine {
         self.press_keys(keys, hold);
     }
 
+    fn key(&self, key: u16, down: bool) {
+        self.pc.i8042.key(Key(key), down);
+    }
+
+    fn point(&self, pointer: Pointer) {
+        let Pointer { right, down, wheel, press, release } = pointer;
+        let buttons = {
+            let mut buttons = self.mouse_buttons.lock().unwrap_or_else(PoisonError::into_inner);
+            *buttons = (*buttons & !release | press) & 0x1f;
+            *buttons
+        };
+        self.pc.i8042.mouse(MouseMove { dx: right, dy: down.saturating_neg(), dz: wheel, buttons });
+    }
+
     fn pci(&self) -> Vec<PciInfo> {
         self.pci_functions()
     }
@@ -200,7 +217,7 @@ impl MonitorHost for Machine {
                 self.pc.bus.inspect(&mut out);
                 Some(lines(&out))
             }
-            Topic::Pic => Some(self.controllers()),
+            Topic::Pic => Some(self.pc.ioapic.show() + &self.pc.pic.show()),
             Topic::Roms => Some(self.roms()),
             Topic::Mtree => Some(self.map()),
             Topic::Jit => Some(self.engine_counters()),
@@ -301,13 +318,15 @@ impl Machine {
         let memory = ranges.iter().filter(|r| r.space == Space::Memory);
         rows.extend(memory.map(|r| (r.base, r.last, r.name.as_str())));
         rows.sort_unstable();
-        let mut text = String::from("memory\n");
+        let mut text =
+            String::from("address-space: memory\n  0000000000000000-ffffffffffffffff (prio 0, i/o): system\n");
         for (first, last, name) in rows {
-            let _ = writeln!(text, "  {first:016x}-{last:016x}: {name}");
+            let kind = if matches!(name, "ram" | "rom") { name } else { "i/o" };
+            let _ = writeln!(text, "    {first:016x}-{last:016x} (prio 0, {kind}): {name}");
         }
-        text.push_str("I/O\n");
+        text.push_str("\naddress-space: I/O\n  0000000000000000-000000000000ffff (prio 0, i/o): io\n");
         for r in ranges.iter().filter(|r| r.space == Space::Port) {
-            let _ = writeln!(text, "  {:016x}-{:016x}: {}", r.base, r.last, r.name);
+            let _ = writeln!(text, "    {:016x}-{:016x} (prio 0, i/o): {}", r.base, r.last, r.name);
         }
         text
     }

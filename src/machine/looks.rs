@@ -3,10 +3,8 @@
 use super::Machine;
 use crate::cli::config::{CharId, DeviceSpec};
 use crate::monitor::{PciInfo, PciRegion};
-use brolga_devices::bus::Device;
 use brolga_devices::i8042::Key;
 use brolga_devices::pci::bar::{BarKind, Region};
-use brolga_devices::state::Inspector;
 use serde_json::json;
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -179,16 +177,6 @@ impl Machine {
             [0, read(apic::TPR), read(apic::DFR) >> 28, read(apic::LDR) >> 24, read(apic::PPR)];
         let _ = writeln!(text, "\nTPR {task:#04x} DFR {format:#04x} LDR {logical:#04x} PPR {priority:#04x}");
         Some(text)
-    }
-
-    /// The interrupt controllers' registers.
-    pub(super) fn controllers(&self) -> String {
-        let mut out = Inspector::new();
-        let controllers: [&dyn Device; 3] = [&*self.pc.pic, &*self.pc.ioapic, &*self.pc.apics];
-        for device in controllers {
-            out.group(device.name(), |out| device.inspect(out));
-        }
-        out.lines().iter().map(|line| format!("{line}\n")).collect()
     }
 }
 

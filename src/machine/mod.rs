@@ -112,6 +112,8 @@ pub struct Machine {
     placed: Mutex<Vec<Placed>>,
     /// Itself, for threads that are started later.
     this: OnceLock<Weak<Machine>>,
+    /// Buttons of the mouse that are pressed.
+    mouse_buttons: Mutex<u8>,
     /// A gdb server was started.
     debugged: AtomicBool,
     /// How the last dump went, and its bytes.
@@ -236,6 +238,7 @@ impl Machine {
             listener: Mutex::default(),
             placed: Mutex::default(),
             this: OnceLock::new(),
+            mouse_buttons: Mutex::default(),
             debugged: AtomicBool::new(config.debugger.is_some()),
             last_dump_file: Mutex::default(),
         };

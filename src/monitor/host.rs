@@ -128,6 +128,21 @@ pub enum Topic {
     Usernet,
 }
 
+/// What a mouse does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pointer {
+    /// Movement to the right.
+    pub right: i32,
+    /// Movement downwards.
+    pub down: i32,
+    /// Wheel, towards the user.
+    pub wheel: i32,
+    /// Buttons that are pressed: bits 0 to 4 are left, right, middle, side, extra.
+    pub press: u8,
+    /// Buttons that are let go.
+    pub release: u8,
+}
+
 /// A drive.
 #[derive(Clone, Debug, Default)]
 pub struct DriveInfo {
@@ -298,6 +313,10 @@ pub trait MonitorHost: Send + Sync {
     fn port_write(&self, port: u16, size: u8, value: u32);
     /// Presses keys (set 1 codes) in order and lets them go in the opposite one after `hold`. Returns at once.
     fn press(&self, keys: Vec<u16>, hold: Duration);
+    /// Presses a key (set 1 code) or lets it go.
+    fn key(&self, key: u16, down: bool);
+    /// Moves the mouse and its buttons.
+    fn point(&self, pointer: Pointer);
     /// PCI functions.
     fn pci(&self) -> Vec<PciInfo>;
     /// Drives.

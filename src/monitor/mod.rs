@@ -22,9 +22,9 @@ mod types;
 pub use events::Events;
 pub use host::{
     CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, MediumChange, MediumInfo, MonitorHost, PciInfo,
-    PciRegion, RunState, Topic,
+    PciRegion, Pointer, RunState, Topic,
 };
-pub use qmp::Qmp;
+pub use qmp::{Qmp, settle};
 
 use crate::chardev::{CharPort, FocusListener};
 use crate::cli::config::Config;

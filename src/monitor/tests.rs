@@ -16,6 +16,7 @@ use std::time::Duration;
 struct Fake {
     done: Mutex<Vec<Control>>,
     keys: Mutex<Vec<u16>>,
+    pointers: Mutex<Vec<Pointer>>,
     ports: Mutex<Vec<(u16, u8, u32)>>,
     actions: Mutex<Actions>,
     order: Mutex<String>,
@@ -88,6 +89,12 @@ impl MonitorHost for Fake {
     }
     fn press(&self, keys: Vec<u16>, _hold: Duration) {
         self.keys.lock().unwrap().extend(keys);
+    }
+    fn key(&self, key: u16, down: bool) {
+        self.keys.lock().unwrap().push(key | if down { 0 } else { 0x8000 });
+    }
+    fn point(&self, pointer: Pointer) {
+        self.pointers.lock().unwrap().push(pointer);
     }
     fn pci(&self) -> Vec<PciInfo> {
         let mut config = vec![0; 64];
@@ -254,6 +261,9 @@ fn keys_and_ports() {
     assert_eq!(say_to(&host, "sendkey 0x1e"), "");
     assert_eq!(*host.keys.lock().unwrap(), [0x1d, 0x38, 0x3b, 0x1e]);
     assert_eq!(say_to(&host, "sendkey zzz"), "Error: invalid parameter: zzz\n");
+    assert_eq!(say_to(&host, "mouse_move 5 -3") + &say_to(&host, "mouse_button 5"), "");
+    let moved = Pointer { right: 5, down: -3, ..Pointer::default() };
+    assert_eq!(*host.pointers.lock().unwrap(), [moved, Pointer { press: 3, release: !3, ..Pointer::default() }]);
     assert_eq!(say_to(&host, "i 0x64"), "portb[0x0064] = 0x64\n");
     assert_eq!(say_to(&host, "i /w 0x3f8"), "portl[0x03f8] = 0xabcd03f8\n");
     assert_eq!(say_to(&host, "i 0x70 0x0f"), "portb[0x0070[0x0f]] = 0x71\n");
@@ -296,7 +306,7 @@ fn memory_is_saved_to_files() {
     assert_eq!(say(&format!("memsave 0x11ff8 16 \"{name}\"")), "");
     assert_eq!(std::fs::read(&path).unwrap()[8..], [0, 1, 2, 3, 4, 5, 6, 7]);
     assert!(say(&format!("memsave 0 16 {name}")).contains("Invalid addr"));
-    assert!(say(&format!("pmemsave 0 -1 {name}")).contains("there is no more memory"));
+    assert!(say(&format!("pmemsave 0 0xffffffffffffffff {name}")).contains("there is no more memory"));
     assert_eq!(say(&format!("dump-guest-memory {name}")), "");
     let dump = std::fs::read(&path).unwrap();
     assert_eq!(dump[..5], *b"\x7fELF\x02");

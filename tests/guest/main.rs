@@ -18,6 +18,7 @@ mod peripherals;
 mod ports;
 mod power;
 mod processors;
+mod qmp;
 mod rescue;
 mod root;
 mod services;

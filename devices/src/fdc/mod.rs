@@ -382,10 +382,6 @@ impl MediumDrive for Slot {
     }
 
     fn ask(&self) {}
-
-    fn set_tray(&self, _open: bool) -> bool {
-        false
-    }
 }
 
 impl Device for Fdc {

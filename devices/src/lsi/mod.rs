@@ -385,6 +385,11 @@ impl MediumDrive for Drive {
     fn ask(&self) {
         self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.eject_requested()));
     }
+
+    fn set_tray(&self, open: bool) -> bool {
+        self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.move_tray(open)));
+        true
+    }
 }
 
 impl WorkTarget for Lsi {
@@ -464,6 +469,10 @@ impl PciFunction for Lsi {
         self.endpoint.write(offset, size, value);
         self.update(&locked(&self.state));
         self.flush();
+    }
+
+    fn regions(&self) -> Vec<crate::pci::bar::Region> {
+        self.endpoint.regions()
     }
 }
 

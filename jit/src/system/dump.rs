@@ -22,7 +22,7 @@ impl Cpu {
         let _ = writeln!(out, "CR0={:08x} CR2={:0w$x} CR3={:0w$x} CR4={:08x}", s.cr0, s.cr2, s.cr3, s.cr4);
         let _ = writeln!(
             out,
-            "DR0={:0w$x} DR1={:0w$x} DR2={:0w$x} DR3={:0w$x}\nDR6={:0w$x} DR7={:0w$x}",
+            "DR0={:016x} DR1={:016x} DR2={:016x} DR3={:016x}\nDR6={:016x} DR7={:016x}",
             s.dr[0], s.dr[1], s.dr[2], s.dr[3], s.dr[6], s.dr[7]
         );
         let _ = writeln!(out, "EFER={:016x}", s.efer);
@@ -35,12 +35,17 @@ impl Cpu {
             !s.x87.tags,
             s.mxcsr
         );
-        for n in 0..16 {
-            let end = if n & 1 == 1 { "\n" } else { " " };
+        let end = |n: usize| if n & 1 == 1 { "\n" } else { " " };
+        for (n, value) in s.x87.regs.iter().enumerate() {
+            let (mantissa, exponent) = (*value as u64, (*value >> 64) as u16);
+            let _ = write!(out, "FPR{n}={mantissa:016x} {exponent:04x}{}", end(n));
+        }
+        let halves = |value: u128| format!("{:016x} {:016x}", (value >> 64) as u64, value as u64);
+        for n in 0..if long { 16 } else { 8 } {
             let _ = if s.mode & mode::AVX != 0 {
-                writeln!(out, "YMM{n:02}={:032x} {:032x}", s.vecs[HIGH + n], s.vecs[n])
+                writeln!(out, "YMM{n:02}={} {}", halves(s.vecs[HIGH + n]), halves(s.vecs[n]))
             } else {
-                write!(out, "XMM{n:02}={:032x}{end}", s.vecs[n])
+                write!(out, "XMM{n:02}={}{}", halves(s.vecs[n]), end(n))
             };
         }
         out
@@ -81,10 +86,12 @@ impl Cpu {
         let (name, w) = if long { ("RIP", 16) } else { ("EIP", 8) };
         let _ = writeln!(
             out,
-            "{name}={:0w$x} {}FL={f:08x} [{letters}] CPL={} HLT={}",
+            "{name}={:0w$x} {}FL={f:08x} [{letters}] CPL={} II={} A20={} SMM=0 HLT={}",
             self.state.rip,
             &name[..1],
             self.state.cpl(),
+            u8::from(self.state.shadow != 0),
+            self.shared.address_lines() >> 20 & 1,
             self.state.halted as u8
         );
     }
@@ -142,8 +149,12 @@ mod tests {
     fn a_dump_names_the_reset_state() {
         let cpu = machine();
         let text = cpu.dump();
-        assert!(text.contains("EIP=0000fff0 EFL=00000002 [-------] CPL=0 HLT=0"), "{text}");
+        assert!(text.contains("EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0"), "{text}");
         assert!(text.contains("CS =f000 ffff0000 0000ffff 00009b00 DPL=0 CS16 [-RA]"), "{text}");
         assert!(text.contains("CR0=60000010"), "{text}");
+        assert!(
+            text.contains("FPR0=0000000000000000 0000 FPR1=")
+                && text.contains("XMM07=0000000000000000 0000000000000000\n")
+        );
     }
 }

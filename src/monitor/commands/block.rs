@@ -29,7 +29,6 @@ static IMAGE: Object = Object::new(
         optional("backing-filename-format", Ty::Str),
         optional("snapshots", Ty::Array(&Ty::Any)),
         optional("format-specific", Ty::Any),
-        optional("children", Ty::Any),
     ],
 );
 static INSERTED: Object = Object::new(
@@ -123,7 +122,8 @@ pub static TABLE: &[Command] = &[
         .show(show_statistics),
     Command::qmp("query-named-block-nodes", "images that are in use", |call| {
         let drives = call.host.drives();
-        Ok(drives.iter().filter_map(|drive| drive.medium.as_ref()).map(inserted).collect())
+        let media = drives.iter().filter_map(|drive| drive.medium.as_ref());
+        Ok(media.flat_map(|medium| [inserted(medium), file(medium)]).collect())
     })
     .args(&[opt("flat", Ty::Bool, Place::Absent)])
     .returns(Ty::Array(&Ty::Object(&INSERTED))),
@@ -175,6 +175,11 @@ fn cache(medium: &MediumInfo) -> Value {
 }
 
 fn inserted(medium: &MediumInfo) -> Value {
+    let mut image = medium.image.clone();
+    if let Some(members) = image.as_object_mut() {
+        // Told as an image of its own.
+        members.remove("children");
+    }
     let mut info = json!({
         "file": medium.file,
         "node-name": medium.node,
@@ -184,7 +189,7 @@ fn inserted(medium: &MediumInfo) -> Value {
         "encrypted": false,
         "detect_zeroes": medium.detect_zeroes,
         "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
-        "image": medium.image,
+        "image": image,
         "cache": cache(medium),
         "write_threshold": 0,
         "active": true,
@@ -193,6 +198,13 @@ fn inserted(medium: &MediumInfo) -> Value {
         info["backing_file"] = backing.clone();
     }
     info
+}
+
+/// The file that an image lies in, as an image of its own.
+fn file(medium: &MediumInfo) -> Value {
+    let image = medium.image["children"][0]["info"].clone();
+    let below = MediumInfo { image, format: "file", node: format!("{}-file", medium.node), depth: 0, ..medium.clone() };
+    inserted(&below)
 }
 
 fn query_block(call: &mut Call<'_>) -> Outcome {

@@ -1,7 +1,8 @@
-//! Keys that are pressed for the guest.
+//! Keys that are pressed and mice that are moved for the guest.
 
 use crate::monitor::call::Call;
 use crate::monitor::fault::Fault;
+use crate::monitor::host::Pointer;
 use crate::monitor::qcode;
 use crate::monitor::table::{Command, Outcome, Place, arg, opt};
 use crate::monitor::types::{Enum, Object, Ty, member};
@@ -24,7 +25,36 @@ static MOUSE: Object = Object::new(
     &[member("name", Ty::Str), member("index", Ty::Int), member("current", Ty::Bool), member("absolute", Ty::Bool)],
 );
 
+static BUTTONS: Enum =
+    Enum { name: "InputButton", values: &["left", "middle", "right", "wheel-up", "wheel-down", "side", "extra"] };
+static AXES: Enum = Enum { name: "InputAxis", values: &["x", "y"] };
+static EVENT_KINDS: Enum = Enum { name: "InputEventKind", values: &["key", "btn", "rel", "abs"] };
+static KEY_EVENT: Object = Object::new("InputKeyEvent", &[member("key", Ty::Object(&KEY)), member("down", Ty::Bool)]);
+static BUTTON_EVENT: Object =
+    Object::new("InputBtnEvent", &[member("button", Ty::Enum(&BUTTONS)), member("down", Ty::Bool)]);
+static MOVE_EVENT: Object = Object::new("InputMoveEvent", &[member("axis", Ty::Enum(&AXES)), member("value", Ty::Int)]);
+static KEY_WRAPPER: Object = Object::new("InputKeyEventWrapper", &[member("data", Ty::Object(&KEY_EVENT))]);
+static BUTTON_WRAPPER: Object = Object::new("InputBtnEventWrapper", &[member("data", Ty::Object(&BUTTON_EVENT))]);
+static MOVE_WRAPPER: Object = Object::new("InputMoveEventWrapper", &[member("data", Ty::Object(&MOVE_EVENT))]);
+static EVENT: Object = Object::new("InputEvent", &[member("type", Ty::Enum(&EVENT_KINDS))])
+    .with("type", &[("key", &KEY_WRAPPER), ("btn", &BUTTON_WRAPPER), ("rel", &MOVE_WRAPPER), ("abs", &MOVE_WRAPPER)]);
+
 pub static TABLE: &[Command] = &[
+    Command::qmp("input-send-event", "keys, buttons and movements one after the other", send_events).args(&[
+        opt("device", Ty::Str, Place::Absent),
+        opt("head", Ty::Int, Place::Absent),
+        arg("events", Ty::Array(&Ty::Object(&EVENT)), Place::Absent),
+    ]),
+    Command::hmp(&["mouse_move"], "send mouse move events", mouse_move).args(&[
+        arg("dx", Ty::Int, Place::Number),
+        arg("dy", Ty::Int, Place::Number),
+        opt("dz", Ty::Int, Place::Number),
+    ]),
+    Command::hmp(&["mouse_button"], "change mouse button state (1=L, 2=M, 4=R)", mouse_button).args(&[arg(
+        "state",
+        Ty::Int,
+        Place::LastNumber,
+    )]),
     Command::qmp("send-key", "press keys together and let them go", send_key)
         .args(&[arg("keys", Ty::Array(&Ty::Object(&KEY)), Place::Absent), opt("hold-time", Ty::Int, Place::Absent)]),
     Command::hmp(&["sendkey"], "send keys to the VM (e.g. 'sendkey ctrl-alt-f1', default hold time=100 ms)", sendkey)
@@ -47,22 +77,82 @@ fn press(call: &Call<'_>, keys: Vec<u16>, hold: Option<u64>) -> Outcome {
     Ok(Value::Null)
 }
 
+/// The code of a key by its name or number.
+fn code_of(key: &Value) -> Result<u16, Fault> {
+    let data = &key["data"];
+    let code = data.as_str().map_or_else(|| data.as_u64().and_then(qcode::of_number), qcode::find);
+    code.ok_or_else(|| Fault::new(format!("there is no key {data} on this keyboard")))
+}
+
 fn send_key(call: &mut Call<'_>) -> Outcome {
     let keys = call.get("keys").and_then(Value::as_array).into_iter().flatten();
-    let code = |key: &Value| {
-        let data = &key["data"];
-        match data.as_str() {
-            Some(name) => {
-                qcode::find(name).ok_or_else(|| Fault::new(format!("there is no key '{name}' on this keyboard")))
+    let keys = keys.map(code_of).collect::<Result<Vec<u16>, Fault>>()?;
+    press(call, keys, call.number("hold-time"))
+}
+
+/// Bits of buttons, as the mouse has them: left, right, middle, side, extra.
+fn button(name: &str) -> u8 {
+    match name {
+        "left" => 1,
+        "right" => 2,
+        "middle" => 4,
+        "side" => 8,
+        "extra" => 16,
+        _ => 0,
+    }
+}
+
+fn send_events(call: &mut Call<'_>) -> Outcome {
+    if let Some(device) = call.text("device") {
+        return Err(Fault::new(format!(
+            "Device '{device}' not found: events go to the keyboard and mouse without a name"
+        )));
+    }
+    let events = call.get("events").and_then(Value::as_array).cloned().unwrap_or_default();
+    // All or nothing: what cannot be sent is found out first.
+    let abs = events.iter().any(|event| event["type"] == "abs");
+    if abs {
+        return Err("Input handler not found for event type abs: there is no tablet".into());
+    }
+    for event in &events {
+        let data = &event["data"];
+        let down = data["down"] == true;
+        match event["type"].as_str().unwrap_or_default() {
+            "key" => call.host.key(code_of(&data["key"])?, down),
+            "btn" => {
+                let name = data["button"].as_str().unwrap_or_default();
+                let pointer = match (name, down) {
+                    ("wheel-up", true) => Pointer { wheel: -1, ..Pointer::default() },
+                    ("wheel-down", true) => Pointer { wheel: 1, ..Pointer::default() },
+                    (_, true) => Pointer { press: button(name), ..Pointer::default() },
+                    (_, false) => Pointer { release: button(name), ..Pointer::default() },
+                };
+                call.host.point(pointer);
             }
-            None => {
-                let code = data.as_u64().and_then(qcode::of_number);
-                code.ok_or_else(|| Fault::new(format!("there is no key {data} on this keyboard")))
+            _ => {
+                let by = data["value"].as_i64().unwrap_or(0).clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+                call.host.point(match data["axis"] == "x" {
+                    true => Pointer { right: by, ..Pointer::default() },
+                    false => Pointer { down: by, ..Pointer::default() },
+                });
             }
         }
-    };
-    let keys = keys.map(code).collect::<Result<Vec<u16>, Fault>>()?;
-    press(call, keys, call.number("hold-time"))
+    }
+    Ok(Value::Null)
+}
+
+fn mouse_move(call: &mut Call<'_>) -> Outcome {
+    let by = |name: &str| call.number(name).map_or(0, |by| by as i64).clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+    call.host.point(Pointer { right: by("dx"), down: by("dy"), wheel: by("dz"), ..Pointer::default() });
+    Ok(Value::Null)
+}
+
+fn mouse_button(call: &mut Call<'_>) -> Outcome {
+    let state = call.needed("state")?;
+    let pressed = [(1, "left"), (2, "middle"), (4, "right")].into_iter().filter(|(bit, _)| state & bit != 0);
+    let press = pressed.fold(0, |bits, (_, name)| bits | button(name));
+    call.host.point(Pointer { press, release: !press, ..Pointer::default() });
+    Ok(Value::Null)
 }
 
 /// Names or numbers with `-` between them; `<` stands for the key itself.

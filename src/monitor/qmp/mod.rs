@@ -15,7 +15,9 @@ use crate::cli;
 use brolga_devices::services::{CharBackend, CharFrontend};
 use json::{Piece, Splitter};
 use serde_json::{Map, Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 /// Bytes taken at a time.
 const CHUNK: usize = 4096;
@@ -92,6 +94,7 @@ impl Qmp {
     }
 
     fn take(&self, piece: Piece) {
+        let under_way = UnderWay::begin();
         let message = match piece {
             Piece::Broken(why) => return self.send(&json!({ "error": Fault::new(why).to_json() })),
             Piece::Message(message) => message,
@@ -107,6 +110,7 @@ impl Qmp {
             response.insert("id".to_owned(), id);
         }
         self.send(&Value::Object(response));
+        drop(under_way);
         if let (Some(After::Quit), Some(host)) = (after, self.host.upgrade()) {
             host.control(super::Control::Quit);
         }
@@ -159,6 +163,34 @@ impl Qmp {
 
     fn greet(&self) {
         self.send(&json!({ "QMP": { "version": version(), "capabilities": ["oob"] } }));
+    }
+}
+
+/// Commands that are under way.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// A command that is under way, until it is answered.
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        COUNT.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        COUNT.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits a moment for commands that are under way: a guest may end while `cont` is still to be answered.
+pub fn settle() {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let start = Instant::now();
+    while COUNT.load(Ordering::SeqCst) != 0 && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
