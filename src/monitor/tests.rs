@@ -132,7 +132,7 @@ impl MonitorHost for Fake {
         (cpu == 0).then(|| "lapic".into())
     }
     fn memory_map(&self) -> Vec<Range<u64>> {
-        vec![0x1000..0x3000]
+        std::iter::once(0x1000..0x3000).collect()
     }
     fn while_paused(&self, work: &mut dyn FnMut() -> Result<u64, String>) -> Result<u64, String> {
         work()

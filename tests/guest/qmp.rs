@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ impl Client {
     }
 }
 
-fn boot(initramfs: &str, socket: &PathBuf, options: &[&str]) -> Guest {
+fn boot(initramfs: &str, socket: &Path, options: &[&str]) -> Guest {
     let qmp = format!("unix:{},server=on,wait=off", socket.display());
     let options: Vec<&str> = ["-no-reboot", "-qmp", &qmp].iter().chain(options).copied().collect();
     Boot::new("debian").initramfs(initramfs).append("quiet nokaslr").options(&options).to_shell()
@@ -187,6 +187,6 @@ fn reading_is_counted() {
     let _ = fs::remove_file(disc);
 }
 
-fn text(path: &PathBuf) -> &str {
+fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
