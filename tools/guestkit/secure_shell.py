@@ -8,8 +8,9 @@ import time
 
 from . import console
 
-BANNER_PATIENCE = 2
-"""Seconds that one try waits for sshd's first line."""
+BANNER_PATIENCE = (2, 15)
+"""Seconds that the first try and a late one wait for sshd's first line. Tries that were given up still cost a slow guest
+their share, and sshd turns others away while ten of them are unfinished (MaxStartups)."""
 
 
 def free_port():
@@ -30,10 +31,10 @@ class Shell:
         words = [word for pair in options.items() for word in ("-o", "=".join(pair))]
         self._command = ["ssh", "-i", os.fspath(key), "-p", str(port), *words, "root@127.0.0.1"]
 
-    def _banner(self):
+    def _banner(self, patience):
         """Whether sshd speaks."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=BANNER_PATIENCE) as stream:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=patience) as stream:
                 return stream.recv(4) == b"SSH-"
         except OSError:
             return False
@@ -41,9 +42,13 @@ class Shell:
     def wait(self, guest, seconds):
         """Wait until a login succeeds; seconds since the guest's start."""
         deadline = time.monotonic() + seconds
+        patience, longest = BANNER_PATIENCE
         while guest.runs():
-            if self._banner() and self._try():
+            begin = time.monotonic()
+            if self._banner(patience) and self._try():
                 return guest.clocks()[0]
+            if time.monotonic() - begin >= patience:
+                patience = min(2 * patience, longest)
             if time.monotonic() > deadline:
                 raise console.GuestFailed(f"no login by ssh within {seconds:.0f} s; {guest.last_words()}")
             time.sleep(0.25)
