@@ -22,6 +22,7 @@ impl Lower<'_, '_> {
         let operand = self.int(i.a);
         let d = if signed { self.sext(ty, operand) } else { self.zext(ty, operand) };
         let (n, fits) = self.dividend(ty, signed, d);
+        self.settle();
         let (fast, slow, on) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         self.b.set_cold_block(slow);
         self.b.ins().brif(fits, fast, &[], slow, &[]);
@@ -42,6 +43,7 @@ impl Lower<'_, '_> {
         let (q, r) = (self.zext(ty, q), self.zext(ty, r));
         self.set(reg::RAX as u16, q);
         self.set(reg::RDX as u16, r);
+        self.settle();
         self.b.ins().jump(on, &[]);
 
         self.b.switch_to_block(on);

@@ -7,12 +7,13 @@ use crate::mmu::ram::PAGE_SIZE;
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS, jump_slot, mode};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::{self as clif, BlockArg, InstBuilder, Value};
 use std::mem::offset_of;
 
 impl Lower<'_, '_> {
     /// Leaves through a thunk; RIP is in the state.
     pub(super) fn exit(&mut self, t: Thunk) {
+        self.settle();
         let f = self.thunk(t);
         self.b.ins().return_call(f, &[self.env]);
     }
@@ -23,12 +24,16 @@ impl Lower<'_, '_> {
         self.b.set_cold_block(out);
         self.b.ins().brif(cond, out, &[], on, &[]);
         self.b.switch_to_block(out);
+        // What is stored there is not stored where the code goes on.
+        let (unsettled, unseen) = (self.unsettled, self.unseen);
         cold(self);
+        (self.unsettled, self.unseen) = (unsettled, unseen);
         self.b.switch_to_block(on);
     }
 
     /// Does `cold` in a block of its own if `cond` is not zero, and goes on.
     pub(super) fn beside(&mut self, cond: Value, cold: impl FnOnce(&mut Self)) {
+        self.settle();
         let (out, on) = (self.b.create_block(), self.b.create_block());
         self.b.set_cold_block(out);
         self.b.ins().brif(cond, out, &[], on, &[]);
@@ -56,6 +61,7 @@ impl Lower<'_, '_> {
     /// Enters guest block `n` unless a request is pending: at the region's entry and on back edges.
     pub(super) fn enter_checked(&mut self, n: usize) {
         let rip = self.region.blocks[n].rip;
+        let arguments = self.arguments(n);
         let m = self.state_mem;
         let word = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, requests) as i32);
         let pending = self.b.ins().atomic_load(I32, m, word);
@@ -65,11 +71,12 @@ impl Lower<'_, '_> {
             this.exit(Thunk::ExitRequest);
         });
         let target = self.blocks[n];
-        self.b.ins().jump(target, &[]);
+        self.b.ins().jump(target, &arguments);
     }
 
     /// Goes to a known RIP.
     pub(super) fn jump_to(&mut self, rip: u64) {
+        self.settle();
         if let Some(n) = self.by_rip.get(&rip).copied() {
             if self.wrote_behind {
                 self.exit_if_stale(rip);
@@ -77,8 +84,8 @@ impl Lower<'_, '_> {
             if n <= self.current {
                 self.enter_checked(n);
             } else {
-                let target = self.blocks[n];
-                self.b.ins().jump(target, &[]);
+                let (target, arguments) = (self.blocks[n], self.arguments(n));
+                self.b.ins().jump(target, &arguments);
             }
             return;
         }
@@ -121,6 +128,7 @@ impl Lower<'_, '_> {
     /// Goes to `rip` through the entry of the jump cache at byte offset `entry`, or to the dispatcher, which is told that
     /// the branch is `from`.
     fn jump_through_cache(&mut self, rip: Value, entry: Value, from: Option<u64>) {
+        self.settle();
         let m = self.state_mem;
         self.b.ins().store(m, rip, self.env, offset_of!(CpuState, rip) as i32);
         // Only flat code segments are entered in the cache: others are told apart by their base, which it lacks.
@@ -163,21 +171,28 @@ impl Lower<'_, '_> {
 
     pub(super) fn branch(&mut self, block: &Block, i: &Inst) {
         let cond = self.truth(i.a);
+        self.settle();
         let (taken, other) = (i.imm as u64, block.end_rip());
-        let forward = |this: &Self, rip: u64| {
-            this.by_rip.get(&rip).copied().filter(|n| *n > this.current && !this.wrote_behind).map(|n| this.blocks[n])
+        let forward = |this: &mut Self, rip: u64| {
+            let n = this.by_rip.get(&rip).copied().filter(|n| *n > this.current && !this.wrote_behind)?;
+            Some((this.blocks[n], this.arguments(n)))
         };
         let (to_taken, to_other) = (forward(self, taken), forward(self, other));
-        let taken_block = to_taken.unwrap_or_else(|| self.b.create_block());
-        let other_block = to_other.unwrap_or_else(|| self.b.create_block());
-        self.b.ins().brif(cond, taken_block, &[], other_block, &[]);
-        if to_taken.is_none() {
-            self.b.switch_to_block(taken_block);
-            self.jump_to(taken);
-        }
-        if to_other.is_none() {
-            self.b.switch_to_block(other_block);
-            self.jump_to(other);
+        // A way that needs more than a jump has it in a block of its own.
+        let way = |this: &mut Self, to: &Option<(clif::Block, Vec<BlockArg>)>| match to {
+            Some(to) => to.clone(),
+            None => (this.b.create_block(), Vec::new()),
+        };
+        let (taken_block, taken_arguments) = way(self, &to_taken);
+        let (other_block, other_arguments) = way(self, &to_other);
+        self.b.ins().brif(cond, taken_block, &taken_arguments, other_block, &other_arguments);
+        let values = self.values();
+        for (to, block, rip) in [(to_taken, taken_block, taken), (to_other, other_block, other)] {
+            if to.is_none() {
+                self.b.switch_to_block(block);
+                self.jump_to(rip);
+                self.resume(&values);
+            }
         }
     }
 

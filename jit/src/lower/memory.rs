@@ -5,7 +5,7 @@ use super::{Lower, Thunk};
 use crate::ir::op::RmwOp;
 use crate::ir::{Block, Inst, Op, Ty, mem};
 use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
-use crate::state::{CpuState, VECS};
+use crate::state::CpuState;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, InstructionData, Opcode, TrapCode, Value, ValueDef};
@@ -25,29 +25,25 @@ pub(super) enum Need {
 }
 
 impl Lower<'_, '_> {
-    /// Linear address of an operation: first operand plus constant.
-    pub(super) fn linear(&mut self, i: &Inst) -> Value {
-        let a = self.int(i.a);
-        if i.imm == 0 {
+    /// `a` plus a constant.
+    fn plus(&mut self, a: Value, n: i64) -> Value {
+        if n == 0 {
             return a;
         }
-        let c = self.iconst(i.imm);
-        self.b.ins().iadd(a, c)
+        let n = self.iconst(n);
+        self.b.ins().iadd(a, n)
     }
 
-    /// Host address of `bytes` bytes at `linear`. On a TLB miss, or for an access that crosses the page, is not aligned
+    /// Host address of `bytes` bytes at the operation's first operand plus its constant. On a TLB miss, or for an access that crosses the page, is not aligned
     /// as needed or goes to a device, the branch is taken, which leads to a miss stub.
-    pub(super) fn host(&mut self, linear: Value, bytes: u64, need: Need) -> Value {
+    pub(super) fn host(&mut self, base: Value, offset: i64, bytes: u64, need: Need) -> Value {
+        self.settle();
         self.b.ins().sequence_point();
+        let linear = self.plus(base, offset);
         let write = matches!(need, Need::Write | Need::Atomic | Need::WriteAligned);
         let aligned = matches!(need, Need::Atomic | Need::ReadAligned | Need::WriteAligned);
         let mask = if aligned { !0xfffu64 | (bytes - 1) } else { !0xfff };
-        let last = if aligned || bytes == 1 {
-            linear
-        } else {
-            let n = self.iconst(bytes as i64 - 1);
-            self.b.ins().iadd(linear, n)
-        };
+        let last = if aligned || bytes == 1 { linear } else { self.plus(base, offset.wrapping_add(bytes as i64 - 1)) };
         let m = self.iconst(mask as i64);
         let mut page = self.b.ins().band(last, m);
         if self.wide_constant(linear) {
@@ -67,7 +63,6 @@ impl Lower<'_, '_> {
         let miss = self.b.ins().icmp(IntCC::NotEqual, page, tag);
         let code = 1 + (write as u8 | (self.mmu as u8) << 1);
         self.b.ins().trapnz(miss, TrapCode::unwrap_user(code));
-        self.unseen = [None; VECS];
         let addend_offset = table + offset_of!(TlbEntry, addend) as i32;
         let addend = self.b.ins().load(I64, self.tlb_mem, entry, addend_offset);
         self.b.ins().iadd(linear, addend)
@@ -100,22 +95,24 @@ impl Lower<'_, '_> {
 
     pub(super) fn memory_op(&mut self, i: &Inst) {
         let bytes = i.ty.bytes() as u64;
-        let linear = self.linear_of(i);
+        // The atomics' constant is no displacement.
+        let offset = if matches!(i.op, Op::Rmw | Op::Cas) { 0 } else { i.imm };
+        let base = self.int(i.a);
         match i.op {
             Op::Load => {
                 let need = if i.c & mem::WRITE_INTENT != 0 { Need::Write } else { Need::Read };
-                let host = self.host(linear, bytes, need);
+                let host = self.host(base, offset, bytes, need);
                 let v = self.load_int(i.ty, host);
                 self.set(i.d, v);
             }
             Op::Store => {
-                let host = self.host(linear, bytes, Need::Write);
+                let host = self.host(base, offset, bytes, Need::Write);
                 let v = self.int(i.b);
                 let v = self.narrow(i.ty, v);
                 self.b.ins().store(self.guest_mem, v, host, 0);
             }
             Op::Rmw => {
-                let host = self.host(linear, bytes, Need::Atomic);
+                let host = self.host(base, offset, bytes, Need::Atomic);
                 let v = self.int(i.b);
                 let v = self.narrow(i.ty, v);
                 let op = match RmwOp::from_imm(i.imm) {
@@ -131,7 +128,7 @@ impl Lower<'_, '_> {
                 self.set(i.d, old);
             }
             _ => {
-                let host = self.host(linear, bytes, Need::Atomic);
+                let host = self.host(base, offset, bytes, Need::Atomic);
                 let (expected, new) = (self.int(i.b), self.int(i.c));
                 let (expected, new) = (self.narrow(i.ty, expected), self.narrow(i.ty, new));
                 let old = self.b.ins().atomic_cas(self.guest_mem, host, expected, new);
@@ -139,11 +136,6 @@ impl Lower<'_, '_> {
                 self.set(i.d, old);
             }
         }
-    }
-
-    /// The atomics' constant is no displacement.
-    fn linear_of(&mut self, i: &Inst) -> Value {
-        if matches!(i.op, Op::Rmw | Op::Cas) { self.int(i.a) } else { self.linear(i) }
     }
 
     pub(super) fn load_int(&mut self, ty: Ty, host: Value) -> Value {

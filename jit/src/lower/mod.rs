@@ -1,11 +1,12 @@
 //! From IR to host code through Cranelift. Only this module and [`crate::runtime`] know Cranelift's types.
 //!
-//! Shape of a compiled region (why: measured, see the README's notes on the engine): guest registers are SSA values inside
-//! a guest block and written through to `CpuState` at once, so the state is exact wherever an access may fault. The TLB
-//! check is a compare and a `trapnz`, which splits no CLIF block; its branch is pointed at a miss stub after compilation
+//! Shape of a compiled region (why: measured, see the README's notes on the engine): guest registers are SSA values, stored
+//! to `CpuState` before anything that may look there ([`Lower::settle`]), so the state is exact wherever an access may
+//! fault. The TLB check is a compare and a `trapnz`, which splits no CLIF block; its branch is pointed at a miss stub after compilation
 //! ([`crate::runtime::patch`]). Code outside the region is reached by tail calls.
 
 mod alu;
+mod carry;
 mod divide;
 mod exits;
 mod flags;
@@ -80,6 +81,13 @@ pub enum Thunk {
     VecToInt,
     /// `fn(cpu, op, d | a << 16 | imm8 << 32, integer)`.
     VecFromInt,
+}
+
+impl Thunk {
+    /// Works on its operands alone, without a look at the state.
+    fn is_pure(self) -> bool {
+        matches!(self, Self::PureHelper | Self::Condition | Self::AllFlags)
+    }
 }
 
 /// Number of thunks.
@@ -234,6 +242,15 @@ struct Known {
     floats: Option<(clif::Value, clif::Value)>,
 }
 
+/// Registers whose values are not in the state yet, one bit each. Their values are known.
+#[derive(Clone, Copy, Default)]
+struct Unsettled {
+    ints: u64,
+    vecs: u128,
+}
+
+const _: () = assert!(VALS <= 64 && VECS <= 128);
+
 /// Translates one region.
 struct Lower<'a, 'f> {
     b: &'a mut FunctionBuilder<'f>,
@@ -244,6 +261,8 @@ struct Lower<'a, 'f> {
     guest_mem: MemFlagsData,
     known: [Known; VALS],
     vecs: [Option<clif::Value>; VECS],
+    /// Registers whose values are not in the state yet.
+    unsettled: Unsettled,
     /// Floating-point results in registers whose stores nothing has looked at yet, see [`vector::sticky`].
     unseen: [Option<clif::Value>; VECS],
     flags: Option<flags::Live>,
@@ -251,6 +270,8 @@ struct Lower<'a, 'f> {
     /// CLIF block of each guest block, and the guest block by RIP.
     blocks: Vec<clif::Block>,
     by_rip: HashMap<u64, usize>,
+    /// Registers that each block takes as parameters.
+    taken: Vec<carry::Registers>,
     current: usize,
     mmu: usize,
     /// A helper ran in this guest instruction, which may have changed translated code, this too.
@@ -284,11 +305,13 @@ impl<'a, 'f> Lower<'a, 'f> {
             guest_mem: MemFlagsData::new().with_notrap().with_alias_region(Some(guest)),
             known: [Known::default(); VALS],
             vecs: [None; VECS],
+            unsettled: Unsettled::default(),
             unseen: [None; VECS],
             flags: None,
             thunks: [None; THUNKS],
             blocks,
             by_rip,
+            taken: Vec::new(),
             current: 0,
             mmu: ((mode & crate::state::mode::MMU) >> crate::state::mode::MMU_SHIFT) as usize,
             wrote_behind: false,
@@ -299,25 +322,33 @@ impl<'a, 'f> Lower<'a, 'f> {
     }
 
     fn region(&mut self) {
-        self.enter_checked(0);
         let region = self.region;
         let entry_needs = dead_flags::live_at_entry(&region.blocks);
         let sole = self.sole_predecessors();
-        let mut flags_after = vec![None; region.blocks.len()];
+        self.taken = carry::taken(&region.blocks, &sole);
+        self.declare_parameters();
+        self.enter_checked(0);
+        let mut after = Vec::with_capacity(region.blocks.len());
         for (n, block) in region.blocks.iter().enumerate() {
             self.b.switch_to_block(self.blocks[n]);
             self.current = n;
-            self.known = [Known::default(); VALS];
-            self.vecs = [None; VECS];
-            self.unseen = [None; VECS];
             self.x87_lent = false;
             // Values of a block dominate a block that is reached from it alone.
-            self.flags = sole[n].and_then(|p| flags_after[p]);
+            match sole[n].and_then(|p| after.get(p)) {
+                Some((values, flags)) => {
+                    self.resume(values);
+                    self.flags = *flags;
+                }
+                None => {
+                    self.take_parameters(n);
+                    self.flags = None;
+                }
+            }
             let out = self.flags_live_out(block, &entry_needs);
             let visible = dead_flags::visible(block, out);
             self.block(block, &visible);
             self.wrote_behind = false;
-            flags_after[n] = self.flags;
+            after.push((self.values(), self.flags));
         }
         self.b.seal_all_blocks();
     }
@@ -375,6 +406,7 @@ impl<'a, 'f> Lower<'a, 'f> {
         for k in &mut self.known[Val::TEMP0 as usize..] {
             *k = Known::default();
         }
+        self.drop_vector_temporaries();
     }
 
     fn rip_of(&self, block: &Block, i: &Inst) -> u64 {
@@ -419,16 +451,36 @@ impl<'a, 'f> Lower<'a, 'f> {
         if n == Val::NONE.0 { self.b.ins().iconst(I64, 0) } else { self.int(n) }
     }
 
-    /// Sets an integer, 64 clean bits; registers are written through.
+    /// Sets an integer, 64 clean bits.
     fn set(&mut self, n: u16, v: clif::Value) {
         if n == Val::NONE.0 {
             return;
         }
         let n = n as usize % VALS;
         self.known[n] = Known { value: Some(v), ..Known::default() };
-        if n < 16 {
-            self.b.ins().store(self.state_mem, v, self.env, val_offset(n));
+        if n < Val::TEMP0 as usize {
+            self.unsettled.ints |= 1 << n;
         }
+    }
+
+    /// Brings the state up to date: stores the registers that were set since the last time.
+    fn settle(&mut self) {
+        let Unsettled { mut ints, mut vecs } = std::mem::take(&mut self.unsettled);
+        while ints != 0 {
+            let n = ints.trailing_zeros() as usize;
+            ints &= ints - 1;
+            if let Some(v) = self.known[n].value {
+                self.b.ins().store(self.state_mem, v, self.env, val_offset(n));
+            }
+        }
+        while vecs != 0 {
+            let n = vecs.trailing_zeros() as usize;
+            vecs &= vecs - 1;
+            if let Some(v) = self.vecs[n] {
+                self.b.ins().store(self.state_mem, v, self.env, vector::vec_offset(n as u16));
+            }
+        }
+        self.unseen = [None; VECS];
     }
 
     /// A known RIP, 64 bits.
@@ -493,9 +545,11 @@ impl<'a, 'f> Lower<'a, 'f> {
     }
 
     fn call(&mut self, t: Thunk, args: &[clif::Value]) -> Option<clif::Value> {
+        if !t.is_pure() {
+            self.settle();
+        }
         let f = self.thunk(t);
         let call = self.b.ins().call(f, args);
-        self.unseen = [None; VECS];
         self.b.inst_results(call).first().copied()
     }
 }

@@ -8,7 +8,7 @@ use super::memory::Need;
 use super::{Lower, Thunk};
 use crate::ir::build::vec_bytes;
 use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
-use crate::ir::{Inst, Op, Ty, mem};
+use crate::ir::{Inst, Op, Ty, VVal, mem};
 use crate::state::{CpuState, HIGH, VECS};
 use cranelift_codegen::ir::types::{I8X16, I64, I64X2};
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
@@ -30,11 +30,21 @@ impl Lower<'_, '_> {
         v
     }
 
-    /// Sets a vector (I8X16); written through.
+    /// Sets a vector (I8X16).
     pub(super) fn set_vec(&mut self, n: u16, v: Value) {
         self.overwrite(n);
-        self.vecs[n as usize % VECS] = Some(v);
-        self.b.ins().store(self.state_mem, v, self.env, vec_offset(n));
+        let n = n as usize % VECS;
+        self.vecs[n] = Some(v);
+        self.unsettled.vecs |= 1 << n;
+    }
+
+    /// A guest instruction begins: nobody looks at the temporaries of the one before.
+    pub(super) fn drop_vector_temporaries(&mut self) {
+        for n in VVal::TEMP0..VECS as u16 {
+            self.overwrite(n);
+            self.vecs[n as usize] = None;
+        }
+        self.unsettled.vecs &= (1 << VVal::TEMP0) - 1;
     }
 
     /// A 64-bit value zero-extended to a vector.
@@ -148,10 +158,10 @@ impl Lower<'_, '_> {
     }
 
     fn vload(&mut self, i: &Inst) {
-        let linear = self.linear(i);
+        let base = self.int(i.a);
         let bytes = vec_bytes(i.ty);
         let need = if i.c & mem::ALIGNED != 0 { Need::ReadAligned } else { Need::Read };
-        let host = self.host(linear, bytes as u64, need);
+        let host = self.host(base, i.imm, bytes as u64, need);
         let v = match bytes {
             32 => {
                 let low = self.b.ins().load(I8X16, self.guest_mem, host, 0);
@@ -173,9 +183,9 @@ impl Lower<'_, '_> {
     }
 
     fn vstore(&mut self, i: &Inst) {
-        let linear = self.linear(i);
+        let base = self.int(i.a);
         let need = if i.c & mem::ALIGNED != 0 { Need::WriteAligned } else { Need::Write };
-        let host = self.host(linear, vec_bytes(i.ty) as u64, need);
+        let host = self.host(base, i.imm, vec_bytes(i.ty) as u64, need);
         let v = self.vec(i.b);
         if vec_bytes(i.ty) == 32 {
             let high = self.vec(i.b + HIGH as u16);
