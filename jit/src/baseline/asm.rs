@@ -15,9 +15,9 @@ pub const RSI: Reg = Reg(6);
 pub const RDI: Reg = Reg(7);
 pub const R8: Reg = Reg(8);
 
-/// A vector register. Two suffice: nothing is kept in them from one operation to the next.
+#[cfg(test)]
 pub const XMM0: Reg = Reg(0);
-/// See [`XMM0`].
+#[cfg(test)]
 pub const XMM1: Reg = Reg(1);
 
 /// A memory operand: base + (index << scale) + displacement.
@@ -488,6 +488,27 @@ impl Asm {
         });
         self.code.push(opcode);
         self.modrm(reg.0, &rm);
+    }
+
+    /// A vector instruction of 128 bits with a VEX prefix and three operands: `reg`, `first`, `rm` (SDM 2A, 2.3). `prefix`,
+    /// `map` and `wide` are those of the SSE form.
+    #[allow(clippy::too_many_arguments)]
+    pub fn vex(&mut self, prefix: u8, map: Map, opcode: u8, wide: bool, reg: Reg, first: Reg, rm: Reg) {
+        let pp = match prefix {
+            0x66 => 1,
+            0xf3 => 2,
+            0xf2 => 3,
+            _ => 0,
+        };
+        let (r, b, vvvv) = (!reg.0 >> 3 & 1, !rm.0 >> 3 & 1, !first.0 & 15);
+        if b == 1 && map == Map::M0f && !wide {
+            self.code.extend_from_slice(&[0xc5, r << 7 | vvvv << 3 | pp]);
+        } else {
+            let second = r << 7 | 1 << 6 | b << 5 | (map as u8 + 1);
+            self.code.extend_from_slice(&[0xc4, second, (wide as u8) << 7 | vvvv << 3 | pp]);
+        }
+        self.code.push(opcode);
+        self.modrm(reg.0, &rm.into());
     }
 }
 

@@ -131,7 +131,10 @@ impl Emit<'_> {
     pub(super) fn cold(&mut self) {
         for c in std::mem::take(&mut self.cold) {
             match c {
-                Cold::Miss { from, again, kind, rip } => self.miss(from, again, kind, rip),
+                Cold::Miss { from, again, kind, rip, vectors } => {
+                    let routine = if vectors { Target::MissVectors } else { Target::Miss };
+                    self.miss(from, again, kind, rip, routine);
+                }
                 Cold::Fault { from } => {
                     self.a.land(from);
                     self.leave_with(LEAVE_FAULT);
@@ -163,11 +166,11 @@ impl Emit<'_> {
 
     /// Fills the TLB and compares again; if there is nothing to fill, abandons the frame. The routine finds the RIP
     /// behind the jump that follows its call.
-    fn miss(&mut self, from: usize, again: usize, kind: u8, rip: u64) {
+    fn miss(&mut self, from: usize, again: usize, kind: u8, rip: u64, routine: Target) {
         self.a.land(from);
         self.a.push_imm8(kind);
         let at = self.a.call();
-        self.fixup(at, Target::Miss);
+        self.fixup(at, routine);
         let to = self.a.jmp();
         self.a.aim(to, again);
         self.a.code.extend_from_slice(&self.block.written(rip).to_le_bytes());

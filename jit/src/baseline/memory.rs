@@ -45,7 +45,7 @@ impl Emit<'_> {
         self.a.alu(Alu::Cmp, Ty::I64, RDX, Mem::indexed(RBX, RCX, table + tag as i32));
         let from = self.a.jcc(cc::NE);
         let kind = need.write as u8 | (self.mmu as u8) << 1;
-        self.cold.push(Cold::Miss { from, again, kind, rip: self.rip });
+        self.cold.push(Cold::Miss { from, again, kind, rip: self.rip, vectors: self.vectors.any() });
         self.a.load(Ty::I64, RCX, Mem::indexed(RBX, RCX, table + offset_of!(TlbEntry, addend) as i32));
         Mem::indexed(base, RCX, disp)
     }

@@ -3,7 +3,7 @@
 //! compiled again, in regions, by Cranelift.
 //!
 //! Shape of the code: RBX holds the CPU (plus [`BIAS`], so that the general registers are within reach of a byte
-//! displacement), values live in ten host registers within a block, guest registers are written through, and RAX, RCX and
+//! displacement), values live in ten host registers and the vector registers within a block, guest registers are written through, and RAX, RCX and
 //! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions
 //! ([`crate::lower`]), so both kinds of code lead to each other.
 
@@ -16,8 +16,10 @@ mod memory;
 mod regs;
 mod sse;
 mod vector;
+mod vregs;
 mod x87;
 
+use crate::helpers::vec::host_has_avx2;
 use crate::ir::op::Field;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::lower::Thunk;
@@ -26,6 +28,7 @@ use crate::state::{CpuState, VALS, mode};
 use asm::{Asm, Mem, RBX, RDI, Reg};
 use regs::Regs;
 use std::mem::offset_of;
+use vregs::VectorRegs;
 
 /// What RBX is ahead of the CPU's address.
 pub const BIAS: i32 = 120;
@@ -37,6 +40,8 @@ pub enum Target {
     Thunk(Thunk),
     /// Fills the TLB or abandons the frame.
     Miss,
+    /// The same, keeping the vector registers.
+    MissVectors,
 }
 
 /// A way out to known code on the same page: `pop rbp; jmp rel32`.
@@ -63,8 +68,9 @@ pub struct Code {
 
 /// What is emitted behind the block's code.
 enum Cold {
-    /// A TLB miss: displacement that leads here, offset of the comparison to repeat, kind, RIP of the instruction.
-    Miss { from: usize, again: usize, kind: u8, rip: u64 },
+    /// A TLB miss: displacement that leads here, offset of the comparison to repeat, kind, RIP of the instruction, and
+    /// whether vector registers hold something.
+    Miss { from: usize, again: usize, kind: u8, rip: u64, vectors: bool },
     /// Leaves with the pending fault.
     Fault { from: usize },
     /// Leaves before the instruction at `rip` with a code.
@@ -88,6 +94,9 @@ struct Emit<'a> {
     a: Asm,
     block: &'a Block,
     regs: Regs,
+    vectors: VectorRegs,
+    /// The host has AVX2.
+    avx: bool,
     /// What the host's flags stand for now.
     host: Option<HostFlags>,
     /// The host's flags are the guest's.
@@ -114,6 +123,8 @@ pub fn compile(block: &Block, heat: usize) -> Code {
         a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48) },
         block,
         regs: Regs::new(),
+        vectors: VectorRegs::new(),
+        avx: host_has_avx2(),
         host: None,
         fused: false,
         flags: None,
@@ -177,6 +188,7 @@ impl Emit<'_> {
                 self.start_insn(n);
             }
             self.regs.unlock();
+            self.vectors.unlock();
             n += self.inst(n, i, visible[n]);
         }
     }
@@ -186,6 +198,7 @@ impl Emit<'_> {
         let off = self.block.insts[n].off;
         self.rip = self.block.wrap(self.block.rip.wrapping_add(off as u64));
         self.regs.forget_temporaries();
+        self.vectors.forget_temporaries();
         if std::mem::take(&mut self.wrote_behind) {
             self.leave_if_stale(n.checked_sub(1).map_or(self.rip, |before| self.block.rip_after(before)));
         }
@@ -274,6 +287,9 @@ impl Emit<'_> {
             self.a.store(Ty::I64, val(n), r);
         }
         self.regs.called();
+        for (n, r) in self.vectors.called() {
+            self.store_vector(n, r);
+        }
         self.flags_clobbered();
     }
 

@@ -1,8 +1,9 @@
-//! Encodings of the vector operations that are one host instruction of SSE4.2 or below (SDM 2, opcode tables). The rest is
-//! called.
+//! Encodings of the vector operations that are one host instruction of SSE4.2 or below, and for hosts with AVX2 of their
+//! VEX forms and what came after (SDM 2, opcode tables). The rest is called.
 
 use super::asm::Map::{self, M0f, M3a, M38};
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use super::asm::Reg;
+use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 
 /// An instruction `op xmm0, xmm1[, imm8]`, or between a vector and a general register.
 #[derive(Clone, Copy, Debug)]
@@ -212,6 +213,94 @@ pub fn vec(op: VecOp) -> Option<Encoding> {
     }
 }
 
+/// What stands in the place of an operand that a VEX form does not have: the field must be all ones, which is register 0.
+pub const NO_OPERAND: Reg = Reg(0);
+
+/// The operation takes its second operand only.
+pub fn one_source(op: VecOp) -> bool {
+    use VecOp::*;
+    matches!(
+        op,
+        Sqrtps
+            | Sqrtpd
+            | Rcpps
+            | Rsqrtps
+            | Roundps
+            | Roundpd
+            | Movq
+            | Pshufd
+            | Pshuflw
+            | Pshufhw
+            | Phminposuw
+            | Pabsb
+            | Pabsw
+            | Pabsd
+            | Pmovsxbw
+            | Pmovsxbd
+            | Pmovsxbq
+            | Pmovsxwd
+            | Pmovsxwq
+            | Pmovsxdq
+            | Pmovzxbw
+            | Pmovzxbd
+            | Pmovzxbq
+            | Pmovzxwd
+            | Pmovzxwq
+            | Pmovzxdq
+            | Cvtdq2ps
+            | Cvtps2dq
+            | Cvttps2dq
+            | Cvtdq2pd
+            | Cvtpd2dq
+            | Cvttpd2dq
+            | Cvtps2pd
+            | Cvtpd2ps
+            | Vcvtph2ps
+            | Vcvtps2ph
+            | Aesimc
+            | Aeskeygenassist
+    )
+}
+
+/// `d = op(a, b)` with a VEX prefix, on a host with AVX2: prefix, map and opcode are those of the SSE form, if there is one.
+pub fn vex(op: VecOp) -> Option<Encoding> {
+    use VecOp::*;
+    let aes = || is_x86_feature_detected!("aes");
+    match op {
+        Vpermilps => plain(0x66, M38, 0x0c),
+        Vpermilpd => plain(0x66, M38, 0x0d),
+        Vpsrlvd => plain(0x66, M38, 0x45),
+        Vpsrlvq => wide(plain(0x66, M38, 0x45)),
+        Vpsravd => plain(0x66, M38, 0x46),
+        Vpsllvd => plain(0x66, M38, 0x47),
+        Vpsllvq => wide(plain(0x66, M38, 0x47)),
+        Vcmpps => with_imm(0x00, M0f, 0xc2),
+        Vcmppd => with_imm(0x66, M0f, 0xc2),
+        Vcmpss => with_imm(0xf3, M0f, 0xc2),
+        Vcmpsd => with_imm(0xf2, M0f, 0xc2),
+        Vcvtph2ps => plain(0x66, M38, 0x13),
+        Vcvtps2ph => with_imm(0x66, M3a, 0x1d),
+        Aesimc if aes() => plain(0x66, M38, 0xdb),
+        Aesenc if aes() => plain(0x66, M38, 0xdc),
+        Aesenclast if aes() => plain(0x66, M38, 0xdd),
+        Aesdec if aes() => plain(0x66, M38, 0xde),
+        Aesdeclast if aes() => plain(0x66, M38, 0xdf),
+        Aeskeygenassist if aes() => with_imm(0x66, M3a, 0xdf),
+        Pclmulqdq if is_x86_feature_detected!("pclmulqdq") => with_imm(0x66, M3a, 0x44),
+        // With a VEX prefix the other bits of the predicate would count.
+        Cmpps | Cmppd | Cmpss | Cmpsd => None,
+        op => vec(op),
+    }
+}
+
+/// A fused multiply-add (VEX).
+pub fn fma(op: FmaOp) -> Encoding {
+    let f = op.parts();
+    let kind = [8, 10, 12, 14, 6, 7][f.kind as usize] + f.scalar as u8;
+    let opcode = [0x90, 0xa0, 0xb0][f.order as usize] + kind;
+    Encoding { prefix: 0x66, map: M38, opcode, wide: f.double, imm: false }
+}
+
 /// Shifts of `xmm0` by an immediate: opcode and number in the opcode's group.
 pub fn shift(op: VecOp) -> Option<(u8, u8)> {
     Some(match op {
@@ -311,5 +400,37 @@ mod tests {
             assert_eq!(format!("{:?}", i.mnemonic()).to_lowercase(), op.name(), "{:02x?}", a.code);
             assert_eq!(i.len(), a.code.len());
         }
+    }
+
+    #[test]
+    fn each_vex_encoding_is_the_instruction_of_its_name() {
+        let mut checked = 0;
+        let named = VecOp::ALL.iter().filter_map(|op| Some((op.name(), vex(*op)?, one_source(*op))));
+        let fused = FmaOp::ALL.iter().map(|op| (op.name(), fma(*op), false));
+        for (name, e, one_source) in named.chain(fused) {
+            let mut a = Asm::default();
+            let first = if one_source { NO_OPERAND } else { Reg(9) };
+            a.vex(e.prefix, e.map, e.opcode, e.wide, Reg(10), first, Reg(3));
+            if e.imm {
+                a.byte(1);
+            }
+            let i = Decoder::with_ip(64, &a.code, 0, DecoderOptions::NONE).decode();
+            let want = if name.starts_with('v') { name.to_owned() } else { format!("v{name}") };
+            // Predicates with a name of their own are mnemonics of their own to formatters only.
+            assert_eq!(format!("{:?}", i.mnemonic()).to_lowercase(), want, "{:02x?}", a.code);
+            assert_eq!(i.len(), a.code.len());
+            let registers: Vec<usize> = (0..i.op_count())
+                .filter(|n| i.op_kind(*n) == iced_x86::OpKind::Register)
+                .map(|n| i.op_register(n).number())
+                .collect();
+            let expected: &[usize] = match (one_source, name) {
+                (_, "vcvtps2ph") => &[3, 10],
+                (true, _) => &[10, 3],
+                (false, _) => &[10, 9, 3],
+            };
+            assert_eq!(registers, expected, "{name}");
+            checked += 1;
+        }
+        assert!(checked > 200, "{checked}");
     }
 }

@@ -127,7 +127,7 @@ fn distance(a: &str, b: &str) -> usize {
 pub fn help() -> String {
     let mut out = String::from("Available CPUs:\n");
     for t in MODELS {
-        out.push_str(&format!("  {:<10} {}\n", t.name, t.description));
+        out.push_str(&format!("  {:<16} {}\n", t.name, t.description));
     }
     out.push_str("\nRecognized features (+feature, -feature, feature=on|off):\n");
     let mut line = String::new();

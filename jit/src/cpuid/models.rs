@@ -75,6 +75,10 @@ const MODERN: &[Feature] = &[
     MCDT_NO,
 ];
 
+/// Haswell's additions to Westmere, but for transactional memory.
+const HASWELL: &[Feature] =
+    &[XSAVE, XSAVEOPT, AVX, AVX2, FMA, F16C, MOVBE, LZCNT, BMI1, BMI2, RDRAND, FSGSBASE, SMEP, ERMS, INVPCID];
+
 /// All models; the first is the default.
 pub static MODELS: &[Template] = &[
     Template {
@@ -151,5 +155,21 @@ pub static MODELS: &[Template] = &[
         signature: (6, 44, 1),
         brand: "Westmere E56xx/L56xx/X56xx (Nehalem-C)",
         features: &[BASE32, V1, V2, WESTMERE, &[X2APIC, ARAT]],
+    },
+    Template {
+        name: "Haswell-noTSX",
+        description: "Haswell without TSX: x86-64-v3",
+        vendor: INTEL,
+        signature: (6, 60, 1),
+        brand: "Intel Core Processor (Haswell, no TSX)",
+        features: &[BASE32, V1, V2, WESTMERE, HASWELL, &[X2APIC, TSC_DEADLINE, ARAT]],
+    },
+    Template {
+        name: "Broadwell-noTSX",
+        description: "Broadwell without TSX: ADX and SMAP too",
+        vendor: INTEL,
+        signature: (6, 61, 2),
+        brand: "Intel Core Processor (Broadwell, no TSX)",
+        features: &[BASE32, V1, V2, WESTMERE, HASWELL, &[X2APIC, TSC_DEADLINE, ARAT, ADX, RDSEED, SMAP, PREFETCHW]],
     },
 ];

@@ -131,6 +131,28 @@ macro_rules! fma_ops {
 }
 fma_instructions! { fma_ops {} }
 
+/// What a fused multiply-add is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FmaParts {
+    /// Which operands are multiplied: 0 = 132 (a by c), 1 = 213 (b by a), 2 = 231 (b by c). The other one is added.
+    pub order: u8,
+    /// 0 = add, 1 = subtract, 2 and 3 = the same with the product negated, 4 and 5 = alternately.
+    pub kind: u8,
+    /// Double precision.
+    pub double: bool,
+    /// The lowest element only.
+    pub scalar: bool,
+}
+
+impl FmaOp {
+    /// What it is, from its place in the list.
+    pub fn parts(self) -> FmaParts {
+        let (order, n) = (self as u8 / 20, self as u8 % 20);
+        let kind = if n < 16 { n / 4 } else { 4 + (n - 16) / 2 };
+        FmaParts { order, kind, double: n & 1 != 0, scalar: n < 16 && n & 2 != 0 }
+    }
+}
+
 macro_rules! vec_ops {
     (plain { $($plain:tt)* } float { $($float:tt)* } { integer { $($integer:tt)* } float { $($other:tt)* } }) => {
         sub_ops! {

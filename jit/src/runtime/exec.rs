@@ -173,8 +173,8 @@ core::arch::global_asm!(
     "pop rax",
     "ret 16",
     // A TLB miss in baseline code: RBX is its CPU pointer, RDX the page, RCX the entry's offset. On the stack: return
-    // address, kind. Keeps the registers that values are in; no vector register holds any. The RIP stands behind the jump
-    // at the return address.
+    // address, kind. Keeps the registers that values are in; the other entry is for code with values in vector registers.
+    // The RIP stands behind the jump at the return address.
     ".globl brolga_fill",
     "brolga_fill:",
     "push rax",
@@ -209,6 +209,42 @@ core::arch::global_asm!(
     "mov rax, [rsp]",
     "mov rax, [rax + 5]",
     "jmp brolga_abandon",
+    ".globl brolga_fill_vectors",
+    "brolga_fill_vectors:",
+    "push rax",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "sub rsp, 264",
+    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+    "movups [rsp + 16 * \\n], xmm\\n",
+    ".endr",
+    "lea rdi, [rbx - {bias}]",
+    "mov rsi, rdx",
+    "mov rdx, rcx",
+    "mov rcx, [rsp + 344]",
+    "call {fill}",
+    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+    "movups xmm\\n, [rsp + 16 * \\n]",
+    ".endr",
+    "add rsp, 264",
+    "test eax, eax",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
+    "jz 4b",
+    "ret 8",
     bias = const baseline::BIAS,
     fill = sym tlb_fill,
     host_rsp = const offset_of!(CpuState, host_rsp),
@@ -234,6 +270,7 @@ unsafe extern "C" {
     fn brolga_miss();
     fn brolga_lookup();
     fn brolga_fill();
+    fn brolga_fill_vectors();
 }
 
 impl Cpu {
@@ -257,10 +294,9 @@ impl Cpu {
 }
 
 /// Routines that stubs jump to: for a TLB miss, to abandon a frame, to look in the jump cache; for a TLB miss in baseline
-/// code.
-pub fn stub_targets() -> [u64; 4] {
-    [brolga_miss as *const (), brolga_abandon as *const (), brolga_lookup as *const (), brolga_fill as *const ()]
-        .map(|f| f as u64)
+/// code, without and with values in vector registers.
+pub fn stub_targets() -> [u64; 5] {
+    [brolga_miss, brolga_abandon, brolga_lookup, brolga_fill, brolga_fill_vectors].map(|f| f as *const () as u64)
 }
 
 /// What a thunk does: a jump to a routine, or leaving with a code.

@@ -72,13 +72,16 @@ pub struct CodeSpace {
     abandon: usize,
     lookup: usize,
     fill: usize,
+    fill_vectors: usize,
 }
 
 impl CodeSpace {
     /// Code memory of `len` bytes with the thunks at its start.
     fn new(len: usize) -> std::io::Result<Self> {
         let mut arena = Arena::new(len.max(1 << 20))?;
-        let thunks = arena.alloc((THUNKS + 4) * THUNK_SIZE).expect("the arena holds more than its thunks");
+        let thunks = arena
+            .alloc((THUNKS + exec::stub_targets().len()) * THUNK_SIZE)
+            .expect("the arena holds more than its thunks");
         for (n, body) in exec::thunk_bodies().into_iter().enumerate() {
             let at = thunks + n * THUNK_SIZE;
             match body {
@@ -89,12 +92,12 @@ impl CodeSpace {
                 }
             }
         }
-        let [miss, abandon, lookup, fill] = [0, 1, 2, 3].map(|n| thunks + (THUNKS + n) * THUNK_SIZE);
-        for (at, to) in [miss, abandon, lookup, fill].into_iter().zip(exec::stub_targets()) {
+        let [miss, abandon, lookup, fill, fill_vectors] = [0, 1, 2, 3, 4].map(|n| thunks + (THUNKS + n) * THUNK_SIZE);
+        for (at, to) in [miss, abandon, lookup, fill, fill_vectors].into_iter().zip(exec::stub_targets()) {
             write_jump(&mut arena, at, to);
         }
         let after_thunks = arena.used();
-        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup, fill })
+        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup, fill, fill_vectors })
     }
 
     /// So full that a region may not fit.
@@ -169,6 +172,7 @@ impl CodeSpace {
             let to = match target {
                 Target::Thunk(t) => *t as usize * THUNK_SIZE,
                 Target::Miss => self.fill,
+                Target::MissVectors => self.fill_vectors,
             };
             self.aim(at + *offset as usize, to);
         }

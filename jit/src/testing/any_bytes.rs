@@ -22,8 +22,18 @@ fn value(r: &mut Random) -> u64 {
 /// Code with the prefixes and escapes of interesting instructions more often than chance has it.
 fn code(r: &mut Random) -> [u8; 16] {
     let mut bytes: [u8; 16] = std::array::from_fn(|_| r.bits() as u8);
-    let start: &[u8] =
-        r.pick(&[&[], &[0x0f], &[0x66, 0x0f], &[0xf3, 0x0f], &[0xf2, 0x0f], &[0x48], &[0xf0], &[0x66, 0x0f, 0x38]]);
+    let start: &[u8] = r.pick(&[
+        &[],
+        &[0x0f],
+        &[0x66, 0x0f],
+        &[0xf3, 0x0f],
+        &[0xf2, 0x0f],
+        &[0x48],
+        &[0xf0],
+        &[0x66, 0x0f, 0x38],
+        &[0xc5],
+        &[0xc4],
+    ]);
     bytes[..start.len()].copy_from_slice(start);
     bytes
 }

@@ -151,8 +151,9 @@ fn access_flags(segment: u8) -> u16 {
 fn places(cpu: &mut Cpu, what: Masked, offset: u64, write: bool) -> Result<Vec<(usize, u64)>, Fault> {
     let mask = Pair([cpu.state.vecs[STAGE1], cpu.state.vecs[STAGE1_HIGH]]);
     let bytes = what.ty().bytes();
+    let width = if cpu.state.long64() { u64::MAX } else { u32::MAX.into() };
     let place = |n: usize| {
-        let at = offset.wrapping_add(n as u64 * u64::from(bytes));
+        let at = offset.wrapping_add(n as u64 * u64::from(bytes)) & width;
         Ok((n, cpu.seg_check(what.segment.into(), at, bytes.into(), write)?))
     };
     what.selected(&mask).into_iter().map(place).collect()

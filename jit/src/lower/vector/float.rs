@@ -6,7 +6,7 @@
 
 use super::super::Lower;
 use crate::ir::Inst;
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::{F32, F32X4, F64, F64X2, I8X16, I32, I32X4, I64, I64X2, Type};
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -56,7 +56,36 @@ fn arithmetic(op: VecOp) -> Option<(Arith, Type, bool)> {
 
 /// The operation works on both operands in the same lanes.
 pub(super) fn is_arithmetic(op: VecOp) -> bool {
-    arithmetic(op).is_some()
+    arithmetic(op).is_some() || comparison(op, 0).is_some()
+}
+
+/// Packed comparisons that CLIF has with the same flags: condition and vector type.
+fn comparison(op: VecOp, imm8: u8) -> Option<(FloatCC, Type)> {
+    use VecOp::*;
+    let (ty, bits) = match op {
+        Cmpps => (F32X4, 7),
+        Cmppd => (F64X2, 7),
+        Vcmpps => (F32X4, 31),
+        Vcmppd => (F64X2, 31),
+        _ => return None,
+    };
+    // SDM 2A, CMPPD: the predicates that signal as the host's eight do, and those with the operands exchanged.
+    let condition = match imm8 & bits {
+        0 => FloatCC::Equal,
+        1 => FloatCC::LessThan,
+        2 => FloatCC::LessThanOrEqual,
+        3 => FloatCC::Unordered,
+        4 => FloatCC::NotEqual,
+        5 => FloatCC::UnorderedOrGreaterThanOrEqual,
+        6 => FloatCC::UnorderedOrGreaterThan,
+        7 => FloatCC::Ordered,
+        9 => FloatCC::UnorderedOrLessThan,
+        10 => FloatCC::UnorderedOrLessThanOrEqual,
+        13 => FloatCC::GreaterThanOrEqual,
+        14 => FloatCC::GreaterThan,
+        _ => return None,
+    };
+    Some((condition, ty))
 }
 
 fn scalar_of(ty: Type) -> Type {
@@ -76,7 +105,38 @@ impl Lower<'_, '_> {
             let v = if scalar { self.low_lane(what, ty, a, b) } else { self.arith(what, ty, a, b) };
             return Some(self.recast(I8X16, v));
         }
+        if let Some((condition, ty)) = comparison(op, i.c as u8) {
+            let (va, vb) = (self.vec(i.a), self.vec(i.b));
+            let (a, b) = (self.recast(ty, va), self.recast(ty, vb));
+            let v = self.b.ins().fcmp(condition, a, b);
+            return Some(self.recast(I8X16, v));
+        }
         self.float_convert(op, i)
+    }
+
+    /// A fused multiply-add as a value (I8X16), if CLIF has it. Where several operands are NaNs the instruction gives the
+    /// first factor's, then the second's; that CLIF's code multiplies its second operand by its first has the same effect.
+    pub(super) fn fma(&mut self, op: FmaOp, i: &Inst) -> Option<Value> {
+        let f = op.parts();
+        if f.kind > 3 {
+            return None;
+        }
+        let ty = if f.double { F64X2 } else { F32X4 };
+        let [first, second, added] = match f.order {
+            0 => [i.a, i.c, i.b],
+            1 => [i.b, i.a, i.c],
+            _ => [i.b, i.c, i.a],
+        };
+        let [first, second, added] = [first, second, added].map(|n| {
+            let v = self.vec(n);
+            let v = self.recast(ty, v);
+            if f.scalar { self.b.ins().extractlane(v, 0) } else { v }
+        });
+        let second = if f.kind & 2 != 0 { self.b.ins().fneg(second) } else { second };
+        let added = if f.kind & 1 != 0 { self.b.ins().fneg(added) } else { added };
+        let v = self.b.ins().fma(second, first, added);
+        let v = if f.scalar { self.with_low(i.a, ty, v) } else { v };
+        Some(self.recast(I8X16, v))
     }
 
     fn low_lane(&mut self, what: Arith, ty: Type, a: Value, b: Value) -> Value {
@@ -137,6 +197,16 @@ impl Lower<'_, '_> {
                 let v = self.b.ins().fdemote(F32, x);
                 self.with_low(i.a, F32X4, v)
             }
+            Cvtps2pd => {
+                let b = self.vec(i.b);
+                let b = self.recast(F32X4, b);
+                self.b.ins().fvpromote_low(b)
+            }
+            Cvtpd2ps => {
+                let b = self.vec(i.b);
+                let b = self.recast(F64X2, b);
+                self.b.ins().fvdemote(b)
+            }
             Cvtdq2ps => {
                 let b = self.vec(i.b);
                 let b = self.recast(I32X4, b);
@@ -191,6 +261,7 @@ impl Lower<'_, '_> {
         let a = self.vec(i.a);
         let imm = i.c as u8;
         let v = match op {
+            Ptest => return Some(self.test_bits(i)),
             Pmovmskb => self.b.ins().vhigh_bits(I32, a),
             Movmskps | Movmskpd => {
                 let a = self.recast(if op == Movmskps { I32X4 } else { I64X2 }, a);
@@ -212,6 +283,22 @@ impl Lower<'_, '_> {
             _ => return None,
         };
         Some(self.b.ins().uextend(cranelift_codegen::ir::types::I64, v))
+    }
+
+    /// PTEST: ZF where no bit is set in both, CF where none is in the second alone.
+    fn test_bits(&mut self, i: &Inst) -> Value {
+        let (a, b) = (self.vec(i.a), self.vec(i.b));
+        let (both, rest) = (self.b.ins().band(a, b), self.b.ins().band_not(b, a));
+        let none = |this: &mut Self, v: Value, place: i64| {
+            let any = this.b.ins().vany_true(v);
+            let one = this.b.ins().iconst(cranelift_codegen::ir::types::I8, 1);
+            let none = this.b.ins().bxor(any, one);
+            let none = this.b.ins().uextend(I64, none);
+            let place = this.iconst(place);
+            this.b.ins().ishl(none, place)
+        };
+        let (zf, cf) = (none(self, both, 6), none(self, rest, 0));
+        self.b.ins().bor(zf, cf)
     }
 
     /// Vectors from integers that CLIF has.

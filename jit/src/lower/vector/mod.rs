@@ -7,7 +7,7 @@ pub(super) mod sticky;
 use super::memory::Need;
 use super::{Lower, Thunk};
 use crate::ir::build::vec_bytes;
-use crate::ir::vecop::{VecFromInt, VecOp, VecToInt};
+use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use crate::ir::{Inst, Op, Ty, VVal, mem};
 use crate::state::{CpuState, HIGH, VECS};
 use cranelift_codegen::ir::types::{I8X16, I64, I64X2};
@@ -67,7 +67,10 @@ impl Lower<'_, '_> {
                 self.set_vec(i.d, v);
             }
             Op::VLoad => self.vload(i),
-            Op::Fma => self.fma_call(i),
+            Op::Fma => match FmaOp::from_imm(i.imm).and_then(|op| self.fma(op, i)) {
+                Some(v) => self.set_fused(i, v),
+                None => self.fma_call(i),
+            },
             Op::VStore => self.vstore(i),
             Op::VGetState => {
                 let m = self.state_mem;

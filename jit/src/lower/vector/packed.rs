@@ -191,6 +191,13 @@ impl Lower<'_, '_> {
         self.shuffled(a, zero, std::array::from_fn(pick))
     }
 
+    /// The low lanes of `v`, of type `ty`, extended to lanes two, four or eight times as wide.
+    fn extended(&mut self, v: Value, ty: Type, doublings: u32, signed: bool) -> Value {
+        let v = self.recast(ty, v);
+        let widen = |this: &mut Self, v| if signed { this.b.ins().swiden_low(v) } else { this.b.ins().uwiden_low(v) };
+        (0..doublings).fold(v, |v, _| widen(self, v))
+    }
+
     /// Widening, absolute values, multiply-add.
     fn widened(&mut self, op: VecOp, i: &Inst) -> Option<Value> {
         use VecOp::*;
@@ -201,16 +208,18 @@ impl Lower<'_, '_> {
                 let b = self.recast(if op == Pabsw { I16X8 } else { I32X4 }, b);
                 self.b.ins().iabs(b)
             }
-            Pmovsxbw => self.b.ins().swiden_low(b),
-            Pmovzxbw => self.b.ins().uwiden_low(b),
-            Pmovsxwd | Pmovzxwd => {
-                let b = self.recast(I16X8, b);
-                if op == Pmovsxwd { self.b.ins().swiden_low(b) } else { self.b.ins().uwiden_low(b) }
-            }
-            Pmovsxdq | Pmovzxdq => {
-                let b = self.recast(I32X4, b);
-                if op == Pmovsxdq { self.b.ins().swiden_low(b) } else { self.b.ins().uwiden_low(b) }
-            }
+            Pmovsxbw => self.extended(b, I8X16, 1, true),
+            Pmovsxbd => self.extended(b, I8X16, 2, true),
+            Pmovsxbq => self.extended(b, I8X16, 3, true),
+            Pmovsxwd => self.extended(b, I16X8, 1, true),
+            Pmovsxwq => self.extended(b, I16X8, 2, true),
+            Pmovsxdq => self.extended(b, I32X4, 1, true),
+            Pmovzxbw => self.extended(b, I8X16, 1, false),
+            Pmovzxbd => self.extended(b, I8X16, 2, false),
+            Pmovzxbq => self.extended(b, I8X16, 3, false),
+            Pmovzxwd => self.extended(b, I16X8, 1, false),
+            Pmovzxwq => self.extended(b, I16X8, 2, false),
+            Pmovzxdq => self.extended(b, I32X4, 1, false),
             Pmuludq => {
                 let (a, b) = self.pair(i, I8X16);
                 // The even 32-bit lanes to the low half.

@@ -28,6 +28,14 @@ impl Lower<'_, '_> {
         }
     }
 
+    /// Sets register `i.d` to the result of a fused multiply-add.
+    pub(super) fn set_fused(&mut self, i: &Inst, v: Value) {
+        for n in [i.a, i.b, i.c] {
+            self.unseen[n as usize % VECS] = None;
+        }
+        self.set_float(i.d, v);
+    }
+
     /// Sets register `n` to a floating-point result that has no vector operands as a whole.
     pub(super) fn set_float(&mut self, n: u16, v: Value) {
         self.set_vec(n, v);

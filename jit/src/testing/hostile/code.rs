@@ -33,6 +33,9 @@ const SYSTEM: &[&[u8]] = &[
     &[0x0f, 0x34],                   // SYSENTER
     &[0x0f, 0x35],                   // SYSEXIT
     &[0x0f, 0x01, 0xd1],             // XSETBV
+    &[0xc5, 0xf8, 0x77],             // VZEROUPPER
+    &[0xc5, 0xfe, 0x6f, 0x03],       // VMOVDQU YMM0, memory
+    &[0xc5, 0xfe, 0x7f, 0x0b],       // VMOVDQU memory, YMM1
     &[0x0f, 0xae, 0x2b],             // XRSTOR
     &[0x0f, 0xae, 0x0b],             // FXRSTOR
     &[0x0f, 0xae, 0x13],             // LDMXCSR
@@ -130,6 +133,15 @@ fn shape(r: &mut Random, bits: u32, out: &mut [u8; 15]) {
     }
     if r.chance(15) {
         put(r.pick(&[0x66, 0xf3, 0xf2]), &mut at);
+    }
+    if r.chance(12) {
+        // VEX of three bytes. Outside 64-bit mode two bits of it tell it from LES.
+        let registers = if bits == 64 { r.bits() as u8 & 0xe0 } else { 0xe0 };
+        put(0xc4, &mut at);
+        put(registers | r.pick(&[1, 1, 2, 2, 3]), &mut at);
+        put(r.bits() as u8, &mut at);
+        put(r.bits() as u8, &mut at);
+        return;
     }
     if bits == 64 && r.chance(40) {
         put(0x40 | r.bits() as u8 & 15, &mut at);

@@ -292,7 +292,7 @@ fn control(cpu: &mut Cpu, r: &mut Random, mode: Mode) {
     }
     if r.chance(90) {
         s.cr4 |= cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
-        s.xcr0 = 3;
+        s.xcr0 = if r.chance(80) { cpu.model.xcr0_mask() } else { 3 };
     }
     if mode != Mode::Real {
         s.cr0 |= cr0::PE;
