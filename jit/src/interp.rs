@@ -314,6 +314,9 @@ impl Cpu {
                 let v = helpers::vec::vec_fn(op)(self.vec(i.a), self.vec(i.b), i.c as u8);
                 self.put_vec(i.d, v);
             }
+            Op::ClearHigh => {
+                (0..HIGH).filter(|n| i.imm >> n & 1 != 0).for_each(|n| self.state.vecs[HIGH + n] = 0);
+            }
             Op::Fma => {
                 let op = FmaOp::from_imm(i.imm).expect("verified IR");
                 let v = helpers::vec::fma_fn(op)(self.vec(i.a), self.vec(i.b), self.vec(i.c));

@@ -26,6 +26,7 @@ pub(super) fn leaves_host_flags(op: Op) -> bool {
             | Op::VMov
             | Op::VGetState
             | Op::VSetState
+            | Op::ClearHigh
             | Op::SetFlags
             | Op::GetCond
     )

@@ -216,52 +216,6 @@ pub fn vec(op: VecOp) -> Option<Encoding> {
 /// What stands in the place of an operand that a VEX form does not have: the field must be all ones, which is register 0.
 pub const NO_OPERAND: Reg = Reg(0);
 
-/// The operation takes its second operand only.
-pub fn one_source(op: VecOp) -> bool {
-    use VecOp::*;
-    matches!(
-        op,
-        Sqrtps
-            | Sqrtpd
-            | Rcpps
-            | Rsqrtps
-            | Roundps
-            | Roundpd
-            | Movq
-            | Pshufd
-            | Pshuflw
-            | Pshufhw
-            | Phminposuw
-            | Pabsb
-            | Pabsw
-            | Pabsd
-            | Pmovsxbw
-            | Pmovsxbd
-            | Pmovsxbq
-            | Pmovsxwd
-            | Pmovsxwq
-            | Pmovsxdq
-            | Pmovzxbw
-            | Pmovzxbd
-            | Pmovzxbq
-            | Pmovzxwd
-            | Pmovzxwq
-            | Pmovzxdq
-            | Cvtdq2ps
-            | Cvtps2dq
-            | Cvttps2dq
-            | Cvtdq2pd
-            | Cvtpd2dq
-            | Cvttpd2dq
-            | Cvtps2pd
-            | Cvtpd2ps
-            | Vcvtph2ps
-            | Vcvtps2ph
-            | Aesimc
-            | Aeskeygenassist
-    )
-}
-
 /// `d = op(a, b)` with a VEX prefix, on a host with AVX2: prefix, map and opcode are those of the SSE form, if there is one.
 pub fn vex(op: VecOp) -> Option<Encoding> {
     use VecOp::*;
@@ -405,7 +359,7 @@ mod tests {
     #[test]
     fn each_vex_encoding_is_the_instruction_of_its_name() {
         let mut checked = 0;
-        let named = VecOp::ALL.iter().filter_map(|op| Some((op.name(), vex(*op)?, one_source(*op))));
+        let named = VecOp::ALL.iter().filter_map(|op| Some((op.name(), vex(*op)?, op.one_source())));
         let fused = FmaOp::ALL.iter().map(|op| (op.name(), fma(*op), false));
         for (name, e, one_source) in named.chain(fused) {
             let mut a = Asm::default();

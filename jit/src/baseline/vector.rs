@@ -38,6 +38,7 @@ impl Emit<'_> {
             }
             Op::Vec => self.vec_op(i),
             Op::Fma => self.fma(i),
+            Op::ClearHigh => self.clear_high(i),
             Op::VecToInt => return self.vec_to_int(n, i),
             _ => self.vec_from_int(i),
         }
@@ -162,7 +163,7 @@ impl Emit<'_> {
             self.vex_op(op, &e, i)
         } else if let Some(e) = sse::vec(op) {
             let b = self.vector(i.b);
-            let r = if sse::one_source(op) { self.vector_scratch() } else { self.copy_vector(i.a) };
+            let r = if op.one_source() { self.vector_scratch() } else { self.copy_vector(i.a) };
             self.emit(&e, r, b, i.c);
             r
         } else {
@@ -180,10 +181,19 @@ impl Emit<'_> {
             self.emit_vex(e, b, sse::NO_OPERAND, r, i.c);
             return r;
         }
-        let a = if sse::one_source(op) { sse::NO_OPERAND } else { self.vector(i.a) };
+        let a = if op.one_source() { sse::NO_OPERAND } else { self.vector(i.a) };
         let r = self.vector_scratch();
         self.emit_vex(e, r, a, b, i.c);
         r
+    }
+
+    fn clear_high(&mut self, i: &Inst) {
+        let zero = self.vector_scratch();
+        self.a.sse(0, Map::M0f, 0x57, false, zero, zero);
+        for n in (0..HIGH as u16).filter(|n| i.imm >> n & 1 != 0).map(|n| n + HIGH as u16) {
+            self.vectors.forget(n);
+            self.store_vector(n, zero);
+        }
     }
 
     fn fma(&mut self, i: &Inst) {

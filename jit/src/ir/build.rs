@@ -270,6 +270,11 @@ impl Builder {
         self.push(Op::Vec, Ty::I64, [d.0, a.0, b.0, imm8 as u16], op as i64);
     }
 
+    /// The high halves of the YMM registers in the mask become 0.
+    pub fn clear_high(&mut self, mask: u16) {
+        self.push(Op::ClearHigh, Ty::I64, [Val::NONE.0; 4], mask.into());
+    }
+
     /// `d = op(a, b, c)`.
     pub fn fma(&mut self, op: FmaOp, d: VVal, a: VVal, b: VVal, c: VVal) {
         self.push(Op::Fma, Ty::I64, [d.0, a.0, b.0, c.0], op as i64);

@@ -194,6 +194,8 @@ ops! {
     VecToInt "vectoint" true (Int Vec Vec Const) true FAULT;
     /// Vector d = f(vector a, integer b), see `vecop::VecFromInt`.
     VecFromInt "vecfromint" true (Vec Vec Int Const) true FAULT;
+    /// The high halves of the YMM registers whose bits are set in imm become 0.
+    ClearHigh "clearhigh" false (No No No No) true EFFECT;
     /// d = 128 bits (i8), 64 (i64) or 32 (i32) at byte offset imm of `CpuState`, zero-extended.
     VGetState "vgetstate" true (Vec No No No) true P;
     /// The same the other way.
@@ -229,6 +231,7 @@ impl Op {
                 | Op::VecFromInt
                 | Op::VGetState
                 | Op::VSetState
+                | Op::ClearHigh
         )
     }
 

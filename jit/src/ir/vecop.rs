@@ -234,6 +234,54 @@ sub_ops! {
     }
 }
 
+impl VecOp {
+    /// The operation takes its second operand only.
+    pub fn one_source(self) -> bool {
+        use VecOp::*;
+        matches!(
+            self,
+            Sqrtps
+                | Sqrtpd
+                | Rcpps
+                | Rsqrtps
+                | Roundps
+                | Roundpd
+                | Movq
+                | Pshufd
+                | Pshuflw
+                | Pshufhw
+                | Phminposuw
+                | Pabsb
+                | Pabsw
+                | Pabsd
+                | Pmovsxbw
+                | Pmovsxbd
+                | Pmovsxbq
+                | Pmovsxwd
+                | Pmovsxwq
+                | Pmovsxdq
+                | Pmovzxbw
+                | Pmovzxbd
+                | Pmovzxbq
+                | Pmovzxwd
+                | Pmovzxwq
+                | Pmovzxdq
+                | Cvtdq2ps
+                | Cvtps2dq
+                | Cvttps2dq
+                | Cvtdq2pd
+                | Cvtpd2dq
+                | Cvttpd2dq
+                | Cvtps2pd
+                | Cvtpd2ps
+                | Vcvtph2ps
+                | Vcvtps2ph
+                | Aesimc
+                | Aeskeygenassist
+        )
+    }
+}
+
 impl VecToInt {
     /// COMISS, COMISD, UCOMISS, UCOMISD.
     pub fn compares_floats(self) -> bool {

@@ -66,6 +66,7 @@ fn check_constant(i: &Inst) -> Result<(), &'static str> {
     let ok = match i.op {
         Op::Call => u16::try_from(i.imm).is_ok_and(helpers::exists),
         Op::Vec => VecOp::from_imm(i.imm).is_some(),
+        Op::ClearHigh => u16::try_from(i.imm).is_ok(),
         Op::Fma => FmaOp::from_imm(i.imm).is_some(),
         Op::VecToInt => VecToInt::from_imm(i.imm).is_some(),
         Op::VecFromInt => VecFromInt::from_imm(i.imm).is_some(),

@@ -72,6 +72,9 @@ fn use_of(block: &Block) -> (Registers, Registers) {
         sets.add(fields[0], i.d);
         high.inspect(|high| sets.add(fields[0], i.d.saturating_add(*high)));
         sets.ints |= set_by_helper(i);
+        if i.op == Op::ClearHigh {
+            sets.vecs |= u128::from(i.imm as u16) << HIGH;
+        }
     }
     (reads, sets)
 }

@@ -229,8 +229,11 @@ pub(super) fn xrstor(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Resul
     cpu.check_area(address, form, EXTENDED, 64)?;
     let rfbm = requested(cpu, form, mask);
     let mut header = [0; 64];
-    // XCOMP_BV is looked at first (measured).
-    cpu.load(Ty::I64, address.wrapping_add(HEADER + 8))?;
+    // XCOMP_BV is looked at first, then the last byte of AVX state where that takes part (measured).
+    let layout = cpu.load(Ty::I64, address.wrapping_add(HEADER + 8))?;
+    if rfbm & AVX != 0 && (layout & COMPACT == 0 || layout & AVX != 0) {
+        cpu.load(Ty::I8, address.wrapping_add(EXTENDED + AVX_SIZE - 1))?;
+    }
     cpu.load_bytes(address.wrapping_add(HEADER), &mut header)?;
     let (bv, compact) = check_header(cpu, &header, form)?;
     let restored = rfbm & bv;

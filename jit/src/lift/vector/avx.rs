@@ -35,20 +35,21 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
     Some(Flow::Next)
 }
 
-/// The YMM registers that the mode reaches.
-fn registers(l: &Lifter) -> impl Iterator<Item = VVal> + use<> {
-    (0..if l.long64() { 16 } else { 8 }).map(VVal)
+/// The YMM registers that the mode reaches, one bit each.
+fn registers(l: &Lifter) -> u16 {
+    if l.long64() { 0xffff } else { 0xff }
 }
 
 fn zero_upper(l: &mut Lifter, _: &Instruction) {
-    registers(l).for_each(|r| l.clear_high(r));
+    l.clear_high_of(registers(l));
 }
 
 fn zero_all(l: &mut Lifter, _: &Instruction) {
-    for r in registers(l) {
+    let all = registers(l);
+    for r in (0..16).filter(|n| all >> n & 1 != 0).map(VVal) {
         l.b.vec(VecOp::Pxor, r, r, r, 0);
-        l.clear_high(r);
     }
+    l.clear_high_of(all);
 }
 
 /// The low element of the source everywhere.

@@ -2,7 +2,6 @@
 
 use super::Align;
 use crate::ir::VVal;
-use crate::ir::vecop::VecOp;
 use crate::lift::operand::vreg;
 use crate::lift::{Flow, Lifter};
 use crate::state::mode;
@@ -82,10 +81,15 @@ impl Lifter<'_> {
 
     /// Clears the high half of a register, unless the block did so already.
     pub(super) fn clear_high(&mut self, d: VVal) {
-        let bit = 1 << (d.0 & 15);
-        if self.clear_high & bit == 0 {
-            self.b.vec(VecOp::Pxor, d.high(), d.high(), d.high(), 0);
-            self.clear_high |= bit;
+        self.clear_high_of(1 << (d.0 & 15));
+    }
+
+    /// The same for a set of registers, one bit each.
+    pub(super) fn clear_high_of(&mut self, registers: u16) {
+        let dirty = registers & !self.clear_high;
+        if dirty != 0 {
+            self.b.clear_high(dirty);
+            self.clear_high |= dirty;
         }
     }
 

@@ -67,6 +67,12 @@ impl Lower<'_, '_> {
                 self.set_vec(i.d, v);
             }
             Op::VLoad => self.vload(i),
+            Op::ClearHigh => {
+                let zero = self.zero();
+                for n in (0..HIGH as u16).filter(|n| i.imm >> n & 1 != 0) {
+                    self.set_vec(n + HIGH as u16, zero);
+                }
+            }
             Op::Fma => match FmaOp::from_imm(i.imm).and_then(|op| self.fma(op, i)) {
                 Some(v) => self.set_fused(i, v),
                 None => self.fma_call(i),

@@ -140,7 +140,7 @@ impl Lower<'_, '_> {
         (self.recast(ty, a), self.recast(ty, b))
     }
 
-    fn zero(&mut self) -> Value {
+    pub(super) fn zero(&mut self) -> Value {
         let c = self.b.func.dfg.constants.insert(ConstantData::from(&[0u8; 16][..]));
         self.b.ins().vconst(I8X16, c)
     }

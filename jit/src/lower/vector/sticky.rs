@@ -87,7 +87,7 @@ fn consumed(op: VecOp, i: &Inst) -> [Option<u16>; 2] {
         VecOp::Movss | VecOp::Movsd | VecOp::Movq => [None; 2],
         // All zero or all ones, whatever the operand.
         _ if i.a == i.b && !op.is_fp() => [None; 2],
-        _ if op.is_fp() && !float::is_arithmetic(op) => [None, Some(i.b)],
+        _ if op.one_source() || op.is_fp() && !float::is_arithmetic(op) => [None, Some(i.b)],
         _ => [Some(i.a), Some(i.b)],
     }
 }
