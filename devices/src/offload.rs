@@ -151,32 +151,74 @@ pub struct SumCheck {
     pub transport: Option<bool>,
 }
 
+/// An IPv4 packet in a frame.
+struct Ipv4 {
+    /// Its header.
+    header: std::ops::Range<usize>,
+    /// The message in it; `None`: only a fragment, cut short, or neither TCP nor UDP.
+    message: Option<std::ops::Range<usize>>,
+    protocol: u8,
+}
+
+const UDP: u8 = 17;
+
+impl Ipv4 {
+    fn find(frame: &[u8]) -> Option<Self> {
+        const TYPE: u16 = 0x0800;
+        const ETHERNET: usize = 14;
+        let ip = frame.get(ETHERNET..).filter(|_| be16(frame, 12) == Some(TYPE))?;
+        let header_len = usize::from(ip.first()? & 0xf) * 4;
+        let header = ip.get(..header_len).filter(|header| header.len() >= 20)?;
+        let total = usize::from(be16(ip, 2)?);
+        let fragment = be16(header, 6).is_none_or(|flags| flags & 0x3fff != 0);
+        let whole = !fragment && matches!(header[9], 6 | UDP) && (header_len..=ip.len()).contains(&total);
+        let message = whole.then_some(ETHERNET + header_len..ETHERNET + total);
+        Some(Self { header: ETHERNET..ETHERNET + header_len, message, protocol: header[9] })
+    }
+
+    /// The sum over the pseudo header (RFC 9293 3.1, RFC 768).
+    fn pseudo_sum(&self, frame: &[u8], len: usize) -> u64 {
+        let mut pseudo = [0; 12];
+        if let Some(addresses) = frame.get(self.header.start + 12..self.header.start + 20) {
+            pseudo[..8].copy_from_slice(addresses);
+        }
+        pseudo[9] = self.protocol;
+        pseudo[10..].copy_from_slice(&(len as u16).to_be_bytes());
+        partial_sum(&pseudo)
+    }
+}
+
 /// Checks the sums of IPv4, and of TCP and UDP over it.
 pub fn check_sums(frame: &[u8]) -> SumCheck {
-    const IPV4: u16 = 0x0800;
-    const ETHERNET: usize = 14;
-    let mut check = SumCheck::default();
-    let Some(ip) = frame.get(ETHERNET..).filter(|_| be16(frame, 12) == Some(IPV4)) else { return check };
-    let header_len = usize::from(ip.first().copied().unwrap_or(0) & 0xf) * 4;
-    let (Some(header), Some(total)) = (ip.get(..header_len).filter(|h| h.len() >= 20), be16(ip, 2)) else {
-        return check;
-    };
-    check.ip = Some(internet_checksum(header) == 0);
-    let fragment = be16(header, 6).is_none_or(|flags| flags & 0x3fff != 0);
-    let Some(message) = ip.get(header_len..total.into()).filter(|_| !fragment) else { return check };
-    let protocol = header[9];
+    let Some(ip) = Ipv4::find(frame) else { return SumCheck::default() };
+    let right = internet_checksum(&frame[ip.header.clone()]) == 0;
+    let mut check = SumCheck { ip: Some(right), transport: None };
+    let Some(message) = ip.message.clone().map(|range| &frame[range]) else { return check };
     // UDP may go without (RFC 768).
-    let absent = protocol == 17 && be16(message, 6) == Some(0);
-    if !matches!(protocol, 6 | 17) || absent {
-        return check;
+    if ip.protocol != UDP || be16(message, 6) != Some(0) {
+        check.transport = Some(folded(ip.pseudo_sum(frame, message.len()) + partial_sum(message)) == 0xffff);
     }
-    let mut pseudo = [0; 12];
-    pseudo[..8].copy_from_slice(&header[12..20]);
-    pseudo[9] = protocol;
-    pseudo[10..].copy_from_slice(&(message.len() as u16).to_be_bytes());
-    let folded = u32::from(!internet_checksum(&pseudo)) + u32::from(!internet_checksum(message));
-    check.transport = Some(matches!(folded, 0xffff | 0x1_fffe));
     check
+}
+
+/// Fills in the sums of IPv4, and of TCP or UDP over it, as far as wanted and as there are such.
+pub fn fill_sums(frame: &mut [u8], ip: bool, transport: bool) {
+    let Some(packet) = Ipv4::find(frame) else { return };
+    if ip {
+        put(frame, packet.header.start + 10, &[0, 0]);
+        put_sum(frame, packet.header.start, packet.header.end, packet.header.start + 10);
+    }
+    let Some(message) = packet.message.clone().filter(|_| transport) else { return };
+    let place = if packet.protocol == UDP { 6 } else { 16 };
+    // The place has to be inside: what follows the packet is not touched.
+    if message.len() < place + 2 {
+        return;
+    }
+    put(frame, message.start + place, &[0, 0]);
+    let sum = !folded(packet.pseudo_sum(frame, message.len()) + partial_sum(&frame[message.clone()]));
+    // UDP's 0 says that there is none.
+    let sum = if sum == 0 && packet.protocol == UDP { 0xffff } else { sum };
+    put(frame, message.start + place, &sum.to_be_bytes());
 }
 
 #[cfg(test)]

@@ -48,6 +48,21 @@ const MODELS: &[Model] = &[
         add: e1000,
     },
     Model {
+        name: "rtl8139",
+        alias: None,
+        about: "Realtek RTL8139C+ fast Ethernet card",
+        keys: &[
+            ("netdev", "its host end: the id of a -netdev"),
+            ("mac", "hardware address"),
+            ("addr", "PCI device and function, e.g. 4.0"),
+            ("c-plus", "off: the elder RTL8139C, for drivers that know no other (Linux: 8139too)"),
+            ROM_KEYS[0],
+            ROM_KEYS[1],
+            ROM_KEYS[2],
+        ],
+        add: rtl8139,
+    },
+    Model {
         name: "virtio-net-pci",
         alias: Some("virtio-net"),
         about: "network card that guests with a virtio driver reach fastest",
@@ -281,6 +296,10 @@ fn virtio_net(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()>
 
 fn e1000(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
     devices.network.device(NicModel::E1000, keys, value)
+}
+
+fn rtl8139(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {
+    devices.network.device(super::network::RTL8139, keys, value)
 }
 
 fn ide_disk(devices: &mut Devices, keys: KeyValues, value: &str) -> Result<()> {

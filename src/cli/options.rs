@@ -97,7 +97,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(DEVICES, "fsdev", Times::Many, "local,id=NAME,path=DIR,security_model=MODEL,...", "the same for -device virtio-9p-pci,fsdev=NAME,mount_tag=TAG"),
     row(DEVICES, "nodefaults", Times::Flag, "", "no default serial port, monitor and network card"),
     row(DEVICES, "netdev", Times::Many, "KIND,id=NAME,...", "host end of a network card, e.g. -netdev user,id=n,hostfwd=tcp::2222-:22 (-netdev help)"),
-    row(DEVICES, "nic", Times::Many, "KIND[,model=MODEL,mac=MAC,...]", "network card with its host end, e.g. -nic user,model=e1000; or none"),
+    row(DEVICES, "nic", Times::Many, "KIND[,model=MODEL,mac=MAC,...]", "network card with its host end, e.g. -nic user,model=rtl8139; or none"),
     row(DEVICES, "net", Times::Many, "nic[,...]|KIND[,...]", "the same in two options: -net nic -net user; or none"),
     row(RUN, "accel", Times::Many, "NAME[,KEY=VALUE...]", "jit, interp or tcg (= jit), e.g. -accel jit,sync=on,tb-size=128; check=on checks compiled code (-accel help)"),
     row(RUN, "S", Times::Flag, "", "do not start the guest before 'cont' in the monitor"),

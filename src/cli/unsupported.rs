@@ -85,7 +85,6 @@ const DEVICES: &[&str] = &[
     "virtio-",
     "vhost-",
     "e1000",
-    "rtl8139",
     "ne2k_",
     "pcnet",
     "i8255",

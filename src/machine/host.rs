@@ -3,7 +3,7 @@
 use super::{Machine, Request};
 use crate::cli;
 use crate::cli::config::Actions;
-use crate::cli::config::network::{NetdevKind, NicModel, NicSpec};
+use crate::cli::config::network::{NetdevKind, NicSpec};
 use crate::gdb;
 use crate::monitor::{
     Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, Pointer, RunState, Topic,
@@ -269,10 +269,7 @@ impl Machine {
         };
         for (index, nic) in self.nics.iter().enumerate() {
             let [a, b, c, d, e, f] = nic.mac;
-            let model = match nic.model {
-                NicModel::E1000 => "e1000",
-                NicModel::VirtioNet { .. } => "virtio-net-pci",
-            };
+            let model = nic.model.name();
             let name = nic.id.clone().unwrap_or_else(|| format!("nic{index}"));
             let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
             let _ = writeln!(text, "{name}: index=0,type=nic,model={model},macaddr={mac}");

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use brolga_devices::e1000::{self, E1000};
 use brolga_devices::pci::DevFn;
 use brolga_devices::pci::bar::Rom;
+use brolga_devices::rtl8139::{self, Rtl8139};
 use brolga_devices::services::{MsiSink, NetBackend, NetFrontend};
 use brolga_devices::virtio::net::VirtioNet;
 use brolga_devices::virtio::pci::VirtioPci;
@@ -39,7 +40,7 @@ pub fn plug_in(slots: &Slots) -> Result<Plugged> {
             }
         };
         let card = card(slots, (index, nic), place);
-        plugged.push((index, card.with_context(|| format!("-device {},addr={place}", name(nic.model)))?));
+        plugged.push((index, card.with_context(|| format!("-device {},addr={place}", nic.model.name()))?));
         let path = || format!("/pci@i0cf8/ethernet@{:x}{}/ethernet-phy@0", place.device(), function(place));
         boot_paths.extend(nic.boot_index.map(|at| (at, path())));
     }
@@ -66,7 +67,7 @@ fn rom(slots: &Slots, nic: &NicSpec) -> Result<Option<Rom>> {
     // Code for modern virtio cards serves the transitional one too, which has another id.
     Ok(Some(match nic.model {
         NicModel::VirtioNet { .. } => rom.made_for(0x1af4, 0x1041, 0x1000),
-        NicModel::E1000 => rom,
+        NicModel::E1000 | NicModel::Rtl8139 { .. } => rom,
     }))
 }
 
@@ -74,7 +75,7 @@ fn rom(slots: &Slots, nic: &NicSpec) -> Result<Option<Rom>> {
 pub fn tell_alone(config: &Config) {
     let program = &config.identity.program;
     for nic in config.nics.iter().filter(|nic| nic.netdev.is_none()) {
-        let model = name(nic.model);
+        let model = nic.model.name();
         eprintln!(
             "{program}: -device {model}: no host end, its cable leads nowhere; add -netdev user,id=n and netdev=n"
         );
@@ -84,13 +85,6 @@ pub fn tell_alone(config: &Config) {
             let id = &netdev.id;
             eprintln!("{program}: -netdev id={id}: no card is connected to it; add -device virtio-net-pci,netdev={id}");
         }
-    }
-}
-
-fn name(model: NicModel) -> &'static str {
-    match model {
-        NicModel::E1000 => "e1000",
-        NicModel::VirtioNet { .. } => "virtio-net-pci",
     }
 }
 
@@ -116,6 +110,23 @@ fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<
             pci.insert(place, card.clone())?;
             let frontend = Arc::downgrade(&card.frontend());
             bus.add_device(format!("e1000.{index}"), card);
+            Ok(frontend)
+        }
+        NicModel::Rtl8139 { plus } => {
+            let surroundings = rtl8139::Surroundings {
+                bus,
+                irq,
+                dma: s.memory.clone(),
+                backend,
+                clock: s.clock.clone(),
+                timers: s.timers,
+                work: s.work,
+                rom,
+            };
+            let card = Rtl8139::new(nic.mac, plus, surroundings)?;
+            pci.insert(place, card.clone())?;
+            let frontend = Arc::downgrade(&card.frontend());
+            bus.add_device(format!("rtl8139.{index}"), card);
             Ok(frontend)
         }
         NicModel::VirtioNet { pairs, without } => {

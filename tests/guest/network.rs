@@ -137,7 +137,7 @@ fn tftp_ipv6_and_forwarded_programs() {
 
 /// Starts a guest over the network from a folder with a kernel; `bootfile` is what the card's boot ROM loads.
 fn starts_over_the_network(card: &str, bootfile: &str, says: &str) {
-    let folder = served_folder(&format!("pxe-{card}-{bootfile}"));
+    let folder = served_folder(&format!("pxe-{}-{bootfile}", card.replace([',', '='], "-")));
     let put = |name: &str, from: std::path::PathBuf| std::fs::copy(from, folder.0.join(name)).expect("a copy");
     put("vmlinuz", crate::harness::kernel("debian"));
     put("initrd.gz", cached("initramfs/drivers-amd64.cpio.gz"));
@@ -161,7 +161,7 @@ fn starts_over_the_network(card: &str, bootfile: &str, says: &str) {
     guest.expect(crate::harness::PROMPT, COMMAND);
     let booted = if bootfile == "grub.pxe" { "booted=grub" } else { "booted=ipxe" };
     assert!(guest.run("cat /proc/cmdline").contains(booted));
-    guest.run("modprobe virtio_pci && modprobe virtio_net; modprobe e1000");
+    guest.run("modprobe virtio_pci && modprobe virtio_net; modprobe e1000; modprobe 8139cp; modprobe 8139too");
     guest.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
     guest.run("ping -c 1 -W 5 10.0.2.2");
 }
@@ -169,6 +169,16 @@ fn starts_over_the_network(card: &str, bootfile: &str, says: &str) {
 #[test]
 fn ipxe_on_an_e1000_starts_a_kernel_over_tftp() {
     starts_over_the_network("e1000", "boot.ipxe", "iPXE loads the kernel");
+}
+
+#[test]
+fn ipxe_on_an_rtl8139_starts_a_kernel_over_tftp() {
+    starts_over_the_network("rtl8139", "boot.ipxe", "iPXE loads the kernel");
+}
+
+#[test]
+fn ipxe_on_an_rtl8139_without_descriptor_rings_starts_grub() {
+    starts_over_the_network("rtl8139,c-plus=off", "grub.pxe", "GRUB loads the kernel");
 }
 
 #[test]
@@ -183,7 +193,13 @@ fn grub_starts_a_kernel_through_the_boot_rom_of_a_card() {
 
 #[test]
 fn a_cable_pulled_out_and_plugged_in_is_seen_by_drivers() {
-    for (model, module) in [("e1000", "e1000"), ("virtio-net-pci", "virtio_pci && modprobe virtio_net")] {
+    let cards = [
+        ("e1000", "e1000"),
+        ("rtl8139", "8139cp"),
+        ("rtl8139,c-plus=off", "8139too"),
+        ("virtio-net-pci", "virtio_pci && modprobe virtio_net"),
+    ];
+    for (model, module) in cards {
         let mut guest = guest(model, module);
         for (state, carrier) in [("off", "0"), ("on", "1")] {
             guest.send("\x01c");
@@ -336,7 +352,13 @@ fn a_thousand_connections_leave_nothing_behind() {
 
 #[test]
 fn a_guest_that_floods_harms_only_itself() {
-    for (model, module) in [("e1000", "e1000"), ("virtio-net-pci", "virtio_pci && modprobe virtio_net")] {
+    let cards = [
+        ("e1000", "e1000"),
+        ("rtl8139", "8139cp"),
+        ("rtl8139,c-plus=off", "8139too"),
+        ("virtio-net-pci", "virtio_pci && modprobe virtio_net"),
+    ];
+    for (model, module) in cards {
         let mut guest = guest(model, module);
         let before = held(&guest);
         let to = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -362,6 +384,29 @@ fn virtio_net_leases_fetches_and_serves() {
     guest.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
     guest.run("ping -c 1 -W 5 10.0.2.2");
     guest.run("grep -q virtio /proc/interrupts");
+}
+
+/// A Realtek card with its driver: everything, and again after the driver was loaded anew.
+fn rtl8139_leases_fetches_and_serves(card: &str, module: &str) {
+    let mut guest = guest(card, module);
+    assert_eq!(guest.run("readlink /sys/class/net/eth0/device/driver").rsplit('/').next(), Some(module));
+    talks(&mut guest);
+    guest.run(&format!("rmmod {module} && modprobe {module}"));
+    guest.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
+    guest.run("ping -c 1 -W 5 -s 1400 10.0.2.2");
+    for errors in ["rx_errors", "tx_errors", "rx_dropped"] {
+        assert_eq!(guest.run(&format!("cat /sys/class/net/eth0/statistics/{errors}")), "0", "{errors}");
+    }
+}
+
+#[test]
+fn rtl8139_with_descriptor_rings_leases_fetches_and_serves() {
+    rtl8139_leases_fetches_and_serves("rtl8139", "8139cp");
+}
+
+#[test]
+fn rtl8139_without_descriptor_rings_leases_fetches_and_serves() {
+    rtl8139_leases_fetches_and_serves("rtl8139,c-plus=off", "8139too");
 }
 
 #[test]

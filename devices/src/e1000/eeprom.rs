@@ -1,9 +1,9 @@
 //! The card's EEPROM: 64 words (manual chapter 5), read word by word (EERD, 13.4.4) or bit by bit as a Microwire
 //! part of type 93C46 (EECD, 13.4.3).
 
+use crate::microwire::{Microwire, WORDS};
 use serde::{Deserialize, Serialize};
 
-const WORDS: usize = 64;
 /// The words' sum (5.6.35).
 const SUM: u16 = 0xbaba;
 
@@ -22,22 +22,12 @@ const WRITABLE: u32 = CLOCK | SELECT | DATA_IN | 0x30 | REQUEST;
 const START: u32 = 1 << 0;
 const DONE: u32 = 1 << 4;
 
-/// Start bit, two bits of operation and six of address.
-const COMMAND_BITS: u32 = 9;
-const READ: u16 = 0b110;
-
 /// The EEPROM and what is under way with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eeprom {
-    #[serde(skip)]
-    words: Vec<u16>,
+    part: Microwire,
     control: u32,
     read: u32,
-    /// Bits taken in since the start bit, and how many.
-    command: u16,
-    bits: u32,
-    /// What is being shifted out; the next bit is the highest.
-    output: u32,
 }
 
 impl Eeprom {
@@ -68,17 +58,12 @@ impl Eeprom {
         }
         let sum = words[..WORDS - 1].iter().fold(0u16, |sum, word| sum.wrapping_add(*word));
         words[WORDS - 1] = SUM.wrapping_sub(sum);
-        Self { words, control: 0, read: 0, command: 0, bits: 0, output: 0 }
+        Self { part: Microwire::new(&words), control: 0, read: 0 }
     }
 
-    /// Takes over what is under way from `other`, a saved state; the words stay.
-    pub fn adopt(&mut self, other: Self) {
-        let words = std::mem::take(&mut self.words);
-        *self = Self { words, ..other };
-    }
-
-    fn word(&self, address: u32) -> u16 {
-        self.words.get(address as usize).copied().unwrap_or(0xffff)
+    /// Whether there are as many words as there should be: for states that come from outside.
+    pub fn is_whole(&self) -> bool {
+        self.part.is_whole()
     }
 
     /// EERD.
@@ -91,42 +76,21 @@ impl Eeprom {
         let address = value >> 8 & 0xff;
         self.read = value & 0xff00;
         if value & START != 0 {
-            self.read |= u32::from(self.word(address)) << 16 | DONE;
+            self.read |= u32::from(self.part.word(address as usize)) << 16 | DONE;
         }
     }
 
     /// EECD.
     pub fn read_control(&self) -> u32 {
-        let out = if self.control & SELECT == 0 || self.output >> 31 != 0 { DATA_OUT } else { 0 };
+        let out = if self.part.output() { DATA_OUT } else { 0 };
         let grant = if self.control & REQUEST != 0 { GRANT } else { 0 };
         self.control | out | grant | PRESENT
     }
 
-    /// EECD: the part acts on rising edges of its clock.
+    /// EECD.
     pub fn write_control(&mut self, value: u32) {
-        let before = std::mem::replace(&mut self.control, value & WRITABLE);
-        if value & SELECT == 0 {
-            (self.command, self.bits, self.output) = (0, 0, 0);
-            return;
-        }
-        if before & CLOCK != 0 || value & CLOCK == 0 {
-            return;
-        }
-        if self.bits >= COMMAND_BITS {
-            self.output <<= 1;
-            return;
-        }
-        let bit = u16::from(value & DATA_IN != 0);
-        // Zeros before the start bit count for nothing.
-        if self.bits == 0 && bit == 0 {
-            return;
-        }
-        self.command = self.command << 1 | bit;
-        self.bits += 1;
-        if self.bits == COMMAND_BITS && self.command >> 6 == READ {
-            // A 0 precedes the data.
-            self.output = u32::from(self.word(u32::from(self.command & 0x3f))) << 15;
-        }
+        self.control = value & WRITABLE;
+        self.part.pins(value & SELECT != 0, value & CLOCK != 0, value & DATA_IN != 0);
     }
 }
 
@@ -139,8 +103,8 @@ mod tests {
     #[test]
     fn the_sum_is_right_and_the_address_comes_first() {
         let e = Eeprom::new(MAC);
-        assert_eq!(e.words.iter().fold(0u16, |sum, w| sum.wrapping_add(*w)), 0xbaba);
-        assert_eq!(e.words[..3], [0x5452, 0x1200, 0x5634]);
+        assert_eq!((0..WORDS).fold(0u16, |sum, at| sum.wrapping_add(e.part.word(at))), 0xbaba);
+        assert_eq!([0, 1, 2].map(|at| e.part.word(at)), [0x5452, 0x1200, 0x5634]);
     }
 
     #[test]
@@ -180,7 +144,7 @@ mod tests {
     fn words_bit_by_bit() {
         let mut e = Eeprom::new(MAC);
         for address in [0, 1, 2, 0x0f, 0x3f] {
-            assert_eq!(read_by_bits(&mut e, address), e.words[address as usize]);
+            assert_eq!(read_by_bits(&mut e, address), e.part.word(address as usize));
         }
     }
 }

@@ -587,16 +587,14 @@ impl Device for E1000 {
         }
         let mut new = self.fresh_config();
         new.restore(self.name(), &saved)?;
-        let mut fresh = core.power_on();
-        fresh.eeprom.adopt(registers.eeprom.clone());
-        let eeprom = fresh.eeprom;
+        let cable = core.cable.load(Ordering::SeqCst);
         let command = new.command();
         *locked(config) = new;
         let mut sender = locked(&core.sender);
         let mut live = locked(&core.live);
         live.epoch += 1;
         *sender = Sender { transmitter, epoch: live.epoch };
-        live.registers = Registers { eeprom, cable: fresh.cable, ..registers };
+        live.registers = Registers { cable, ..registers };
         core.irq.adopt(live.registers.pending() && command & command::INTX_DISABLE == 0);
         drop((sender, live));
         self.apply();

@@ -387,8 +387,8 @@ impl Registers {
 
     /// Whether the tables have their lengths: for states that come from outside.
     pub fn is_whole(&self) -> bool {
-        let Self { ra, mta, vfta, stats, .. } = self;
-        ra.len() == ADDRESSES && mta.len() == TABLE && vfta.len() == TABLE && stats.is_whole()
+        let Self { ra, mta, vfta, stats, eeprom, .. } = self;
+        ra.len() == ADDRESSES && mta.len() == TABLE && vfta.len() == TABLE && stats.is_whole() && eeprom.is_whole()
     }
 }
 

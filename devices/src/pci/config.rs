@@ -12,6 +12,8 @@ pub mod reg {
     pub const STATUS: u8 = 0x06;
     /// Revision; the class code follows, 24 bits.
     pub const REVISION: u8 = 0x08;
+    /// Size of a cache line in 32-bit words; the latency timer follows.
+    pub const CACHE_LINE: u8 = 0x0c;
     /// Header type.
     pub const HEADER_TYPE: u8 = 0x0e;
     /// First base address register.

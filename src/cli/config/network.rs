@@ -238,6 +238,11 @@ pub struct NicSpec {
 pub enum NicModel {
     /// Intel 82540EM.
     E1000,
+    /// Realtek RTL8139.
+    Rtl8139 {
+        /// The RTL8139C+; otherwise the RTL8139C, which has no rings of descriptors.
+        plus: bool,
+    },
     /// A virtio device.
     VirtioNet {
         /// Pairs of queues.
@@ -245,4 +250,15 @@ pub enum NicModel {
         /// Features turned off, by their bits.
         without: u64,
     },
+}
+
+impl NicModel {
+    /// As `-device` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::E1000 => "e1000",
+            Self::Rtl8139 { .. } => "rtl8139",
+            Self::VirtioNet { .. } => "virtio-net-pci",
+        }
+    }
 }

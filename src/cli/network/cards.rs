@@ -11,12 +11,15 @@ use std::path::{Path, PathBuf};
 const MODELS: &[(&str, NicModel)] = &[
     ("e1000", NicModel::E1000),
     ("e1000-82540em", NicModel::E1000),
+    ("rtl8139", RTL8139),
     ("virtio-net-pci", VIRTIO),
     ("virtio-net", VIRTIO),
     ("virtio", VIRTIO),
 ];
 /// A virtio card before its keys are read.
 pub const VIRTIO: NicModel = NicModel::VirtioNet { pairs: 1, without: 0 };
+/// A Realtek card before its keys are read.
+pub const RTL8139: NicModel = NicModel::Rtl8139 { plus: true };
 /// Most pairs of queues.
 const MOST_PAIRS: u64 = 8;
 /// Where the package of boot ROMs puts them.
@@ -46,7 +49,11 @@ const FEATURES: &[(&str, u64)] = &[
 
 /// Models as `-nic model=help` lists them.
 pub fn models() -> String {
-    let rows = [("e1000", "Intel 82540EM gigabit Ethernet"), ("virtio-net-pci", "virtio network device (also virtio)")];
+    let rows = [
+        ("e1000", "Intel 82540EM gigabit Ethernet"),
+        ("rtl8139", "Realtek RTL8139C+ fast Ethernet"),
+        ("virtio-net-pci", "virtio network device (also virtio)"),
+    ];
     rows.map(|(name, about)| format!("{name:<16} {about}\n")).concat()
 }
 
@@ -60,7 +67,7 @@ pub fn model(name: &str) -> Result<NicModel, values::Refusal> {
 
 /// Keys of cards that `-nic` passes on.
 pub fn own_keys() -> impl Iterator<Item = &'static str> {
-    let fixed = ["mac", "macaddr", "addr", "romfile", "rombar", "bootindex", "queues", "mq", "vectors"];
+    let fixed = ["mac", "macaddr", "addr", "romfile", "rombar", "bootindex", "queues", "mq", "vectors", "c-plus"];
     fixed.into_iter().chain(FEATURES.iter().map(|(key, _)| *key))
 }
 
@@ -92,6 +99,7 @@ pub fn virtio(option: &str, keys: &mut KeyValues, queues: u16) -> Result<NicMode
 fn usual_rom(model: NicModel) -> &'static str {
     match model {
         NicModel::E1000 => "efi-e1000.rom",
+        NicModel::Rtl8139 { .. } => "efi-rtl8139.rom",
         NicModel::VirtioNet { .. } => "efi-virtio.rom",
     }
 }

@@ -4,7 +4,7 @@ mod cards;
 mod host_ends;
 mod user;
 
-pub use cards::{VIRTIO, models, place};
+pub use cards::{RTL8139, VIRTIO, models, place};
 pub use user::{host_forward, host_port};
 
 use super::config::network::{NetdevKind, NetdevSpec, NicModel, NicSpec};
@@ -121,6 +121,9 @@ impl Network {
                 _ => 1,
             };
             model = cards::virtio(option, &mut keys, queues)?;
+        }
+        if let NicModel::Rtl8139 { plus } = &mut model {
+            *plus = keys.take_switch("c-plus")?.unwrap_or(*plus);
         }
         let mac = keys.take_as("mac", cards::mac)?;
         let other = keys.take_as("macaddr", cards::mac)?;
@@ -305,6 +308,10 @@ mod tests {
         ]);
         let models: Vec<_> = c.unwrap().nics.iter().map(|n| n.model).collect();
         assert_eq!(models, [VIRTIO, NicModel::VirtioNet { pairs: 2, without: 0 }]);
+        let c = with(&["-nic", "user,model=rtl8139", "-device", "rtl8139,c-plus=off"]).unwrap();
+        let models: Vec<_> = c.nics.iter().map(|n| n.model).collect();
+        assert_eq!(models, [NicModel::Rtl8139 { plus: false }, RTL8139]);
+        assert!(err(&["-device", "e1000,c-plus=off"]).contains("'c-plus'"));
         let c = with(&["-net", "nic,macaddr=52:54:00:00:00:09", "-net", "user,hostname=x"]).unwrap();
         assert_eq!((c.nics[0].netdev, c.nics[0].mac[5]), (Some(0), 9));
         let c = with(&["-nodefaults", "-device", "e1000", "-device", "e1000,mac=52:54:00:12:34:56"]).unwrap();
