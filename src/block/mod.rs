@@ -25,7 +25,7 @@ mod vectors;
 pub use cache_mode::CacheMode;
 pub use error::{BlockError, Result};
 pub use foreign::Foreign;
-pub use probe::{Image, MAX_CHAIN, OpenOptions, open, open_storage, probe};
+pub use probe::{Image, Layer, MAX_CHAIN, OpenOptions, open, open_storage, probe};
 pub use raw::{Raw, create as create_raw};
 pub use storage::{HostFile, Storage};
 pub use transfer::{Aio, Transfer};

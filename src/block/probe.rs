@@ -3,7 +3,7 @@
 use super::foreign::{Foreign, READABLE};
 use super::qcow2::{Qcow2, TableCaches};
 use super::{BlockBackend, BlockError, CacheMode, Format, HostFile, Raw, Result, Storage};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How to open an image.
@@ -25,6 +25,17 @@ pub struct OpenOptions {
     pub cache: CacheMode,
     /// Memory for the tables of this image.
     pub tables: TableCaches,
+    /// The backing file that is taken, whatever the image names.
+    pub over: Option<Box<Layer>>,
+}
+
+/// An image that is to be opened below another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Its file.
+    pub path: PathBuf,
+    /// How it is opened; writes are refused anyway.
+    pub options: OpenOptions,
 }
 
 impl Default for OpenOptions {
@@ -37,6 +48,7 @@ impl Default for OpenOptions {
             lock: false,
             cache: CacheMode::default(),
             tables: TableCaches::default(),
+            over: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use super::boot::readable;
 use super::config::{Attachment, DriveSpec, ScsiHostSpec};
 use super::keyval::KeyValues;
 use super::options::Arguments;
-use super::{flash, floppy, scsi, suggest, values};
+use super::{blockdev, flash, floppy, scsi, suggest, values};
 use anyhow::{Result, anyhow, bail};
 use brolga::block::drive::DriveOptions;
 use brolga_devices::fdc::DriveType;
@@ -23,6 +23,8 @@ pub struct Drives {
     pub drives: Vec<Pending>,
     /// SCSI hosts, in the order given.
     pub scsi_hosts: Vec<ScsiHostSpec>,
+    /// Nodes of `-blockdev` that are below others, and those above.
+    below: Vec<(String, String)>,
 }
 
 /// A drive whose place may still be open.
@@ -90,6 +92,7 @@ impl Drives {
         for value in arguments.all("drive") {
             this.drive(value, snapshot)?;
         }
+        this.blockdevs(arguments.all("blockdev"), snapshot)?;
         Ok(this)
     }
 
@@ -112,11 +115,35 @@ impl Drives {
         Ok(())
     }
 
+    /// `-blockdev`: what no other node stands on is there for devices.
+    fn blockdevs(&mut self, values: &[String], snapshot: bool) -> Result<()> {
+        if snapshot && !values.is_empty() {
+            bail!(
+                "-snapshot: it is for -drive and its short forms, and -blockdev would be written; leave one of them out"
+            );
+        }
+        for node in blockdev::collect(values)? {
+            let blockdev::Opened { name, path, options, under } = node;
+            if let Some(above) = under {
+                self.below.push((name, above));
+                continue;
+            }
+            let what = format!("-blockdev node-name={name}");
+            if self.drives.iter().any(|d| d.spec.id.as_deref() == Some(&name)) {
+                bail!("{what}: there is a -drive with id={name}; choose another name");
+            }
+            let mut spec = DriveSpec::new(&what, Some(path), false, options);
+            spec.id = Some(name);
+            self.drives.push(Pending { spec, wants: Wants::Device });
+        }
+        Ok(())
+    }
+
     /// `-drive`.
     fn drive(&mut self, value: &str, snapshot: bool) -> Result<()> {
         let what = format!("-drive {value}");
         let mut keys = KeyValues::parse("-drive", value, None)?;
-        let file = keys.take("file")?;
+        let file = file_of(&mut keys)?;
         let id = keys.take("id")?;
         let cd = keys.take_as("media", |t| match t {
             "disk" => Ok(false),
@@ -169,12 +196,16 @@ impl Drives {
 
     /// The drive called `id`, for `-device`; it may be taken once.
     pub(super) fn take(&mut self, what: &str, id: &str) -> Result<&mut DriveSpec> {
+        if let Some((_, above)) = self.below.iter().find(|(name, _)| name == id) {
+            bail!("{what}: the node {id} is below {above}; give the device drive={above}");
+        }
         let names: Vec<String> = self.drives.iter().filter_map(|d| d.spec.id.clone()).collect();
         let Some(found) = self.drives.iter_mut().find(|d| d.spec.id.as_deref() == Some(id)) else {
-            bail!("{what}: there is no -drive with id={id}{}", suggest::hint(id, names.iter().map(String::as_str)));
+            let hint = suggest::hint(id, names.iter().map(String::as_str));
+            bail!("{what}: there is no -drive with id={id}, and no -blockdev with that node-name{hint}");
         };
         if found.wants != Wants::Device || found.spec.attachment.is_some() {
-            bail!("{what}: the drive {id} is in use already; give the -drive if=none, and to one device only");
+            bail!("{what}: the drive {id} is in use already; give a -drive if=none, and to one device only");
         }
         Ok(&mut found.spec)
     }
@@ -199,6 +230,7 @@ impl Drives {
         })?;
         let unit = keys.take_as("unit", |t| values::number_in(t, 0, 1).map(|n| n as u8))?;
         let (serial, boot_index) = device_keys(&mut keys)?;
+        let write_cache = blockdev::write_cache(&mut keys)?;
         let (model, version) = (keys.take("model")?, keys.take("ver")?);
         keys.finish()?;
         let place = match (channel, unit) {
@@ -219,6 +251,7 @@ impl Drives {
         spec.what = what;
         spec.cd = cd;
         spec.options.read_only |= cd;
+        spec.options.cache.writeback = write_cache.unwrap_or(spec.options.cache.writeback);
         spec.serial = serial.or(spec.serial.take());
         (spec.boot_index, spec.model, spec.version) = (boot_index, model, version);
         Ok(())
@@ -235,12 +268,14 @@ impl Drives {
         keys.take_fixed("disable-legacy", false, "the device is modern and transitional at once")?;
         keys.take_fixed("disable-modern", false, "the device is modern and transitional at once")?;
         let (serial, boot_index) = device_keys(&mut keys)?;
+        let write_cache = blockdev::write_cache(&mut keys)?;
         keys.finish()?;
         let spec = self.take(&what, &drive)?;
         if spec.cd {
             bail!("{what}: a virtio disk is no CD drive; leave media=cdrom out, or use -device ide-cd");
         }
         spec.what = what;
+        spec.options.cache.writeback = write_cache.unwrap_or(spec.options.cache.writeback);
         spec.serial = serial.or(spec.serial.take());
         spec.boot_index = boot_index;
         spec.attachment = Some(Attachment::VirtioBlk { slot, queues: queues.unwrap_or(1) });
@@ -290,6 +325,18 @@ impl Drives {
     }
 }
 
+/// `file=`, or the same as `file.driver=file,file.filename=`.
+fn file_of(keys: &mut KeyValues) -> Result<Option<String>> {
+    keys.take_as("file.driver", |driver| match driver {
+        "file" | "host_device" => Ok(()),
+        _ => Err(format!("there is no driver '{driver}'; use file")),
+    })?;
+    match (keys.take("file")?, keys.take("file.filename")?) {
+        (Some(_), Some(_)) => bail!("{}: file and file.filename are one option; leave one of them out", keys.option()),
+        (one, other) => Ok(one.or(other)),
+    }
+}
+
 /// `addr=`: a PCI slot, in hexadecimal.
 pub(super) fn pci_slot(keys: &mut KeyValues) -> Result<Option<u8>> {
     keys.take_as("addr", |t| {
@@ -307,11 +354,6 @@ pub(super) fn device_keys(keys: &mut KeyValues) -> Result<(Option<String>, Optio
         _ => Err("a serial number has up to 20 ASCII characters".to_owned()),
     })?;
     let boot_index = keys.take_as("bootindex", |t| values::number_in(t, 0, i32::MAX as u64).map(|n| n as u32))?;
-    // What the guest sees of the write cache is the drive's cache=.
-    keys.take_as("write-cache", |t| match t {
-        "auto" => Ok(()),
-        _ => Err("not supported yet; use cache= of the -drive".to_owned()),
-    })?;
     Ok((serial, boot_index))
 }
 
@@ -441,7 +483,7 @@ mod tests {
         assert_eq!(places(&["-device", "ide-cd"]), [ide(0, 0)]);
         let err = |line: &[&str]| drives(line).unwrap_err();
         assert!(err(&["-drive", "if=none,id=a,file=FILE"]).contains("no device has this drive"));
-        assert!(err(&["-device", "virtio-blk,drive=a"]).contains("there is no -drive with id=a"));
+        assert!(err(&["-device", "virtio-blk,drive=a"]).contains("there is no -drive with id=a, and no -blockdev"));
         assert!(err(&["-device", "ide-hd"]).contains("drive= is missing"));
         let twice = ["-drive", "if=none,id=a,file=FILE", "-device", "ide-hd,drive=a", "-device", "virtio-blk,drive=a"];
         assert!(err(&twice).contains("in use already"));

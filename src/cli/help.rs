@@ -2,7 +2,7 @@
 
 use super::config::Identity;
 use super::options::{Arguments, OPTIONS};
-use super::{boot, devices, display, network, objects};
+use super::{blockdev, boot, devices, display, network, objects};
 use crate::log::ITEMS;
 use anyhow::Result;
 
@@ -32,6 +32,9 @@ pub fn requested(identity: &Identity, arguments: &Arguments) -> Result<Option<St
     }
     if arguments.all("netdev").iter().any(|v| is_help(v)) {
         return Ok(Some(network::help()));
+    }
+    if arguments.all("blockdev").iter().any(|v| is_help(v)) {
+        return Ok(Some(blockdev::help()));
     }
     if arguments.all("object").iter().any(|v| is_help(v)) {
         return Ok(Some(objects::help()));
@@ -142,6 +145,7 @@ mod tests {
         assert!(printed(&["-accel", "help"]).starts_with("jit"));
         assert!(printed(&["-machine", "help"]).starts_with("pc "));
         assert!(printed(&["-device", "loader,help"]).contains("addr="));
+        assert!(printed(&["-blockdev", "help"]).contains("qcow2 "));
         assert!(printed(&["-netdev", "help"]).starts_with("user "));
         assert!(printed(&["-nic", "user,model=help"]).starts_with("e1000 "));
         assert!(printed(&["-L", "/a/b", "-L", "help"]).starts_with("/a/b\n"));

@@ -4,6 +4,7 @@
 //! turn the options of one subject into their part of the configuration. Every error is one line that names the
 //! option, the cause and the remedy.
 
+mod blockdev;
 mod boot;
 mod chars;
 pub mod config;

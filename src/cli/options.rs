@@ -90,6 +90,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(DISKS, "fdb", Times::Once, "FILE", "diskette image in the second floppy drive"),
     row(DISKS, "pflash", Times::Many, "FILE", "flash chip with firmware, e.g. UEFI; a second one lies before it"),
     row(DISKS, "drive", Times::Many, "KEY=VALUE,...", "image and how it is used: file, format, if=ide|virtio|scsi|floppy|pflash|none, media, index, id, readonly, snapshot, cache, discard, ..., e.g. -drive file=disk.qcow2,if=virtio"),
+    row(DISKS, "blockdev", Times::Many, "DRIVER,node-name=NAME,...", "image in layers, for -device with drive=NAME, e.g. -blockdev qcow2,node-name=d,file.driver=file,file.filename=disk.qcow2 (-blockdev help)"),
     row(DISKS, "snapshot", Times::Flag, "", "images do not change: writes are gone at the end"),
     row(DEVICES, "device", Times::Many, "MODEL[,KEY=VALUE...]", "add a device, e.g. -device isa-debug-exit,iobase=0xf4 (-device help)"),
     row(DEVICES, "object", Times::Many, "KIND,id=NAME,...", "something that a device refers to, e.g. -object rng-random,id=r,filename=/dev/hwrng (-object help)"),

@@ -3,7 +3,7 @@
 use super::config::{Attachment, DriveSpec, ScsiHostModel, ScsiHostSpec};
 use super::drives::{Drives, Pending, Wants, device_keys, pci_slot};
 use super::keyval::KeyValues;
-use super::{suggest, values};
+use super::{blockdev, suggest, values};
 use anyhow::{Result, anyhow, bail};
 use brolga::block::drive::DriveOptions;
 use brolga_devices::lsi::{self, Chip};
@@ -110,6 +110,7 @@ impl Drives {
         let (version, device_id) = (keys.take_as("ver", text(4))?, keys.take_as("device_id", text(20))?);
         let wwn = keys.take_as("wwn", values::number)?;
         let (_, boot_index) = device_keys(&mut keys)?;
+        let write_cache = blockdev::write_cache(&mut keys)?;
         keys.finish()?;
         let wants = Wants::Scsi { host, target, lun: lun.unwrap_or(0) };
         let spec = match drive {
@@ -127,6 +128,7 @@ impl Drives {
         spec.what = what;
         spec.cd = cd;
         spec.options.read_only |= cd;
+        spec.options.cache.writeback = write_cache.unwrap_or(spec.options.cache.writeback);
         spec.serial = serial.or(spec.serial.take());
         (spec.vendor, spec.model, spec.version, spec.device_id, spec.wwn) = (vendor, model, version, device_id, wwn);
         spec.boot_index = boot_index;

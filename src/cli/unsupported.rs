@@ -7,7 +7,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("alt-grab", ""),
     ("audio", ""),
     ("audiodev", ""),
-    ("blockdev", DISKS),
     ("compat", ""),
     ("ctrl-grab", ""),
     ("curses", CONSOLE),

@@ -62,25 +62,59 @@ impl KeyValues {
         Ok(())
     }
 
-    /// QEMU also takes a JSON object of plain values in place of the list.
+    /// QEMU also takes a JSON object in place of the list. What is inside an object or a list in it has keys with dots.
     fn add_json(&mut self, text: &str) -> Result<()> {
         let object: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(text).map_err(|e| anyhow!("{} {text}: not a JSON object: {e}", self.option))?;
-        for (key, value) in object {
-            let value = match value {
-                serde_json::Value::Bool(b) => if b { "on" } else { "off" }.to_owned(),
-                serde_json::Value::Number(n) => n.to_string(),
-                serde_json::Value::String(s) => s,
-                _ => return Err(anyhow!("{} {text}: {key} is not a plain value", self.option)),
-            };
-            self.pairs.push((key, value));
-        }
+        object.into_iter().for_each(|(key, value)| self.add_value(key, value));
         Ok(())
     }
 
     /// The parts that were not taken yet, in order.
     pub fn pairs(&self) -> Vec<(&str, &str)> {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
+    }
+
+    fn add_value(&mut self, key: String, value: serde_json::Value) {
+        use serde_json::Value;
+        let plain = match value {
+            Value::Bool(b) => if b { "on" } else { "off" }.to_owned(),
+            Value::Number(n) => n.to_string(),
+            Value::String(s) => s,
+            Value::Null => String::new(),
+            Value::Object(inner) => {
+                return inner.into_iter().for_each(|(name, value)| self.add_value(format!("{key}.{name}"), value));
+            }
+            Value::Array(inner) => {
+                return (0..)
+                    .zip(inner)
+                    .for_each(|(at, value): (usize, _)| self.add_value(format!("{key}.{at}"), value));
+            }
+        };
+        self.pairs.push((key, plain));
+    }
+
+    /// Takes the keys that begin with `outer` and a dot: those of something inside, without these.
+    pub fn take_inner(&mut self, outer: &'static str) -> Self {
+        self.known.push(outer);
+        let mut inner = Self::none(&format!("{} {outer}", self.option));
+        for (key, value) in std::mem::take(&mut self.pairs) {
+            match key.strip_prefix(outer).and_then(|rest| rest.strip_prefix('.')) {
+                Some(rest) => inner.pairs.push((rest.to_owned(), value)),
+                None => self.pairs.push((key, value)),
+            }
+        }
+        inner
+    }
+
+    /// Whether nothing is left, or was ever there.
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    /// The option, with its dash.
+    pub fn option(&self) -> &str {
+        &self.option
     }
 
     /// `-option key=value: message`.
@@ -168,7 +202,16 @@ mod tests {
         assert_eq!(kv.take_as("addr", values::number).unwrap(), Some(4096));
         assert_eq!(kv.take_switch("force-raw").unwrap(), Some(true));
         assert!(KeyValues::parse("-device", "{oops", None).is_err());
-        assert!(KeyValues::parse("-device", r#"{"a":[1]}"#, None).is_err());
+        let mut kv = KeyValues::parse("-x", r#"{"a":{"b":1,"c":{"d":null}},"e":["f",{"g":true}]}"#, None).unwrap();
+        assert_eq!((kv.take("e.0").unwrap().as_deref(), kv.take_switch("e.1.g").unwrap()), (Some("f"), Some(true)));
+        let mut inner = kv.take_inner("a");
+        assert_eq!(inner.take("b").unwrap().as_deref(), Some("1"));
+        assert_eq!(inner.take_inner("c").take("d").unwrap().as_deref(), Some(""));
+        assert!(inner.is_empty() && kv.is_empty());
+        let mut kv = KeyValues::parse("-x", "file.driver=file,file=a,files=1", None).unwrap();
+        let told = kv.take_inner("file").finish().unwrap_err().to_string();
+        assert_eq!(told, "-x file: unknown or unsupported key 'driver'");
+        assert_eq!(kv.take("files").unwrap().as_deref(), Some("1"));
     }
 
     #[test]

@@ -173,3 +173,52 @@ fn a_snapshot_leaves_the_image_as_it_was() {
     power_off(guest);
     assert!(fs::read(&image).expect("the image") == fs::read(medium("grub.img")).expect("the original"));
 }
+
+#[test]
+fn layers_by_name_are_disks_and_cds() {
+    let folder = Folder::new();
+    let (base, over) = (folder.file("base.img"), folder.file("over.qcow2"));
+    fs::copy(medium("grub.img"), &base).expect("a copy");
+    let size = fs::metadata(&base).expect("its size").len().to_string();
+    // It names no backing file: the command line does.
+    img(&["create", "-q", "-f", "qcow2", &over, &size]);
+    let lower = format!(r#"{{"driver":"file","filename":"{base}","node-name":"base-file","auto-read-only":true}}"#);
+    let upper = format!(
+        "qcow2,node-name=disk,backing=base,discard=unmap,cache.direct=off,file.driver=file,file.filename={over}"
+    );
+    let cd = format!("raw,node-name=cd,read-only=on,file.driver=file,file.filename={}", text(&medium("isolinux.iso")));
+    let arguments = [
+        "-blockdev",
+        &lower,
+        "-blockdev",
+        r#"{"node-name":"base","driver":"raw","read-only":true,"file":"base-file"}"#,
+        "-blockdev",
+        &upper,
+        "-device",
+        r#"{"driver":"virtio-blk-pci","drive":"disk","id":"d0","bootindex":1,"write-cache":"on"}"#,
+        "-blockdev",
+        &cd,
+        "-device",
+        "ide-cd,drive=cd",
+    ];
+    let mut guest = boot_loader(&arguments, "GRUB loads the kernel");
+    guest.run(IDE);
+    guest.run(VIRTIO);
+    assert_eq!(guest.run("cat /sys/block/vda/queue/write_cache"), "write back");
+    guest.run("mount -t ext4 /dev/vda1 /mnt");
+    guest.run("echo changed > /mnt/etc/motd && umount /mnt && sync");
+    guest.run("mount -t iso9660 -o ro /dev/sr0 /mnt");
+    assert_eq!(guest.run("cat /mnt/motd"), "the file system of isolinux.iso");
+    power_off(guest);
+    img(&["check", &over]);
+    assert!(fs::read(&base).expect("the base") == fs::read(medium("grub.img")).expect("the original"));
+    // Without what is below it there is only what was written.
+    let alone = format!("qcow2,node-name=disk,backing=,read-only=on,file.driver=file,file.filename={over}");
+    let boot = Boot::new("debian").initramfs("drivers-amd64").append("quiet");
+    let options = ["-no-reboot", "-blockdev", &alone, "-device", "virtio-blk-pci,drive=disk"];
+    let mut guest = boot.options(&options).to_shell();
+    guest.run(VIRTIO);
+    assert_eq!(guest.run("cat /sys/block/vda/ro"), "1");
+    assert_eq!(guest.run("grep -c changed /dev/vda"), "1");
+    assert_eq!(guest.run("head -c 512 /dev/vda | md5sum"), guest.run("head -c 512 /dev/zero | md5sum"));
+}

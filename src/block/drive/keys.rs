@@ -1,13 +1,14 @@
 //! The keys of `-drive` that say what a drive does, whatever device it is for.
 
 use super::{DetectZeroes, DiscardMode, DriveOptions, ErrorAction};
+use crate::block::qcow2::TableCaches;
 use crate::block::{Aio, CacheMode, Format};
 use crate::words::keyval::KeyValues;
 use crate::words::values;
 use anyhow::{Result, bail};
 
 /// A reader of a word, with the reason alone as its error: the key is told by who calls.
-fn word<T>(read: impl Fn(&str) -> crate::block::Result<T>) -> impl Fn(&str) -> std::result::Result<T, String> {
+pub fn word<T>(read: impl Fn(&str) -> crate::block::Result<T>) -> impl Fn(&str) -> std::result::Result<T, String> {
     move |text| {
         read(text).map_err(|e| {
             let told = e.to_string();
@@ -21,7 +22,10 @@ impl DriveOptions {
     /// and `cache.*`, `aio`, `discard`, `detect-zeroes`, `copy-on-read`, `werror`, `rerror`, the sizes of
     /// caches, and `file.locking`. `file`, `if`, `media` and the like stay for the caller.
     pub fn take(keys: &mut KeyValues) -> Result<DriveOptions> {
-        let format = keys.take("format")?.map(|name| Format::from_name(&name)).transpose()?;
+        let format = match (keys.take("format")?, keys.take("driver")?) {
+            (Some(_), Some(_)) => bail!("format and driver are one option; leave one of them out"),
+            (one, other) => one.or(other).map(|name| Format::from_name(&name)).transpose()?,
+        };
         let mut options = DriveOptions { format, ..DriveOptions::default() };
         options.read_only = match (keys.take_switch("readonly")?, keys.take_switch("read-only")?) {
             (Some(_), Some(_)) => bail!("readonly and read-only are one option; leave one of them out"),
@@ -41,19 +45,28 @@ impl DriveOptions {
         if let Some(action) = keys.take_as("rerror", word(ErrorAction::for_reads))? {
             options.read_errors = action;
         }
-        let size = |text: &str| values::size(text, 1);
-        options.tables.l2 = keys.take_as("l2-cache-size", size)?;
-        options.tables.refcounts = keys.take_as("refcount-cache-size", size)?;
-        options.tables.both = keys.take_as("cache-size", size)?;
-        // `auto` locks where the file system can, which is what `on` does here as well.
-        let locking = |text: &str| match text {
-            "auto" => Ok(true),
-            _ => values::switch(text),
-        };
+        options.tables = take_tables(keys)?;
         options.lock = keys.take_as("file.locking", locking)?.unwrap_or(true);
         options.check()?;
         Ok(options)
     }
+}
+
+/// `locking=`. `auto` locks where the file system can, which is what `on` does here as well.
+pub fn locking(text: &str) -> std::result::Result<bool, String> {
+    match text {
+        "auto" => Ok(true),
+        _ => values::switch(text),
+    }
+}
+
+/// The sizes of qcow2's caches.
+pub fn take_tables(keys: &mut KeyValues) -> Result<TableCaches> {
+    let size = |text: &str| values::size(text, 1);
+    let l2 = keys.take_as("l2-cache-size", size)?;
+    let refcounts = keys.take_as("refcount-cache-size", size)?;
+    let both = keys.take_as("cache-size", size)?;
+    Ok(TableCaches { l2, refcounts, both })
 }
 
 /// `cache=`, and the single switches that count more than it.

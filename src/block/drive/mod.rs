@@ -1,7 +1,7 @@
 //! Drives: images as `-drive` and `-blockdev` open them for a machine.
 
 mod filter;
-mod keys;
+pub mod keys;
 mod overlay;
 mod policy;
 #[cfg(test)]
@@ -10,7 +10,7 @@ mod tests;
 pub use policy::{DetectZeroes, DiscardMode, ErrorAction, Verdict};
 
 use super::qcow2::TableCaches;
-use super::{Aio, BlockBackend, BlockError, CacheMode, Format, Image, OpenOptions, Result, open};
+use super::{Aio, BlockBackend, BlockError, CacheMode, Format, Image, Layer, OpenOptions, Result, open};
 use filter::Filter;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +42,20 @@ pub struct DriveOptions {
     pub tables: TableCaches,
     /// Keep other programs out (`file.locking=`).
     pub lock: bool,
+    /// `backing=`.
+    pub backing: Backing,
+}
+
+/// Which backing file an image has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// The one that it names, if it does.
+    #[default]
+    Named,
+    /// None: what it does not hold itself reads as zeroes.
+    None,
+    /// This one, whatever it names.
+    Given(Box<Layer>),
 }
 
 impl Default for DriveOptions {
@@ -59,6 +73,7 @@ impl Default for DriveOptions {
             aio: Aio::Best,
             tables: TableCaches::default(),
             lock: true,
+            backing: Backing::Named,
         }
     }
 }
@@ -101,6 +116,11 @@ impl Drive {
             lock: options.lock,
             cache: options.cache,
             tables: options.tables,
+            backing: options.backing != Backing::None,
+            over: match &options.backing {
+                Backing::Given(layer) => Some(layer.clone()),
+                Backing::Named | Backing::None => None,
+            },
             ..OpenOptions::default()
         };
         let image = open(path, &open_options)?;

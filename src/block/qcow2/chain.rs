@@ -1,7 +1,7 @@
 //! Finding the backing file.
 
 use crate::block::probe::{MAX_CHAIN, open_at_depth};
-use crate::block::{BlockError, Format, Image, OpenOptions, Result};
+use crate::block::{BlockError, Format, Image, Layer, OpenOptions, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -16,16 +16,29 @@ pub(super) fn open_backing(
 ) -> Result<Image> {
     let name = overlay.to_string_lossy().into_owned();
     let opened = locate(overlay, named).and_then(|(path, json_format)| {
-        if depth >= MAX_CHAIN {
-            let what = format!("more than {MAX_CHAIN} backing files; is it its own backing file?");
-            return Err(BlockError::Unsupported { name: path.to_string_lossy().into_owned(), what });
-        }
+        check_depth(&path, depth)?;
         let format = json_format.as_deref().or(format).map(Format::from_name).transpose()?;
         let OpenOptions { lock, cache, .. } = *options;
         let options = OpenOptions { format, read_only: true, lock, cache, ..OpenOptions::default() };
         open_at_depth(&path, &options, depth + 1)
     });
     opened.map_err(|e| BlockError::Backing { name, source: Box::new(e) })
+}
+
+/// Opens the backing file that the user gave, see [`open_backing`].
+pub(super) fn open_given(overlay: &Path, layer: &Layer, depth: u32) -> Result<Image> {
+    let name = overlay.to_string_lossy().into_owned();
+    let options = OpenOptions { read_only: true, ..layer.options.clone() };
+    let opened = check_depth(&layer.path, depth).and_then(|()| open_at_depth(&layer.path, &options, depth + 1));
+    opened.map_err(|e| BlockError::Backing { name, source: Box::new(e) })
+}
+
+fn check_depth(path: &Path, depth: u32) -> Result<()> {
+    if depth < MAX_CHAIN {
+        return Ok(());
+    }
+    let what = format!("more than {MAX_CHAIN} backing files; is it its own backing file?");
+    Err(BlockError::Unsupported { name: path.to_string_lossy().into_owned(), what })
 }
 
 /// The path that a backing file name means, and the format if the name itself tells it.

@@ -100,7 +100,11 @@ impl Qcow2 {
             prepare_for_writing(&mut meta)?;
         }
         let backing = match &meta.header.backing_file {
-            Some(named) if options.backing => {
+            _ if !options.backing => None,
+            _ if options.over.is_some() => {
+                options.over.as_deref().map(|layer| chain::open_given(path, layer, depth)).transpose()?
+            }
+            Some(named) => {
                 Some(chain::open_backing(path, named, meta.header.backing_format().as_deref(), depth, options)?)
             }
             _ => None,
