@@ -437,7 +437,7 @@ mod tests {
         assert!(told(&["file,node-name=n,fielname=DIR/a,filename=DIR/a"]).contains("did you mean filename?"));
         assert!(told(&["raw,node-name=n,file=g", file]).contains("no node with node-name=g"));
         assert!(told(&["raw,node-name=n,file=f,file.driver=file", file]).contains("give either"));
-        assert!(told(&["raw,node-name=n,file=f,file.driver=nbd"]).contains("file driver=nbd"));
+        assert!(told(&["raw,node-name=n,file.driver=nbd"]).contains("file driver=nbd"));
         assert!(told(&["raw,node-name=n,file=f,backing=f", file]).contains("'backing'"));
         assert!(told(&["raw,node-name=n,file=m", "raw,node-name=m,file=f", file]).contains("takes driver=file"));
         assert!(told(&[file, file]).contains("two nodes"));

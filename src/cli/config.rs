@@ -54,6 +54,8 @@ pub struct Config {
     pub drives: Vec<DriveSpec>,
     /// SCSI hosts: those of `-drive if=scsi`, then `-device`, in the order given.
     pub scsi_hosts: Vec<ScsiHostSpec>,
+    /// `-device pci-bridge`: those that others are behind come first.
+    pub bridges: Vec<BridgeSpec>,
     /// Other devices.
     pub peripherals: Peripherals,
     /// `-smbios`.
@@ -226,6 +228,24 @@ pub struct DebugConsole {
     pub chardev: CharId,
 }
 
+/// Which PCI bus: 0 is `pci.0`, n the one behind the nth of [`Config::bridges`].
+pub type PciBusNumber = usize;
+
+/// `-device pci-bridge`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeSpec {
+    /// The option that asked for it, for messages.
+    pub what: String,
+    /// `id=`: what `bus=` calls the bus behind it.
+    pub id: String,
+    /// `chassis_nr=`.
+    pub chassis: u8,
+    /// The bus that it is on.
+    pub bus: PciBusNumber,
+    /// `addr=`: device and function; one that is free if none.
+    pub place: Option<(u8, u8)>,
+}
+
 /// A drive and the device that it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriveSpec {
@@ -253,6 +273,8 @@ pub struct DriveSpec {
     pub wwn: Option<u64>,
     /// `bootindex=`: place in the order in which firmware tries devices.
     pub boot_index: Option<u32>,
+    /// The PCI bus of its device, if that is its own.
+    pub pci_bus: PciBusNumber,
     /// Where it is. Always given once the command line was read.
     pub attachment: Option<Attachment>,
 }
@@ -262,8 +284,23 @@ impl DriveSpec {
     pub fn new(what: &str, file: Option<PathBuf>, cd: bool, options: DriveOptions) -> Self {
         let what = what.to_owned();
         let (id, serial, model, version, vendor, device_id, wwn) = Default::default();
-        let (boot_index, attachment) = (None, None);
-        Self { what, id, file, cd, options, serial, model, version, vendor, device_id, wwn, boot_index, attachment }
+        let (boot_index, pci_bus, attachment) = (None, 0, None);
+        Self {
+            what,
+            id,
+            file,
+            cd,
+            options,
+            serial,
+            model,
+            version,
+            vendor,
+            device_id,
+            wwn,
+            boot_index,
+            pci_bus,
+            attachment,
+        }
     }
 }
 
@@ -276,6 +313,8 @@ pub struct ScsiHostSpec {
     pub bus: String,
     /// PCI slot; the next that is free if none.
     pub slot: Option<u8>,
+    /// PCI bus.
+    pub pci_bus: PciBusNumber,
     /// Which host.
     pub model: ScsiHostModel,
 }

@@ -1,15 +1,20 @@
 //! `-device` and `-debugcon`.
 
 use super::boot::readable;
+use super::bridges::Before;
 use super::chars::Chars;
 use super::config::network::NicModel;
+<<<<<<< HEAD
 use super::config::{DebugConsole, DebugExit, DeviceSpec, Loader};
+=======
+use super::config::{BridgeSpec, DebugConsole, DebugExit, Loader};
+>>>>>>> 9f54b32 (PCI bridges, with devices behind them)
 use super::drives::Drives;
 use super::keyval::KeyValues;
 use super::network::Network;
 use super::options::Arguments;
 use super::peripherals::{self, Collected};
-use super::{sharing, suggest, unsupported, values};
+use super::{bridges, sharing, suggest, unsupported, values};
 use anyhow::{Result, anyhow, bail};
 use brolga_devices::lsi::Chip;
 use std::path::PathBuf;
@@ -23,6 +28,14 @@ pub struct Model {
     /// Keys with what they mean.
     pub keys: &'static [(&'static str, &'static str)],
     pub add: fn(&mut Devices, KeyValues, &str) -> Result<()>,
+}
+
+impl Model {
+    /// Whether it has a place on a PCI bus.
+    fn is_pci(&self) -> bool {
+        // The other one with such a key places things in memory.
+        self.name != "loader" && self.keys.iter().any(|(key, _)| *key == "addr")
+    }
 }
 
 /// Keys for starting over the network.
@@ -119,6 +132,13 @@ const MODELS: &[Model] = &[
             ("data-be", "on: store it with the highest byte first"),
         ],
         add: loader,
+    },
+    Model {
+        name: "pci-bridge",
+        alias: None,
+        about: "PCI bus with slots of its own, for devices with bus=ID",
+        keys: bridges::KEYS,
+        add: bridges::device,
     },
     Model { name: "ide-hd", alias: None, about: "disk on an IDE channel", keys: IDE_KEYS, add: ide_disk },
     Model {
@@ -236,18 +256,30 @@ pub struct Devices {
     pub network: Network,
     pub drives: Drives,
     pub peripherals: Collected,
+<<<<<<< HEAD
     /// All of them, as they were given.
     pub given: Vec<DeviceSpec>,
+=======
+    pub bridges: Vec<BridgeSpec>,
+>>>>>>> 9f54b32 (PCI bridges, with devices behind them)
     /// `id=` of the device that is looked at.
     pub id: Option<String>,
 }
 
 /// The devices asked for.
 pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Drives) -> Result<Devices> {
+<<<<<<< HEAD
     let (loaders, debug_exits, debug_consoles, given) = Default::default();
     let peripherals = Collected::begin(arguments)?;
     let mut devices =
         Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, given, id: None };
+=======
+    let (loaders, debug_exits, debug_consoles, bridges) = Default::default();
+    let peripherals = Collected::begin(arguments)?;
+    let id = None;
+    let mut devices =
+        Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, bridges, id };
+>>>>>>> 9f54b32 (PCI bridges, with devices behind them)
     for target in arguments.all("debugcon") {
         let label = format!("debugcon{}", devices.debug_consoles.len());
         match devices.chars.add("-debugcon", target, label)? {
@@ -263,6 +295,7 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         };
         // Names given by clients that manage devices; few of them are referred to.
         devices.id = keys.take("id")?;
+<<<<<<< HEAD
         if let Some(id) = &devices.id
             && devices.given.iter().any(|other| other.id.as_ref() == Some(id))
         {
@@ -270,7 +303,12 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         }
         let given = keys.pairs().into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
         devices.given.push(DeviceSpec { id: devices.id.clone(), model: model.name, keys: given });
+=======
+        let bus = bridges::take(&devices, &mut keys)?;
+        let before = Before::now(&devices);
+>>>>>>> 9f54b32 (PCI bridges, with devices behind them)
         (model.add)(&mut devices, keys, value)?;
+        before.put(&mut devices, bus, value, model.is_pci())?;
     }
     overlaps(&devices)?;
     sharing::check_tags(&devices.peripherals.wanted.shares)?;

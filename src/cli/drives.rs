@@ -343,7 +343,7 @@ pub(super) fn pci_slot(keys: &mut KeyValues) -> Result<Option<u8>> {
         let number = t.strip_suffix(".0").unwrap_or(t);
         let number = number.strip_prefix("0x").unwrap_or(number);
         let slot = u64::from_str_radix(number, 16).map_err(|_| format!("'{t}' is no PCI slot"))?;
-        if (2..=SLOTS).contains(&slot) { Ok(slot as u8) } else { Err("slots go from 2 to 0x1f".to_owned()) }
+        if (1..=SLOTS).contains(&slot) { Ok(slot as u8) } else { Err("slots go from 1 to 0x1f".to_owned()) }
     })
 }
 

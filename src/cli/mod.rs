@@ -6,6 +6,7 @@
 
 mod blockdev;
 mod boot;
+mod bridges;
 mod chars;
 pub mod config;
 mod devices;
@@ -99,6 +100,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         nics: network.nics,
         drives,
         scsi_hosts,
+        bridges: devices.bridges,
         peripherals: devices.peripherals.wanted,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,

@@ -49,7 +49,7 @@ impl Drives {
         while self.scsi_hosts.len() <= host.into() {
             let bus = format!("scsi.{}", self.scsi_hosts.len());
             let model = ScsiHostModel::Lsi(Chip::C895a);
-            self.scsi_hosts.push(ScsiHostSpec { what: what.to_owned(), bus, slot: None, model });
+            self.scsi_hosts.push(ScsiHostSpec { what: what.to_owned(), bus, slot: None, pci_bus: 0, model });
         }
         Ok(Wants::Scsi { host: host.into(), target, lun: 0 })
     }
@@ -85,7 +85,7 @@ impl Drives {
         if let Some(other) = self.scsi_hosts.iter().find(|host| host.bus == bus) {
             bail!("{what}: its bus {bus} would be that of {}; give another id", other.what);
         }
-        self.scsi_hosts.push(ScsiHostSpec { what, bus, slot, model });
+        self.scsi_hosts.push(ScsiHostSpec { what, bus, slot, pci_bus: 0, model });
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod acpi;
 mod bars;
 mod board;
+mod bridges;
 mod control;
 mod debug;
 mod disk_statistics;

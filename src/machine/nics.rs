@@ -1,5 +1,6 @@
 //! Network cards in their PCI slots.
 
+use super::bridges::Segment;
 use super::storage::Slots;
 use crate::cli::config::Config;
 use crate::cli::config::network::{NicModel, NicSpec};
@@ -27,21 +28,23 @@ pub struct Plugged {
 
 /// Plugs in the cards that were asked for.
 pub fn plug_in(slots: &Slots) -> Result<Plugged> {
-    let Slots { s, pci, .. } = slots;
+    let Slots { s, .. } = slots;
     // Those that say where they go come first, or another might be there.
     let (placed, others): (Vec<_>, Vec<_>) = (0..).zip(&s.config.nics).partition(|(_, nic)| nic.place.is_some());
     let mut plugged = Vec::new();
     let mut boot_paths = Vec::new();
     for (index, nic) in placed.into_iter().chain(others) {
+        let segment = Segment::new(slots, nic.pci_bus);
         let place = match nic.place {
             Some((device, function)) => DevFn::new(device, function),
-            None => {
-                DevFn::new(pci.free_device().ok_or_else(|| anyhow!("all PCI slots are in use; leave cards out"))?, 0)
-            }
+            None => DevFn::new(
+                segment.pci().free_device().ok_or_else(|| anyhow!("all PCI slots are in use; leave cards out"))?,
+                0,
+            ),
         };
-        let card = card(slots, (index, nic), place);
+        let card = card(slots, &segment, (index, nic), place);
         plugged.push((index, card.with_context(|| format!("-device {},addr={place}", nic.model.name()))?));
-        let path = || format!("/pci@i0cf8/ethernet@{:x}{}/ethernet-phy@0", place.device(), function(place));
+        let path = || format!("{}/ethernet@{:x}{}/ethernet-phy@0", segment.path(), place.device(), function(place));
         boot_paths.extend(nic.boot_index.map(|at| (at, path())));
     }
     plugged.sort_by_key(|(index, _)| *index);
@@ -88,12 +91,18 @@ pub fn tell_alone(config: &Config) {
     }
 }
 
-fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<Weak<dyn NetFrontend>> {
-    let Slots { s, bus, pci, piix3, apics } = slots;
+fn card(
+    slots: &Slots,
+    segment: &Segment,
+    (index, nic): (usize, &NicSpec),
+    place: DevFn,
+) -> Result<Weak<dyn NetFrontend>> {
+    let Slots { s, bus: all, apics, .. } = slots;
+    let (bus, pci) = (segment.bus(), segment.pci());
     let rom = rom(slots, nic)?;
     let backend: Option<Arc<dyn NetBackend>> =
         nic.netdev.and_then(|netdev| s.netdevs.get(netdev)).map(|netdev| netdev.backend.clone());
-    let irq = piix3.intx(place.device(), PIN);
+    let irq = segment.intx(place.device(), PIN);
     match nic.model {
         NicModel::E1000 => {
             let surroundings = e1000::Surroundings {
@@ -109,7 +118,7 @@ fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<
             let card = E1000::new(nic.mac, surroundings)?;
             pci.insert(place, card.clone())?;
             let frontend = Arc::downgrade(&card.frontend());
-            bus.add_device(format!("e1000.{index}"), card);
+            all.add_device(format!("e1000.{index}"), card);
             Ok(frontend)
         }
         NicModel::Rtl8139 { plus } => {
@@ -126,7 +135,7 @@ fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<
             let card = Rtl8139::new(nic.mac, plus, surroundings)?;
             pci.insert(place, card.clone())?;
             let frontend = Arc::downgrade(&card.frontend());
-            bus.add_device(format!("rtl8139.{index}"), card);
+            all.add_device(format!("rtl8139.{index}"), card);
             Ok(frontend)
         }
         NicModel::VirtioNet { pairs, without } => {
@@ -134,7 +143,7 @@ fn card(slots: &Slots, (index, nic): (usize, &NicSpec), place: DevFn) -> Result<
             let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
             let card = VirtioPci::with_rom(bus, parts, irq, msi, rom)?;
             pci.insert(place, card.clone())?;
-            bus.add_device(format!("virtio-net.{index}"), card);
+            all.add_device(format!("virtio-net.{index}"), card);
             Ok(Arc::downgrade(&frontend))
         }
     }

@@ -1,5 +1,6 @@
 //! SCSI hosts in their PCI slots, with disks and CD drives.
 
+use super::bridges::Segment;
 use super::storage::{Drives, Slots};
 use crate::cli::config::{Attachment, DriveSpec, ScsiHostModel};
 use anyhow::{Context, Result, bail};
@@ -37,11 +38,11 @@ impl Host {
     }
 }
 
-fn lsi(slots: &Slots, slot: u8, chip: Chip) -> Result<Arc<Lsi>> {
-    let Slots { s, bus, piix3, .. } = slots;
+fn lsi(slots: &Slots, segment: &Segment, slot: u8, chip: Chip) -> Result<Arc<Lsi>> {
+    let Slots { s, .. } = slots;
     let surroundings = lsi::Surroundings {
-        bus,
-        irq: piix3.intx(slot, PIN),
+        bus: segment.bus(),
+        irq: segment.intx(slot, PIN),
         dma: s.memory.clone(),
         clock: s.clock.clone(),
         timers: s.timers,
@@ -52,16 +53,18 @@ fn lsi(slots: &Slots, slot: u8, chip: Chip) -> Result<Arc<Lsi>> {
 
 /// Plugs in all hosts with their units.
 pub fn plug_in(slots: &Slots, all: &mut Drives) -> Result<()> {
-    let Slots { s, bus, pci, piix3, apics } = slots;
+    let Slots { s, bus, apics, .. } = slots;
     let hosts = || s.config.scsi_hosts.iter().enumerate();
     // Those that name their slot get it first.
     let (fixed, free): (Vec<_>, Vec<_>) = hosts().partition(|(_, spec)| spec.slot.is_some());
     for (index, spec) in fixed.into_iter().chain(free) {
+        let segment = Segment::new(slots, spec.pci_bus);
+        let (pci, prefix) = (segment.pci(), &segment.prefix);
         let slot = spec.slot.or_else(|| pci.free_device());
         let slot = slot.with_context(|| format!("{}: all PCI slots are taken; leave a device out", spec.what))?;
         let host = match spec.model {
             ScsiHostModel::Virtio { queues } => Host::Virtio(VirtioScsi::new(queues, s.memory.clone(), s.work)),
-            ScsiHostModel::Lsi(chip) => Host::Lsi(chip, lsi(slots, slot, chip)?),
+            ScsiHostModel::Lsi(chip) => Host::Lsi(chip, lsi(slots, &segment, slot, chip)?),
         };
         for drive in &s.config.drives {
             let Some(Attachment::Scsi { host: at, target, lun }) = drive.attachment else { continue };
@@ -72,20 +75,20 @@ pub fn plug_in(slots: &Slots, all: &mut Drives) -> Result<()> {
             if drive.cd {
                 all.removable(drive, Some(host.medium_drive(target, lun)));
             }
-            let path = |index| (index, format!("/pci@i0cf8/scsi@{slot:x}/channel@0/disk@{target:x},{lun:x}"));
+            let path = |index| (index, format!("{}/scsi@{slot:x}/channel@0/disk@{target:x},{lun:x}", segment.path()));
             all.boot_paths.extend(drive.boot_index.map(path));
         }
         let place = DevFn::new(slot, 0);
         match host {
             Host::Virtio(host) => {
                 let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
-                let device = VirtioPci::new(bus, host.parts(), piix3.intx(slot, PIN), msi)?;
+                let device = VirtioPci::new(segment.bus(), host.parts(), segment.intx(slot, PIN), msi)?;
                 pci.insert(place, device.clone()).with_context(|| spec.what.clone())?;
-                bus.add_device(format!("virtio-scsi@{slot:02x}"), device);
+                bus.add_device(format!("virtio-scsi@{prefix}{slot:02x}"), device);
             }
             Host::Lsi(chip, device) => {
                 pci.insert(place, device.clone()).with_context(|| spec.what.clone())?;
-                bus.add_device(format!("{}@{slot:02x}", chip.name()), device);
+                bus.add_device(format!("{}@{prefix}{slot:02x}", chip.name()), device);
             }
         }
     }

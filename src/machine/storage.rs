@@ -1,5 +1,6 @@
 //! Which disks a PC has, and where: IDE channels at their old ports, virtio disks in PCI slots.
 
+use super::bridges::{Bridged, Segment};
 use super::media::Plugged;
 use super::pc::Surroundings;
 use super::scsi;
@@ -58,6 +59,8 @@ pub struct Slots<'a> {
     pub piix3: &'a Arc<Piix3>,
     /// Where messages go.
     pub apics: &'a Arc<LocalApics>,
+    /// Bridges, in the configuration's order.
+    pub bridges: &'a [Bridged],
 }
 
 /// Plugs in all drives. `interrupts` are those of the IDE channels.
@@ -110,7 +113,7 @@ fn ide(slots: &Slots, interrupts: [IrqLine; 2], all: &mut Drives) -> Result<()> 
 
 /// Virtio disks in their PCI slots.
 fn virtio(slots: &Slots, all: &mut Drives) -> Result<()> {
-    let Slots { s, bus, pci, piix3, apics } = slots;
+    let Slots { s, bus, apics, .. } = slots;
     let disks = |fixed: bool| {
         s.config.drives.iter().filter(
             move |d| matches!(d.attachment, Some(Attachment::VirtioBlk { slot, .. }) if slot.is_some() == fixed),
@@ -119,15 +122,18 @@ fn virtio(slots: &Slots, all: &mut Drives) -> Result<()> {
     // Those that name their slot get it first.
     for spec in disks(true).chain(disks(false)) {
         let Some(Attachment::VirtioBlk { slot, queues }) = spec.attachment else { continue };
-        let slot = slot.or_else(|| pci.free_device());
+        let segment = Segment::new(slots, spec.pci_bus);
+        let slot = slot.or_else(|| segment.pci().free_device());
         let slot = slot.with_context(|| format!("{}: all PCI slots are taken; leave a device out", spec.what))?;
         let disk = all.open(s, spec)?.with_context(|| format!("{}: it needs an image", spec.what))?;
         let serial = spec.serial.as_deref().unwrap_or("");
         let parts = VirtioBlk::parts(disk, serial, queues, s.memory.clone(), s.work);
-        let device = VirtioPci::new(bus, parts, piix3.intx(slot, 1), Arc::clone(apics) as Arc<dyn MsiSink>)?;
-        pci.insert(DevFn::new(slot, 0), device.clone()).with_context(|| spec.what.clone())?;
-        bus.add_device(format!("virtio-blk@{slot:02x}"), device);
-        all.boot_paths.extend(spec.boot_index.map(|index| (index, format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0"))));
+        let messages = Arc::clone(apics) as Arc<dyn MsiSink>;
+        let device = VirtioPci::new(segment.bus(), parts, segment.intx(slot, 1), messages)?;
+        segment.pci().insert(DevFn::new(slot, 0), device.clone()).with_context(|| spec.what.clone())?;
+        bus.add_device(format!("virtio-blk@{}{slot:02x}", segment.prefix), device);
+        let path = |index| (index, format!("{}/scsi@{slot:x}/disk@0,0", segment.path()));
+        all.boot_paths.extend(spec.boot_index.map(path));
     }
     Ok(())
 }

@@ -131,6 +131,11 @@ impl KeyValues {
         mine.into_iter().map(|(_, v)| v).collect()
     }
 
+    /// The first value of `key`, which stays.
+    pub fn peek(&self, key: &str) -> Option<&str> {
+        self.pairs.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+
     /// The value of `key`, which may be given once.
     pub fn take(&mut self, key: &'static str) -> Result<Option<String>> {
         let mut all = self.take_all(key);

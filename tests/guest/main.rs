@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod bridges;
 mod console;
 mod crash;
 mod disk_errors;

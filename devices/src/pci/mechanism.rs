@@ -39,12 +39,16 @@ impl ConfigMechanism {
         Arc::new(Self { pci, power, regs: Mutex::new(Regs::default()) })
     }
 
-    /// The function and register that a data access at `offset` (4 to 7) addresses.
-    fn target(&self, offset: u64) -> Option<(DevFn, u8)> {
+    /// The bus, function and register that a data access at `offset` (4 to 7) addresses. Those on other buses than 0 are
+    /// what the specification calls type 1, and bridges pass them on.
+    fn target(&self, offset: u64) -> Option<(Arc<PciBus>, DevFn, u8)> {
         let address = locked(&self.regs).address;
         let [register, place, bus, _] = address.to_le_bytes();
-        // There are no bridges: buses other than 0 are empty.
-        (address & ENABLE != 0 && bus == 0).then_some((DevFn(place), register | (offset & 3) as u8))
+        if address & ENABLE == 0 {
+            return None;
+        }
+        let bus = if bus == 0 { self.pci.clone() } else { self.pci.behind(bus)? };
+        Some((bus, DevFn(place), register | (offset & 3) as u8))
     }
 
     fn write_reset_control(&self, value: u8) {
@@ -62,7 +66,7 @@ impl RegisterBlock for ConfigMechanism {
     fn read(&self, offset: u64, size: u8) -> u64 {
         let ones = u64::from(u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4))));
         match (offset, size) {
-            (4.., _) => self.target(offset).map_or(ones, |(place, r)| self.pci.config_read(place, r, size).into()),
+            (4.., _) => self.target(offset).map_or(ones, |(bus, place, r)| bus.config_read(place, r, size).into()),
             // The address register answers to 32-bit accesses only.
             (0, 4) => locked(&self.regs).address.into(),
             (1, 1) => locked(&self.regs).reset_control.into(),
@@ -73,8 +77,8 @@ impl RegisterBlock for ConfigMechanism {
     fn write(&self, offset: u64, size: u8, value: u64) {
         match (offset, size) {
             (4.., _) => {
-                if let Some((place, register)) = self.target(offset) {
-                    self.pci.config_write(place, register, size, value as u32);
+                if let Some((bus, place, register)) = self.target(offset) {
+                    bus.config_write(place, register, size, value as u32);
                 }
             }
             (0, 4) => locked(&self.regs).address = value as u32 & ADDRESS_MASK,

@@ -2,6 +2,7 @@
 //! Specification 3.0; configuration mechanism #1 in 3.2.2.3.2).
 
 pub mod bar;
+pub mod bridge;
 pub mod config;
 pub mod endpoint;
 pub mod i440fx;
@@ -51,6 +52,20 @@ pub trait PciFunction: Send + Sync {
     fn regions(&self) -> Vec<bar::Region> {
         Vec::new()
     }
+    /// What is behind it, if it is a bridge to another bus.
+    fn bridge(&self) -> Option<Bridge> {
+        None
+    }
+}
+
+/// A bridge, as configuration accesses to buses behind it see it.
+pub struct Bridge {
+    /// Number of the bus behind it; 0: it has none yet.
+    pub secondary: u8,
+    /// The last number of a bus behind it.
+    pub subordinate: u8,
+    /// The bus behind it.
+    pub bus: Arc<PciBus>,
 }
 
 /// The place is taken.
@@ -58,7 +73,7 @@ pub trait PciFunction: Send + Sync {
 #[error("PCI slot {0} is already in use")]
 pub struct SlotInUse(pub DevFn);
 
-/// Bus 0: the functions by their place.
+/// A bus: the functions by their place.
 #[derive(Default)]
 pub struct PciBus {
     functions: RwLock<BTreeMap<DevFn, Arc<dyn PciFunction>>>,
@@ -100,6 +115,14 @@ impl PciBus {
     pub fn functions(&self) -> Vec<(DevFn, Arc<dyn PciFunction>)> {
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         functions.iter().map(|(place, function)| (*place, function.clone())).collect()
+    }
+
+    /// The bus with this number behind one of the bridges on this bus, or behind those.
+    pub fn behind(&self, number: u8) -> Option<Arc<PciBus>> {
+        let bridges = self.functions().into_iter().filter_map(|(_, function)| function.bridge());
+        let mut leads = bridges.filter(|b| b.secondary != 0 && (b.secondary..=b.subordinate).contains(&number));
+        let Bridge { secondary, bus, .. } = leads.next()?;
+        if secondary == number { Some(bus) } else { bus.behind(number) }
     }
 
     /// Configuration read; where no function answers, all ones (master abort).

@@ -223,6 +223,8 @@ pub struct NicSpec {
     pub netdev: Option<usize>,
     /// `mac=`.
     pub mac: [u8; 6],
+    /// `bus=`: the PCI bus.
+    pub pci_bus: super::PciBusNumber,
     /// `addr=`: PCI device and function; the first free device if not given.
     pub place: Option<(u8, u8)>,
     /// `romfile=`, or the usual one if it is there: its boot ROM.

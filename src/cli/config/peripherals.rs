@@ -28,6 +28,19 @@ pub struct Peripherals {
     pub watchdog: Option<WatchdogSpec>,
 }
 
+impl Peripherals {
+    /// The places that are asked for.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let rngs = self.rngs.iter().map(|spec| spec.place);
+        let buses = self.serial_buses.iter().map(|spec| spec.place);
+        let shares = self.shares.iter().map(|spec| spec.place);
+        let panics = self.panic_functions.iter().map(|spec| spec.place);
+        let single =
+            [self.balloon.as_ref().and_then(|spec| spec.place), self.watchdog.as_ref().and_then(|spec| spec.place)];
+        rngs.chain(buses).chain(shares).chain(panics).chain(single).flatten()
+    }
+}
+
 /// A graphics card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VgaSpec {

@@ -128,8 +128,9 @@ impl Network {
         let mac = keys.take_as("mac", cards::mac)?;
         let other = keys.take_as("macaddr", cards::mac)?;
         let place = keys.take_as("addr", cards::place)?;
+        // A bus behind a bridge was taken by then.
         if let Some(bus) = keys.take("bus")?.filter(|bus| bus != "pci.0") {
-            bail!("{option} bus={bus}: there is no such bus; use pci.0");
+            bail!("{option} bus={bus}: there is no such bus; use pci.0, or add -device pci-bridge,id={bus} before it");
         }
         let rom = keys.take("romfile")?;
         let rom_bar = keys.take_as("rombar", |text| match text {
@@ -145,6 +146,7 @@ impl Network {
             id,
             netdev,
             mac: FIRST_MAC,
+            pci_bus: 0,
             place,
             rom: None,
             rom_bar: rom_bar.unwrap_or(true),
