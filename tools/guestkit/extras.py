@@ -4,12 +4,18 @@ import hashlib
 import pathlib
 import subprocess
 
-from . import console, mirror
+from . import console, mirror, secure_shell
 
 ROOTS = {"virtio": "/dev/vda1", "ide": "/dev/sda1"}
+USER = "visitor"
 USER_DATA = """#cloud-config
 hostname: seeded
 ssh_pwauth: false
+users:
+  - name: {user}
+    shell: /bin/bash
+    lock_passwd: true
+    ssh_authorized_keys: ["{key}"]
 write_files:
   - path: /etc/seed-was-here
     content: "written by cloud-init\\n"
@@ -17,6 +23,9 @@ runcmd:
   - [sh, -c, "echo SEED $(hostname) $(cloud-id) $(cat /etc/seed-was-here) >/dev/ttyS0"]
 """
 META_DATA = "instance-id: brolga-seed-1\nlocal-hostname: seeded\n"
+NETWORK_CONFIG = "config: disabled\n"
+"""The network stays as the installer has set it up. What cloud-init makes of none asks for DHCPv6 too, for which a Debian
+with dhcpcd alone has no client: ifup then takes the IPv4 address away again, and ssh does not get in."""
 
 
 def digest(path):
@@ -50,14 +59,16 @@ def direct_boots(installation, emulator, kernel, initrd):
     return {"ssh": walls, "sha256": before}
 
 
-def make_seed(folder):
-    """A NoCloud seed on a CD."""
+def make_seed(folder, key):
+    """A NoCloud seed on a CD, with a user who has `key`."""
     folder = pathlib.Path(folder)
-    (folder / "user-data").write_text(USER_DATA)
-    (folder / "meta-data").write_text(META_DATA)
+    public = subprocess.run(["ssh-keygen", "-y", "-f", str(key)], capture_output=True, text=True, check=True).stdout.strip()
+    texts = {"user-data": USER_DATA.format(user=USER, key=public), "meta-data": META_DATA, "network-config": NETWORK_CONFIG}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
     seed = folder / "seed.iso"
     command = ["xorriso", "-as", "mkisofs", "-quiet", "-r", "-J", "-V", "CIDATA", "-o", seed,
-               folder / "user-data", folder / "meta-data"]
+               *(folder / name for name in texts)]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         raise console.GuestFailed(f"cannot make the seed: {done.stderr.strip()[-500:]}")
@@ -65,7 +76,8 @@ def make_seed(folder):
 
 
 def seeded_boot(installation, emulator, tools, work):
-    """cloud-init, installed into an overlay from the mirror, finds the seed on `-cdrom` and does what it says."""
+    """cloud-init, installed into an overlay from the mirror, finds the seed on `-cdrom` and does what it says: on the
+    serial line, and by ssh as root and as the user that the seed has made."""
     overlay = pathlib.Path(work) / "cloud.qcow2"
     tools.img("create", "-q", "-f", "qcow2", "-b", installation.disk.resolve(), "-F", "qcow2", overlay)
     with mirror.Mirror(installation.disc, work) as packages:
@@ -76,13 +88,18 @@ def seeded_boot(installation, emulator, tools, work):
             packages.install(shell, ["cloud-init"])
             shell.run("cloud-init clean --logs")
             installation.power_off(guest)
-    seed = make_seed(work)
-    # Its answer comes on the serial line: what cloud-init makes of network and host keys may keep ssh away.
-    command = emulator.command(overlay, 0, "-cdrom", seed)
+    seed, port = make_seed(work, installation.key), secure_shell.free_port()
+    command = emulator.command(overlay, port, "-cdrom", seed)
     with console.Console(command, installation.log("cloud"), tell=installation.tell) as guest:
         guest.expect(r"SEED seeded nocloud written by cloud-init", 1800)
         status = guest.expect(r"Cloud-init v\. .* finished at .*Datasource DataSourceNoCloud", 600).group()
         wall = guest.clocks()[0]
+        for user in ("root", USER):
+            shell = secure_shell.Shell(port, installation.key, user)
+            shell.wait(guest, 300)
+            found = shell.run("hostname; whoami; cat /etc/seed-was-here").split("\n")
+            if found != ["seeded", user, "written by cloud-init"]:
+                raise console.GuestFailed(f"by ssh as {user} the guest shows {found}")
         installation.power_off(guest)
     wrong = tools.check_image(overlay)
     if wrong:

@@ -21,15 +21,15 @@ def free_port():
 
 
 class Shell:
-    """root's account in a guest."""
+    """An account in a guest: root's, unless told otherwise."""
 
-    def __init__(self, port, key):
+    def __init__(self, port, key, user="root"):
         self.port = port
         os.chmod(key, 0o600)
         options = {"StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "BatchMode": "yes",
                    "ConnectTimeout": "60", "ServerAliveInterval": "30", "ServerAliveCountMax": "10", "LogLevel": "ERROR"}
         words = [word for pair in options.items() for word in ("-o", "=".join(pair))]
-        self._command = ["ssh", "-i", os.fspath(key), "-p", str(port), *words, "root@127.0.0.1"]
+        self._command = ["ssh", "-i", os.fspath(key), "-p", str(port), *words, f"{user}@127.0.0.1"]
 
     def _banner(self, patience):
         """Whether sshd speaks."""
