@@ -234,7 +234,7 @@ pub struct Msrs {
 }
 
 /// Entries of the jump cache.
-pub const JUMP_ENTRIES: usize = 16384;
+pub const JUMP_ENTRIES: usize = 65536;
 
 /// Where generated code for a RIP starts; read by generated code.
 #[repr(C)]
