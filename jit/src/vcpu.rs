@@ -9,6 +9,7 @@ use crate::runtime::compile::CompileService;
 pub use crate::runtime::debugger::{DebugStop, WatchKind, Watchpoint};
 pub use crate::runtime::lockstep::CheckStats;
 use crate::runtime::lockstep::Lockstep;
+pub use crate::runtime::perf_map::PerfMap;
 use crate::runtime::place::CodeMemory;
 pub use crate::runtime::tier::TierStats;
 use crate::shared::Shared;
@@ -42,11 +43,20 @@ pub struct EngineConfig {
     pub code_cache: usize,
     /// How the machine's processors are spread.
     pub topology: Topology,
+    /// Where generated code lies is written here.
+    pub perf_map: Option<PerfMap>,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { jit: true, sync: false, check: Check::Off, code_cache: 256 << 20, topology: Topology::default() }
+        Self {
+            jit: true,
+            sync: false,
+            check: Check::Off,
+            code_cache: 256 << 20,
+            topology: Topology::default(),
+            perf_map: None,
+        }
     }
 }
 
@@ -199,6 +209,7 @@ pub struct Engine {
     sync: bool,
     check: Check,
     code_cache: usize,
+    perf_map: Option<PerfMap>,
 }
 
 impl Engine {
@@ -212,7 +223,7 @@ impl Engine {
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
         let (sync, code_cache) = (config.sync, config.code_cache);
         let check = if config.jit { config.check } else { Check::Off };
-        Ok(Arc::new(Self { shared, board, compilers, sync, check, code_cache }))
+        Ok(Arc::new(Self { shared, board, compilers, sync, check, code_cache, perf_map: config.perf_map }))
     }
 
     /// Tells that something other than a vCPU wrote guest memory (DMA, a loader): translations of it are dropped.
@@ -256,7 +267,7 @@ impl Vcpu {
             let host = |e: String| EngineError::Host(e);
             let sync = engine.sync.then(Compiler::new).transpose().map_err(|e| host(e.to_string()))?;
             let memory = CodeMemory::new(engine.code_cache).map_err(|e| host(e.to_string()))?;
-            cpu.tier.configure(service.clone(), memory, sync);
+            cpu.tier.configure(service.clone(), memory, sync, engine.perf_map.clone());
             if engine.check != Check::Off {
                 cpu.tier.wait_until_checked();
             }

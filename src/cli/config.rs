@@ -86,6 +86,8 @@ pub struct Config {
     pub debugger: Option<Endpoint>,
     /// `-d`, `-D`, `-dfilter`.
     pub log: LogConfig,
+    /// `-perfmap`: perf(1) is told where generated code lies.
+    pub perf_map: bool,
 }
 
 /// A monitor for programs.

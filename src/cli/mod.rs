@@ -116,6 +116,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         start_paused: arguments.flag("S"),
         debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
+        perf_map: arguments.flag("perfmap"),
         identity,
     };
     network::check_boot(&config.nics, &config.drives, &config.boot)?;

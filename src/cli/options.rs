@@ -102,6 +102,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(DEVICES, "net", Times::Many, "nic[,...]|KIND[,...]", "the same in two options: -net nic -net user; or none"),
     row(RUN, "accel", Times::Many, "NAME[,KEY=VALUE...]", "jit, interp or tcg (= jit), e.g. -accel jit,sync=on,tb-size=128; check=on checks compiled code (-accel help)"),
     row(RUN, "S", Times::Flag, "", "do not start the guest before 'cont' in the monitor"),
+    row(LOOK, "perfmap", Times::Flag, "", "write /tmp/perf-PID.map, by which perf(1) names generated code after the guest's"),
     row(LOOK, "gdb", Times::Once, "tcp:[HOST]:PORT|unix:PATH|stdio", "wait for gdb there; with -S nothing runs before it says so"),
     row(LOOK, "s", Times::Flag, "", "the same as -gdb tcp::1234"),
     row(RUN, "no-reboot", Times::Flag, "", "end instead of resetting"),

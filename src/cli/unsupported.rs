@@ -34,7 +34,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("only-migratable", ""),
     ("option-rom", ""),
     ("overcommit", ""),
-    ("perfmap", ""),
     ("pidfile", ""),
     ("plugin", ""),
     ("portrait", CONSOLE),

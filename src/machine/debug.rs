@@ -3,9 +3,22 @@
 use super::{Machine, Request};
 use crate::gdb::{DebugHost, Listener, Resume, State, Stop};
 use crate::monitor::{MonitorHost, RunState};
-use brolga_jit::Watchpoint;
+use anyhow::Context;
+use brolga_jit::{PerfMap, Watchpoint};
 use crossbeam_channel::bounded;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::PoisonError;
+
+/// The list of generated code that `-perfmap` asks for, where perf(1) looks for it. A link that somebody else put there is
+/// not followed.
+pub(super) fn perf_map() -> anyhow::Result<PerfMap> {
+    let path = format!("/tmp/perf-{}.map", std::process::id());
+    let options =
+        OpenOptions::new().write(true).create(true).truncate(true).custom_flags(nix::libc::O_NOFOLLOW).clone();
+    let file = options.open(&path).with_context(|| format!("-perfmap: cannot write {path}"))?;
+    Ok(PerfMap::new(file))
+}
 
 impl DebugHost for Machine {
     fn all_registers(&self, cpu: u32) -> Option<State> {

@@ -193,7 +193,11 @@ impl Machine {
             clock: clock.clone(),
         };
         let engine = Engine::new(
-            EngineConfig { topology: config.topology, ..config.engine.clone() },
+            EngineConfig {
+                topology: config.topology,
+                perf_map: config.perf_map.then(debug::perf_map).transpose()?,
+                ..config.engine.clone()
+            },
             ram.clone(),
             Arc::new(board),
         )

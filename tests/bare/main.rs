@@ -65,11 +65,17 @@ fn assemble(name: &str) -> PathBuf {
 
 /// Run a program to its end.
 fn run(image: &Path, accelerator: &str) -> Output {
+    run_with(image, accelerator, &[]).1
+}
+
+/// `run` with more options; also the process's number.
+fn run_with(image: &Path, accelerator: &str, more: &[&str]) -> (u32, Output) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_brolga"))
         .args(["-m", "64", "-display", "none", "-serial", "none", "-monitor", "none", "-no-reboot"])
         .args(["-debugcon", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(["-cpu", "max", "-accel", accelerator, "-kernel"])
         .arg(image)
+        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -83,7 +89,7 @@ fn run(image: &Path, accelerator: &str) -> Output {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    child.wait_with_output().expect("the emulator's output")
+    (child.id(), child.wait_with_output().expect("the emulator's output"))
 }
 
 /// The lines that a source says it prints.
@@ -172,5 +178,25 @@ fn a_triple_fault_says_where_and_ends_with_no_reboot() {
             assert!(said.contains(word), "-accel {accelerator}: the report has no {word}:\n{said}");
         }
         assert_eq!(String::from_utf8_lossy(&output.stdout), "before\n");
+    }
+}
+
+#[test]
+fn the_perf_map_names_code_of_both_tiers() {
+    let (process, output) = run_with(&assemble("selfmodify"), "jit,sync=on", &["-perfmap"]);
+    assert_eq!(output.status.code(), Some(FINISHED));
+    let path = format!("/tmp/perf-{process}.map");
+    let text = fs::read_to_string(&path).expect("a perf map");
+    fs::remove_file(&path).expect("our own file");
+    let mut names = Vec::new();
+    for line in text.lines() {
+        let [start, len, name] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("not a line for perf: {line}") };
+        assert!(u64::from_str_radix(start, 16).is_ok_and(|at| at > 0x1000), "{line}");
+        assert!(u64::from_str_radix(len, 16).is_ok_and(|len| (1..1 << 20).contains(&len)), "{line}");
+        names.push(name);
+    }
+    for tier in ["-baseline", "-region"] {
+        // The program lies at 2 MiB.
+        assert!(names.iter().any(|n| n.starts_with("guest-0x20") && n.ends_with(tier)), "nothing for {tier}:\n{text}");
     }
 }

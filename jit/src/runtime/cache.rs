@@ -229,6 +229,11 @@ impl BlockCache {
         self.slots.get(slot).filter(|s| s.serial != 0).map(|s| s.key)
     }
 
+    /// RIP that the block in a slot was found at first; 0 if there is none.
+    pub fn rip(&self, slot: u32) -> u64 {
+        self.slots.get(slot).map_or(0, Slot::rip)
+    }
+
     /// Serial number of the block in a slot; 0 if there is none.
     pub fn serial(&self, slot: u32) -> u64 {
         self.slots.get(slot).map_or(0, |s| s.serial)

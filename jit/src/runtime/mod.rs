@@ -7,6 +7,7 @@ pub mod contexts;
 pub mod debugger;
 pub mod exec;
 pub mod lockstep;
+pub mod perf_map;
 pub mod place;
 mod run;
 mod slots;

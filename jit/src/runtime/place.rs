@@ -45,6 +45,8 @@ pub struct Placed {
     pub first_link: u32,
     /// Its links.
     pub links: Box<[PlacedLink]>,
+    /// Bytes of its code.
+    pub len: usize,
 }
 
 /// Code memory of a processor, where its compile jobs place what they made. Lock order: nothing is locked while it is held.
@@ -161,7 +163,7 @@ impl CodeSpace {
             set_rel32(&mut code, s.displacement, at, stub);
         }
         self.arena.write(at, &code);
-        Some(Placed { entry: self.arena.address(at), first_link, links: links.into() })
+        Some(Placed { entry: self.arena.address(at), first_link, links: links.into(), len: code.len() })
     }
 
     /// Places the baseline code of a block. `None`: the arena is full.
@@ -185,7 +187,7 @@ impl CodeSpace {
             self.aim(site + 2, stub);
             links.push(PlacedLink::new(link.rip, site, stub));
         }
-        Some(Placed { entry: self.arena.address(at), first_link, links: links.into() })
+        Some(Placed { entry: self.arena.address(at), first_link, links: links.into(), len: c.bytes.len() })
     }
 
     /// Sets the 32-bit displacement at `at` to lead to `target`.

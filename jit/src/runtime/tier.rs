@@ -2,6 +2,7 @@
 
 use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, replies};
+use super::perf_map::{Maker, PerfMap};
 use super::place::{CodeMemory, Placed, PlacedLink};
 use crate::baseline;
 use crate::cpu::Cpu;
@@ -91,6 +92,7 @@ pub struct Tier {
     link_owner: FxHashMap<u32, u32>,
     /// The link that code last left through, to be joined with what is found.
     open_link: Option<u32>,
+    perf_map: Option<PerfMap>,
     /// Counters for `info jit`.
     pub stats: TierStats,
 }
@@ -130,6 +132,7 @@ impl Default for Tier {
             free: Vec::new(),
             link_owner: FxHashMap::default(),
             open_link: None,
+            perf_map: None,
             stats: TierStats::default(),
         }
     }
@@ -137,7 +140,14 @@ impl Default for Tier {
 
 impl Tier {
     /// Takes over the engine's compilers and room for code. `sync`: a compiler of its own, used at once.
-    pub fn configure(&mut self, service: Arc<CompileService>, memory: CodeMemory, sync: Option<Compiler>) {
+    pub fn configure(
+        &mut self,
+        service: Arc<CompileService>,
+        memory: CodeMemory,
+        sync: Option<Compiler>,
+        perf_map: Option<PerfMap>,
+    ) {
+        self.perf_map = perf_map;
         if sync.is_some() {
             (self.warm, self.hot) = (Some(WARM_SYNC), HOT_SYNC);
         }
@@ -317,12 +327,20 @@ impl Cpu {
         tracing::trace!(target: "out_asm", pc = rip, "baseline code of {:#x}\n{}", rip, lift::disassemble_host(&code.bytes));
         self.state.heat[heat] = self.tier.hot;
         self.tier.stats.baseline += 1;
+        self.tell_placed(Maker::Baseline, &placed, slot);
         let index = self.tier.enter(placed, &[slot], self.place_of(slot));
         self.blocks.set_baseline(slot, index);
         if self.lockstep.is_none() {
             self.blocks.forget_ir(slot);
         }
         Some(index)
+    }
+
+    /// Tells the perf map of code that starts with the block in `slot`.
+    fn tell_placed(&self, maker: Maker, placed: &Placed, slot: u32) {
+        if let Some(map) = &self.tier.perf_map {
+            map.tell(maker, placed.entry, placed.len, self.blocks.rip(slot));
+        }
     }
 
     /// The baseline code of the block in `slot` has run often enough to be compiled better.
@@ -451,6 +469,7 @@ impl Cpu {
         }
         let slots: Vec<u32> = pending.slots.iter().map(|(s, _)| *s).collect();
         let head = slots[0];
+        self.tell_placed(Maker::Cranelift, &placed, head);
         let index = self.tier.enter(placed, &slots, self.place_of(head));
         self.tier.stats.compiled += 1;
         self.put_over_baseline(head, index);
