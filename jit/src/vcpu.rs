@@ -267,7 +267,8 @@ impl Vcpu {
             let host = |e: String| EngineError::Host(e);
             let sync = engine.sync.then(Compiler::new).transpose().map_err(|e| host(e.to_string()))?;
             let memory = CodeMemory::new(engine.code_cache).map_err(|e| host(e.to_string()))?;
-            cpu.tier.configure(service.clone(), memory, sync, engine.perf_map.clone());
+            cpu.tier.configure(service.clone(), memory, sync);
+            cpu.tier.write_map(engine.perf_map.clone());
             if engine.check != Check::Off {
                 cpu.tier.wait_until_checked();
             }

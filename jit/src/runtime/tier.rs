@@ -140,20 +140,18 @@ impl Default for Tier {
 
 impl Tier {
     /// Takes over the engine's compilers and room for code. `sync`: a compiler of its own, used at once.
-    pub fn configure(
-        &mut self,
-        service: Arc<CompileService>,
-        memory: CodeMemory,
-        sync: Option<Compiler>,
-        perf_map: Option<PerfMap>,
-    ) {
-        self.perf_map = perf_map;
+    pub fn configure(&mut self, service: Arc<CompileService>, memory: CodeMemory, sync: Option<Compiler>) {
         if sync.is_some() {
             (self.warm, self.hot) = (Some(WARM_SYNC), HOT_SYNC);
         }
         self.sync = sync.map(Box::new);
         self.service = Some(service);
         self.memory = Some(memory);
+    }
+
+    /// Writes where code is placed from now on.
+    pub fn write_map(&mut self, map: Option<PerfMap>) {
+        self.perf_map = map;
     }
 
     /// Compiles regions late enough that they have the shape that they have without `sync`. The lockstep checker decides
