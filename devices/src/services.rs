@@ -363,6 +363,45 @@ pub struct Takes {
     pub large_v6: bool,
 }
 
+/// Which frames of a kind a guest wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those in a table.
+    #[default]
+    Listed,
+    /// None.
+    None,
+    /// All.
+    All,
+}
+
+/// What a guest wants to receive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reception {
+    /// The station's address.
+    pub mac: [u8; 6],
+    /// Everything.
+    pub promiscuous: bool,
+    /// Frames to stations.
+    pub stations: Wanted,
+    /// Frames to groups.
+    pub groups: Wanted,
+    /// Frames of virtual networks.
+    pub vlans: Wanted,
+    /// Frames to everybody.
+    pub broadcasts: bool,
+    /// The stations in the table, besides the own address.
+    pub station_table: Vec<[u8; 6]>,
+    /// The groups in the table.
+    pub group_table: Vec<[u8; 6]>,
+    /// Numbers of the virtual networks in the table.
+    pub vlan_table: Vec<u16>,
+    /// The guest has more stations than the table.
+    pub stations_overflow: bool,
+    /// The guest has more groups than the table.
+    pub groups_overflow: bool,
+}
+
 /// The card's side: what a host side calls with frames, on the I/O thread, without its locks.
 pub trait NetFrontend: Send + Sync {
     /// An Ethernet frame for the guest, without its checksum. `false`: no room; the host side keeps it until
@@ -375,6 +414,12 @@ pub trait NetFrontend: Send + Sync {
     }
     /// The cable is plugged in, or pulled out: then no frame comes or goes.
     fn set_link(&self, up: bool);
+    /// What the guest wants to receive, if the card tells.
+    fn reception(&self) -> Option<Reception> {
+        None
+    }
+    /// Has `changed` called whenever that changes, on any thread, without the card's locks.
+    fn on_reception(&self, _changed: Box<dyn Fn(()) + Send + Sync>) {}
 }
 
 /// A source of random bytes.

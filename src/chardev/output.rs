@@ -91,7 +91,11 @@ impl Output {
         });
         let writer = this.clone();
         thread::Builder::new().name(format!("out-{name}")).spawn(move || writer.run(&name, file))?;
-        OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&this));
+        let mut outputs = OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of clients that have left.
+        outputs.retain(|output| output.strong_count() != 0);
+        outputs.push(Arc::downgrade(&this));
+        drop(outputs);
         Ok(this)
     }
 

@@ -4,11 +4,7 @@ use super::boot::readable;
 use super::bridges::Before;
 use super::chars::Chars;
 use super::config::network::NicModel;
-<<<<<<< HEAD
-use super::config::{DebugConsole, DebugExit, DeviceSpec, Loader};
-=======
-use super::config::{BridgeSpec, DebugConsole, DebugExit, Loader};
->>>>>>> 9f54b32 (PCI bridges, with devices behind them)
+use super::config::{BridgeSpec, DebugConsole, DebugExit, DeviceSpec, Loader};
 use super::drives::Drives;
 use super::keyval::KeyValues;
 use super::network::Network;
@@ -256,30 +252,20 @@ pub struct Devices {
     pub network: Network,
     pub drives: Drives,
     pub peripherals: Collected,
-<<<<<<< HEAD
     /// All of them, as they were given.
     pub given: Vec<DeviceSpec>,
-=======
     pub bridges: Vec<BridgeSpec>,
->>>>>>> 9f54b32 (PCI bridges, with devices behind them)
     /// `id=` of the device that is looked at.
     pub id: Option<String>,
 }
 
 /// The devices asked for.
 pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Drives) -> Result<Devices> {
-<<<<<<< HEAD
-    let (loaders, debug_exits, debug_consoles, given) = Default::default();
-    let peripherals = Collected::begin(arguments)?;
-    let mut devices =
-        Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, given, id: None };
-=======
-    let (loaders, debug_exits, debug_consoles, bridges) = Default::default();
+    let (loaders, debug_exits, debug_consoles, given, bridges) = Default::default();
     let peripherals = Collected::begin(arguments)?;
     let id = None;
     let mut devices =
-        Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, bridges, id };
->>>>>>> 9f54b32 (PCI bridges, with devices behind them)
+        Devices { loaders, debug_exits, debug_consoles, chars, network, drives, peripherals, given, bridges, id };
     for target in arguments.all("debugcon") {
         let label = format!("debugcon{}", devices.debug_consoles.len());
         match devices.chars.add("-debugcon", target, label)? {
@@ -295,7 +281,6 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         };
         // Names given by clients that manage devices; few of them are referred to.
         devices.id = keys.take("id")?;
-<<<<<<< HEAD
         if let Some(id) = &devices.id
             && devices.given.iter().any(|other| other.id.as_ref() == Some(id))
         {
@@ -303,10 +288,8 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         }
         let given = keys.pairs().into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
         devices.given.push(DeviceSpec { id: devices.id.clone(), model: model.name, keys: given });
-=======
         let bus = bridges::take(&devices, &mut keys)?;
         let before = Before::now(&devices);
->>>>>>> 9f54b32 (PCI bridges, with devices behind them)
         (model.add)(&mut devices, keys, value)?;
         before.put(&mut devices, bus, value, model.is_pci())?;
     }

@@ -11,6 +11,7 @@ use crate::monitor::{
 use crate::net::Netdev;
 use brolga_devices::bus::Space;
 use brolga_devices::i8042::{Key, MouseMove};
+use brolga_devices::services::{NetFrontend, Reception};
 use brolga_devices::state::Inspector;
 use brolga_jit::{CheckStats, Registers, TierStats};
 use crossbeam_channel::bounded;
@@ -86,6 +87,18 @@ impl MonitorHost for Machine {
         // Frames move on the I/O thread.
         self.io.post(move || card.set_link(up));
         Ok(())
+    }
+
+    fn receptions(&self) -> Vec<(String, &'static str, Option<Reception>)> {
+        let cards = self.nics.iter().enumerate().zip(&self.pc.cards);
+        let one = |((index, nic), card): ((usize, &NicSpec), &Weak<dyn NetFrontend>)| {
+            if let Some(quiet) = self.receptions_told.get(index) {
+                quiet.store(false, Ordering::SeqCst);
+            }
+            let name = nic.id.clone().unwrap_or_else(|| format!("nic{index}"));
+            (name, super::nics::name(nic.model), card.upgrade().and_then(|card| card.reception()))
+        };
+        cards.map(one).collect()
     }
 
     fn change_medium(&self, change: &MediumChange) -> Result<(), String> {

@@ -9,6 +9,7 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Bytes of a PCI header (PCI 3.0 6.1).
@@ -79,6 +80,22 @@ impl Machine {
         if let Some(balloon) = &self.pc.peripherals.balloon {
             let events = self.events.clone();
             balloon.changed.set(move |actual| events.emit("BALLOON_CHANGE", json!({ "actual": actual })));
+        }
+        for ((index, nic), card) in self.nics.iter().enumerate().zip(&self.pc.cards) {
+            let Some(card) = card.upgrade() else { continue };
+            let (machine, name) = (self.this.get().cloned().unwrap_or_default(), nic.id.clone());
+            card.on_reception(Box::new(move |()| {
+                let Some(machine) = machine.upgrade() else { return };
+                let told = machine.receptions_told.get(index).is_none_or(|told| told.swap(true, Ordering::SeqCst));
+                if !told {
+                    let path = format!("/machine/peripheral/{}", name.clone().unwrap_or_else(|| format!("nic{index}")));
+                    let mut data = json!({ "path": path });
+                    if let Some(name) = &name {
+                        data["name"] = name.as_str().into();
+                    }
+                    machine.events.emit("NIC_RX_FILTER_CHANGED", data);
+                }
+            }));
         }
         for (index, bus) in &self.pc.peripherals.serial_buses {
             let Some(spec) = self.config.peripherals.serial_buses.get(*index) else { continue };

@@ -113,6 +113,8 @@ pub struct Machine {
     placed: Mutex<Vec<Placed>>,
     /// Itself, for threads that are started later.
     this: OnceLock<Weak<Machine>>,
+    /// Cards whose guest wants other frames than when they were last asked for, which was told.
+    receptions_told: Vec<AtomicBool>,
     /// Buttons of the mouse that are pressed.
     mouse_buttons: Mutex<u8>,
     /// A gdb server was started.
@@ -243,6 +245,7 @@ impl Machine {
             listener: Mutex::default(),
             placed: Mutex::default(),
             this: OnceLock::new(),
+            receptions_told: config.nics.iter().map(|_| AtomicBool::new(true)).collect(),
             mouse_buttons: Mutex::default(),
             debugged: AtomicBool::new(config.debugger.is_some()),
             last_dump_file: Mutex::default(),

@@ -66,6 +66,8 @@ static BLOCK_IO_ERROR: Object = Object::new(
         member("reason", Ty::Str),
     ],
 );
+static RX_FILTER: Object =
+    Object::new("NIC_RX_FILTER_CHANGED-data", &[optional("name", Ty::Str), member("path", Ty::Str)]);
 static RTC_CHANGE: Object = Object::new("RTC_CHANGE-data", &[member("offset", Ty::Int), member("qom-path", Ty::Str)]);
 static BALLOON_CHANGE: Object = Object::new("BALLOON_CHANGE-data", &[member("actual", Ty::Int)]);
 static VSERPORT_CHANGE: Object =
@@ -92,6 +94,7 @@ pub static KINDS: &[Kind] = &[
     kind("GUEST_CRASHLOADED", Some(&CRASHLOADED)),
     kind("DEVICE_TRAY_MOVED", Some(&TRAY_MOVED)),
     limited("BLOCK_IO_ERROR", &BLOCK_IO_ERROR, "device"),
+    kind("NIC_RX_FILTER_CHANGED", Some(&RX_FILTER)),
     limited("RTC_CHANGE", &RTC_CHANGE, ""),
     limited("BALLOON_CHANGE", &BALLOON_CHANGE, ""),
     limited("VSERPORT_CHANGE", &VSERPORT_CHANGE, "id"),

@@ -3,6 +3,7 @@
 use super::Commands;
 use super::events::Events;
 use crate::cli::config::Actions;
+use brolga_devices::services::Reception;
 use brolga_jit::Registers;
 use serde_json::Value;
 use std::ops::Range;
@@ -291,6 +292,9 @@ pub trait MonitorHost: Send + Sync {
     fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String>;
     /// Plugs the cable of a card in or pulls it out; the card, or its host end, by its id.
     fn set_link(&self, name: &str, up: bool) -> Result<(), String>;
+    /// What the guest wants to receive by each card, with the card's name and model; none where the card does not tell. Changes are
+    /// told of once from now on.
+    fn receptions(&self) -> Vec<(String, &'static str, Option<Reception>)>;
     /// Changes a drive's medium, or says why not.
     fn change_medium(&self, change: &MediumChange) -> Result<(), String>;
     /// Asks the guest to make do with `bytes` of memory; `false` if there is no balloon.

@@ -1,12 +1,14 @@
 //! Commands of both monitors on a machine that is not one.
 
-use super::call::State;
+use super::call::{Call, State};
 use super::host::*;
-use super::{Commands, Events, Facts, hmp, table};
+use super::types::Ty;
+use super::{Commands, Events, Facts, hmp, qmp, table};
 use crate::cli::config::Actions;
 use crate::cli::tests::with;
+use brolga_devices::services::Reception;
 use brolga_jit::Registers;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -56,6 +58,9 @@ impl MonitorHost for Fake {
     }
     fn set_link(&self, name: &str, up: bool) -> Result<(), String> {
         if name == "n0" && !up { Ok(()) } else { Err("no such card".into()) }
+    }
+    fn receptions(&self) -> Vec<(String, &'static str, Option<Reception>)> {
+        Vec::new()
     }
     fn change_medium(&self, change: &MediumChange) -> Result<(), String> {
         Err(format!("{change:?}"))
@@ -366,4 +371,99 @@ fn random_lines_are_answered() {
         let text = hmp::run(&host, &facts, &mut state, &line);
         assert!(text.is_empty() || text.ends_with('\n'), "{line}: {text}");
     }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 20) as usize % n
+    }
+
+    /// Any value.
+    fn any(&mut self, depth: usize) -> Value {
+        match self.below(if depth == 0 { 6 } else { 8 }) {
+            0 => Value::Null,
+            1 => (self.below(2) == 0).into(),
+            2 => [0, 1, -1, i64::MAX, i64::MIN, 0x1000][self.below(6)].into(),
+            3 => [u64::MAX, 1 << 63][self.below(2)].into(),
+            4 => 1.5.into(),
+            5 => ["", "cd", "card", "/machine", "type", "\u{0}é", "qemu64", "file:/no/such/file"][self.below(8)].into(),
+            6 => (0..self.below(4)).map(|_| self.any(depth - 1)).collect(),
+            _ => (0..self.below(4)).map(|_| (self.any(0).to_string(), self.any(depth - 1))).collect(),
+        }
+    }
+
+    /// A value of type `ty`.
+    fn of(&mut self, ty: &Ty) -> Value {
+        match ty {
+            Ty::Str => ["", "cd", "hd", "card", "/machine", "/machine/peripheral/card", "type", "n0", "x-y"]
+                [self.below(9)]
+            .into(),
+            Ty::Int => [0, 1, -1, i64::MAX, i64::MIN, 0x1000][self.below(6)].into(),
+            Ty::Uint => [0, 1, u64::MAX, 0x1000][self.below(4)].into(),
+            Ty::Bool => (self.below(2) == 0).into(),
+            Ty::Any => self.any(2),
+            Ty::Enum(words) => words.values[self.below(words.values.len())].into(),
+            Ty::Array(of) => (0..self.below(4)).map(|_| self.of(of)).collect(),
+            Ty::Object(object) => {
+                let mut map = self.members(object.members.iter());
+                if let Some(union) = &object.union {
+                    let tag = map.get(union.tag).cloned().unwrap_or_default();
+                    let case = union.cases.iter().find(|(case, _)| tag == *case);
+                    case.into_iter().for_each(|(_, more)| map.extend(self.members(more.members.iter())));
+                }
+                map.into()
+            }
+        }
+    }
+
+    fn members<'a>(&mut self, members: impl Iterator<Item = &'a super::types::Member>) -> Map<String, Value> {
+        let mut map = Map::new();
+        for member in members {
+            if !member.optional || self.below(2) == 0 {
+                map.insert(member.name.to_owned(), self.of(&member.ty));
+            }
+        }
+        map
+    }
+}
+
+/// Whatever programs send, right types or wrong ones: an answer of the type that the table tells, or an error.
+#[test]
+fn random_arguments_are_answered() {
+    let ((facts, _chars), host, mut random) = (facts(), Fake::default(), Random(0x9e37_79b9_7f4a_7c15));
+    // They write files wherever they are told to.
+    let apart = ["pmemsave", "memsave", "dump-guest-memory"];
+    let commands = table::all().filter(|command| command.qmp.is_some_and(|name| !apart.contains(&name)));
+    let (mut answered, mut refused) = (0, 0);
+    for command in commands {
+        let name = command.qmp.unwrap_or_default();
+        for round in 0..200 {
+            let mut args = random.members(command.args.iter().map(|arg| &arg.member));
+            if round % 4 == 0 {
+                args.insert(format!("{}", random.below(3)), random.any(2));
+            } else if round % 4 == 1 {
+                args.values_mut().for_each(|value| *value = random.any(3));
+            }
+            let checked = qmp::check_arguments(command, &args);
+            assert!(round % 4 < 2 || checked.is_ok(), "{name} {args:?}: {checked:?}");
+            if checked.is_err() {
+                refused += 1;
+                continue;
+            }
+            let mut state = State::default();
+            let mut call = Call { host: &host, facts: &facts, state: &mut state, args, people: false, after: None };
+            match ((command.run)(&mut call), &command.returns) {
+                (Ok(answer), Some(ty)) => assert_eq!(ty.check(name, &answer), Ok(()), "{answer}"),
+                (Err(fault), _) => assert!(!fault.desc.is_empty() && !fault.desc.contains('\n'), "{name}: {fault:?}"),
+                (Ok(_), None) => {}
+            }
+            answered += 1;
+        }
+    }
+    assert!(answered > 5_000 && refused > 500, "{answered} {refused}");
 }

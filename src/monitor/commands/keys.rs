@@ -46,9 +46,10 @@ pub static TABLE: &[Command] = &[
         arg("events", Ty::Array(&Ty::Object(&EVENT)), Place::Absent),
     ]),
     Command::hmp(&["mouse_move"], "send mouse move events", mouse_move).args(&[
-        arg("dx", Ty::Int, Place::Number),
-        arg("dy", Ty::Int, Place::Number),
-        opt("dz", Ty::Int, Place::Number),
+        // Words: as expressions, 5 -3 would be 2.
+        arg("dx", Ty::Str, Place::Word),
+        arg("dy", Ty::Str, Place::Word),
+        opt("dz", Ty::Str, Place::Word),
     ]),
     Command::hmp(&["mouse_button"], "change mouse button state (1=L, 2=M, 4=R)", mouse_button).args(&[arg(
         "state",
@@ -142,8 +143,11 @@ fn send_events(call: &mut Call<'_>) -> Outcome {
 }
 
 fn mouse_move(call: &mut Call<'_>) -> Outcome {
-    let by = |name: &str| call.number(name).map_or(0, |by| by as i64).clamp(i32::MIN.into(), i32::MAX.into()) as i32;
-    call.host.point(Pointer { right: by("dx"), down: by("dy"), wheel: by("dz"), ..Pointer::default() });
+    let by = |name: &str| match call.text(name) {
+        None => Ok(0),
+        Some(text) => text.parse::<i32>().map_err(|_| Fault::new(format!("{name}: '{text}' is not a number of steps"))),
+    };
+    call.host.point(Pointer { right: by("dx")?, down: by("dy")?, wheel: by("dz")?, ..Pointer::default() });
     Ok(Value::Null)
 }
 

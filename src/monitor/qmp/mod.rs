@@ -206,7 +206,7 @@ pub fn version() -> Value {
 }
 
 /// Checks arguments against the table.
-fn check_arguments(command: &table::Command, arguments: &Map<String, Value>) -> Result<(), Fault> {
+pub(super) fn check_arguments(command: &table::Command, arguments: &Map<String, Value>) -> Result<(), Fault> {
     let of_qmp = || command.args.iter().filter(|arg| schema::in_qmp(arg)).map(|arg| &arg.member);
     check_members(of_qmp, "", arguments)
 }

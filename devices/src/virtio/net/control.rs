@@ -1,6 +1,7 @@
 //! The control queue (5.1.6.5): which frames the driver wants, its address, and how many pairs of queues it uses.
 
 use super::feature;
+use crate::services::{Reception, Wanted};
 use serde::{Deserialize, Serialize};
 
 type Mac = [u8; 6];
@@ -82,6 +83,30 @@ impl Filter {
     /// Whether a state of it has the right lengths.
     pub fn is_sound(&self) -> bool {
         self.vlans.len() == VLANS && self.stations.len() <= ADDRESSES && self.groups.len() <= ADDRESSES
+    }
+
+    /// What the driver wants, for people.
+    pub fn reception(&self, features: u64) -> Reception {
+        let filtered = features & feature::CTRL_RX != 0;
+        let kind = |none: usize, all: usize| match (self.modes[none], self.modes[all]) {
+            (true, _) => Wanted::None,
+            (false, true) => Wanted::All,
+            (false, false) => Wanted::Listed,
+        };
+        let vlan = |id: &u16| self.vlans.get(usize::from(id >> 5)).is_some_and(|word| word >> (id & 31) & 1 != 0);
+        Reception {
+            mac: self.mac,
+            promiscuous: !filtered || self.modes[mode::PROMISCUOUS],
+            stations: kind(mode::NO_STATIONS, mode::ALL_STATIONS),
+            groups: kind(mode::NO_GROUPS, mode::ALL_GROUPS),
+            vlans: if features & feature::CTRL_VLAN != 0 { Wanted::Listed } else { Wanted::All },
+            broadcasts: !self.modes[mode::NO_BROADCASTS],
+            station_table: self.stations.clone(),
+            group_table: self.groups.clone(),
+            vlan_table: (0..4096).filter(vlan).collect(),
+            stations_overflow: self.stations_overflow,
+            groups_overflow: self.groups_overflow,
+        }
     }
 
     /// Whether the driver wants `frame`.

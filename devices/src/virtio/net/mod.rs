@@ -9,9 +9,9 @@ mod tests;
 use super::queue::{Chain, Queues};
 use super::{Parts, VirtioDevice};
 use crate::offload;
-use crate::services::{Dma, Doorbell, NetBackend, NetFrontend, Takes, Unfinished, WorkService, WorkTarget};
+use crate::services::{Dma, Doorbell, NetBackend, NetFrontend, Reception, Takes, Unfinished, WorkService, WorkTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
-use crate::wire::locked;
+use crate::wire::{Hook, locked};
 use control::Filter;
 use header::Header;
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,8 @@ pub struct VirtioNet {
     receive_bell: Box<dyn Doorbell>,
     control_bell: Box<dyn Doorbell>,
     sending: Mutex<()>,
+    /// Who hears that the driver wants other frames.
+    reception_changed: Hook<()>,
     state: Mutex<State>,
 }
 
@@ -192,6 +194,7 @@ impl VirtioNet {
             receive_bell: work.doorbell(this.clone(), RECEIVE),
             control_bell: work.doorbell(this.clone(), CONTROL),
             sending: Mutex::new(()),
+            reception_changed: Hook::default(),
             state: Mutex::new(State::new(mac, pairs)),
         });
         let frontend: Arc<dyn NetFrontend> = device.clone();
@@ -380,10 +383,14 @@ impl VirtioNet {
         let queue = self.control_queue(features);
         for _ in 0..BUDGET {
             let Some(chain) = self.queues.pop(queue) else { return };
-            let done = self.gather(&chain).is_some_and(|bytes| {
+            let (done, changed) = self.gather(&chain).map_or((false, false), |bytes| {
                 let mut state = locked(&self.state);
-                state.command(features, &bytes, self.pairs)
+                let before = state.filter.clone();
+                (state.command(features, &bytes, self.pairs), state.filter != before)
             });
+            if changed {
+                self.reception_changed.call(());
+            }
             let mut written = 0;
             if let Some(range) = chain.writable.iter().find(|range| range.len > 0) {
                 self.queues.dma().write(range.gpa, &[u8::from(!done)]);
@@ -416,6 +423,15 @@ impl NetFrontend for VirtioNet {
             // Frames that wait are not wanted any more, or can be taken again.
             self.receive_bell.ring();
         }
+    }
+
+    fn reception(&self) -> Option<Reception> {
+        let state = locked(&self.state);
+        Some(state.filter.reception(state.features))
+    }
+
+    fn on_reception(&self, changed: Box<dyn Fn(()) + Send + Sync>) {
+        self.reception_changed.set(changed);
     }
 }
 

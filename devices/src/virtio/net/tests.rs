@@ -21,12 +21,13 @@ struct Bench {
     receive: Driver,
     transmit: Driver,
     control: Driver,
+    card: Arc<dyn NetFrontend>,
 }
 
 impl Bench {
     fn new(features: u64) -> Self {
         let (memory, host, work) = (FakeMemory::new(1 << 20), Arc::new(FakeNet::default()), FakeWork::default());
-        let (Parts { device, queues }, _) = VirtioNet::parts(MAC, 1, 0, memory.clone(), Some(host.clone()), &work);
+        let (Parts { device, queues }, card) = VirtioNet::parts(MAC, 1, 0, memory.clone(), Some(host.clone()), &work);
         let driver = |base| Driver::new(memory.clone(), base, 64);
         for (index, base) in [RECEIVE_QUEUE, TRANSMIT_QUEUE, CONTROL_QUEUE].into_iter().enumerate() {
             queues.with(index, |queue| {
@@ -40,7 +41,7 @@ impl Bench {
         queues.set_features(features);
         device.start(features);
         let (receive, transmit, control) = (driver(RECEIVE_QUEUE), driver(TRANSMIT_QUEUE), driver(CONTROL_QUEUE));
-        Self { device, queues, memory, host, work, receive, transmit, control }
+        Self { device, queues, memory, host, work, receive, transmit, control, card }
     }
 
     fn send(&mut self, header: &[u8], packet: &[u8]) -> Vec<Vec<u8>> {
@@ -165,6 +166,12 @@ fn filters() {
         !b.receive.used().is_empty()
     };
     let other = [2, 0, 0, 0, 0, 7];
+    let changes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = changes.clone();
+    b.card.on_reception(Box::new(move |()| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    }));
+    assert!(b.card.reception().unwrap().promiscuous);
     assert!(took(&mut b, &frame(other, 60)), "everything at first");
     assert!(b.command(&[0, 0, 0]), "not promiscuous");
     assert!(!took(&mut b, &frame(other, 60)) && !took(&mut b, &frame(group, 60)));
@@ -179,6 +186,13 @@ fn filters() {
     assert!(!took(&mut b, &tagged));
     assert!(b.command(&[2, 0, 5, 0]));
     assert!(took(&mut b, &tagged));
+    let reception = b.card.reception().unwrap();
+    assert_eq!((reception.mac, reception.promiscuous, reception.broadcasts), ([2, 0, 0, 0, 0, 9], false, true));
+    assert_eq!(
+        (reception.station_table, reception.group_table, reception.vlan_table),
+        (vec![other], vec![group], vec![5])
+    );
+    assert_eq!(changes.load(Ordering::SeqCst), 4);
     for refused in [&[1, 0, 0xff, 0xff, 0xff, 0xff][..], &[4, 0, 2, 0], &[9, 9], &[0, 2, 1], &[]] {
         assert!(!b.command(refused), "{refused:?}");
     }
