@@ -123,7 +123,7 @@ pub static TABLE: &[Command] = &[
     Command::qmp("query-named-block-nodes", "images that are in use", |call| {
         let drives = call.host.drives();
         let media = drives.iter().filter_map(|drive| drive.medium.as_ref());
-        Ok(media.flat_map(|medium| [inserted(medium), file(medium)]).collect())
+        Ok(media.flat_map(|medium| std::iter::once(inserted(medium)).chain(file(medium))).collect())
     })
     .args(&[opt("flat", Ty::Bool, Place::Absent)])
     .returns(Ty::Array(&Ty::Object(&INSERTED))),
@@ -201,10 +201,10 @@ fn inserted(medium: &MediumInfo) -> Value {
 }
 
 /// The file that an image lies in, as an image of its own.
-fn file(medium: &MediumInfo) -> Value {
-    let image = medium.image["children"][0]["info"].clone();
+fn file(medium: &MediumInfo) -> Option<Value> {
+    let image = medium.image.get("children")?.get(0)?.get("info")?.clone();
     let below = MediumInfo { image, format: "file", node: format!("{}-file", medium.node), depth: 0, ..medium.clone() };
-    inserted(&below)
+    Some(inserted(&below))
 }
 
 fn query_block(call: &mut Call<'_>) -> Outcome {
