@@ -96,7 +96,7 @@ impl MonitorHost for Machine {
                 quiet.store(false, Ordering::SeqCst);
             }
             let name = nic.id.clone().unwrap_or_else(|| format!("nic{index}"));
-            (name, super::nics::name(nic.model), card.upgrade().and_then(|card| card.reception()))
+            (name, nic.model.name(), card.upgrade().and_then(|card| card.reception()))
         };
         cards.map(one).collect()
     }
