@@ -5,6 +5,7 @@ use crate::cli::config::{CharId, DeviceSpec};
 use crate::monitor::{PciInfo, PciRegion};
 use brolga_devices::i8042::Key;
 use brolga_devices::pci::bar::{BarKind, Region};
+use brolga_devices::pci::{Bridge, PciBus};
 use serde_json::json;
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -50,24 +51,38 @@ fn region(region: Region) -> PciRegion {
 impl Machine {
     /// All functions, with what they decode.
     pub(super) fn pci_functions(&self) -> Vec<PciInfo> {
-        let info =
-            |(place, function): (brolga_devices::pci::DevFn, Arc<dyn brolga_devices::pci::PciFunction>)| PciInfo {
-                slot: place.device(),
-                function: place.function(),
-                id: self.device_at(place.device(), place.function()),
-                config: (0..HEADER).map(|at| function.config_read(at, 1) as u8).collect(),
-                regions: function.regions().into_iter().map(region).collect(),
-            };
-        self.pc.pci.functions().into_iter().map(info).collect()
+        let mut all = Vec::new();
+        self.functions_on(&self.pc.pci, 0, &mut all);
+        all
     }
 
-    /// The id of the device that was told to be at a place.
+    /// Those of a bus and of the buses behind it.
+    fn functions_on(&self, bus: &PciBus, number: u8, all: &mut Vec<PciInfo>) {
+        for (place, function) in bus.functions() {
+            all.push(PciInfo {
+                bus: number,
+                slot: place.device(),
+                function: place.function(),
+                id: self.device_at(place.device(), place.function()).filter(|_| number == 0),
+                config: (0..HEADER).map(|at| function.config_read(at, 1) as u8).collect(),
+                regions: function.regions().into_iter().map(region).collect(),
+            });
+            if let Some(Bridge { secondary, bus, .. }) = function.bridge().filter(|bridge| bridge.secondary != 0) {
+                self.functions_on(&bus, secondary, all);
+            }
+        }
+    }
+
+    /// The id of the device on bus 0 that was told to be at a place.
     fn device_at(&self, slot: u8, function: u8) -> Option<String> {
         let at = |text: &str| {
             let (device, of) = text.split_once('.').unwrap_or((text, "0"));
             u8::from_str_radix(device.trim_start_matches("0x"), 16) == Ok(slot) && of.parse() == Ok(function)
         };
-        let given = |keys: &[(String, String)]| keys.iter().any(|(key, text)| key == "addr" && at(text));
+        let given = |keys: &[(String, String)]| {
+            let behind = keys.iter().any(|(key, text)| key == "bus" && text != "pci.0");
+            !behind && keys.iter().any(|(key, text)| key == "addr" && at(text))
+        };
         self.config.devices.iter().find(|device| given(&device.keys))?.id.clone()
     }
 

@@ -3,7 +3,7 @@
 use super::bridges::Segment;
 use super::storage::Slots;
 use crate::cli::config::Config;
-use crate::cli::config::network::{NicModel, NicSpec};
+use crate::cli::config::network::{NetdevKind, NetdevSpec, NicModel, NicSpec};
 use anyhow::{Context, Result, anyhow};
 use brolga_devices::e1000::{self, E1000};
 use brolga_devices::pci::DevFn;
@@ -84,7 +84,10 @@ pub fn tell_alone(config: &Config) {
         );
     }
     for (at, netdev) in config.netdevs.iter().enumerate() {
-        if config.nics.iter().all(|nic| nic.netdev != Some(at)) {
+        let at_port =
+            |port: &NetdevSpec| matches!(port.kind, NetdevKind::HubPort { netdev: Some(end), .. } if end == at);
+        let holds = matches!(netdev.kind, NetdevKind::HubPort { netdev: Some(_), .. });
+        if !holds && config.nics.iter().all(|nic| nic.netdev != Some(at)) && !config.netdevs.iter().any(at_port) {
             let id = &netdev.id;
             eprintln!("{program}: -netdev id={id}: no card is connected to it; add -device virtio-net-pci,netdev={id}");
         }

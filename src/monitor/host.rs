@@ -223,6 +223,8 @@ pub struct Counter {
 /// A PCI function.
 #[derive(Clone, Debug)]
 pub struct PciInfo {
+    /// Number of its bus.
+    pub bus: u8,
     /// Device number.
     pub slot: u8,
     /// Function number.

@@ -108,7 +108,7 @@ impl MonitorHost for Fake {
         let region =
             PciRegion { bar: 0, io: false, size: 0x2_0000, address: Some(0xfebc_0000), prefetch: false, wide: false };
         let ports = PciRegion { bar: 1, io: true, size: 64, address: None, ..region };
-        vec![PciInfo { slot: 3, function: 0, id: Some("card".into()), config, regions: vec![region, ports] }]
+        vec![PciInfo { bus: 0, slot: 3, function: 0, id: Some("card".into()), config, regions: vec![region, ports] }]
     }
     fn drives(&self) -> Vec<DriveInfo> {
         let cd = DriveInfo {

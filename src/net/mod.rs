@@ -4,6 +4,7 @@ mod datagram;
 mod descriptor;
 mod framing;
 pub mod holder;
+pub mod hub;
 mod poller;
 mod stream;
 mod tap;
@@ -11,9 +12,11 @@ pub mod user;
 
 use crate::cli::config::network::{NetdevKind, NetdevSpec};
 use crate::io_thread::IoHandle;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use brolga_devices::services::{Clock, NetBackend, NetFrontend, Takes, Unfinished};
 use datagram::DatagramNet;
+use hub::Hub;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use stream::StreamNet;
@@ -56,6 +59,26 @@ impl Card {
     }
 }
 
+/// Opens all host ends, and the hubs between them.
+pub fn open_all(specs: &[NetdevSpec], clock: &Arc<dyn Clock>, io: &IoHandle) -> Result<Vec<Netdev>> {
+    let mut hubs: BTreeMap<u32, Arc<Hub>> = BTreeMap::new();
+    let mut all: Vec<Netdev> = Vec::new();
+    for spec in specs {
+        let NetdevKind::HubPort { hub, netdev } = spec.kind else {
+            all.push(Netdev::open(spec, clock.clone(), io)?);
+            continue;
+        };
+        let port = hubs.entry(hub).or_insert_with(|| Hub::new(io)).port();
+        // Those that ports name come before them.
+        if let Some(end) = netdev.and_then(|at| all.get(at)) {
+            port.attach(end.backend.clone());
+        }
+        let held = port.card().held.clone();
+        all.push(Netdev { id: spec.id.clone(), kind: "hubport", backend: port, user: None, tap: None, held });
+    }
+    Ok(all)
+}
+
 /// A host end, as the machine uses it.
 pub struct Netdev {
     /// `id=`.
@@ -71,7 +94,7 @@ pub struct Netdev {
 
 impl Netdev {
     /// Opens the host end; ports that the host chose are printed.
-    pub fn open(spec: &NetdevSpec, clock: Arc<dyn Clock>, io: &IoHandle) -> Result<Self> {
+    fn open(spec: &NetdevSpec, clock: Arc<dyn Clock>, io: &IoHandle) -> Result<Self> {
         let NetdevSpec { id, kind } = spec.clone();
         match kind {
             NetdevKind::User(config) => {
@@ -101,6 +124,7 @@ impl Netdev {
                 let held = net.card().held.clone();
                 Ok(Self { id, kind: "tap", backend: net.clone(), user: None, tap: Some(net), held })
             }
+            NetdevKind::HubPort { .. } => bail!("internal error: a hub's port is opened with its hub"),
         }
     }
 

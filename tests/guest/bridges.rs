@@ -76,6 +76,9 @@ fn a_kernel_without_firmware_finds_all_behind_bridges() {
     work(&mut guest);
     guest.send("\x01c");
     guest.expect(") ", COMMAND);
+    guest.send("info pci\r");
+    let shown = guest.expect("Bus  2, device   7, function 0:", COMMAND);
+    assert!(shown.contains("Bus  1, device  30, function 0:\n    PCI bridge"), "{shown}");
     guest.send("info qtree\r");
     let shown = guest.expect("pci-bridge.2", COMMAND);
     assert!(shown.contains("pci-bridge.1"), "{shown}");

@@ -219,6 +219,33 @@ fn a_cable_pulled_out_and_plugged_in_is_seen_by_drivers() {
 }
 
 #[test]
+fn cards_and_host_ends_meet_on_a_hub() {
+    // Two cards of one guest and the user network; what they say to each other goes through the hub too.
+    let options = ["-no-reboot", "-net", "nic,macaddr=52:54:00:00:00:01", "-net", "nic,model=rtl8139", "-net", "user"];
+    let boot = Boot::new("debian").initramfs("drivers-amd64").append("quiet net.ifnames=0").options(&options);
+    let mut guest = boot.to_shell();
+    guest.run("modprobe e1000 && modprobe 8139cp && modprobe af_packet");
+    for card in ["eth0", "eth1"] {
+        let lease = guest.run(&format!("udhcpc -i {card} -n -q -t 10 2>/dev/null"));
+        assert!(lease.contains("lease: 10.0.2.1"), "{lease}");
+        guest.run("ping -c 2 -W 5 10.0.2.2");
+        let (port, server) = web_server();
+        guest.run_within(&format!("wget -q -O /tmp/file http://10.0.2.2:{port}/file"), PATIENCE);
+        server.join().expect("the server's part");
+        let (port, sink) = sink();
+        guest.run_within(&format!("nc -w 10 10.0.2.2 {port} </tmp/file"), PATIENCE);
+        assert!(sink.join().expect("the sink's part") == data(), "what came back is not what was sent");
+        guest.run(&format!("ip addr flush dev {card}"));
+    }
+    // What one card sends to nobody in particular, the other one hears.
+    guest.run("ip link set eth0 promisc on; ip link set eth0 up");
+    let before: u64 = guest.run("cat /sys/class/net/eth0/statistics/rx_packets").parse().expect("a number");
+    guest.run("ip addr add 192.168.9.1/24 dev eth1; ping -c 3 -W 1 192.168.9.9 || true");
+    let after: u64 = guest.run("cat /sys/class/net/eth0/statistics/rx_packets").parse().expect("a number");
+    assert!(after >= before + 3, "{before} {after}");
+}
+
+#[test]
 fn two_guests_reach_each_other_over_a_socket() {
     let at = std::env::temp_dir().join(format!("brolga-guest-stream-{}", std::process::id()));
     let start = |server: &str, address: &str| {

@@ -16,7 +16,7 @@ mod transmit;
 
 use crate::bus::{AccessSizes, Bus, Device, RegisterBlock};
 use crate::pci::PciFunction;
-use crate::pci::bar::{Bar, BarError, BarKind, Bars, Rom};
+use crate::pci::bar::{Bar, BarError, BarKind, Bars, Region, Rom};
 use crate::pci::config::{ConfigSpace, Identity, command as pci_command, reg as config_reg};
 use crate::services::{
     Clock, Dma, Doorbell, IrqLine, NetBackend, NetFrontend, TimerService, TimerTarget, Unfinished, WorkService,
@@ -546,6 +546,10 @@ impl PciFunction for Rtl8139 {
         if Bars::concerns(offset) {
             self.apply();
         }
+    }
+
+    fn regions(&self) -> Vec<Region> {
+        self.bars.regions()
     }
 }
 

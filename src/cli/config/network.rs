@@ -23,6 +23,13 @@ pub enum NetdevKind {
     Datagram(DatagramConfig),
     /// A TAP interface.
     Tap(TapConfig),
+    /// A port of a hub.
+    HubPort {
+        /// `hubid=`: ports with the same number are on one hub.
+        hub: u32,
+        /// Index of the host end that is at the port; `None`: a card.
+        netdev: Option<usize>,
+    },
 }
 
 /// `-netdev user`.

@@ -22,10 +22,11 @@ const KINDS: &[(&str, &str)] = &[
     ("tap", "a TAP interface of the host"),
     ("socket", "frames over TCP: listen=[HOST]:PORT or connect=HOST:PORT"),
     ("stream", "frames over TCP or a Unix socket: server=on|off,addr.type=inet|unix,..."),
+    ("hubport", "a port of a hub, for a card or with netdev= for another host end: hubid=NUMBER"),
     ("dgram", "frames over UDP, multicast groups or Unix datagrams: local.type=inet|unix,..., remote.type=..."),
 ];
 /// Kinds of QEMU's that are not there yet.
-const ABSENT: &[&str] = &["bridge", "hubport", "l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"];
+const ABSENT: &[&str] = &["bridge", "l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"];
 /// What QEMU gives the first card.
 const FIRST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
@@ -77,11 +78,25 @@ impl Network {
             "socket" => host_ends::socket(option, &mut keys)?,
             "stream" => NetdevKind::Stream(host_ends::stream(option, &mut keys)?),
             "dgram" => NetdevKind::Datagram(host_ends::datagram(option, &mut keys)?),
+            "hubport" => self.hub_port(option, &mut keys)?,
             _ => return Err(unknown_kind(option, kind)),
         };
         keys.finish()?;
         self.netdevs.push(NetdevSpec { id: id.to_owned(), kind });
         Ok(self.netdevs.len() - 1)
+    }
+
+    /// `hubport`: a port for a card, or for another host end.
+    fn hub_port(&self, option: &str, keys: &mut KeyValues) -> Result<NetdevKind> {
+        let Some(hub) = keys.take_as("hubid", |text| values::number_in(text, 0, i32::MAX as u64))? else {
+            bail!("{option} hubport: hubid= is missing; ports with the same number are on one hub");
+        };
+        let Some(name) = keys.take("netdev")? else { return Ok(NetdevKind::HubPort { hub: hub as u32, netdev: None }) };
+        let at = self.find(&format!("{option} hubport"), &name)?;
+        if self.netdevs.get(at).is_some_and(|netdev| matches!(netdev.kind, NetdevKind::HubPort { .. })) {
+            bail!("{option} hubport: netdev={name} is a port itself; hubs are not connected to each other");
+        }
+        Ok(NetdevKind::HubPort { hub: hub as u32, netdev: Some(at) })
     }
 
     /// A card of `-device`, whose model is known.
@@ -102,6 +117,15 @@ impl Network {
         })?;
         if self.nics.iter().any(|nic| nic.netdev == Some(at)) {
             bail!("{option}: netdev={name} has a card already; give each card a -netdev of its own");
+        }
+        let at_port =
+            |netdev: &&NetdevSpec| matches!(netdev.kind, NetdevKind::HubPort { netdev: Some(end), .. } if end == at);
+        if let Some(port) = self.netdevs.iter().find(at_port) {
+            bail!("{option}: netdev={name} is at the hub's port {}; give it a port of its own", port.id);
+        }
+        if self.netdevs.get(at).is_some_and(|netdev| matches!(netdev.kind, NetdevKind::HubPort { netdev: Some(_), .. }))
+        {
+            bail!("{option}: netdev={name} is a hub's port for another host end; give it a port of its own");
         }
         Ok(at)
     }
@@ -200,22 +224,21 @@ impl Network {
         self.card("-nic", model, Some(netdev), None, card)
     }
 
-    /// `-net nic` and `-net KIND` on one hub: a card and a host end, or cards each with its own.
+    /// `-net nic` and `-net KIND`, which all are on one hub: a card and a host end do without.
     fn hub(&mut self, values: &[String]) -> Result<()> {
         let (cards, ends): (Vec<_>, Vec<_>) =
             values.iter().filter(|value| *value != "none").partition(|value| value.split(',').next() == Some("nic"));
-        if cards.len() > 1 && !ends.is_empty() || ends.len() > 1 {
-            bail!(
-                "-net {}: more than one card and one host end on a hub are not supported; use -nic or -netdev",
-                values[0]
-            );
-        }
+        let hub = cards.len() > 1 && !ends.is_empty() || ends.len() > 1;
         let mut end = None;
-        for value in ends {
+        for (number, value) in ends.into_iter().enumerate() {
             let mut keys = KeyValues::parse("-net", value, Some("type"))?;
             let kind = keys.take("type")?.unwrap_or_default();
-            let id = keys.take("id")?.or(keys.take("name")?).unwrap_or_else(|| "net0".to_owned());
-            end = Some(self.add("-net", &id, &kind, keys)?);
+            let id = keys.take("id")?.or(keys.take("name")?).unwrap_or_else(|| format!("net{number}"));
+            let at = self.add("-net", &id, &kind, keys)?;
+            match hub {
+                true => drop(self.port(Some(at))?),
+                false => end = Some(at),
+            }
         }
         for value in cards {
             let mut keys = KeyValues::parse("-net", value, Some("type"))?;
@@ -224,6 +247,7 @@ impl Network {
             let id = keys.take("id")?.or(keys.take("name")?);
             let netdev = match keys.take("netdev")? {
                 Some(name) => Some(self.find(&format!("-net {value}"), &name)?),
+                None if hub => Some(self.port(None)?),
                 None => end.take(),
             };
             self.card("-net", model, netdev, id, keys)?;
@@ -232,6 +256,17 @@ impl Network {
             Some(NetdevSpec { id, .. }) => bail!("-net: host end {id} has no card; add -net nic"),
             None => Ok(()),
         }
+    }
+
+    /// A port of the hub that `-net` means, which QEMU gives the number 0.
+    fn port(&mut self, netdev: Option<usize>) -> Result<usize> {
+        let ports = self.netdevs.iter().filter(|netdev| matches!(netdev.kind, NetdevKind::HubPort { hub: 0, .. }));
+        let id = format!("hub0port{}", ports.count());
+        if self.netdevs.iter().any(|netdev| netdev.id == id) {
+            bail!("-net: there is a host end called {id}; choose another id for it");
+        }
+        self.netdevs.push(NetdevSpec { id, kind: NetdevKind::HubPort { hub: 0, netdev } });
+        Ok(self.netdevs.len() - 1)
     }
 
     /// Gives the cards that were given no address the next free ones, as QEMU does.
@@ -353,6 +388,26 @@ mod tests {
         assert!(err(&["-device", "e1000,romfile=/does/not/exist"]).contains("no such file"));
         assert!(err(&["-device", "e1000,romfile=,bootindex=1"]).contains("install the package ipxe-qemu"));
         assert!(err(&["-nic", "user,romfile=", "-boot", "n"]).contains("install the package ipxe-qemu"));
+    }
+
+    #[test]
+    fn hubs() {
+        let line =
+            ["-netdev", "user,id=u", "-netdev", "hubport,id=a,hubid=3,netdev=u", "-netdev", "hubport,id=b,hubid=3"];
+        let c = with(&[&line[..], &["-device", "e1000,netdev=b"]].concat()).unwrap();
+        let port = |netdev| NetdevKind::HubPort { hub: 3, netdev };
+        assert_eq!((&c.netdevs[1].kind, &c.netdevs[2].kind, c.nics[0].netdev), (&port(Some(0)), &port(None), Some(2)));
+        let c = with(&["-net", "nic", "-net", "nic,model=rtl8139", "-net", "user"]).unwrap();
+        let kinds: Vec<_> = c.netdevs[1..].iter().map(|netdev| netdev.kind.clone()).collect();
+        let port = |netdev| NetdevKind::HubPort { hub: 0, netdev };
+        assert_eq!(kinds, [port(Some(0)), port(None), port(None)]);
+        assert_eq!(c.nics.iter().map(|nic| nic.netdev).collect::<Vec<_>>(), [Some(2), Some(3)]);
+        assert_eq!(with(&["-net", "nic", "-net", "user", "-net", "user"]).unwrap().netdevs.len(), 5);
+        let told = |more: &[&str]| err(&[&line[..], more].concat());
+        assert!(told(&["-device", "e1000,netdev=u"]).contains("at the hub's port a"));
+        assert!(told(&["-device", "e1000,netdev=a"]).contains("port for another host end"));
+        assert!(told(&["-netdev", "hubport,id=c,hubid=4,netdev=b"]).contains("port itself"));
+        assert!(err(&["-netdev", "hubport,id=c"]).contains("hubid= is missing"));
     }
 
     #[test]

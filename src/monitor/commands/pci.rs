@@ -6,6 +6,7 @@ use crate::monitor::host::{PciInfo, Topic};
 use crate::monitor::table::{Command, Outcome};
 use crate::monitor::types::{Enum, Object, Ty, member, optional};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 static CLASS: Object = Object::new("PciDeviceClass", &[optional("desc", Ty::Str), member("class", Ty::Int)]);
 static ID: Object = Object::new(
@@ -85,8 +86,10 @@ pub static TABLE: &[Command] = &[
 ];
 
 fn query_pci(call: &mut Call<'_>) -> Outcome {
-    let devices: Vec<Value> = call.host.pci().iter().map(device).collect();
-    Ok(json!([{ "bus": 0, "devices": devices }]))
+    // Each bus by itself, in the order of their numbers, and bus 0 in any case.
+    let mut buses: BTreeMap<u8, Vec<Value>> = BTreeMap::from([(0, Vec::new())]);
+    call.host.pci().iter().for_each(|info| buses.entry(info.bus).or_default().push(device(info)));
+    Ok(buses.into_iter().map(|(bus, devices)| json!({ "bus": bus, "devices": devices })).collect())
 }
 
 fn device(info: &PciInfo) -> Value {
@@ -105,7 +108,7 @@ fn device(info: &PciInfo) -> Value {
         entry
     });
     let mut entry = json!({
-        "bus": 0,
+        "bus": info.bus,
         "slot": info.slot,
         "function": info.function,
         "class_info": { "class": class },
