@@ -8,11 +8,14 @@ use crate::io_thread::FdWatcher;
 use anyhow::{Context, Result, anyhow, bail};
 use brolga_devices::services::{NetBackend, NetFrontend};
 use nix::poll::PollFlags;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
@@ -75,6 +78,7 @@ impl TapNet {
     pub fn open(config: &TapConfig) -> Result<Arc<Self>> {
         let (queues, name) = match &config.interface {
             TapInterface::Name { name, queues } => make(name.as_deref(), *queues)?,
+            TapInterface::Bridge { bridge, helper } => (vec![Queue::new(helped(bridge, helper)?)], String::new()),
             TapInterface::Descriptors(numbers) => {
                 let queues = numbers.iter().map(|number| given(*number).map(Queue::new));
                 (queues.collect::<Result<Vec<_>>>()?, String::new())
@@ -130,7 +134,48 @@ impl TapNet {
 
 /// The interface behind descriptor `number`.
 fn given(number: i32) -> Result<Interface> {
-    let file = File::from(descriptor::inherited(number).with_context(|| format!("fd={number}"))?);
+    never_waiting(descriptor::inherited(number).with_context(|| format!("fd={number}"))?)
+}
+
+/// The interface that `helper` makes on `bridge`, as QEMU's does it: it sends the descriptor through a socket of which it
+/// is told the number. The number is that of its standard input.
+fn helped(bridge: &str, helper: &Path) -> Result<Interface> {
+    let shown = helper.display();
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut command = Command::new(helper);
+    command.arg("--fd=0").arg(format!("--br={bridge}")).stdin(OwnedFd::from(theirs)).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("helper={shown} does not start"))?;
+    // The other end, which the child alone is to hold: without it, nothing comes any more.
+    drop(command);
+    let descriptor = passed(&ours);
+    let done = child.wait_with_output()?;
+    match descriptor? {
+        Some(descriptor) if done.status.success() => never_waiting(descriptor),
+        _ => {
+            let said = String::from_utf8_lossy(&done.stderr);
+            let said = said.lines().last().unwrap_or("it has said nothing");
+            bail!(
+                "helper={shown} for br={bridge} failed ({}): {said}; /etc/qemu/bridge.conf must allow it",
+                done.status
+            )
+        }
+    }
+}
+
+/// A descriptor that comes through a socket.
+fn passed(socket: &UnixStream) -> Result<Option<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    Ok(control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    }))
+}
+
+fn never_waiting(descriptor: OwnedFd) -> Result<Interface> {
+    let file = File::from(descriptor);
     let flags = nix::fcntl::OFlag::from_bits_retain(nix::fcntl::fcntl(&file, nix::fcntl::F_GETFL)?);
     nix::fcntl::fcntl(&file, nix::fcntl::F_SETFL(flags | nix::fcntl::OFlag::O_NONBLOCK))?;
     Ok(Interface::Given(file))
@@ -228,6 +273,51 @@ mod tests {
         }
 
         fn set_link(&self, _up: bool) {}
+    }
+
+    /// Passes on a socket in place of an interface: what goes through it arrives at the path that stands for the bridge.
+    const HELPER: &str = r#"#!/usr/bin/env python3
+import array, socket, sys
+told = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:])
+tap = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+tap.bind(told["br"] + ".tap")
+tap.connect(told["br"])
+control = socket.socket(fileno=int(told["fd"]))
+control.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [tap.fileno()]))])
+"#;
+
+    #[test]
+    fn a_helper_connects_to_a_bridge() {
+        let folder = std::env::temp_dir().join(format!("brolga-bridge-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let program = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let bridge = folder.join("bridge").to_str().unwrap().to_owned();
+        let config = |helper| {
+            let interface = TapInterface::Bridge { bridge: bridge.clone(), helper };
+            TapConfig { interface, script: None, down_script: None }
+        };
+        let far = std::os::unix::net::UnixDatagram::bind(&bridge).unwrap();
+        let net = TapNet::open(&config(program("helper", HELPER))).unwrap();
+        let keeper = Arc::new(Keeper::default());
+        let card: Arc<dyn NetFrontend> = keeper.clone();
+        net.connect(Arc::downgrade(&card));
+        net.receive_ready();
+        assert!(keeper.0.lock().unwrap().is_empty(), "nothing there, and nobody waits for it");
+        net.send(&[7; 60]);
+        let mut frame = [0; 100];
+        assert_eq!(far.recv(&mut frame).unwrap(), 60);
+        far.send_to(&[9; 70], format!("{bridge}.tap")).unwrap();
+        net.receive_ready();
+        assert_eq!(*keeper.0.lock().unwrap(), [vec![9; 70]]);
+        let failing = program("failing", "#!/bin/sh\necho br9 is not allowed >&2\nexit 1\n");
+        let error = TapNet::open(&config(failing)).err().expect("a refusal").to_string();
+        assert!(error.contains("br9 is not allowed; /etc/qemu/bridge.conf"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     /// Needs the right to make interfaces; without it, the refusal has to say what helps.

@@ -205,6 +205,13 @@ pub enum TapInterface {
         /// `queues=`.
         queues: u16,
     },
+    /// `-netdev bridge`, `helper=`: a program that makes one and connects it to a bridge of the host's.
+    Bridge {
+        /// `br=`.
+        bridge: String,
+        /// The program.
+        helper: PathBuf,
+    },
     /// `fd=`, `fds=`: descriptors that the process was started with, one for each queue.
     Descriptors(Vec<i32>),
 }
@@ -214,6 +221,7 @@ impl TapConfig {
     pub fn queues(&self) -> u16 {
         match &self.interface {
             TapInterface::Name { queues, .. } => *queues,
+            TapInterface::Bridge { .. } => 1,
             TapInterface::Descriptors(numbers) => numbers.len() as u16,
         }
     }

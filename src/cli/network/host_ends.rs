@@ -7,6 +7,10 @@ use anyhow::{Result, anyhow, bail};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::path::PathBuf;
 
+/// The bridge that is meant unless told otherwise.
+const BRIDGE: &str = "br0";
+/// What makes interfaces on bridges, where its package puts it.
+const HELPER: &str = "/usr/lib/qemu/qemu-bridge-helper";
 /// Longest name of an interface (IFNAMSIZ without its end).
 const LONGEST_NAME: usize = 15;
 /// Most queues of an interface.
@@ -34,8 +38,24 @@ fn script(keys: &mut KeyValues, key: &'static str, usual: &str) -> Result<Option
     })
 }
 
+/// Keys of `bridge`, and of `tap` with `helper=`: a TAP interface that a program with the right to do so makes.
+pub fn bridge(option: &str, keys: &mut KeyValues) -> Result<TapConfig> {
+    let bridge = keys.take("br")?.unwrap_or_else(|| BRIDGE.to_owned());
+    let helper = PathBuf::from(keys.take("helper")?.unwrap_or_else(|| HELPER.to_owned()));
+    if !helper.is_file() {
+        let shown = helper.display();
+        bail!("{option} helper={shown}: no such file; install the package qemu-system-common, or name another");
+    }
+    let interface = TapInterface::Bridge { bridge, helper };
+    Ok(TapConfig { interface, script: None, down_script: None })
+}
+
 /// Keys of a TAP interface.
 pub fn tap(option: &str, keys: &mut KeyValues) -> Result<TapConfig> {
+    if keys.peek("helper").is_some() || keys.peek("br").is_some() {
+        // The other keys are not for it, and refused as unknown.
+        return bridge(option, keys);
+    }
     let name = keys.take_as("ifname", |name| match name.len() {
         1..=LONGEST_NAME if !name.contains(['/', ' ']) => Ok(name.to_owned()),
         _ => Err(format!("an interface's name has 1 to {LONGEST_NAME} characters")),

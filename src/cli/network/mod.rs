@@ -20,13 +20,14 @@ use std::path::PathBuf;
 const KINDS: &[(&str, &str)] = &[
     ("user", "a network of its own behind address translation; needs no privilege"),
     ("tap", "a TAP interface of the host"),
+    ("bridge", "a TAP interface on a bridge of the host's, made by qemu-bridge-helper: br=NAME, helper=PROGRAM"),
     ("socket", "frames over TCP: listen=[HOST]:PORT or connect=HOST:PORT"),
     ("stream", "frames over TCP or a Unix socket: server=on|off,addr.type=inet|unix,..."),
     ("hubport", "a port of a hub, for a card or with netdev= for another host end: hubid=NUMBER"),
     ("dgram", "frames over UDP, multicast groups or Unix datagrams: local.type=inet|unix,..., remote.type=..."),
 ];
 /// Kinds of QEMU's that are not there yet.
-const ABSENT: &[&str] = &["bridge", "l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"];
+const ABSENT: &[&str] = &["l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"];
 /// What QEMU gives the first card.
 const FIRST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
@@ -75,6 +76,7 @@ impl Network {
         let kind = match kind {
             "user" => NetdevKind::User(Box::new(user::settle(option, &mut keys)?)),
             "tap" => NetdevKind::Tap(host_ends::tap(option, &mut keys)?),
+            "bridge" => NetdevKind::Tap(host_ends::bridge(option, &mut keys)?),
             "socket" => host_ends::socket(option, &mut keys)?,
             "stream" => NetdevKind::Stream(host_ends::stream(option, &mut keys)?),
             "dgram" => NetdevKind::Datagram(host_ends::datagram(option, &mut keys)?),
@@ -413,7 +415,11 @@ mod tests {
     #[test]
     fn refusals_name_the_nearest() {
         assert_eq!(err(&["-netdev", "usr,id=n"]), "-netdev usr: unknown kind; did you mean user?");
-        assert!(err(&["-netdev", "bridge,id=n"]).starts_with("-netdev bridge: not supported yet"));
+        assert!(err(&["-netdev", "vde,id=n"]).starts_with("-netdev vde: not supported yet"));
+        assert!(
+            err(&["-netdev", "bridge,id=n,helper=/does/not/exist"]).contains("install the package qemu-system-common")
+        );
+        assert!(err(&["-netdev", "tap,id=n,br=br1,helper=/proc/self/exe,ifname=x"]).contains("'ifname'"));
         assert_eq!(err(&["-netdev", "user"]), "-netdev user: id= is missing; add id=NAME");
         assert!(err(&["-netdev", "user,id=n,hotsfwd=x"]).contains("did you mean hostfwd?"));
         assert_eq!(
