@@ -89,9 +89,10 @@ impl Machine {
     /// Has devices' own news told as events.
     pub(super) fn connect_events(&self) {
         let events = self.events.clone();
-        self.pc.rtc.set.set(move |offset| {
-            events.emit("RTC_CHANGE", json!({ "offset": offset, "qom-path": "/machine/unattached/rtc" }));
-        });
+        // Where the tree of objects has it: after the processors, in the board's order.
+        let at = self.pc.bus.devices().iter().position(|(name, _)| name == "rtc").unwrap_or(0);
+        let path = format!("/machine/unattached/device[{}]", self.vcpus.len() + at);
+        self.pc.rtc.set.set(move |offset| events.emit("RTC_CHANGE", json!({ "offset": offset, "qom-path": path })));
         if let Some(balloon) = &self.pc.peripherals.balloon {
             let events = self.events.clone();
             balloon.changed.set(move |actual| events.emit("BALLOON_CHANGE", json!({ "actual": actual })));
