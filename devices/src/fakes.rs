@@ -2,8 +2,8 @@
 
 use crate::bus::{Device, RegisterBlock};
 use crate::services::{
-    CharBackend, Clock, CpuSignals, Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, Doorbell,
-    IrqLine, IrqSink, MsiSink, NetBackend, NetFrontend, PowerEvent, PowerSink, ShadowMode, ShadowRam, Timer,
+    CharBackend, Clock, CpuSignals, DeviceMemory, Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma,
+    Doorbell, IrqLine, IrqSink, MsiSink, NetBackend, NetFrontend, PowerEvent, PowerSink, ShadowMode, ShadowRam, Timer,
     TimerService, TimerTarget, Unfinished, WorkService, WorkTarget,
 };
 use crate::wire::locked;
@@ -182,6 +182,36 @@ impl Dma for FakeMemory {
         let mut memory = locked(&self.0);
         let start = gpa.min(memory.len() as u64) as usize;
         memory.iter_mut().skip(start).zip(buf).for_each(|(to, from)| *to = *from);
+    }
+}
+
+/// A device's memory, and where it is.
+pub struct FakeDeviceMemory {
+    bytes: Mutex<Vec<u8>>,
+    /// Where it was put.
+    pub places: Mutex<Vec<Option<u64>>>,
+}
+
+impl FakeDeviceMemory {
+    /// `len` bytes of zeros.
+    pub fn new(len: usize) -> Arc<Self> {
+        Arc::new(Self { bytes: Mutex::new(vec![0; len]), places: Mutex::default() })
+    }
+}
+
+impl DeviceMemory for FakeDeviceMemory {
+    fn read(&self, offset: u64, buf: &mut [u8]) {
+        buf.fill(0xff);
+        buf.iter_mut().zip(locked(&self.bytes).iter().skip(offset as usize)).for_each(|(to, from)| *to = *from);
+    }
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        locked(&self.bytes).iter_mut().skip(offset as usize).zip(bytes).for_each(|(to, from)| *to = *from);
+    }
+    fn clear(&self, len: u64) {
+        locked(&self.bytes).iter_mut().take(len as usize).for_each(|byte| *byte = 0);
+    }
+    fn place(&self, gpa: Option<u64>) {
+        locked(&self.places).push(gpa);
     }
 }
 

@@ -145,6 +145,18 @@ pub trait Dma: Send + Sync {
     fn write(&self, gpa: u64, buf: &[u8]);
 }
 
+/// Memory of a device that processors and bus masters reach without the device: a frame buffer.
+pub trait DeviceMemory: Send + Sync {
+    /// Bytes from `offset` on; those beyond the end read as all ones.
+    fn read(&self, offset: u64, buf: &mut [u8]);
+    /// Stores bytes from `offset` on, but for those beyond the end.
+    fn write(&self, offset: u64, bytes: &[u8]);
+    /// The first `len` bytes become zero.
+    fn clear(&self, len: u64);
+    /// From now on the guest finds it at `gpa`, or nowhere.
+    fn place(&self, gpa: Option<u64>);
+}
+
 /// The processor side of a local APIC: how it gets the CPU's attention.
 pub trait CpuSignals: Send + Sync {
     /// An interrupt may be deliverable (`true`), or none is any more.

@@ -239,6 +239,17 @@ impl Engine {
         self.shared.flush_translations();
     }
 
+    /// Moves the device's memory that [`Ram::with_window`] sets apart to `gpa`, or to nowhere. A vCPU finds it there from
+    /// its next block on.
+    pub fn place_window(&self, gpa: Option<u64>) {
+        if let Some(before) = self.shared.ram.window() {
+            // Code there is translated by its address.
+            self.memory_written(before.gpa, before.size);
+        }
+        self.shared.ram.place_window(gpa);
+        self.shared.flush_translations();
+    }
+
     /// Opens or closes the A20 gate: while it is closed, address line 20 is zero. Each processor has noticed before it
     /// begins its next block; the one that executes the instruction that moves the gate, before its next instruction.
     pub fn set_a20(&self, open: bool) {

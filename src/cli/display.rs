@@ -13,15 +13,17 @@ const FOREIGN: &[&str] = &["cirrus", "vmware", "qxl", "virtio", "xenfb", "tcx", 
 
 /// What `-vga help` lists.
 pub const CARDS: &[(&str, &str)] = &[
-    ("none", "no card (default)"),
-    ("std", "VGA with Bochs' display interface; its text screen is shown by info qtree"),
+    ("none", "no card"),
+    ("std", "VGA with Bochs' display interface; its text screen is shown by info qtree (default)"),
 ];
 
-/// The card, if one is asked for.
+/// The card: there is one unless none is asked for.
 pub fn settle(arguments: &Arguments) -> Result<Option<VgaSpec>> {
-    match arguments.one("vga") {
-        None | Some("none") => return Ok(None),
-        Some("std") => {}
+    let asked = arguments.one("vga");
+    match asked {
+        None if arguments.flag("nodefaults") => return Ok(None),
+        Some("none") => return Ok(None),
+        None | Some("std") => {}
         Some(other) if FOREIGN.contains(&other) => bail!("-vga {other}: this card is not supported yet; use -vga std"),
         Some(other) => {
             let hint = suggest::hint(other, CARDS.iter().map(|(name, _)| *name));
@@ -29,7 +31,8 @@ pub fn settle(arguments: &Arguments) -> Result<Option<VgaSpec>> {
         }
     }
     let rom = firmware_dirs(arguments).into_iter().map(|dir| dir.join(ROM)).find(|path| path.is_file());
-    if rom.is_none() && arguments.one("kernel").is_none() {
+    // One that nobody asked for does without its code: firmware says more if it needs the same package.
+    if rom.is_none() && asked.is_some() && arguments.one("kernel").is_none() {
         bail!("-vga std: {ROM} is missing; install the package seabios, or name its folder with -L");
     }
     Ok(Some(VgaSpec { rom }))
@@ -44,6 +47,11 @@ mod tests {
         let vga =
             |value: &str| with(&["-kernel", "/proc/self/exe", "-vga", value]).map(|c| c.peripherals.vga.is_some());
         assert_eq!((vga("none"), vga("std")), (Ok(false), Ok(true)));
+        let plain = |more: &[&str]| {
+            let line = [&["-kernel", "/proc/self/exe"], more].concat();
+            with(&line).map(|c| c.peripherals.vga.is_some())
+        };
+        assert_eq!((plain(&[]), plain(&["-nodefaults"])), (Ok(true), Ok(false)));
         assert_eq!(vga("qxl").unwrap_err(), "-vga qxl: this card is not supported yet; use -vga std");
         assert!(vga("sdt").unwrap_err().contains("did you mean std?"));
     }

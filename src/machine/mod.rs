@@ -26,6 +26,7 @@ mod signals;
 mod smbios;
 mod storage;
 mod tables;
+mod video;
 
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
@@ -42,6 +43,7 @@ use acpi::AcpiConfig;
 use anyhow::{Context, Result, anyhow};
 use board::PcBoard;
 use brolga_devices::services::PowerEvent;
+use brolga_devices::vga;
 use brolga_jit::cpuid::{CpuModel, Feature};
 use brolga_jit::mmu::ram::Ram;
 use brolga_jit::{Check, Engine, EngineConfig, Vcpu};
@@ -57,6 +59,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 use tables::SystemTables;
+use video::VideoMemory;
 
 /// What the thread that runs the machine is asked to do.
 pub enum Request {
@@ -158,8 +161,11 @@ impl Machine {
         let flash = flash::open(config)?;
         let rom = if flash.is_empty() { boot.rom_size()? } else { flash::size(&flash) };
         let layout = Layout::new(config.ram, rom).map_err(|e| anyhow!(e))?;
-        let ram = Ram::new(layout.file_size(), layout.regions());
+        let video = if config.peripherals.vga.is_some() { vga::MEMORY } else { 0 };
+        let ram = Ram::new(layout.file_size() + video, layout.regions());
+        let ram = ram.and_then(|ram| if video == 0 { Ok(ram) } else { ram.with_window(layout.file_size(), video) });
         let ram = Arc::new(ram.map_err(|e| anyhow!("-m: {e}; give the guest less memory"))?);
+        let video = VideoMemory::new(ram.clone(), layout.file_size());
         let chardevs = Arc::new(Chardevs::open(config)?);
         let (requests, receiver) = unbounded();
         let links: Vec<_> = (0..config.topology.processors()).map(|_| Arc::new(CpuLink::default())).collect();
@@ -173,6 +179,7 @@ impl Machine {
             layout,
             memory: memory.clone(),
             shadow: shadow.clone(),
+            video: video.clone(),
             clock: clock.clone(),
             timers: &io,
             work: &io,
@@ -208,6 +215,7 @@ impl Machine {
         pc.a20.on_change(Box::new(move |open| gate.upgrade().into_iter().for_each(|engine| engine.set_a20(open))));
         memory.connect(engine.clone());
         shadow.connect(engine.clone());
+        video.connect(engine.clone());
         let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;
         let tables = match boot.has_kernel() {
             true => SystemTables::build(config, &layout, &pc.acpi)?,

@@ -10,6 +10,7 @@ use super::peripherals::Peripherals;
 use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
 use super::storage::{self, Drives, IDE_CHANNELS, IDE_FUNCTION, Slots};
+use super::video::VideoMemory;
 use super::{bars, bridges, floppy};
 use crate::cli::config::peripherals::EntropySource;
 use crate::cli::config::{Attachment, CharId, Config, DriveSpec};
@@ -124,6 +125,8 @@ pub struct Surroundings<'a> {
     pub memory: Arc<GuestMemory>,
     /// RAM before ROM.
     pub shadow: Arc<Shadow>,
+    /// The graphics card's memory.
+    pub video: Arc<VideoMemory>,
     /// Guest time.
     pub clock: Arc<GuestClock>,
     /// Timers.

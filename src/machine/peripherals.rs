@@ -125,7 +125,7 @@ impl Builder<'_> {
             }
             None => None,
         };
-        self.insert(VGA, "vga".to_owned(), Vga::new(self.slots.bus, rom)?)
+        self.insert(VGA, "vga".to_owned(), Vga::new(self.slots.bus, rom, self.slots.s.video.clone())?)
     }
 
     fn rng(&mut self, index: usize, spec: &RngSpec, place: DevFn) -> Result<()> {

@@ -30,10 +30,10 @@ DRIVERS = {
     # name: (the Debian architecture of its BusyBox, the kernel whose modules it holds, what modprobe finds besides
     # their dependencies)
     "drivers-amd64": ("amd64", "debian", ("e1000", "af_packet", "virtio_net", "virtio_pci", "virtio_blk", "ata_piix",
-                                          "sd_mod", "sr_mod", "ext4", "crc32c_generic", "isofs", "virtio_scsi", "sym53c8xx",
-                                          "floppy", "button", "evdev", "8139cp", "8139too")),
+                                          "sd_mod", "sr_mod", "ext4", "crc32c_generic", "isofs", "virtio_scsi",
+                                          "sym53c8xx", "floppy", "button", "evdev", "8139cp", "8139too")),
     "peripherals-amd64": ("amd64", "debian", ("virtio_pci", "virtio_rng", "virtio_balloon", "virtio_console", "i6300esb",
-                                              "pvpanic_mmio", "pvpanic_pci", "9p", "9pnet_virtio")),
+                                              "pvpanic_mmio", "pvpanic_pci", "9p", "9pnet_virtio", "bochs")),
 }
 
 MODE_FORMAT = 3

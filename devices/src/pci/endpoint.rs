@@ -49,6 +49,11 @@ impl Endpoint {
         self.bars.regions()
     }
 
+    /// Where base address register `index` is on the bus now.
+    pub fn base(&self, index: u8) -> Option<u64> {
+        self.bars.base(index)
+    }
+
     /// As after power-on.
     pub fn reset(&self) {
         *locked(&self.config) = self.fresh.clone();

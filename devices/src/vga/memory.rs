@@ -1,6 +1,8 @@
 //! Display memory: four planes behind the window at 0xA0000, and the same bytes in a row behind a base address register.
 
 use super::registers::Registers;
+use crate::services::DeviceMemory;
+use std::sync::Arc;
 
 /// Bytes of display memory.
 pub const SIZE: usize = 16 << 20;
@@ -24,7 +26,7 @@ const CHAIN_4: u8 = 8;
 /// The memory: byte `4 * a + p` is that of plane `p` at address `a`.
 pub struct Memory {
     /// All bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<dyn DeviceMemory>,
     /// What the last read left for the next write, a byte for each plane.
     pub latch: u32,
 }
@@ -40,9 +42,9 @@ fn each(byte: u8) -> u32 {
 }
 
 impl Memory {
-    /// All zeros.
-    pub fn new() -> Self {
-        Self { bytes: vec![0; SIZE], latch: 0 }
+    /// As after power-on, with these bytes.
+    pub fn new(bytes: Arc<dyn DeviceMemory>) -> Self {
+        Self { bytes, latch: 0 }
     }
 
     /// Where in the planes an offset from 0xA0000 leads.
@@ -57,14 +59,25 @@ impl Memory {
     }
 
     /// The byte at `index` of all of memory, which repeats.
-    fn at(&mut self, index: u32) -> Option<&mut u8> {
-        self.bytes.get_mut(index as usize % SIZE)
+    fn at(&self, index: u32) -> u8 {
+        let mut byte = [0];
+        self.bytes.read(u64::from(index) % SIZE as u64, &mut byte);
+        byte[0]
+    }
+
+    fn set(&self, index: u32, value: u8) {
+        self.bytes.write(u64::from(index) % SIZE as u64, &[value]);
+    }
+
+    /// Where the byte of the first plane is.
+    fn start(address: u32) -> u64 {
+        u64::from(address) * 4 % SIZE as u64
     }
 
     fn planes(&self, address: u32) -> u32 {
-        let start = address as usize * 4 % SIZE;
-        let bytes = self.bytes.get(start..start + 4).and_then(|bytes| bytes.try_into().ok());
-        bytes.map_or(0, u32::from_le_bytes)
+        let mut bytes = [0; 4];
+        self.bytes.read(Self::start(address), &mut bytes);
+        u32::from_le_bytes(bytes)
     }
 
     /// A byte read through the window.
@@ -72,13 +85,13 @@ impl Memory {
         let Some(address) = Self::mapped(registers, offset, bank) else { return 0xff };
         let mode = registers.sequencer(MEMORY_MODE);
         if mode & CHAIN_4 != 0 {
-            return self.at(address).copied().unwrap_or(0);
+            return self.at(address);
         }
         if registers.graphics(MODE) & 0x10 != 0 {
             // Odd and even addresses are planes of their own.
             let plane = u32::from(registers.graphics(READ_MAP) & 2) | address & 1;
             self.latch = self.planes(address & !1);
-            return self.at((address & !1) << 1 | plane).copied().unwrap_or(0);
+            return self.at((address & !1) << 1 | plane);
         }
         self.latch = self.planes(address);
         if registers.graphics(MODE) & 8 == 0 {
@@ -91,33 +104,26 @@ impl Memory {
     }
 
     /// A byte written through the window.
-    pub fn write(&mut self, registers: &Registers, offset: u32, bank: u32, value: u8) {
+    pub fn write(&self, registers: &Registers, offset: u32, bank: u32, value: u8) {
         let Some(address) = Self::mapped(registers, offset, bank) else { return };
         let (mode, mask) = (registers.sequencer(MEMORY_MODE), registers.sequencer(MAP_MASK));
         if mode & CHAIN_4 != 0 {
-            if mask >> (address & 3) & 1 != 0
-                && let Some(byte) = self.at(address)
-            {
-                *byte = value;
+            if mask >> (address & 3) & 1 != 0 {
+                self.set(address, value);
             }
             return;
         }
         if mode & SEQUENTIAL == 0 {
             let plane = u32::from(registers.graphics(READ_MAP) & 2) | address & 1;
-            if mask >> plane & 1 != 0
-                && let Some(byte) = self.at((address & !1) << 1 | plane)
-            {
-                *byte = value;
+            if mask >> plane & 1 != 0 {
+                self.set((address & !1) << 1 | plane, value);
             }
             return;
         }
         let new = self.combined(registers, value);
         let mask = spread(mask);
         let old = self.planes(address);
-        let start = address as usize * 4 % SIZE;
-        if let Some(bytes) = self.bytes.get_mut(start..start + 4) {
-            bytes.copy_from_slice(&(old & !mask | new & mask).to_le_bytes());
-        }
+        self.bytes.write(Self::start(address), &(old & !mask | new & mask).to_le_bytes());
     }
 
     /// What a write makes of the byte, the latch and the registers.

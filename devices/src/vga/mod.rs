@@ -10,9 +10,10 @@ mod text;
 
 use crate::bus::{AccessSizes, Bus, BusError, Device, RegisterBlock, Registers as Block};
 use crate::pci::PciFunction;
-use crate::pci::bar::{Bar, BarError, BarKind, Rom};
+use crate::pci::bar::{Bar, BarError, BarKind, Bars, Rom};
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::endpoint::Endpoint;
+use crate::services::DeviceMemory;
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::locked;
 use dispi::{Dispi, Effect};
@@ -35,6 +36,8 @@ const MMIO_VGA: u64 = 0x400;
 const MMIO_VGA_LEN: u64 = 0x20;
 const MMIO_DISPI: u64 = 0x500;
 const MMIO_DISPI_LEN: u64 = 0x16;
+/// Bytes of its memory.
+pub const MEMORY: u64 = SIZE as u64;
 /// Memory is saved in pieces, without those that are zero.
 const PIECE: usize = 4096;
 
@@ -57,9 +60,12 @@ struct Saved {
     memory: BTreeMap<usize, Vec<u8>>,
 }
 
-/// The card. Locks: `state` is a leaf.
+/// The card. Locks: `state` is a leaf but for its memory; `placing` before the endpoint's.
 pub struct Vga {
     endpoint: Endpoint,
+    memory: Arc<dyn DeviceMemory>,
+    /// Held while the frame buffer is put where its base address register says.
+    placing: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -87,7 +93,8 @@ fn power_on() -> ConfigSpace {
 
 impl Vga {
     /// A card on `bus` with the code of `rom`, whose ports and window are there at once. Fails if somebody else has them.
-    pub fn new(bus: &Arc<Bus>, rom: Option<Rom>) -> Result<Arc<Self>, VgaError> {
+    /// Its [`MEMORY`] bytes are in `memory`.
+    pub fn new(bus: &Arc<Bus>, rom: Option<Rom>, memory: Arc<dyn DeviceMemory>) -> Result<Arc<Self>, VgaError> {
         let mut failure = None;
         let this = Arc::new_cyclic(|weak: &Weak<Self>| {
             let way = |way| -> Block { Arc::new(Access(weak.clone(), way)) };
@@ -111,9 +118,12 @@ impl Vga {
                 Endpoint::new(bus, "VGA", Vec::new(), power_on())
             });
             let (registers, dispi) = Default::default();
+            let state = State { registers, memory: Memory::new(memory.clone()), dispi, low: 0 };
             Self {
                 endpoint: endpoint.expect("no registers at all are always possible"),
-                state: Mutex::new(State { registers, memory: Memory::new(), dispi, low: 0 }),
+                memory,
+                placing: Mutex::default(),
+                state: Mutex::new(state),
             }
         });
         if let Some(error) = failure {
@@ -130,6 +140,12 @@ impl Vga {
     pub fn text(&self) -> Option<Vec<String>> {
         let state = locked(&self.state);
         if state.dispi.enabled() { None } else { text::lines(&state.registers, &state.memory) }
+    }
+
+    /// The frame buffer goes where its base address register says.
+    fn place(&self) {
+        let _placing = locked(&self.placing);
+        self.memory.place(self.endpoint.base(0));
     }
 
     fn read(&self, way: Way, offset: u64, size: u8) -> u64 {
@@ -153,7 +169,12 @@ impl State {
             Way::Dispi if offset == 0 => self.dispi.index() as u8,
             Way::Dispi => half(self.dispi.read(self.dispi.index()), offset == 2),
             Way::Window => self.memory.read(&self.registers, offset as u32, self.dispi.bank_offset()),
-            Way::Linear => self.memory.bytes.get(offset as usize).copied().unwrap_or(0xff),
+            // For those that do not find it as memory.
+            Way::Linear => {
+                let mut byte = [0];
+                self.memory.bytes.read(offset, &mut byte);
+                byte[0]
+            }
             Way::Mmio => match mmio(offset) {
                 Some((Way::Dispi, at)) => half(self.dispi.read(at as u16 / 2), at & 1 != 0),
                 Some((_, at)) => self.registers.read(0x3c0u16.wrapping_add(at as u16)),
@@ -168,11 +189,7 @@ impl State {
             Way::Dispi if offset == 0 => self.dispi.select(value.into()),
             Way::Dispi => self.dispi_byte(self.dispi.index(), offset == 2, value),
             Way::Window => self.memory.write(&self.registers, offset as u32, self.dispi.bank_offset(), value),
-            Way::Linear => {
-                if let Some(byte) = self.memory.bytes.get_mut(offset as usize) {
-                    *byte = value;
-                }
-            }
+            Way::Linear => self.memory.bytes.write(offset, &[value]),
             Way::Mmio => match mmio(offset) {
                 Some((Way::Dispi, at)) => self.dispi_byte(at as u16 / 2, at & 1 != 0, value),
                 Some((_, at)) => self.registers.write(0x3c0u16.wrapping_add(at as u16), value),
@@ -190,7 +207,7 @@ impl State {
         let value = u16::from(value) << 8 | u16::from(self.low);
         if let Effect::Begins { clear } = self.dispi.write(index, value) {
             self.registers.show_linear();
-            self.memory.bytes.iter_mut().take(clear).for_each(|byte| *byte = 0);
+            self.memory.bytes.clear(clear as u64);
         }
     }
 }
@@ -238,6 +255,9 @@ impl PciFunction for Vga {
     }
     fn config_write(&self, offset: u8, size: u8, value: u32) {
         self.endpoint.write(offset, size, value);
+        if Bars::concerns(offset) {
+            self.place();
+        }
     }
 
     fn regions(&self) -> Vec<crate::pci::bar::Region> {
@@ -255,22 +275,26 @@ impl Device for Vga {
             let mut state = locked(&self.state);
             let State { registers, memory, dispi, low } = &mut *state;
             (*registers, *dispi, *low, memory.latch) = (Registers::default(), Dispi::default(), 0, 0);
-            memory.bytes.fill(0);
+            memory.bytes.clear(MEMORY);
         }
         self.endpoint.reset();
+        self.place();
     }
 
     fn save(&self) -> StateValue {
         let state = locked(&self.state);
-        let pieces = state.memory.bytes.chunks(PIECE).enumerate();
-        let used = pieces.filter(|(_, piece)| piece.iter().any(|byte| *byte != 0));
+        let piece = |index: usize| {
+            let mut bytes = vec![0; PIECE];
+            state.memory.bytes.read((index * PIECE) as u64, &mut bytes);
+            bytes.iter().any(|byte| *byte != 0).then_some((index, bytes))
+        };
         let saved = Saved {
             config: self.endpoint.save(),
             registers: state.registers.clone(),
             dispi: state.dispi.clone(),
             low: state.low,
             latch: state.memory.latch,
-            memory: used.map(|(index, piece)| (index, piece.to_vec())).collect(),
+            memory: (0..SIZE / PIECE).filter_map(piece).collect(),
         };
         to_state(&saved)
     }
@@ -282,11 +306,10 @@ impl Device for Vga {
             return Err(StateError::Malformed { device: self.name(), reason: "not of this card's size".into() });
         }
         self.endpoint.adopt(config);
+        self.place();
         let mut now = locked(&self.state);
-        now.memory.bytes.fill(0);
-        for (index, piece) in memory {
-            now.memory.bytes.iter_mut().skip(index * PIECE).zip(piece).for_each(|(to, from)| *to = from);
-        }
+        now.memory.bytes.clear(MEMORY);
+        memory.iter().for_each(|(index, piece)| now.memory.bytes.write((index * PIECE) as u64, piece));
         now.memory.latch = latch;
         (now.registers, now.dispi, now.low) = (registers, dispi, low);
         Ok(())

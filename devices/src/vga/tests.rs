@@ -1,7 +1,7 @@
 //! The card as firmware and systems use it.
 
 use super::*;
-use crate::fakes::{FakeTime, Random, fuzz, moves_to};
+use crate::fakes::{FakeDeviceMemory, FakeTime, Random, fuzz, moves_to};
 
 const LINEAR: u64 = 0xe000_0000;
 const MMIO: u64 = 0xe100_0000;
@@ -10,16 +10,18 @@ const TEXT: u64 = 0xb_8000;
 struct Bench {
     bus: Arc<Bus>,
     card: Arc<Vga>,
+    memory: Arc<FakeDeviceMemory>,
 }
 
 impl Bench {
     fn new() -> Self {
         let bus = Arc::new(Bus::new());
-        let card = Vga::new(&bus, None).unwrap();
+        let memory = FakeDeviceMemory::new(SIZE);
+        let card = Vga::new(&bus, None, memory.clone()).unwrap();
         card.config_write(0x10, 4, LINEAR as u32);
         card.config_write(0x18, 4, MMIO as u32);
         card.config_write(4, 2, 3);
-        Self { bus, card }
+        Self { bus, card, memory }
     }
 
     fn indexed(&self, port: u16, index: u8, value: u8) {
@@ -193,10 +195,11 @@ fn state_moves_and_goes() {
     assert_eq!(other.card.text().unwrap()[0], "A");
     assert_eq!(other.bus.mmio_read(LINEAR + (SIZE as u64 - 8), 8), 77);
     b.card.reset();
-    assert_eq!(
-        b.card.save(),
-        Bench { card: Vga::new(&Arc::new(Bus::new()), None).unwrap(), bus: b.bus.clone() }.card.save()
-    );
+    let fresh = Vga::new(&Arc::new(Bus::new()), None, FakeDeviceMemory::new(SIZE)).unwrap();
+    assert_eq!(b.card.save(), fresh.save());
+    // The frame buffer was where its register said, in both, until the reset.
+    assert_eq!(*locked(&b.memory.places).last().unwrap(), None);
+    assert_eq!(*locked(&other.memory.places).last().unwrap(), Some(LINEAR));
     let mut bad = other.card.save();
     bad["memory"]["4096"] = serde_json::json!([1]);
     other.card.restore(&bad).unwrap_err();

@@ -30,8 +30,9 @@ pub fn lines(registers: &Registers, memory: &Memory) -> Option<Vec<String>> {
     let start = usize::from(registers.crt(0x0c)) << 8 | usize::from(registers.crt(0x0d));
     let pitch = 2 * usize::from(registers.crt(0x13));
     let line = |row: usize| -> String {
-        let at = |column: usize| memory.bytes.get((start + row * pitch + column) * 4).copied().unwrap_or(0);
-        let text: String = (0..columns.min(MOST_COLUMNS)).map(|column| shown(at(column))).collect();
+        let mut cells = vec![0; columns.min(MOST_COLUMNS) * 4];
+        memory.bytes.read((start + row * pitch) as u64 * 4, &mut cells);
+        let text: String = cells.chunks(4).filter_map(|cell| cell.first()).map(|code| shown(*code)).collect();
         text.trim_end().to_owned()
     };
     Some((0..rows.min(MOST_ROWS)).map(line).collect())

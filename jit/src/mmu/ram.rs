@@ -14,7 +14,7 @@ pub const SHADOW: Range<u64> = 0xC_0000..0x10_0000;
 pub const PAGE_SIZE: u64 = 4096;
 
 /// Where one piece of guest RAM or ROM lies.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct RamRegion {
     /// First guest-physical address, page aligned.
     pub gpa: u64,
@@ -51,6 +51,28 @@ pub struct Ram {
     size: u64,
     /// One bit for each page of [`SHADOW`]: stores go to the board for now.
     read_only: AtomicU64,
+    /// A device's memory, which moves.
+    window: Option<Window>,
+}
+
+/// Memory of a device (a frame buffer) that the guest finds at a changing address, or not at all.
+struct Window {
+    /// Its place in the memory file, and its bytes.
+    offset: u64,
+    size: u64,
+    /// Where it is for the guest; [`NOWHERE`] if it is not.
+    gpa: AtomicU64,
+}
+
+/// No address that is page aligned.
+const NOWHERE: u64 = u64::MAX;
+
+impl Window {
+    /// The region that it is for now.
+    fn region(&self) -> Option<RamRegion> {
+        let gpa = self.gpa.load(Ordering::SeqCst);
+        (gpa != NOWHERE).then_some(RamRegion { gpa, size: self.size, offset: self.offset, rom: false })
+    }
 }
 
 impl Ram {
@@ -78,7 +100,68 @@ impl Ram {
         // SAFETY: sealing only restricts later resizes of our own file.
         unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
         let map = MmapRaw::map_raw(&file).map_err(host)?;
-        Ok(Self { map, file, regions, size, read_only: AtomicU64::new(0) })
+        Ok(Self { map, file, regions, size, read_only: AtomicU64::new(0), window: None })
+    }
+
+    /// The same memory, of whose file `size` bytes from `offset` on, which no region has, are a device's: the guest finds
+    /// them where [`Engine::place_window`](crate::Engine::place_window) says.
+    pub fn with_window(mut self, offset: u64, size: u64) -> Result<Self, RamError> {
+        let end = offset.checked_add(size).filter(|end| *end <= self.size);
+        let end = end.ok_or(RamError::Layout("window exceeds the memory file"))?;
+        if !(offset | size).is_multiple_of(PAGE_SIZE) || size == 0 {
+            return Err(RamError::Layout("window not page aligned"));
+        }
+        if self.regions.iter().any(|r| r.offset < end && offset < r.offset + r.size) {
+            return Err(RamError::Layout("window shares memory with a region"));
+        }
+        self.window = Some(Window { offset, size, gpa: AtomicU64::new(NOWHERE) });
+        Ok(self)
+    }
+
+    /// Where the device's memory is for the guest, if it is anywhere.
+    pub fn window(&self) -> Option<RamRegion> {
+        self.window.as_ref()?.region()
+    }
+
+    /// Moves the device's memory. It goes nowhere where the guest has RAM already, or where no page begins. Use
+    /// `Engine::place_window` once there are vCPUs.
+    pub(crate) fn place_window(&self, gpa: Option<u64>) {
+        let Some(window) = &self.window else { return };
+        let fits = |gpa: &u64| {
+            let end = gpa.checked_add(window.size);
+            gpa.is_multiple_of(PAGE_SIZE)
+                && end.is_some_and(|end| self.regions.iter().all(|r| r.gpa >= end || r.gpa + r.size <= *gpa))
+        };
+        window.gpa.store(gpa.filter(fits).unwrap_or(NOWHERE), Ordering::SeqCst);
+    }
+
+    /// Part of the device's memory by its offset there, wherever the guest finds it: host address and bytes that follow.
+    fn in_window(&self, offset: u64) -> Option<(*mut u8, u64)> {
+        let window = self.window.as_ref()?;
+        let left = window.size.checked_sub(offset).filter(|left| *left != 0)?;
+        // SAFETY: the offset was checked against the mapping's size in `with_window`.
+        Some((unsafe { self.base().add((window.offset + offset) as usize) }, left))
+    }
+
+    /// Reads the device's memory; what is beyond its end reads as 0xFF.
+    pub fn read_window(&self, offset: u64, buf: &mut [u8]) {
+        let (host, count) = self.in_window(offset).map_or((None, 0), |(p, left)| (Some(p), left.min(buf.len() as u64)));
+        let (now, beyond) = buf.split_at_mut(count as usize);
+        beyond.fill(0xff);
+        if let Some(host) = host {
+            // SAFETY: `in_window` gave at least `count` bytes of the mapping; guest memory may change meanwhile, bytes
+            // are copied without assumptions about their value.
+            unsafe { std::ptr::copy_nonoverlapping(host, now.as_mut_ptr(), now.len()) }
+        }
+    }
+
+    /// Writes the device's memory; nothing is beyond its end. Whoever does it while vCPUs run must tell the engine as for
+    /// [`Ram::write`].
+    pub fn write_window(&self, offset: u64, bytes: &[u8]) {
+        if let Some((host, left)) = self.in_window(offset) {
+            // SAFETY: as in `read_window`.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), host, bytes.len().min(left as usize)) }
+        }
     }
 
     /// Makes the pages of `range`, within [`SHADOW`], read-only or writable. Use `Engine::set_read_only` once there are
@@ -113,11 +196,11 @@ impl Ram {
 
     /// The region that holds `gpa`.
     #[inline]
-    pub fn region_of(&self, gpa: u64) -> Option<&RamRegion> {
+    pub fn region_of(&self, gpa: u64) -> Option<RamRegion> {
         // Nearly all accesses of page walks and loaders are to one of the first regions; the list is short.
         let i = self.regions.partition_point(|r| r.gpa <= gpa);
-        let r = &self.regions[i.checked_sub(1)?];
-        (gpa - r.gpa < r.size).then_some(r)
+        let fixed = i.checked_sub(1).and_then(|i| self.regions.get(i)).filter(|r| gpa - r.gpa < r.size);
+        fixed.copied().or_else(|| self.window().filter(|r| gpa.checked_sub(r.gpa).is_some_and(|at| at < r.size)))
     }
 
     /// Host address of the start of the mapping; offsets of regions count from it.
@@ -205,6 +288,35 @@ mod tests {
         assert!(!ram.write(0xF_FFFF, &[1], false) && ram.write(0xB_FFFF, &[1], false));
         ram.set_read_only(SHADOW, false);
         assert!(ram.write(0xC_3FFF, &[2, 3], false));
+    }
+
+    #[test]
+    fn a_devices_memory_moves() {
+        let region = RamRegion { gpa: 0, size: 8192, offset: 0, rom: false };
+        let ram = || Ram::new(4 * 4096, vec![region]).unwrap();
+        assert!(ram().with_window(4096, 8192).is_err(), "a region has it");
+        assert!(ram().with_window(8192, 12288).is_err() && ram().with_window(8192, 100).is_err());
+        let ram = ram().with_window(8192, 8192).unwrap();
+        let byte = |gpa| {
+            let mut b = [0];
+            ram.read(gpa, &mut b).then_some(b[0])
+        };
+        ram.write_window(8190, &[1, 2, 3]);
+        ram.write_window(8192, &[9]);
+        assert_eq!((byte(8190), byte(0x1_0000 + 8190), ram.window().is_some()), (Some(0), None, false));
+        ram.place_window(Some(0x1_0000));
+        assert_eq!((byte(0x1_0000 + 8190), byte(0x1_0000 + 8192)), (Some(1), None));
+        assert!(ram.write(0x1_0000, &[7], false));
+        ram.place_window(Some(0x2_0000));
+        assert_eq!((byte(0x1_0000), byte(0x2_0000)), (None, Some(7)));
+        let mut b = [0; 4];
+        ram.read_window(8190, &mut b);
+        assert_eq!(b, [1, 2, 0xff, 0xff]);
+        for nowhere in [None, Some(4096), Some(0x2_0001), Some(u64::MAX - 4095)] {
+            ram.place_window(nowhere);
+            assert!(ram.window().is_none(), "{nowhere:x?}");
+        }
+        assert_eq!(byte(4096), Some(0));
     }
 
     #[test]
