@@ -97,13 +97,15 @@ fn order(arguments: &Arguments) -> Result<BootOrder> {
     for value in arguments.all("boot") {
         keys.add(value, Some("order"))?;
     }
-    if let Some(file) = keys.take("splash")? {
-        return Err(keys.error("splash", &file, "firmware shows no pictures yet; leave it out"));
+    let splash = keys.take("splash")?;
+    if let Some(file) = &splash {
+        readable(&format!("-boot splash={file}"), file)?;
     }
     let order = BootOrder {
         order: keys.take_as("order", letters)?.unwrap_or_else(|| DEFAULT_ORDER.to_owned()),
         once: keys.take_as("once", letters)?,
         menu: keys.take_switch("menu")?.unwrap_or(false),
+        splash: splash.map(PathBuf::from),
         menu_wait: keys.take_as("splash-time", milliseconds)?,
         retry_wait: keys
             .take_as("reboot-timeout", |t| if t == "-1" { Ok(None) } else { milliseconds(t).map(Some) })?
@@ -177,7 +179,7 @@ mod tests {
         assert!(err("order=cc").contains("given twice"));
         assert!(err("once=d,mneu=on").contains("did you mean menu?"));
         assert!(err("splash-time=70000").contains("out of range"));
-        assert!(err("splash=x.bmp").contains("no pictures"));
+        assert_eq!(err("splash=/no.bmp"), "-boot splash=/no.bmp: no such file; check the path");
     }
 
     #[test]

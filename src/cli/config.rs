@@ -58,6 +58,10 @@ pub struct Config {
     pub bridges: Vec<BridgeSpec>,
     /// Other devices.
     pub peripherals: Peripherals,
+    /// `-fw_cfg`.
+    pub firmware_files: Vec<FirmwareFile>,
+    /// `-acpitable`: whole tables, their lengths and checksums right.
+    pub acpi_tables: Vec<Vec<u8>>,
     /// `-smbios`.
     pub smbios: SmbiosConfig,
     /// `-rtc`.
@@ -172,12 +176,25 @@ pub struct BootOrder {
     pub once: Option<String>,
     /// `menu=`: firmware offers a choice.
     pub menu: bool,
+    /// `splash=`: the picture that it shows meanwhile, a JPEG or BMP file.
+    pub splash: Option<PathBuf>,
     /// `splash-time=`: how long it waits for that, in milliseconds.
     pub menu_wait: Option<u16>,
     /// `reboot-timeout=`: how long firmware waits before it tries anew, in milliseconds; never if not given.
     pub retry_wait: Option<u16>,
     /// `strict=`: nothing is tried that has no place in the order.
     pub strict: bool,
+}
+
+/// `-fw_cfg`: a file for firmware and drivers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirmwareFile {
+    /// The option that gave it, for messages.
+    pub what: String,
+    /// `name=`.
+    pub name: String,
+    /// Its content.
+    pub bytes: Vec<u8>,
 }
 
 /// `-device loader`.
@@ -255,6 +272,8 @@ pub struct DriveSpec {
     pub what: String,
     /// `id=`.
     pub id: Option<String>,
+    /// `id=` of its device, by which monitors know it too.
+    pub device: Option<String>,
     /// The image; a CD drive may be empty.
     pub file: Option<PathBuf>,
     /// A CD drive.
@@ -285,11 +304,12 @@ impl DriveSpec {
     /// A drive without a place.
     pub fn new(what: &str, file: Option<PathBuf>, cd: bool, options: DriveOptions) -> Self {
         let what = what.to_owned();
-        let (id, serial, model, version, vendor, device_id, wwn) = Default::default();
+        let (id, device, serial, model, version, vendor, device_id, wwn) = Default::default();
         let (boot_index, pci_bus, attachment) = (None, 0, None);
         Self {
             what,
             id,
+            device,
             file,
             cd,
             options,

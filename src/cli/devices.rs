@@ -292,6 +292,9 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         let before = Before::now(&devices);
         (model.add)(&mut devices, keys, value)?;
         before.put(&mut devices, bus, value, model.is_pci())?;
+        if let Some(id) = devices.id.take() {
+            devices.drives.name_device(&format!("-device {value}"), &id);
+        }
     }
     overlaps(&devices)?;
     sharing::check_tags(&devices.peripherals.wanted.shares)?;

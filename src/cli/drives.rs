@@ -219,6 +219,13 @@ impl Drives {
         Ok(&mut found.spec)
     }
 
+    /// The device that `what` asked for is called `id`. Devices without a drive take no notice.
+    pub fn name_device(&mut self, what: &str, id: &str) {
+        if let Some(found) = self.drives.iter_mut().find(|d| d.spec.what == what && d.spec.device.is_none()) {
+            found.spec.device = Some(id.to_owned());
+        }
+    }
+
     /// `-device ide-hd` and `-device ide-cd`.
     pub fn ide_device(&mut self, mut keys: KeyValues, value: &str, cd: bool) -> Result<()> {
         let what = format!("-device {value}");
@@ -481,6 +488,8 @@ mod tests {
         let line = ["-drive", "if=none,id=a,file=FILE", "-device", "ide-hd,drive=a,bus=ide.1"];
         assert_eq!(places(&line), [ide(1, 0)]);
         assert_eq!(places(&["-device", "ide-cd"]), [ide(0, 0)]);
+        let named = drives(&["-device", "ide-cd,id=a", "-device", "ide-cd"]).unwrap();
+        assert_eq!((named[0].device.as_deref(), named[1].device.as_deref()), (Some("a"), None));
         let err = |line: &[&str]| drives(line).unwrap_err();
         assert!(err(&["-drive", "if=none,id=a,file=FILE"]).contains("no device has this drive"));
         assert!(err(&["-device", "virtio-blk,drive=a"]).contains("there is no -drive with id=a, and no -blockdev"));

@@ -12,6 +12,7 @@ pub mod config;
 mod devices;
 mod display;
 mod drives;
+mod firmware;
 mod flash;
 mod floppy;
 mod gdb;
@@ -102,6 +103,8 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         scsi_hosts,
         bridges: devices.bridges,
         peripherals: devices.peripherals.wanted,
+        firmware_files: firmware::files(&arguments)?,
+        acpi_tables: firmware::acpi_tables(&arguments)?,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
         chardevs: devices.chars.chardevs,

@@ -2,7 +2,6 @@
 
 /// Options, with the remedy to offer (may be empty).
 const OPTIONS: &[(&str, &str)] = &[
-    ("acpitable", ""),
     ("add-fd", ""),
     ("alt-grab", ""),
     ("audio", ""),
@@ -15,7 +14,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("enable-fips", ""),
     ("enable-kvm", "use -accel jit"),
     ("full-screen", CONSOLE),
-    ("fw_cfg", ""),
     ("g", CONSOLE),
     ("global", "give the property to the device itself with -device or -machine"),
     ("icount", ""),

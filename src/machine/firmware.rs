@@ -54,6 +54,9 @@ pub fn items(
         items.add_file(loader::TABLES_FILE, tables)?;
         items.add_file(loader::COMMANDS_FILE, commands)?;
     }
+    for file in &config.firmware_files {
+        items.add_file(&file.name, file.bytes.clone()).with_context(|| file.what.clone())?;
+    }
     let (anchor, table) = smbios::for_firmware(&config.smbios, &tables::smbios_facts(config, layout))?;
     items.add_file("etc/smbios/smbios-anchor", anchor)?;
     items.add_file("etc/smbios/smbios-tables", table)?;
@@ -88,6 +91,13 @@ fn boot_roms(config: &Config, items: &mut Items) -> Result<()> {
 fn boot_order(config: &Config, first: Option<String>, paths: &[(u32, String)], items: &mut Items) -> Result<()> {
     let order = &config.boot.order;
     items.set(item::BOOT_MENU, &u16::from(order.menu).to_le_bytes());
+    if let Some(path) = &order.splash {
+        let shown = path.display();
+        let picture = std::fs::read(path).with_context(|| format!("-boot splash={shown}: cannot be read"))?;
+        let name = picture_name(&picture);
+        let name = name.with_context(|| format!("-boot splash={shown}: this is neither a JPEG nor a BMP file"))?;
+        items.add_file(name, picture)?;
+    }
     if let Some(wait) = order.menu_wait {
         items.add_file("etc/boot-menu-wait", wait.to_le_bytes().to_vec())?;
     }
@@ -96,6 +106,15 @@ fn boot_order(config: &Config, first: Option<String>, paths: &[(u32, String)], i
     items.add_file("etc/boot-fail-wait", retry.to_le_bytes().to_vec())?;
     items.add_file("bootorder", order_file(first, paths, order.strict))?;
     Ok(())
+}
+
+/// By which name firmware looks for a picture of this kind.
+fn picture_name(picture: &[u8]) -> Option<&'static str> {
+    match picture {
+        [0xff, 0xd8, ..] => Some("bootsplash.jpg"),
+        [b'B', b'M', ..] => Some("bootsplash.bmp"),
+        _ => None,
+    }
 }
 
 /// The file that firmware reads: one path a line, the first to be tried first; nothing else is tried after `HALT`.
@@ -124,6 +143,12 @@ mod tests {
         assert_eq!(order_file(None, &paths, true), b"/a\n/b\nHALT\0");
         assert_eq!(order_file(Some("/k".into()), &paths[..1], false), b"/k\n/b\0");
         assert!(order_file(None, &[], false).is_empty());
+    }
+
+    #[test]
+    fn pictures_are_known_by_their_first_bytes() {
+        let names = [&b"\xff\xd8\xff"[..], b"BM6", b"GIF", b""].map(picture_name);
+        assert_eq!(names, [Some("bootsplash.jpg"), Some("bootsplash.bmp"), None, None]);
     }
 
     #[test]

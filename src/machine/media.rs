@@ -43,9 +43,9 @@ pub struct Media {
     events: Arc<Events>,
 }
 
-/// What a monitor calls a drive: its `id=`, or what QEMU would call it.
+/// What a monitor calls a drive: its `id=`, that of its device, or what QEMU would call it.
 fn name(spec: &DriveSpec) -> String {
-    if let Some(id) = &spec.id {
+    if let Some(id) = spec.id.as_ref().or(spec.device.as_ref()) {
         return id.clone();
     }
     let kind = if spec.cd { "cd" } else { "hd" };
@@ -151,7 +151,8 @@ impl Media {
     /// The drive called `name`, if its medium can be changed.
     fn find(&self, name: &str) -> Result<(&Slot, &Arc<dyn MediumDrive>), String> {
         let removable = || self.slots.iter().filter_map(|slot| Some((slot, slot.drive.as_ref()?)));
-        if let Some(found) = removable().find(|(slot, _)| slot.name == name) {
+        let called = |slot: &Slot| slot.name == name || slot.spec.device.as_deref() == Some(name);
+        if let Some(found) = removable().find(|(slot, _)| called(slot)) {
             return Ok(found);
         }
         let names: Vec<&str> = removable().map(|(slot, _)| slot.name.as_str()).collect();

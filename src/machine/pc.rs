@@ -473,6 +473,7 @@ impl Builder<'_> {
             pci_interrupts: PCI_INTERRUPTS,
             power_off_type: S5_TYPE,
             pm_timer_32_bits: PM_TIMER_32_BIT,
+            more: config.acpi_tables.clone(),
         }
     }
 

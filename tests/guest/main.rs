@@ -10,6 +10,7 @@ mod console;
 mod crash;
 mod disk_errors;
 mod disks;
+mod firmware;
 mod floppy;
 mod harness;
 mod kernels;

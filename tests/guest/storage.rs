@@ -155,6 +155,18 @@ fn media_of_an_ide_drive_change() {
 #[test]
 fn media_of_a_scsi_drive_change() {
     let cd = format!("file={},format=raw,media=cdrom,if=none,id=disc", text(&medium("isolinux.iso")));
-    let arguments = ["-device", "virtio-scsi-pci", "-drive", &cd, "-device", "scsi-cd,drive=disc"];
+    let arguments = ["-device", "virtio-scsi-pci", "-drive", &cd, "-device", "scsi-cd,drive=disc,id=unit"];
     media_change(&arguments, SCSI, "disc");
+}
+
+#[test]
+fn drives_are_known_by_their_devices() {
+    let cd = format!("file={},format=raw,media=cdrom,if=none,id=disc", text(&medium("isolinux.iso")));
+    let mut guest = linux(&["-device", "ide-cd,id=cd0", "-drive", &cd, "-device", "ide-cd,drive=disc,id=cd1"]);
+    assert!(monitor(&mut guest, "info block").contains("cd0: [not inserted]"));
+    assert_eq!(monitor(&mut guest, &format!("change cd0 {}", text(&medium("isolinux.iso")))), "");
+    assert_eq!(monitor(&mut guest, "eject cd1"), "");
+    let shown = monitor(&mut guest, "info block");
+    assert!(shown.contains("disc: [not inserted]") && !shown.contains("cd0: [not inserted]"), "{shown}");
+    power_off(guest);
 }

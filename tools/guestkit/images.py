@@ -33,7 +33,8 @@ DRIVERS = {
                                           "sd_mod", "sr_mod", "ext4", "crc32c_generic", "isofs", "virtio_scsi",
                                           "sym53c8xx", "floppy", "button", "evdev", "8139cp", "8139too")),
     "peripherals-amd64": ("amd64", "debian", ("virtio_pci", "virtio_rng", "virtio_balloon", "virtio_console", "i6300esb",
-                                              "pvpanic_mmio", "pvpanic_pci", "9p", "9pnet_virtio", "bochs")),
+                                              "pvpanic_mmio", "pvpanic_pci", "9p", "9pnet_virtio", "bochs",
+                                              "qemu_fw_cfg")),
 }
 
 MODE_FORMAT = 3

@@ -25,8 +25,9 @@ const IDENTIFICATION: usize = 20;
 const DISCARD_ENTRY: u64 = 16;
 /// Most bytes of one request.
 const MAX_BYTES: u64 = 64 << 20;
-/// Most sectors of one discard, and entries of a request.
-const MAX_DISCARD: u32 = 1 << 22;
+/// Most sectors of one discard or of one stretch of zeros (2 GiB less a sector, as QEMU has it), and stretches of a
+/// request.
+const MAX_DISCARD: u32 = (i32::MAX as u32) >> 9;
 const MAX_ENTRIES: u32 = 32;
 /// Length of the configuration space, and where in it the driver writes the cache mode.
 const CONFIG: usize = 60;
@@ -96,16 +97,15 @@ struct State {
 
 /// The device.
 ///
-/// Locks: `state` is a leaf; queues, disk and guest memory are used without it. Requests are taken by one thread at a
-/// time, the one that posted work runs on.
+/// Locks: `state` is a leaf; queues, disk and guest memory are used without it. Each queue has a doorbell of its own: one
+/// that is never empty leaves the others their turns. What they take goes to the disk, which works on many requests at
+/// once.
 pub struct VirtioBlk {
     disk: Arc<dyn Disk>,
     serial: [u8; IDENTIFICATION],
     queues: Arc<Queues>,
-    doorbell: Box<dyn Doorbell>,
+    doorbells: Vec<Box<dyn Doorbell>>,
     this: Weak<VirtioBlk>,
-    /// Queues to be looked at, by bit.
-    kicked: AtomicU64,
     state: Mutex<State>,
     /// Requests with the disk, of this life and of those before a reset.
     under_way: AtomicU64,
@@ -122,23 +122,12 @@ impl VirtioBlk {
             disk,
             serial: identification,
             queues: queues.clone(),
-            doorbell: work.doorbell(this.clone(), 0),
+            doorbells: (0..queues.count()).map(|queue| work.doorbell(this.clone(), queue as u32)).collect(),
             this: this.clone(),
-            kicked: AtomicU64::new(0),
             state: Mutex::new(state),
             under_way: AtomicU64::new(0),
         });
         Parts { device, queues }
-    }
-
-    /// Looks at all queues that were notified.
-    fn serve(&self) {
-        let kicked = self.kicked.swap(0, Ordering::SeqCst);
-        for index in (0..self.queues.count()).filter(|index| kicked >> index & 1 != 0) {
-            if !self.serve_queue(index) {
-                self.notify(index);
-            }
-        }
     }
 
     /// Takes what is in a queue. `false`: there may be more, and others are to have their turn.
@@ -312,8 +301,10 @@ fn without_last_byte(ranges: &[GuestRange], last: GuestRange) -> Vec<GuestRange>
 }
 
 impl WorkTarget for VirtioBlk {
-    fn work(&self, _tag: u32) {
-        self.serve();
+    fn work(&self, tag: u32) {
+        if !self.serve_queue(tag as usize) {
+            self.notify(tag as usize);
+        }
     }
 }
 
@@ -390,12 +381,12 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn notify(&self, index: usize) {
-        self.kicked.fetch_or(1u64.checked_shl(index as u32).unwrap_or(0), Ordering::SeqCst);
-        self.doorbell.ring();
+        if let Some(doorbell) = self.doorbells.get(index) {
+            doorbell.ring();
+        }
     }
 
     fn reset(&self) {
-        self.kicked.store(0, Ordering::SeqCst);
         let writeback = self.disk.write_cache();
         let mut state = locked(&self.state);
         // Numbers go on: what is under way must not be taken for something new.

@@ -17,6 +17,10 @@ const SERIALS: [(u16, u8); 4] = [(0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3)]
 
 /// By this drivers know the port for crash reports.
 const PANIC_DEVICE: &str = "QEMU0001";
+/// By this they know the device with files for firmware, and its ports.
+const FIRMWARE_FILES: &str = "QEMU0002";
+const FW_CFG: u16 = 0x510;
+const FW_CFG_LENGTH: u8 = 12;
 
 /// AML that is already encoded.
 struct Encoded(Vec<u8>);
@@ -160,6 +164,7 @@ fn isa_bridge(config: &AcpiConfig) -> Encoded {
     if let Some(port) = config.panic_port {
         children.push(isa_object("PEVT", &PANIC_DEVICE, 0, &[&ports(port, 1)]));
     }
+    children.push(isa_object("FWCF", &FIRMWARE_FILES, 0, &[&ports(FW_CFG, FW_CFG_LENGTH)]));
     let children = children.iter().map(|child| child as &dyn Aml).collect();
     Encoded::of(&[&Device::new("ISA_".into(), children)])
 }

@@ -14,7 +14,7 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, Checksum};
+use acpi_tables::{Aml, AmlSink, Checksum};
 use std::ops::Range;
 
 /// Who made the tables, as the guest shows it.
@@ -89,6 +89,8 @@ pub struct AcpiConfig {
     pub power_off_type: u8,
     /// The PM timer has 32 bits instead of 24.
     pub pm_timer_32_bits: bool,
+    /// Tables of the user's, whole.
+    pub more: Vec<Vec<u8>>,
 }
 
 /// The tables, ready to be stored.
@@ -162,6 +164,7 @@ pub fn build(config: &AcpiConfig, base_gpa: u64) -> Result<AcpiTables, AcpiError
     if let Some(block_id) = config.hpet {
         tables.push(blob.add(&hpet(block_id)));
     }
+    tables.extend(config.more.iter().map(|bytes| blob.add(&Ready(bytes))));
     let mut rsdt = table(*b"RSDT", 1);
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for &address in &tables {
@@ -175,6 +178,15 @@ pub fn build(config: &AcpiConfig, base_gpa: u64) -> Result<AcpiTables, AcpiError
     blob.bytes[..RSDP_LENGTH].copy_from_slice(&rsdp(rsdt, xsdt));
     let Blob { base: _, bytes, pointers, pointing } = blob;
     Ok(AcpiTables { rsdp_gpa: base_gpa, base_gpa, blob: bytes, pointers, pointing })
+}
+
+/// A table that is there already.
+struct Ready<'a>(&'a [u8]);
+
+impl Aml for Ready<'_> {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(self.0);
+    }
 }
 
 /// An empty table.

@@ -16,6 +16,7 @@ pub fn config() -> AcpiConfig {
         pci_interrupts: [10, 10, 11, 11],
         power_off_type: 0,
         pm_timer_32_bits: false,
+        more: Vec::new(),
     }
 }
 
@@ -197,4 +198,14 @@ fn iasl_accepts_the_tables() {
         }
     }
     std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn tables_of_the_users_are_listed_too() {
+    let mut given = table(*b"TEST", 1);
+    given.append_slice(b"something");
+    let mut bytes = Vec::new();
+    given.to_aml_bytes(&mut bytes);
+    let more = AcpiConfig { more: vec![bytes.clone()], ..config() };
+    assert_eq!(walk(&build(&more, 0xE_0000).unwrap()).get("TEST"), Some(&bytes));
 }
