@@ -52,7 +52,8 @@ fn build(args: &[&str]) -> Result<Fixture> {
     let io = IoThread::spawn(clock.clone()).unwrap();
     let (host, power) = (Arc::new(Host::default()), Arc::new(Power::default()));
     let layout = Layout::new(config.ram, 0).unwrap();
-    let ram = Arc::new(Ram::new(layout.file_size(), layout.regions()).unwrap());
+    let ram = Ram::new(layout.file_size() + vga::MEMORY, layout.regions()).unwrap();
+    let ram = Arc::new(ram.with_window(layout.file_size(), vga::MEMORY).unwrap());
     let pc = Pc::build(&Surroundings {
         config: &config,
         layout,

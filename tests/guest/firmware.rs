@@ -19,7 +19,7 @@ fn files_and_tables(more: &[&str]) {
     let mut guest = Boot::new("debian").initramfs("peripherals-amd64").append("quiet").options(&options).to_shell();
     guest.run("modprobe qemu_fw_cfg");
     let names = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.example";
-    assert_eq!(guest.run(&format!("cat {names}/text/raw; echo; cat {names}/file/raw")), "hello, guest\r\nfrom a file");
+    assert_eq!(guest.run(&format!("cat {names}/text/raw; echo; cat {names}/file/raw")), "hello, guest\nfrom a file");
     assert_eq!(guest.run("tail -c +37 /sys/firmware/acpi/tables/TEST"), "the body of a table");
     assert!(guest.run("dmesg | grep 'ACPI: TEST'").contains("MAKER"));
     power_off(guest);

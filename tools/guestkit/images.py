@@ -168,9 +168,18 @@ def add_modules(archive, folder, names):
             take(word)
 
     def all_of(name):
-        """What must be there before a module, nearest first, as modules.dep has it."""
-        direct = needs[name]
-        return list(dict.fromkeys(direct + [far for near in direct for far in all_of(near)]))
+        """What must be there before a module: each comes before what it needs itself, as modules.dep has it."""
+        order = []
+
+        def visit(word):
+            if word not in order:
+                for other in needs[word]:
+                    visit(other)
+                order.append(word)
+
+        for word in needs[name]:
+            visit(word)
+        return order[::-1]
 
     for name in names:
         take(name)
