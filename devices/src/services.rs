@@ -358,21 +358,34 @@ pub trait NetBackend: Send + Sync {
 /// Work on a frame for the guest that a host side may leave to a card that takes it over ([`NetFrontend::takes`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unfinished {
-    /// Where the TCP header starts, if its checksum is open: the sum over the pseudo header stands in its place.
+    /// Where the TCP or UDP header starts, if its checksum is open: the sum over the pseudo header stands in its place.
     pub sum: Option<u16>,
-    /// Bytes of data of each of the TCP segments that the frame stands for; 0: it is one.
+    /// Bytes of data of each of the TCP segments, or datagrams, that the frame stands for; 0: it is one.
     pub segment: u16,
+    /// It is UDP; otherwise TCP.
+    pub udp: bool,
 }
 
 /// What unfinished frames a card takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Takes {
-    /// TCP checksums may be open.
+    /// TCP and UDP checksums may be open.
     pub sums: bool,
     /// Large frames of TCP over IPv4, their sums open.
     pub large_v4: bool,
     /// The same over IPv6.
     pub large_v6: bool,
+    /// Datagrams of a kind in one frame, its sum open: UDP over IPv4.
+    pub datagrams_v4: bool,
+    /// The same over IPv6.
+    pub datagrams_v6: bool,
+}
+
+impl Takes {
+    /// Whether datagrams may come together, over IPv4 or IPv6.
+    pub fn datagrams(self, v4: bool) -> bool {
+        if v4 { self.datagrams_v4 } else { self.datagrams_v6 }
+    }
 }
 
 /// Which frames of a kind a guest wants.

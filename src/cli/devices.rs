@@ -87,7 +87,7 @@ const MODELS: &[Model] = &[
             ),
             (
                 "mrg_rxbuf",
-                "off: without that; so also guest_tso6, guest_announce, status, ctrl_vq, ctrl_rx, ctrl_rx_extra",
+                "off: without that; so also guest_tso6, guest_uso4, guest_uso6, guest_announce, status, ctrl_vq, ctrl_rx, ctrl_rx_extra",
             ),
             ("ctrl_vlan", "off: without that; so also ctrl_mac_addr, ctrl_guest_offloads"),
             ROM_KEYS[0],

@@ -79,13 +79,14 @@ fn the_frame_buffer_is_memory() {
     let class = guest.run("cat /sys/bus/pci/devices/0000:00:02.0/class; ls /sys/bus/pci/devices");
     assert!(class.contains("0x030000") && class.contains("0000:00:03.0"), "the network card comes after it: {class}");
     let range = guest.run("head -n 1 /sys/bus/pci/devices/0000:00:02.0/resource");
-    let start = range.split_whitespace().next().expect("an address");
+    let start = range.split_whitespace().next().and_then(|word| u64::from_str_radix(&word[2..], 16).ok());
     // The kernel's own driver sets a mode and puts its console there.
     guest.run("modprobe bochs && sleep 2");
     assert!(guest.run("cat /proc/fb").contains("bochs"));
     guest.run("tr '\\000' U </dev/zero | dd of=/dev/fb0 bs=1M count=3 iflag=fullblock 2>/dev/null; sleep 1");
     assert!(ask(&mut guest, "info qtree").contains("bits"), "a graphics mode");
-    let shown = ask(&mut guest, &format!("xp /4xw {start}"));
+    // Below the cursor's line.
+    let shown = ask(&mut guest, &format!("xp /4xw {:#x}", start.expect("an address") + 0x10_0000));
     assert!(shown.contains("0x55555555 0x55555555 0x55555555 0x55555555"), "{shown}");
     guest.send("\r");
     guest.expect(PROMPT, COMMAND);

@@ -36,6 +36,8 @@ const FEATURES: &[(&str, u64)] = &[
     ("host_uso", feature::HOST_USO),
     ("guest_tso4", feature::GUEST_TSO4),
     ("guest_tso6", feature::GUEST_TSO6),
+    ("guest_uso4", feature::GUEST_USO4),
+    ("guest_uso6", feature::GUEST_USO6),
     ("guest_announce", feature::GUEST_ANNOUNCE),
     ("mrg_rxbuf", feature::MRG_RXBUF),
     ("status", feature::STATUS),

@@ -50,11 +50,15 @@ impl Header {
 
     /// The header of a received frame on which work is left to the driver.
     pub fn unfinished(frame: &[u8], rest: Unfinished, buffers: u16) -> Self {
-        const SUM_OFFSET: u16 = 16;
+        // Where the checksum is in a header of UDP or TCP, and the header's length.
         let start = rest.sum.unwrap_or(0);
-        let offset = frame.get(usize::from(start) + 12).map_or(0, |byte| u16::from(byte >> 4) * 4);
+        let (sum_offset, offset) = match rest.udp {
+            true => (6, 8),
+            false => (16, frame.get(usize::from(start) + 12).map_or(0, |byte| u16::from(byte >> 4) * 4)),
+        };
         let kind = match be16(frame, 12) {
             _ if rest.segment == 0 => 0,
+            _ if rest.udp => UDP,
             Some(0x86dd) => TCP_V6,
             _ => TCP_V4,
         };
@@ -64,7 +68,7 @@ impl Header {
             header_len: if kind == 0 { 0 } else { start.saturating_add(offset) },
             segment: rest.segment,
             sum_start: start,
-            sum_offset: SUM_OFFSET,
+            sum_offset,
             buffers,
         }
     }

@@ -67,10 +67,14 @@ pub mod feature {
     pub const MQ: u64 = 1 << 22;
     /// The address can be changed.
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
+    /// The driver takes large UDP packets over IPv4.
+    pub const GUEST_USO4: u64 = 1 << 54;
+    /// The same over IPv6.
+    pub const GUEST_USO6: u64 = 1 << 55;
     /// Large UDP packets.
     pub const HOST_USO: u64 = 1 << 56;
     /// What the driver can turn off and on.
-    pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6;
+    pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6;
 }
 
 /// Status in the configuration space: the link is up; the driver shall announce itself.
@@ -143,7 +147,13 @@ impl State {
     /// What may be left open in frames for the driver. Large ones come with open sums (5.1.3.1).
     fn takes(&self) -> Takes {
         let on = |bit: u64| self.started && self.offloads & bit != 0 && self.offloads & feature::GUEST_CSUM != 0;
-        Takes { sums: on(feature::GUEST_CSUM), large_v4: on(feature::GUEST_TSO4), large_v6: on(feature::GUEST_TSO6) }
+        Takes {
+            sums: on(feature::GUEST_CSUM),
+            large_v4: on(feature::GUEST_TSO4),
+            large_v6: on(feature::GUEST_TSO6),
+            datagrams_v4: on(feature::GUEST_USO4),
+            datagrams_v6: on(feature::GUEST_USO6),
+        }
     }
 }
 
@@ -467,7 +477,7 @@ impl VirtioDevice for VirtioNet {
         // What a feature needs (5.1.3.1).
         for (needed, by) in [
             (CSUM, HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO),
-            (GUEST_CSUM, GUEST_TSO4 | GUEST_TSO6),
+            (GUEST_CSUM, GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6),
             (CTRL_VQ, control | MQ | CTRL_GUEST_OFFLOADS),
             (STATUS, GUEST_ANNOUNCE),
         ] {

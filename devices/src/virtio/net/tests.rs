@@ -221,23 +221,29 @@ fn drivers_take_large_frames_with_open_sums_as_long_as_they_want() {
     let offloads = feature::GUEST_OFFLOADS | feature::CTRL_GUEST_OFFLOADS | feature::CTRL_VQ;
     let mut b = Bench::new(MODERN | feature::MRG_RXBUF | offloads);
     let card = b.host.card();
-    assert_eq!(card.takes(), Takes { sums: true, large_v4: true, large_v6: true });
+    let datagrams = Takes { datagrams_v4: true, datagrams_v6: true, ..Takes::default() };
+    assert_eq!(card.takes(), Takes { sums: true, large_v4: true, large_v6: true, ..datagrams });
     let mut large = frame(MAC, 4000);
     large[12..14].copy_from_slice(&[8, 0]);
     large[34 + 12] = 0x80;
     b.receive.add(&[(BUFFERS, 5000, true)]);
-    assert!(card.receive(&large, Unfinished { sum: Some(34), segment: 1448 }));
+    assert!(card.receive(&large, Unfinished { sum: Some(34), segment: 1448, udp: false }));
     assert_eq!(b.receive.used().iter().map(|(_, len)| *len).collect::<Vec<_>>(), [4012]);
     assert_eq!(b.read(BUFFERS, 12), [1, 1, 66, 0, 0xa8, 5, 34, 0, 16, 0, 1, 0], "TCP over IPv4, 66 bytes of headers");
     large[12..14].copy_from_slice(&[0x86, 0xdd]);
     b.receive.add(&[(BUFFERS, 5000, true)]);
-    assert!(card.receive(&large, Unfinished { sum: Some(54), segment: 1440 }));
+    assert!(card.receive(&large, Unfinished { sum: Some(54), segment: 1440, udp: false }));
     assert_eq!(b.read(BUFFERS, 2), [1, 4]);
     b.receive.add(&[(BUFFERS, 5000, true)]);
-    assert!(card.receive(&large, Unfinished { sum: Some(54), segment: 0 }));
+    assert!(card.receive(&large, Unfinished { sum: Some(54), segment: 0, udp: false }));
     assert_eq!(b.read(BUFFERS, 10), [1, 0, 0, 0, 0, 0, 54, 0, 16, 0], "one segment");
     assert!(b.command(&[5, 0, 2, 0, 0, 0, 0, 0, 0, 0]));
-    assert_eq!(card.takes(), Takes { sums: true, large_v4: false, large_v6: false });
+    assert_eq!(card.takes(), Takes { sums: true, ..Takes::default() });
+    assert!(b.command(&[5, 0, 2, 0, 0, 0, 0, 0, 0x40, 0]));
+    assert_eq!(card.takes(), Takes { sums: true, datagrams_v4: true, ..Takes::default() });
+    b.receive.add(&[(BUFFERS, 5000, true)]);
+    assert!(card.receive(&large, Unfinished { sum: Some(54), segment: 1000, udp: true }));
+    assert_eq!(b.read(BUFFERS, 10), [1, 5, 62, 0, 0xe8, 3, 54, 0, 6, 0], "UDP, 62 bytes of headers");
     assert!(!b.command(&[5, 0, 0xff, 0, 0, 0, 0, 0, 0, 0]) && !b.command(&[5, 0, 2]));
     assert_eq!(Bench::new(MODERN).host.card().takes(), Takes::default());
 }
@@ -277,7 +283,8 @@ fn hostile_drivers_harm_nobody() {
             let (one, two) = (piece(&mut random, false), piece(&mut random, false));
             match random.below(5) {
                 4 => {
-                    let rest = Unfinished { sum: Some(random.next() as u16), segment: random.next() as u16 };
+                    let (sum, segment) = (Some(random.next() as u16), random.next() as u16);
+                    let rest = Unfinished { sum, segment, udp: random.below(2) == 0 };
                     b.host.card().receive(&frame(MAC, random.below(3000) as usize), rest);
                 }
                 0 => drop(b.receive.add(&[piece(&mut random, true)])),
