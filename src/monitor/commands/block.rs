@@ -384,7 +384,7 @@ fn named(call: &Call<'_>) -> Result<DriveInfo, Fault> {
     let is = |drive: &DriveInfo| {
         let path = drive.path.as_deref().map(|path| path.trim_end_matches("/virtio-backend"));
         let of_id = |path: &str| path == name || path.strip_prefix("/machine/peripheral/") == Some(name);
-        drive.name == name || by_id && path.is_some_and(of_id)
+        drive.name == name || (by_id || call.people) && path.is_some_and(of_id)
     };
     let drives = call.host.drives();
     let Some(drive) = drives.iter().find(|drive| is(drive)).cloned() else {
