@@ -21,6 +21,7 @@ mod x87;
 
 use crate::helpers::vec::host_has_avx2;
 use crate::ir::op::Field;
+use crate::ir::vecop::VecOp;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::lower::Thunk;
 use crate::passes::dead_flags;
@@ -51,6 +52,22 @@ pub struct Link {
     pub site: u32,
     /// RIP it leads to, in relative code an offset.
     pub rip: u64,
+}
+
+/// The host's instruction `xmm0 = op(xmm0, xmm1, imm8)` in five bytes, if it has one of that length.
+pub fn inline_vector(op: VecOp, imm8: u8) -> Option<[u8; 5]> {
+    let e = host_has_avx2().then(|| sse::vex(op)).flatten()?;
+    let mut a = Asm::default();
+    a.vex(e.prefix, e.map, e.opcode, e.wide, Reg(0), Reg(0), Reg(1));
+    if e.imm {
+        a.byte(imm8);
+    }
+    if a.code.len() == 4 {
+        // NOP.
+        a.byte(0x90);
+    }
+    // VCVTPS2PH has its operands the other way round; it has six bytes.
+    a.code.try_into().ok()
 }
 
 /// The code of one block.

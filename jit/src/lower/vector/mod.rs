@@ -5,13 +5,15 @@ mod packed;
 pub(super) mod sticky;
 
 use super::memory::Need;
-use super::{Lower, Thunk};
+use super::{Lower, Thunk, inline_name};
+use crate::baseline;
 use crate::ir::build::vec_bytes;
 use crate::ir::vecop::{FmaOp, VecFromInt, VecOp, VecToInt};
 use crate::ir::{Inst, Op, Ty, VVal, mem};
 use crate::state::{CpuState, HIGH, VECS};
 use cranelift_codegen::ir::types::{I8X16, I64, I64X2};
-use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
+use cranelift_codegen::ir::{AbiParam, Endianness, InstBuilder, MemFlagsData, Signature, Value};
+use cranelift_codegen::isa::CallConv;
 use std::mem::offset_of;
 
 /// Offset of a vector register in the state.
@@ -103,7 +105,10 @@ impl Lower<'_, '_> {
                     .and_then(|op| Some((op, if op.is_fp() { self.float(op, i)? } else { self.packed(op, i)? })));
                 match native {
                     Some((op, v)) => self.set_result(op, i, v),
-                    None => self.vec_call(i),
+                    None => match VecOp::from_imm(i.imm).and_then(|op| self.vec_inline(op, i)) {
+                        Some(v) => self.set_vec(i.d, v),
+                        None => self.vec_call(i),
+                    },
                 }
             }
             Op::VecToInt => {
@@ -136,6 +141,22 @@ impl Lower<'_, '_> {
         let words = self.iconst(i.a as i64 | (i.b as i64) << 16 | (i.c as i64) << 32);
         let op = self.iconst(i.imm);
         self.call(Thunk::VecToInt, &[self.env, op, words]).expect("thunk has a result")
+    }
+
+    /// A vector operation as the host's instruction in place of a call that takes and gives vectors in registers.
+    fn vec_inline(&mut self, op: VecOp, i: &Inst) -> Option<Value> {
+        let (namespace, index) = inline_name(baseline::inline_vector(op, i.c as u8)?);
+        let (a, b) = (self.vec(i.a), self.vec(i.b));
+        let mut signature = Signature::new(CallConv::SystemV);
+        signature.params.extend([AbiParam::new(I8X16); 2]);
+        signature.returns.push(AbiParam::new(I8X16));
+        let f = self.import(namespace, index, signature);
+        let call = self.b.ins().call(f, &[a, b]);
+        // Calls are never dropped, nor what goes into them.
+        for n in [i.a, i.b] {
+            self.unseen[n as usize % VECS] = None;
+        }
+        self.b.inst_results(call).first().copied()
     }
 
     /// A vector operation by call.
