@@ -13,6 +13,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpListenEndpoint, Ipv4Address, I
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -526,6 +527,9 @@ fn pump(flow: &mut Flow, socket: &mut tcp::Socket) -> bool {
         // Fails if the host's end is gone, which reading shows.
         let _ = flow.host.shutdown(Shutdown::Write);
     }
+    if socket.state() == TcpState::SynSent && flow.readable && is_reset(&flow.host) {
+        return true;
+    }
     while flow.readable && !flow.host_ended && socket.can_send() {
         let host = &mut flow.host;
         let read = socket.send(|space| match host.read(space) {
@@ -549,6 +553,14 @@ fn pump(flow: &mut Flow, socket: &mut tcp::Socket) -> bool {
         // Waiting for stray segments is for networks where they can be late.
         TcpState::TimeWait => flow.guest_ended,
         _ => false,
+    }
+}
+
+/// Whether a caller has gone for good while the guest has not even answered: it may have too many calls to.
+fn is_reset(host: &Socket) -> bool {
+    match host.peek(&mut [MaybeUninit::uninit()]) {
+        Ok(_) => false,
+        Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
     }
 }
 

@@ -189,6 +189,17 @@ fn a_forwarded_port_leads_to_the_guest() {
 }
 
 #[test]
+fn a_caller_that_gives_up_is_forgotten_before_the_guest_answers() {
+    // Without an address this guest answers nobody.
+    let mut world = World::bare(forwarded(false).0, None);
+    let stream = TcpStream::connect(world.ports[0].host).unwrap();
+    world.until("the call", |world| world.stack.counts().0 == 1);
+    socket2::Socket::from(stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    world.until("its end", |world| world.stack.counts().0 == 0);
+    assert!(world.now < 100_000_000_000, "by the reset, not by waiting");
+}
+
+#[test]
 fn a_taken_port_names_its_holder() {
     let holder = TcpListener::bind(localhost()).unwrap();
     let (mut config, _) = forwarded(false);
