@@ -1,6 +1,7 @@
 //! Brolga: a full-system x86-64 emulator.
 #![forbid(unsafe_code)]
 
+mod background;
 mod boot;
 mod chardev;
 mod cli;
@@ -40,6 +41,11 @@ fn main() -> ExitCode {
         }
         Err(e) => return fail(&program, &e.to_string()),
     };
+    match background::start(&config.identity, &words, &config) {
+        Ok(None) => {}
+        Ok(Some(status)) => return status,
+        Err(e) => return fail(&program, &format!("{e:#}")),
+    }
     let ended = run(*config);
     monitor::settle();
     match ended {
@@ -62,6 +68,9 @@ fn run(config: Config) -> anyhow::Result<i32> {
     log::install(&config.log, &config.identity.program)?;
     if !config.console_seen {
         tracing::warn!("nothing of the guest will be seen: there is no display yet; add -nographic or -serial stdio");
+    }
+    if let Some(path) = &config.pid_file {
+        background::write_pid(path)?;
     }
     machine::run(config)
 }

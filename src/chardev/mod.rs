@@ -15,6 +15,7 @@ pub mod terminal;
 pub use mux::FocusListener;
 pub use stream::{held_by, listen_unix};
 
+use crate::background;
 use crate::cli::config::{CharId, CharKind, CharSpec, Config};
 use crate::monitor::{CharHost, CharInfo, Control, Facts, Monitor, MonitorHost, Qmp};
 use crate::signals;
@@ -324,12 +325,14 @@ fn open_file(label: &str, path: &Path, append: bool) -> Result<Arc<Output>> {
 pub fn finish() {
     output::flush_all(PATIENCE);
     terminal::restore();
+    background::remove_pid();
 }
 
 /// Ends the process at once but tidily.
 pub fn leave(status: i32) -> ! {
     output::flush_all(Duration::from_secs(1));
     terminal::restore();
+    background::remove_pid();
     std::process::exit(status)
 }
 
@@ -344,6 +347,7 @@ pub fn restore_on_panic() {
         }
         output::flush_all(Duration::from_secs(1));
         terminal::restore();
+        background::remove_pid();
         report(info);
         std::process::exit(101);
     }));

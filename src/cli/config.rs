@@ -30,7 +30,7 @@ pub struct Config {
     pub uuid: Option<[u8; 16]>,
     /// `-machine`.
     pub machine: MachineConfig,
-    /// `-m`: guest RAM in bytes, a multiple of 4 KiB, never 0.
+    /// `-m`: guest RAM in bytes, a multiple of 4 KiB; 0 only if there is no machine.
     pub ram: u64,
     /// `-smp`: number of vCPUs. 1 for now.
     pub topology: Topology,
@@ -84,6 +84,10 @@ pub struct Config {
     pub actions: Actions,
     /// `-nographic`: firmware's texts go to the first serial port.
     pub nographic: bool,
+    /// `-daemonize`: runs in the background once the machine stands.
+    pub daemonize: bool,
+    /// `-pidfile`: a file that says the process's number while it runs.
+    pub pid_file: Option<PathBuf>,
     /// `-S`: the vCPUs do not run before `cont`.
     pub start_paused: bool,
     /// Where a debugger connects (`-gdb`).
@@ -139,6 +143,8 @@ pub struct MachineConfig {
 pub enum MachineKind {
     /// i440FX and PIIX (`pc`, `pc-i440fx-*`).
     Pc,
+    /// Nothing at all: only monitors.
+    None,
 }
 
 /// What is started.

@@ -97,6 +97,7 @@ fn values_of(option: &str) -> String {
         "machine" => list(&[
             ("pc", "i440FX and PIIX board (default)"),
             ("pc-i440fx-N.N", "the same: versions of QEMU's board are not told apart"),
+            ("none", "no board at all: only monitors"),
         ]),
         "accel" => list(&[
             ("jit", "compile what runs often (default); keys sync=on, tb-size=MiB, thread=single|multi, and"),

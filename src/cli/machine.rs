@@ -4,9 +4,11 @@ use super::config::*;
 use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, unsupported, values};
+use crate::gdb::Endpoint;
 use anyhow::{Context, Result, anyhow, bail};
 use brolga_jit::cpuid::{self, CpuModel, Topology};
 use brolga_jit::{Check, EngineConfig};
+use std::path::PathBuf;
 
 /// The model without `-cpu`.
 const DEFAULT_CPU: &str = "max";
@@ -72,10 +74,74 @@ fn board_named(name: &str) -> Result<MachineKind> {
     if name == "pc" || name == "pc-i440fx" || name.strip_prefix("pc-i440fx-").is_some_and(is_version) {
         return Ok(MachineKind::Pc);
     }
+    if name == "none" {
+        return Ok(MachineKind::None);
+    }
     if unsupported::is_machine(name) {
         bail!("-machine {name}: this board is not supported yet; use -machine pc");
     }
-    bail!("-machine {name}: unknown board{}", suggest::hint(name, ["pc", "pc-i440fx"]))
+    bail!("-machine {name}: unknown board{}", suggest::hint(name, ["pc", "pc-i440fx", "none"]))
+}
+
+/// `-pidfile`.
+pub fn pid_file(arguments: &Arguments) -> Result<Option<PathBuf>> {
+    match arguments.one("pidfile") {
+        Some("") => bail!("-pidfile: the file name is empty; use -pidfile FILE"),
+        name => Ok(name.map(PathBuf::from)),
+    }
+}
+
+/// What runs in the background has no terminal.
+pub fn check_background(config: &Config) -> Result<()> {
+    if let Some(end) = config.chardevs.iter().find(|end| matches!(end.kind, CharKind::Stdio { .. })) {
+        bail!(
+            "-daemonize: {} is on this terminal, which a process in the background leaves; give it another target, e.g. \
+             -display none instead of -nographic",
+            end.label
+        );
+    }
+    if config.debugger == Some(Endpoint::Stdio) {
+        bail!("-daemonize: -gdb stdio needs this terminal; use -gdb tcp::PORT");
+    }
+    Ok(())
+}
+
+/// Options that need a board.
+const OF_BOARDS: &[&str] = &[
+    "kernel",
+    "initrd",
+    "append",
+    "bios",
+    "device",
+    "hda",
+    "hdb",
+    "hdc",
+    "hdd",
+    "cdrom",
+    "fda",
+    "fdb",
+    "pflash",
+    "virtfs",
+    "fw_cfg",
+    "acpitable",
+    "debugcon",
+    "gdb",
+    "s",
+];
+
+/// A machine without a board: what would be on it by default is left out, what was asked for cannot be.
+pub fn without_board(arguments: &Arguments, mut config: Config) -> Result<Config> {
+    if let Some(option) = OF_BOARDS.iter().find(|option| arguments.flag(option)) {
+        bail!("-{option}: -machine none has no place for it; use -machine pc");
+    }
+    let attached = config.drives.iter().any(|drive| drive.attachment.is_some() && drive.file.is_some());
+    if attached || !config.peripherals.serial_buses.is_empty() {
+        bail!("-drive: -machine none has no place for it; use -machine pc, or if=none");
+    }
+    config.ram = 0;
+    config.serials = [None; 4];
+    (config.nics, config.netdevs, config.drives) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(config)
 }
 
 /// `10.0`, `2.12`.

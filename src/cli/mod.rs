@@ -39,12 +39,13 @@ pub use help::{QEMU_VERSION, VERSION};
 pub use logging::parse_items as parse_log_items;
 pub use machine::{PANIC_ACTIONS, WATCHDOG_ACTIONS};
 pub use network::{host_forward, host_port};
+pub use objects::keys as object_keys;
 pub use options::names as option_names;
 
 use anyhow::{Result, bail};
 use brolga::words::keyval;
 use brolga_jit::Check;
-use config::{Config, Identity};
+use config::{Config, Identity, MachineKind};
 use drives::Drives;
 use options::Arguments;
 use std::path::Path;
@@ -116,12 +117,21 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         console_seen: devices.chars.console_seen,
         actions: machine::actions(&arguments)?,
         nographic: arguments.flag("nographic"),
+        daemonize: arguments.flag("daemonize"),
+        pid_file: machine::pid_file(&arguments)?,
         start_paused: arguments.flag("S"),
         debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
         perf_map: arguments.flag("perfmap"),
         identity,
     };
+    if config.daemonize {
+        machine::check_background(&config)?;
+    }
+    if config.machine.kind == MachineKind::None {
+        absent(&arguments)?;
+        return machine::without_board(&arguments, config).map(|config| Request::Run(Box::new(config)));
+    }
     network::check_boot(&config.nics, &config.drives, &config.boot)?;
     absent(&arguments)?;
     if config.boot.kernel.is_none() && config.boot.bios.is_none() && !flash && config.loaders.is_empty() {

@@ -40,6 +40,15 @@ const FOREIGN: &[&str] = &[
     "x-",
 ];
 
+/// The keys of a kind of objects.
+pub fn keys(kind: &str) -> Option<&'static [&'static str]> {
+    match kind {
+        "rng-builtin" => Some(&[]),
+        "rng-random" => Some(&["filename"]),
+        _ => None,
+    }
+}
+
 /// The objects asked for.
 #[derive(Debug, Default)]
 pub struct Objects {

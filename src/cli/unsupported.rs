@@ -9,7 +9,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("compat", ""),
     ("ctrl-grab", ""),
     ("curses", CONSOLE),
-    ("daemonize", "start it in the background with your shell's & instead"),
     ("dtb", "x86 machines have no device tree"),
     ("enable-fips", ""),
     ("enable-kvm", "use -accel jit"),
@@ -32,7 +31,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("only-migratable", ""),
     ("option-rom", ""),
     ("overcommit", ""),
-    ("pidfile", ""),
     ("plugin", ""),
     ("portrait", CONSOLE),
     ("preconfig", "use -S"),
@@ -69,7 +67,7 @@ pub fn option(name: &str) -> Option<&'static str> {
 }
 
 /// Boards of QEMU's.
-const MACHINES: &[&str] = &["q35", "microvm", "none", "isapc", "xenfv", "xenpv", "x-remote", "nitro-enclave"];
+const MACHINES: &[&str] = &["q35", "microvm", "isapc", "xenfv", "xenpv", "x-remote", "nitro-enclave"];
 
 /// Whether QEMU has board `name` and Brolga has not.
 pub fn is_machine(name: &str) -> bool {

@@ -9,6 +9,7 @@ mod debug;
 mod disk_statistics;
 mod disks;
 mod dma;
+mod empty;
 mod firmware;
 mod flash;
 mod floppy;
@@ -28,10 +29,11 @@ mod storage;
 mod tables;
 mod video;
 
+use crate::background;
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
 use crate::cli::config::network::NicSpec;
-use crate::cli::config::{Actions, BootOrder, Config};
+use crate::cli::config::{Actions, BootOrder, Config, MachineKind};
 use crate::clock::GuestClock;
 use crate::entropy;
 use crate::gdb::{self, Listener, Resume};
@@ -128,6 +130,9 @@ pub struct Machine {
 
 /// Builds the machine that `config` describes and runs it to its end. The result is the process's exit status.
 pub fn run(config: Config) -> Result<i32> {
+    if config.machine.kind == MachineKind::None {
+        return empty::run(&config);
+    }
     let clock = Arc::new(GuestClock::new(config.rtc));
     let io = IoThread::spawn(clock.clone()).context("cannot start the I/O thread")?;
     let (machine, chardevs, requests) = Machine::build(&config, clock, io.handle())?;
@@ -139,6 +144,7 @@ pub fn run(config: Config) -> Result<i32> {
     if let Some(endpoint) = &config.debugger {
         gdb::start(endpoint, machine.clone(), Commands::new(chardevs.facts(&config)))?;
     }
+    background::ready(&config)?;
     let status = machine.control_loop(&requests, config.start_paused);
     if config.engine.check != Check::Off {
         machine.report_checks();

@@ -1,6 +1,7 @@
 //! QMP through the real program: the protocol, every query's form, events, many and bad clients, clients of others.
 #![forbid(unsafe_code)]
 
+mod background;
 mod clients;
 mod commands;
 mod harness;

@@ -93,6 +93,8 @@ pub static TABLE: &[Command] = &[
     Command::qmp("query-iothreads", "threads made by -object iothread", |_| Ok(json!([]))).returns(Ty::Array(&Ty::Any)),
     Command::qmp("query-memory-devices", "memory plugged in while the guest runs", |_| Ok(json!([])))
         .returns(Ty::Array(&Ty::Any)),
+    Command::qmp("query-migrate-capabilities", "what migration can do: nothing, as there is none", |_| Ok(json!([])))
+        .returns(Ty::Array(&Ty::Any)),
     Command::qmp("query-machines", "boards", query_machines).returns(Ty::Array(&Ty::Object(&MACHINE))),
     Command::qmp("query-current-machine", "what this board can do", |_| Ok(json!({ "wakeup-suspend-support": false })))
         .returns(Ty::Object(&CURRENT)),
@@ -142,7 +144,8 @@ pub fn processor(call: &Call<'_>, name: &str) -> Result<u32, Fault> {
 }
 
 fn query_machines(call: &mut Call<'_>) -> Outcome {
-    let cpu = format!("{}-x86_64-cpu", brolga_jit::cpuid::model_names().next().unwrap_or_default());
+    // Which processor is the default is left out: libvirt looks for it among the models that it knows, and `max` is none of
+    // them.
     let of = |name: &str| {
         json!({
             "name": name,
@@ -150,7 +153,6 @@ fn query_machines(call: &mut Call<'_>) -> Outcome {
             "hotpluggable-cpus": false,
             "numa-mem-supported": false,
             "deprecated": false,
-            "default-cpu-type": cpu,
             "default-ram-id": "pc.ram",
             "acpi": call.facts.config.machine.acpi,
         })
@@ -158,7 +160,14 @@ fn query_machines(call: &mut Call<'_>) -> Outcome {
     let mut pc = of(&machine_name());
     pc["alias"] = "pc".into();
     pc["is-default"] = true.into();
-    Ok(json!([pc]))
+    let mut none = of("none");
+    for (key, value) in [("cpu-max", 1.into()), ("acpi", false.into())] {
+        none[key] = value;
+    }
+    if let Some(none) = none.as_object_mut() {
+        none.remove("default-ram-id");
+    }
+    Ok(json!([pc, none]))
 }
 
 /// What QEMU calls this board in its present version.

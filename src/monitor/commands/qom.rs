@@ -3,7 +3,8 @@
 
 use super::about::machine_name;
 use super::processors::{self, features};
-use crate::cli::{model_keys, model_names};
+use crate::cli::config::MachineKind;
+use crate::cli::{model_keys, model_names, object_keys};
 use crate::monitor::call::Call;
 use crate::monitor::fault::{Class, Fault};
 use crate::monitor::table::{Command, Outcome, Place, arg, opt};
@@ -38,6 +39,9 @@ pub static TABLE: &[Command] = &[
         .args(&[opt("implements", Ty::Str, Place::Absent), opt("abstract", Ty::Bool, Place::Absent)])
         .returns(Ty::Array(&Ty::Object(&KIND))),
     Command::qmp("device-list-properties", "properties of a type of devices", device_properties)
+        .args(&[arg("typename", Ty::Str, Place::Absent)])
+        .returns(Ty::Array(&Ty::Object(&PROPERTY))),
+    Command::qmp("qom-list-properties", "properties of a type of objects", object_properties)
         .args(&[arg("typename", Ty::Str, Place::Absent)])
         .returns(Ty::Array(&Ty::Object(&PROPERTY))),
     Command::hmp(&["info qom-tree"], "show QOM composition tree", tree).args(&[opt("path", Ty::Str, Place::Word)]),
@@ -140,32 +144,44 @@ fn root(call: &Call<'_>) -> Node {
             own = own.child(name, device(drive.model, properties));
         }
     }
-    let text = |path: &Option<std::path::PathBuf>| path.as_ref().map_or_else(String::new, |p| p.display().to_string());
-    let machine = Node::of(&format!("{}-machine", machine_name()))
-        .with([
-            ("kernel".to_owned(), text(&config.boot.kernel).into()),
-            ("initrd".to_owned(), text(&config.boot.initrd).into()),
-            ("append".to_owned(), config.boot.append.as_str().into()),
-            ("firmware".to_owned(), text(&config.boot.bios).into()),
-            ("hpet".to_owned(), config.machine.hpet.into()),
-            ("acpi".to_owned(), if config.machine.acpi { "on" } else { "off" }.into()),
-            ("graphics".to_owned(), (!config.nographic).into()),
-            ("memory".to_owned(), json!({ "size": config.ram, "max-size": config.ram, "slots": 0 })),
-            ("smp".to_owned(), topology(call)),
-        ])
-        .child("peripheral", named)
-        .child("peripheral-anon", nameless)
-        .child("unattached", own);
+    let board = match config.machine.kind {
+        MachineKind::Pc => machine_name(),
+        MachineKind::None => "none".to_owned(),
+    };
+    let machine =
+        machine(call, &board).child("peripheral", named).child("peripheral-anon", nameless).child("unattached", own);
     let chardevs = call.facts.chars().list().into_iter().fold(Node::of("container"), |node, info| {
         let filename = ("filename".to_owned(), info.filename.into());
         node.child(info.label, Node::of("chardev").with([filename]))
     });
-    let objects = Node::of("container").child(
-        "pc.ram",
-        Node::of("memory-backend-memfd")
-            .with([("size".to_owned(), config.ram.into()), ("share".to_owned(), true.into())]),
-    );
+    let objects = Node::of("container").child("pc.ram", guest_memory(call));
     Node::of("container").child("machine", machine).child("objects", objects).child("chardevs", chardevs)
+}
+
+/// The board with its properties, without what is on it.
+fn machine(call: &Call<'_>, board: &str) -> Node {
+    let config = &call.facts.config;
+    let text = |path: &Option<std::path::PathBuf>| path.as_ref().map_or_else(String::new, |p| p.display().to_string());
+    Node::of(&format!("{board}-machine")).with([
+        ("kernel".to_owned(), text(&config.boot.kernel).into()),
+        ("initrd".to_owned(), text(&config.boot.initrd).into()),
+        ("append".to_owned(), config.boot.append.as_str().into()),
+        ("firmware".to_owned(), text(&config.boot.bios).into()),
+        ("hpet".to_owned(), config.machine.hpet.into()),
+        ("acpi".to_owned(), if config.machine.acpi { "on" } else { "off" }.into()),
+        ("graphics".to_owned(), (!config.nographic).into()),
+        ("memory".to_owned(), json!({ "size": config.ram, "max-size": config.ram, "slots": 0 })),
+        ("smp".to_owned(), topology(call)),
+    ])
+}
+
+/// Kinds of memory that clients ask about. libvirt 9.0 dereferences a null pointer where the first is not known.
+const MEMORY: [&str; 3] = ["memory-backend-file", "memory-backend-memfd", "memory-backend-ram"];
+
+/// The guest's memory.
+fn guest_memory(call: &Call<'_>) -> Node {
+    let size = call.facts.config.ram;
+    Node::of("memory-backend-memfd").with([("size".to_owned(), size.into()), ("share".to_owned(), true.into())])
 }
 
 fn topology(call: &Call<'_>) -> Value {
@@ -219,12 +235,15 @@ fn list_types(call: &mut Call<'_>) -> Outcome {
     // Types with what they are kinds of.
     let devices = model_names().map(|name| (name.to_owned(), "device"));
     let processors = brolga_jit::cpuid::model_names().map(|name| (format!("{name}-x86_64-cpu"), "x86_64-cpu"));
-    let machine = (format!("{}-machine", machine_name()), "machine");
+    let machines = [(format!("{}-machine", machine_name()), "machine"), ("none-machine".to_owned(), "machine")];
+    // What QEMU calls running code by translation: `-accel tcg` is taken too.
+    let accelerator = ("tcg-accel".to_owned(), "accel");
     let implements: &[&str] = match call.text("implements") {
-        None | Some("object") => &["device", "x86_64-cpu", "machine"],
+        None | Some("object") => &["device", "x86_64-cpu", "machine", "accel"],
         Some("device") => &["device", "x86_64-cpu"],
         Some("cpu" | "x86_64-cpu") => &["x86_64-cpu"],
         Some("machine") => &["machine"],
+        Some("accel") => &["accel"],
         Some(other) => {
             return Ok(if model_names().any(|n| n == other) {
                 json!([{ "name": other, "parent": "device" }])
@@ -233,7 +252,7 @@ fn list_types(call: &mut Call<'_>) -> Outcome {
             });
         }
     };
-    let all = devices.chain(processors).chain([machine]);
+    let all = devices.chain(processors).chain(machines).chain([accelerator]);
     let wanted = all.filter(|(_, parent)| implements.contains(parent));
     Ok(wanted.map(|(name, parent)| json!({ "name": name, "parent": parent })).collect())
 }
@@ -248,6 +267,26 @@ fn device_properties(call: &mut Call<'_>) -> Outcome {
     let keys = model_keys(name).ok_or_else(|| not_found(name))?;
     let property = |(key, about): &(&str, &str)| json!({ "name": key, "type": "str", "description": about });
     Ok(keys.iter().map(property).collect())
+}
+
+fn object_properties(call: &mut Call<'_>) -> Outcome {
+    let name = call.word("typename")?.to_owned();
+    if let Some(board) = name.strip_suffix("-machine")
+        && (board == machine_name() || board == "none")
+    {
+        let kind = |(name, value): (&String, &Value)| json!({ "name": name, "type": type_of(value) });
+        return Ok(machine(call, board).properties.iter().map(kind).collect());
+    }
+    if MEMORY.contains(&name.as_str()) {
+        let memory = guest_memory(call);
+        let kind = |(name, value): (&String, &Value)| json!({ "name": name, "type": type_of(value) });
+        return Ok(memory.properties.iter().map(kind).collect());
+    }
+    if let Some(keys) = object_keys(&name) {
+        return Ok(keys.iter().map(|key| json!({ "name": key, "type": "str" })).collect());
+    }
+    let unknown = |_| Fault::of(Class::DeviceNotFound, format!("Class '{name}' not found"));
+    device_properties(call).map_err(unknown)
 }
 
 fn tree(call: &mut Call<'_>) -> Outcome {
