@@ -95,6 +95,12 @@ impl IoHandle {
         self.wake();
     }
 
+    /// Ends a watch; one more call may be under way.
+    pub fn unwatch(&self, watcher: &Arc<dyn FdWatcher>) {
+        lock(&self.0.watchers).retain(|other| !Arc::ptr_eq(other, watcher));
+        self.wake();
+    }
+
     /// Makes the loop ask all watchers for their interest anew.
     pub fn wake(&self) {
         self.0.ring();

@@ -1,6 +1,7 @@
 //! `-device pci-bridge`, and which PCI bus `bus=` names.
 
-use super::config::{Attachment, BridgeSpec, PciBusNumber};
+use super::config::peripherals::Peripherals;
+use super::config::{Attachment, BridgeSpec, Made, PciBusNumber};
 use super::devices::Devices;
 use super::keyval::KeyValues;
 use super::network::place;
@@ -56,13 +57,45 @@ pub struct Before {
     nics: usize,
     hosts: usize,
     bridges: usize,
+    peripherals: Peripherals,
 }
 
 impl Before {
     /// Now.
     pub fn now(devices: &Devices) -> Self {
         let nics = devices.network.nics.len();
-        Self { nics, hosts: devices.drives.scsi_hosts.len(), bridges: devices.bridges.len() }
+        let (hosts, bridges) = (devices.drives.scsi_hosts.len(), devices.bridges.len());
+        Self { nics, hosts, bridges, peripherals: devices.peripherals.wanted.clone() }
+    }
+
+    /// What became of the device that was added since.
+    pub fn made(&self, devices: &Devices, value: &str) -> Made {
+        let (before, now) = (&self.peripherals, &devices.peripherals.wanted);
+        let new = |before: usize, now: usize| (now > before).then_some(before);
+        if let Some(at) = new(self.nics, devices.network.nics.len()) {
+            return Made::Nic(at);
+        }
+        if let Some(at) = new(self.hosts, devices.drives.scsi_hosts.len()) {
+            return Made::ScsiHost(at);
+        }
+        if let Some((at, disk)) = devices.drives.of(&format!("-device {value}")) {
+            return if disk { Made::Disk(at) } else { Made::ScsiUnit(at) };
+        }
+        let ports = |all: &Peripherals, at: usize| all.serial_buses.get(at).map_or(0, |bus| bus.ports.len());
+        for (bus, spec) in now.serial_buses.iter().enumerate() {
+            if let Some(port) = spec.ports.get(ports(before, bus)) {
+                return Made::SerialPort { bus, number: port.number };
+            }
+        }
+        let lists = [
+            new(before.rngs.len(), now.rngs.len()).map(Made::Rng),
+            new(before.serial_buses.len(), now.serial_buses.len()).map(Made::SerialBus),
+            new(before.shares.len(), now.shares.len()).map(Made::Share),
+            new(before.panic_functions.len(), now.panic_functions.len()).map(Made::PanicFunction),
+            (before.balloon != now.balloon).then_some(Made::Balloon),
+            (before.watchdog != now.watchdog).then_some(Made::Watchdog),
+        ];
+        lists.into_iter().flatten().next().unwrap_or(Made::Board)
     }
 
     /// Puts the device that was added since on its bus. `pci`: it is a PCI device.

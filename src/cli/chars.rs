@@ -13,7 +13,7 @@ const SERIAL_PORTS: usize = 4;
 const DEFAULT_ESCAPE: u8 = 1;
 
 /// Host ends while they are collected.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Chars {
     /// All host ends.
     pub chardevs: Vec<CharSpec>,
@@ -32,7 +32,7 @@ pub struct Chars {
 }
 
 /// A host end made by `-chardev`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Named {
     id: String,
     chardev: CharId,
@@ -81,6 +81,16 @@ impl Chars {
             None => named.user = Some(what.to_owned()),
         }
         Ok(named.chardev)
+    }
+
+    /// Whether somebody can add devices.
+    pub fn has_monitor(&self) -> bool {
+        !(self.monitors.is_empty() && self.controls.is_empty())
+    }
+
+    /// A device that used a host end is gone.
+    pub fn release(&mut self, chardev: CharId) {
+        self.named.iter_mut().filter(|named| named.chardev == chardev).for_each(|named| named.user = None);
     }
 
     /// `-chardev`.

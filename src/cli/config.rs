@@ -7,6 +7,7 @@ pub mod network;
 pub mod peripherals;
 pub mod sharing;
 
+use super::devices::Devices;
 use crate::gdb::Endpoint;
 use brolga::block::drive::DriveOptions;
 use brolga_devices::fdc::DriveType;
@@ -76,6 +77,8 @@ pub struct Config {
     pub controls: Vec<ControlSpec>,
     /// The devices of `-device`, as they were given.
     pub devices: Vec<DeviceSpec>,
+    /// What devices that are added while the machine runs may refer to.
+    pub collected: Box<Devices>,
     /// Byte that introduces the escapes of shared consoles (`-echr`, Ctrl-A unless told).
     pub mux_escape: u8,
     /// A console or monitor leads somewhere, or the command line says that none is wanted.
@@ -116,6 +119,42 @@ pub struct DeviceSpec {
     pub model: &'static str,
     /// All other keys, as they were written.
     pub keys: Vec<(String, String)>,
+    /// What became of it.
+    pub made: Made,
+}
+
+/// Where the device that was asked for is described: indices are those of the lists in [`Config`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// In [`Config::nics`].
+    Nic(usize),
+    /// A virtio disk, in [`Config::drives`].
+    Disk(usize),
+    /// In [`Config::scsi_hosts`].
+    ScsiHost(usize),
+    /// A disk or CD drive at a SCSI host, in [`Config::drives`].
+    ScsiUnit(usize),
+    /// In [`Peripherals::rngs`].
+    Rng(usize),
+    /// [`Peripherals::balloon`].
+    Balloon,
+    /// In [`Peripherals::serial_buses`].
+    SerialBus(usize),
+    /// A port on such a bus, by its number there.
+    SerialPort {
+        /// In [`Peripherals::serial_buses`].
+        bus: usize,
+        /// `nr=`.
+        number: u32,
+    },
+    /// In [`Peripherals::shares`].
+    Share(usize),
+    /// In [`Peripherals::panic_functions`].
+    PanicFunction(usize),
+    /// [`Peripherals::watchdog`].
+    Watchdog,
+    /// Something that stays as long as the machine.
+    Board,
 }
 
 /// How the program was called.
@@ -280,6 +319,8 @@ pub struct DriveSpec {
     pub id: Option<String>,
     /// `id=` of its device, by which monitors know it too.
     pub device: Option<String>,
+    /// `node-name=`, if it is a node of `-blockdev`.
+    pub node: Option<String>,
     /// The image; a CD drive may be empty.
     pub file: Option<PathBuf>,
     /// A CD drive.
@@ -310,12 +351,13 @@ impl DriveSpec {
     /// A drive without a place.
     pub fn new(what: &str, file: Option<PathBuf>, cd: bool, options: DriveOptions) -> Self {
         let what = what.to_owned();
-        let (id, device, serial, model, version, vendor, device_id, wwn) = Default::default();
+        let (id, device, node, serial, model, version, vendor, device_id, wwn) = Default::default();
         let (boot_index, pci_bus, attachment) = (None, 0, None);
         Self {
             what,
             id,
             device,
+            node,
             file,
             cd,
             options,

@@ -242,8 +242,8 @@ pub fn model_keys(name: &str) -> Option<&'static [(&'static str, &'static str)]>
     models().find(|model| model.name == name).map(|model| model.keys)
 }
 
-/// Devices while they are collected.
-#[derive(Debug)]
+/// Devices while they are collected: before the machine starts, and for those that are added while it runs.
+#[derive(Clone, Debug)]
 pub struct Devices {
     pub loaders: Vec<Loader>,
     pub debug_exits: Vec<DebugExit>,
@@ -274,31 +274,49 @@ pub fn settle(arguments: &Arguments, chars: Chars, network: Network, drives: Dri
         }
     }
     for value in arguments.all("device") {
-        let mut keys = KeyValues::parse("-device", value, Some("driver"))?;
-        let Some(name) = keys.take("driver")? else { bail!("-device {value}: no model named; use -device MODEL,...") };
-        let Some(model) = models().find(|m| m.name == name || m.alias == Some(name.as_str())) else {
-            return Err(unknown(&name));
-        };
-        // Names given by clients that manage devices; few of them are referred to.
-        devices.id = keys.take("id")?;
-        if let Some(id) = &devices.id
-            && devices.given.iter().any(|other| other.id.as_ref() == Some(id))
-        {
-            bail!("-device {value}: there is another -device with id={id}; choose another name");
-        }
-        let given = keys.pairs().into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
-        devices.given.push(DeviceSpec { id: devices.id.clone(), model: model.name, keys: given });
-        let bus = bridges::take(&devices, &mut keys)?;
-        let before = Before::now(&devices);
-        (model.add)(&mut devices, keys, value)?;
-        before.put(&mut devices, bus, value, model.is_pci())?;
-        if let Some(id) = devices.id.take() {
-            devices.drives.name_device(&format!("-device {value}"), &id);
-        }
+        devices.add(value)?;
     }
     overlaps(&devices)?;
     sharing::check_tags(&devices.peripherals.wanted.shares)?;
     Ok(devices)
+}
+
+impl Devices {
+    /// Adds the device that `value`, in the grammar of `-device`, asks for.
+    pub fn add(&mut self, value: &str) -> Result<()> {
+        let mut keys = KeyValues::parse("-device", value, Some("driver"))?;
+        let Some(name) = keys.take("driver")? else { bail!("-device {value}: no model named; use -device MODEL,...") };
+        let model = find(&name).ok_or_else(|| unknown(&name))?;
+        // Names given by clients that manage devices; few of them are referred to.
+        self.id = keys.take("id")?;
+        if let Some(id) = &self.id
+            && self.given.iter().any(|other| other.id.as_ref() == Some(id))
+        {
+            bail!("-device {value}: there is another -device with id={id}; choose another name");
+        }
+        let (id, given) = (self.id.clone(), keys.pairs());
+        let given = given.into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
+        let bus = bridges::take(self, &mut keys)?;
+        let before = Before::now(self);
+        (model.add)(self, keys, value)?;
+        let made = before.made(self, value);
+        before.put(self, bus, value, model.is_pci())?;
+        if let Some(id) = self.id.take() {
+            self.drives.name_device(&format!("-device {value}"), &id);
+        }
+        self.given.push(DeviceSpec { id, model: model.name, keys: given, made });
+        Ok(())
+    }
+}
+
+/// The model called `name`.
+fn find(name: &str) -> Option<&'static Model> {
+    models().find(|model| model.name == name || model.alias == Some(name))
+}
+
+/// Whether there is a model called `name`.
+pub fn is_model(name: &str) -> bool {
+    find(name).is_some()
 }
 
 fn unknown(name: &str) -> anyhow::Error {
@@ -457,7 +475,7 @@ pub fn help(value: &str) -> Result<String> {
         }
         return Ok(out);
     }
-    let model = models().find(|m| m.name == name || m.alias == Some(name)).ok_or_else(|| unknown(name))?;
+    let model = find(name).ok_or_else(|| unknown(name))?;
     out += &format!("{}: {}\n", model.name, model.about);
     for (key, about) in model.keys {
         out += &format!("  {:<12} {about}\n", format!("{key}="));

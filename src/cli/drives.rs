@@ -17,7 +17,7 @@ const IDE_CHANNELS: u8 = 2;
 const SLOTS: u64 = 31;
 
 /// Drives while they are collected.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Drives {
     /// In the order given.
     pub drives: Vec<Pending>,
@@ -28,9 +28,10 @@ pub struct Drives {
 }
 
 /// A drive whose place may still be open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pending {
-    pub(super) spec: DriveSpec,
+    /// The drive.
+    pub spec: DriveSpec,
     pub(super) wants: Wants,
 }
 
@@ -61,6 +62,25 @@ pub(super) enum Wants {
     },
     /// Where a `-device` takes it.
     Device,
+    /// Nowhere: its device was taken away.
+    Gone,
+}
+
+impl Pending {
+    /// The place that it was given is its own from now on.
+    fn stay(&mut self) {
+        self.wants = match (self.wants, self.spec.attachment) {
+            (Wants::Ide(_), Some(Attachment::Ide { channel, unit })) => Wants::Ide(Some(channel * IDE_UNITS + unit)),
+            (Wants::Floppy { kind, .. }, Some(Attachment::Floppy { unit, .. })) => {
+                Wants::Floppy { unit: Some(unit), kind }
+            }
+            (Wants::Flash(_), Some(Attachment::Flash { unit })) => Wants::Flash(Some(unit)),
+            (Wants::Scsi { host, lun, .. }, Some(Attachment::Scsi { target, .. })) => {
+                Wants::Scsi { host, target: Some(target), lun }
+            }
+            (wants, _) => wants,
+        };
+    }
 }
 
 impl Drives {
@@ -133,7 +153,7 @@ impl Drives {
                 bail!("{what}: there is a -drive with id={name}; choose another name");
             }
             let mut spec = DriveSpec::new(&what, Some(path), false, options);
-            spec.id = Some(name);
+            (spec.id, spec.node) = (Some(name.clone()), Some(name));
             self.drives.push(Pending { spec, wants: Wants::Device });
         }
         Ok(())
@@ -219,6 +239,17 @@ impl Drives {
         Ok(&mut found.spec)
     }
 
+    /// The drive that `what` asked for last, if it has a device that can come and go, and whether that is a virtio disk.
+    pub fn of(&self, what: &str) -> Option<(usize, bool)> {
+        let at = self.drives.iter().rposition(|drive| drive.spec.what == what)?;
+        let Pending { spec, wants } = self.drives.get(at)?;
+        match (spec.attachment, wants) {
+            (Some(Attachment::VirtioBlk { .. }), _) => Some((at, true)),
+            (_, Wants::Scsi { .. }) => Some((at, false)),
+            _ => None,
+        }
+    }
+
     /// The device that `what` asked for is called `id`. Devices without a drive take no notice.
     pub fn name_device(&mut self, what: &str, id: &str) {
         if let Some(found) = self.drives.iter_mut().find(|d| d.spec.what == what && d.spec.device.is_none()) {
@@ -290,14 +321,14 @@ impl Drives {
     }
 
     /// Gives each drive its place. Those that name one get it first.
-    pub fn place(self) -> Result<(Vec<DriveSpec>, Vec<ScsiHostSpec>)> {
-        let mut drives = self.drives;
-        scsi::place(&mut drives, &self.scsi_hosts)?;
-        floppy::place(&mut drives)?;
-        flash::place(&mut drives)?;
+    pub fn place(&mut self) -> Result<()> {
+        let Self { drives, scsi_hosts, .. } = self;
+        scsi::place(drives, scsi_hosts)?;
+        floppy::place(drives)?;
+        flash::place(drives)?;
         let mut taken: [Option<String>; (IDE_UNITS * IDE_CHANNELS) as usize] = Default::default();
         for fixed in [true, false] {
-            for Pending { spec, wants } in &mut drives {
+            for Pending { spec, wants } in &mut *drives {
                 let index = match wants {
                     Wants::Ide(Some(index)) if fixed => *index,
                     Wants::Ide(None) if !fixed => {
@@ -318,17 +349,19 @@ impl Drives {
                 spec.attachment = Some(Attachment::Ide { channel: index / IDE_UNITS, unit: index % IDE_UNITS });
             }
         }
-        for Pending { spec, wants } in &mut drives {
-            match wants {
-                Wants::Virtio => spec.attachment = Some(Attachment::VirtioBlk { slot: None, queues: 1 }),
-                Wants::Device if spec.attachment.is_none() => {
-                    bail!("{}: no device has this drive; add -device with drive=, or use if=virtio", spec.what)
-                }
-                _ => {}
+        for Pending { spec, wants } in &mut *drives {
+            if *wants == Wants::Virtio {
+                spec.attachment = Some(Attachment::VirtioBlk { slot: None, queues: 1 });
             }
         }
-        check_boot_indexes(&drives)?;
-        Ok((drives.into_iter().map(|d| d.spec).collect(), self.scsi_hosts))
+        drives.iter_mut().for_each(Pending::stay);
+        check_boot_indexes(drives)
+    }
+
+    /// A drive that no device has.
+    pub fn unused(&self) -> Option<&str> {
+        let unused = |drive: &&Pending| drive.wants == Wants::Device && drive.spec.attachment.is_none();
+        self.drives.iter().find(unused).map(|drive| drive.spec.what.as_str())
     }
 }
 

@@ -17,6 +17,7 @@ mod flash;
 mod floppy;
 mod gdb;
 mod help;
+mod later;
 mod logging;
 mod machine;
 mod memory;
@@ -33,7 +34,7 @@ mod unsupported;
 
 pub use boot::os_reason;
 pub use brolga::words::{suggest, values};
-pub use devices::{model_keys, model_names};
+pub use devices::{Devices, is_model, model_keys, model_names};
 pub use gdb::endpoint as gdb_endpoint;
 pub use help::{QEMU_VERSION, VERSION};
 pub use logging::parse_items as parse_log_items;
@@ -81,11 +82,16 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     }
     let chars = chars::settle(&arguments)?;
     let mut devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?, Drives::collect(&arguments)?)?;
-    let network = devices.network.finish(&arguments)?;
+    devices.network.finish(&arguments)?;
     devices.drives.machine_flash(machine::flash(&arguments)?)?;
     let flash = flash::check(&arguments, &devices.drives)?;
-    let (drives, scsi_hosts) = devices.drives.place()?;
-    let from_network = network.nics.iter().any(|nic| nic.boot_index.is_some());
+    devices.drives.place()?;
+    // With a monitor, a device may come for it later.
+    if let Some(what) = devices.drives.unused().filter(|_| !devices.chars.has_monitor()) {
+        bail!("{what}: no device has this drive; add -device with drive=, or use if=virtio");
+    }
+    let from_network = devices.network.nics.iter().any(|nic| nic.boot_index.is_some());
+    let drives: Vec<_> = devices.drives.drives.iter().map(|drive| drive.spec.clone()).collect();
     let config = Config {
         name: machine::name(&arguments)?,
         uuid: machine::uuid(&arguments)?,
@@ -95,24 +101,24 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         cpu: machine::cpu(&arguments)?,
         engine,
         boot: boot::settle(&arguments, !drives.is_empty() || from_network, flash)?,
-        loaders: devices.loaders,
-        debug_exits: devices.debug_exits,
-        debug_consoles: devices.debug_consoles,
-        netdevs: network.netdevs,
-        nics: network.nics,
+        loaders: devices.loaders.clone(),
+        debug_exits: devices.debug_exits.clone(),
+        debug_consoles: devices.debug_consoles.clone(),
+        netdevs: devices.network.netdevs.clone(),
+        nics: devices.network.nics.clone(),
         drives,
-        scsi_hosts,
-        bridges: devices.bridges,
-        peripherals: devices.peripherals.wanted,
+        scsi_hosts: devices.drives.scsi_hosts.clone(),
+        bridges: devices.bridges.clone(),
+        peripherals: devices.peripherals.wanted.clone(),
         firmware_files: firmware::files(&arguments)?,
         acpi_tables: firmware::acpi_tables(&arguments)?,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
-        chardevs: devices.chars.chardevs,
+        chardevs: devices.chars.chardevs.clone(),
         serials: devices.chars.serials,
-        monitors: devices.chars.monitors,
-        controls: devices.chars.controls,
-        devices: devices.given,
+        monitors: devices.chars.monitors.clone(),
+        controls: devices.chars.controls.clone(),
+        devices: devices.given.clone(),
         mux_escape: devices.chars.mux_escape,
         console_seen: devices.chars.console_seen,
         actions: machine::actions(&arguments)?,
@@ -124,6 +130,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         log: logging::settle(&arguments)?,
         perf_map: arguments.flag("perfmap"),
         identity,
+        collected: Box::new(devices),
     };
     if config.daemonize {
         machine::check_background(&config)?;

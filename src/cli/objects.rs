@@ -50,7 +50,7 @@ pub fn keys(kind: &str) -> Option<&'static [&'static str]> {
 }
 
 /// The objects asked for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Objects {
     entropy: Vec<(String, EntropySource)>,
 }

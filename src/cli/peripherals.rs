@@ -89,7 +89,7 @@ pub const MODELS: &[Model] = &[
 ];
 
 /// Devices while they are collected.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Collected {
     pub wanted: Peripherals,
     /// `-fsdev`.

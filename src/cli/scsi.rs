@@ -137,13 +137,14 @@ impl Drives {
 
     /// The host that `bus=` names, or the first.
     fn scsi_bus(&self, what: &str, bus: Option<String>) -> Result<usize> {
-        let names = || self.scsi_hosts.iter().map(|host| host.bus.as_str());
+        let names = || self.scsi_hosts.iter().map(|host| host.bus.as_str()).filter(|name| !name.is_empty());
+        let at = |bus: &str| self.scsi_hosts.iter().position(|host| host.bus == bus);
         match bus {
-            _ if self.scsi_hosts.is_empty() => {
+            _ if names().next().is_none() => {
                 bail!("{what}: there is no SCSI host; add -device virtio-scsi-pci before it")
             }
-            None => Ok(0),
-            Some(bus) => names().position(|name| name == bus).ok_or_else(|| {
+            None => Ok(names().next().and_then(at).unwrap_or(0)),
+            Some(bus) => at(&bus).ok_or_else(|| {
                 let near = suggest::nearest(&bus, names()).or(names().next()).unwrap_or_default();
                 anyhow!("{what}: there is no SCSI bus {bus}; did you mean {near}?")
             }),

@@ -30,7 +30,7 @@ pub fn bus(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()
         bail!("{what}: there is another virtio-serial with this id; choose another name");
     }
     let max_ports = max_ports.map_or(MOST_PORTS, |n| n as u32);
-    buses.push(SerialBusSpec { what, id, max_ports, ports: Vec::new(), place });
+    buses.push(SerialBusSpec { what, id, max_ports, ports: Vec::new(), place, gone: false });
     Ok(())
 }
 
@@ -77,15 +77,22 @@ fn add(devices: &mut Devices, mut keys: KeyValues, value: &str, console: bool) -
 
 /// The bus of that name; the first one, made if need be, if there is no name.
 fn find<'a>(buses: &'a mut Vec<SerialBusSpec>, name: Option<String>, what: &str) -> Result<&'a mut SerialBusSpec> {
-    if buses.is_empty() && name.is_none() {
+    if buses.iter().all(|bus| bus.gone) && name.is_none() {
         let what = "-device virtio-serial".to_owned();
-        buses.push(SerialBusSpec { what, id: None, max_ports: MOST_PORTS, ports: Vec::new(), place: None });
+        buses.push(SerialBusSpec {
+            what,
+            id: None,
+            max_ports: MOST_PORTS,
+            ports: Vec::new(),
+            place: None,
+            gone: false,
+        });
     }
     let at = match &name {
-        None => Some(0),
+        None => buses.iter().position(|bus| !bus.gone),
         Some(name) => {
             let id = name.strip_suffix(".0").unwrap_or(name);
-            buses.iter().position(|bus| bus.id.as_deref() == Some(id))
+            buses.iter().position(|bus| !bus.gone && bus.id.as_deref() == Some(id))
         }
     };
     let names: Vec<String> = buses.iter().filter_map(|bus| bus.id.as_ref().map(|id| format!("{id}.0"))).collect();

@@ -8,7 +8,7 @@ use super::peripherals::virtio_slot;
 use super::{os_reason, suggest};
 use anyhow::{Result, anyhow, bail};
 use brolga_devices::virtio::ninep::LONGEST_TAG;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Models by their names.
 const MODELS: &[(&str, Model)] = &[
@@ -30,7 +30,7 @@ pub const KEYS: &[(&str, &str)] = &[
 ];
 
 /// Folders while they are collected.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Shares {
     /// `-fsdev`, by `id=`, and whether a device has it.
     named: Vec<(String, ShareSpec, bool)>,
@@ -56,6 +56,13 @@ impl Shares {
     }
 }
 
+impl Shares {
+    /// A device is gone that had the folder `path`.
+    pub fn release(&mut self, path: &Path) {
+        self.named.iter_mut().filter(|(_, spec, _)| spec.path == path).for_each(|(.., used)| *used = false);
+    }
+}
+
 /// All of `-virtfs`: folder and device in one.
 pub fn virtfs(arguments: &Arguments) -> Result<Vec<ShareSpec>> {
     let one = |value: &String| {
@@ -74,7 +81,8 @@ pub fn virtfs(arguments: &Arguments) -> Result<Vec<ShareSpec>> {
 /// Tags tell folders apart.
 pub fn check_tags(shares: &[ShareSpec]) -> Result<()> {
     for (i, share) in shares.iter().enumerate() {
-        if shares.iter().take(i).any(|other| other.tag == share.tag) {
+        // Those without a tag were taken away.
+        if !share.tag.is_empty() && shares.iter().take(i).any(|other| other.tag == share.tag) {
             bail!("{}: another folder has mount_tag={}; choose another tag", share.what, share.tag);
         }
     }

@@ -25,6 +25,8 @@ pub struct Bridged {
 pub struct Segment<'a> {
     slots: &'a Slots<'a>,
     bridged: Option<&'a Bridged>,
+    /// Its number.
+    pub number: PciBusNumber,
     /// Tells devices on different buses apart in their names: empty for bus 0.
     pub prefix: String,
 }
@@ -34,7 +36,8 @@ impl<'a> Segment<'a> {
     pub fn new(slots: &'a Slots<'a>, number: PciBusNumber) -> Self {
         let bridged = number.checked_sub(1).and_then(|at| slots.bridges.get(at));
         let prefix = if bridged.is_some() { format!("{number}:") } else { String::new() };
-        Self { slots, bridged, prefix }
+        let number = if bridged.is_some() { number } else { 0 };
+        Self { slots, bridged, number, prefix }
     }
 
     /// Where registers appear.

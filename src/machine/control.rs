@@ -6,7 +6,6 @@ use crate::cli::WATCHDOG_ACTIONS;
 use crate::cli::config::{Actions, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
 use crate::gdb::Stop;
 use crate::monitor::{Control, RunState};
-use crate::net::Netdev;
 use anyhow::{Result, bail};
 use brolga_devices::services::PowerEvent;
 use brolga_jit::request;
@@ -111,6 +110,7 @@ impl Machine {
                 // Fails only if the asker did not wait.
                 let _ = done.send(());
             }
+            Request::Ejected(slot) => self.finish_removal(slot),
             Request::Died(cpu) => bail!("internal error: the thread of vCPU {cpu} panicked"),
             Request::Control(what, done) => {
                 let status = self.control(what)?;
@@ -246,6 +246,7 @@ impl Machine {
         self.hold();
         self.disks.drain();
         self.pc.bus.reset();
+        self.reset_takes_devices();
         self.load_guest()?;
         self.emit("RESET", json!({ "guest": guest, "reason": reason }));
         match self.state() {
@@ -326,7 +327,7 @@ impl Machine {
     /// Holds processors and time.
     pub(super) fn stand_still(&self, state: RunState) {
         self.hold();
-        self.netdevs.iter().for_each(Netdev::hold);
+        self.parts.netdevs.all().iter().for_each(|(_, netdev)| netdev.hold());
         self.clock.pause();
         self.io.clock_changed();
         self.set_state(state);
@@ -347,6 +348,6 @@ impl Machine {
         self.disks.resume();
         self.clock.resume();
         self.io.clock_changed();
-        self.netdevs.iter().for_each(|netdev| netdev.release(&self.io));
+        self.parts.netdevs.all().iter().for_each(|(_, netdev)| netdev.release(&self.io));
     }
 }

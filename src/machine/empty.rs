@@ -4,7 +4,7 @@ use crate::background;
 use crate::chardev::Chardevs;
 use crate::cli::config::{Actions, Config};
 use crate::monitor::{
-    Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, Pointer, RunState, Topic,
+    Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, Plugging, Pointer, RunState, Topic,
 };
 use anyhow::{Result, bail};
 use brolga_devices::services::Reception;
@@ -92,6 +92,8 @@ impl Empty {
         }
     }
 }
+
+impl Plugging for Empty {}
 
 impl MonitorHost for Empty {
     fn control(&self, what: Control) {

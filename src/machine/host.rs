@@ -3,7 +3,6 @@
 use super::{Machine, Request};
 use crate::cli;
 use crate::cli::config::Actions;
-use crate::cli::config::network::{NetdevKind, NicSpec};
 use crate::gdb;
 use crate::monitor::{
     Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, Pointer, RunState, Topic,
@@ -11,7 +10,7 @@ use crate::monitor::{
 use crate::net::Netdev;
 use brolga_devices::bus::Space;
 use brolga_devices::i8042::{Key, MouseMove};
-use brolga_devices::services::{NetFrontend, Reception};
+use brolga_devices::services::Reception;
 use brolga_devices::state::Inspector;
 use brolga_jit::{CheckStats, Registers, TierStats};
 use crossbeam_channel::bounded;
@@ -55,7 +54,8 @@ impl MonitorHost for Machine {
     }
 
     fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String> {
-        let mut networks = self.netdevs.iter().filter_map(|netdev| Some((netdev.id.as_str(), netdev.user()?)));
+        let netdevs = self.parts.netdevs.all();
+        let mut networks = netdevs.iter().filter_map(|(_, netdev)| Some((netdev.id.as_str(), netdev.user()?)));
         let (id, network) = match netdev {
             None => networks.next().ok_or("there is no user-mode network")?,
             Some(id) => {
@@ -76,29 +76,11 @@ impl MonitorHost for Machine {
     }
 
     fn set_link(&self, name: &str, up: bool) -> Result<(), String> {
-        let of_card = |index: usize, nic: &NicSpec| match &nic.id {
-            Some(id) => id == name,
-            None => format!("nic{index}") == name,
-        };
-        let of_netdev = |nic: &NicSpec| nic.netdev.and_then(|at| self.netdevs.get(at)).is_some_and(|n| n.id == name);
-        let at = self.nics.iter().enumerate().position(|(index, nic)| of_card(index, nic) || of_netdev(nic));
-        let card = at.and_then(|at| self.pc.cards.get(at)?.upgrade());
-        let card = card.ok_or_else(|| format!("there is no card or host end {name}; info network lists them"))?;
-        // Frames move on the I/O thread.
-        self.io.post(move || card.set_link(up));
-        Ok(())
+        self.move_cable(name, up)
     }
 
     fn receptions(&self) -> Vec<(String, &'static str, Option<Reception>)> {
-        let cards = self.nics.iter().enumerate().zip(&self.pc.cards);
-        let one = |((index, nic), card): ((usize, &NicSpec), &Weak<dyn NetFrontend>)| {
-            if let Some(quiet) = self.receptions_told.get(index) {
-                quiet.store(false, Ordering::SeqCst);
-            }
-            let name = nic.id.clone().unwrap_or_else(|| format!("nic{index}"));
-            (name, nic.model.name(), card.upgrade().and_then(|card| card.reception()))
-        };
-        cards.map(one).collect()
+        self.card_receptions()
     }
 
     fn change_medium(&self, change: &MediumChange) -> Result<(), String> {
@@ -106,13 +88,13 @@ impl MonitorHost for Machine {
     }
 
     fn set_balloon(&self, bytes: u64) -> bool {
-        let balloon = &self.pc.peripherals.balloon;
+        let balloon = self.inventory().balloon.clone();
         balloon.iter().for_each(|balloon| balloon.set_target(bytes));
         balloon.is_some()
     }
 
     fn balloon(&self) -> Option<(u64, Vec<(&'static str, u64)>)> {
-        self.pc.peripherals.balloon.as_ref().map(|balloon| (balloon.actual(), balloon.statistics()))
+        self.inventory().balloon.as_ref().map(|balloon| (balloon.actual(), balloon.statistics()))
     }
 
     fn events(&self) -> &Arc<Events> {
@@ -237,8 +219,8 @@ impl MonitorHost for Machine {
             Topic::Network => Some(self.network()),
             Topic::Irq => Some(self.interrupts()),
             Topic::Usernet => {
-                let state = |netdev: &Netdev| Some(format!("{}:\n{}", netdev.id, netdev.user_state()?));
-                Some(self.netdevs.iter().filter_map(state).collect())
+                let state = |netdev: Arc<Netdev>| Some(format!("{}:\n{}", netdev.id, netdev.user_state()?));
+                Some(self.parts.netdevs.all().into_iter().filter_map(|(_, netdev)| state(netdev)).collect())
             }
         }
     }
@@ -268,31 +250,6 @@ impl Machine {
         for p in self.placed() {
             let (start, size) = (p.range.start, p.range.end - p.range.start);
             let _ = writeln!(text, "addr={start:016x} size=0x{size:06x} name=\"{}\"", p.what);
-        }
-        text
-    }
-
-    /// Cards with their host ends, and host ends without a card.
-    fn network(&self) -> String {
-        let mut text = String::new();
-        let specs = &self.config.netdevs;
-        let show = |at: usize, netdev: &Netdev| {
-            let more = specs.get(at).map_or_else(String::new, |spec| summary(&spec.kind));
-            format!("{}: index=0,type={}{more}", netdev.id, netdev.kind)
-        };
-        for (index, nic) in self.nics.iter().enumerate() {
-            let [a, b, c, d, e, f] = nic.mac;
-            let model = nic.model.name();
-            let name = nic.id.clone().unwrap_or_else(|| format!("nic{index}"));
-            let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-            let _ = writeln!(text, "{name}: index=0,type=nic,model={model},macaddr={mac}");
-            if let Some((at, netdev)) = nic.netdev.and_then(|at| Some((at, self.netdevs.get(at)?))) {
-                let _ = writeln!(text, " \\ {}", show(at, netdev));
-            }
-        }
-        let alone = |(at, _): &(usize, &Netdev)| self.nics.iter().all(|nic| nic.netdev != Some(*at));
-        for (at, netdev) in self.netdevs.iter().enumerate().filter(alone) {
-            let _ = writeln!(text, "{}", show(at, netdev));
         }
         text
     }
@@ -339,16 +296,6 @@ impl Machine {
             let _ = writeln!(text, "    {:016x}-{:016x} (prio 0, i/o): {}", r.base, r.last, r.name);
         }
         text
-    }
-}
-
-/// What a host end is besides its kind.
-fn summary(kind: &NetdevKind) -> String {
-    match kind {
-        NetdevKind::User(config) => {
-            format!(",net={},restrict={}", config.net, if config.restrict { "on" } else { "off" })
-        }
-        _ => String::new(),
     }
 }
 

@@ -1,16 +1,18 @@
 //! Looks at the machine's parts for monitors: PCI functions, interrupts, keys.
 
-use super::Machine;
-use crate::cli::config::{CharId, DeviceSpec};
+use super::cards::Card;
+use super::inventory::Entry;
+use super::{Machine, Request};
+use crate::cli::config::Made;
 use crate::monitor::{PciInfo, PciRegion};
 use brolga_devices::i8042::Key;
 use brolga_devices::pci::bar::{BarKind, Region};
-use brolga_devices::pci::{Bridge, PciBus};
+use brolga_devices::pci::{Bridge, DevFn, PciBus};
+use brolga_devices::virtio::balloon::VirtioBalloon;
+use brolga_devices::virtio::serial::VirtioSerial;
 use serde_json::json;
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Bytes of a PCI header (PCI 3.0 6.1).
@@ -73,67 +75,59 @@ impl Machine {
         }
     }
 
-    /// The id of the device on bus 0 that was told to be at a place.
+    /// The id of the device on bus 0 that is at a place.
     fn device_at(&self, slot: u8, function: u8) -> Option<String> {
-        let at = |text: &str| {
-            let (device, of) = text.split_once('.').unwrap_or((text, "0"));
-            u8::from_str_radix(device.trim_start_matches("0x"), 16) == Ok(slot) && of.parse() == Ok(function)
+        let inventory = self.inventory();
+        let there = |entry: &&Entry| {
+            entry.seat.as_ref().is_some_and(|seat| seat.bus == 0 && seat.place == DevFn::new(slot, function))
         };
-        let given = |keys: &[(String, String)]| {
-            let behind = keys.iter().any(|(key, text)| key == "bus" && text != "pci.0");
-            !behind && keys.iter().any(|(key, text)| key == "addr" && at(text))
-        };
-        self.config.devices.iter().find(|device| given(&device.keys))?.id.clone()
+        inventory.entries.iter().find(there)?.spec.id.clone()
     }
 
     /// Has devices' own news told as events.
-    pub(super) fn connect_events(&self) {
+    pub(super) fn connect_events(&self, cards: &[Arc<Card>]) {
         let events = self.events.clone();
         // Where the tree of objects has it: after the processors, in the board's order.
         let at = self.pc.bus.devices().iter().position(|(name, _)| name == "rtc").unwrap_or(0);
         let path = format!("/machine/unattached/device[{}]", self.vcpus.len() + at);
         self.pc.rtc.set.set(move |offset| events.emit("RTC_CHANGE", json!({ "offset": offset, "qom-path": path })));
-        if let Some(balloon) = &self.pc.peripherals.balloon {
-            let events = self.events.clone();
-            balloon.changed.set(move |actual| events.emit("BALLOON_CHANGE", json!({ "actual": actual })));
-        }
-        for ((index, nic), card) in self.nics.iter().enumerate().zip(&self.pc.cards) {
-            let Some(card) = card.upgrade() else { continue };
-            let (machine, name) = (self.this.get().cloned().unwrap_or_default(), nic.id.clone());
-            card.on_reception(Box::new(move |()| {
-                let Some(machine) = machine.upgrade() else { return };
-                let told = machine.receptions_told.get(index).is_none_or(|told| told.swap(true, Ordering::SeqCst));
-                if !told {
-                    let path = format!("/machine/peripheral/{}", name.clone().unwrap_or_else(|| format!("nic{index}")));
-                    let mut data = json!({ "path": path });
-                    if let Some(name) = &name {
-                        data["name"] = name.as_str().into();
-                    }
-                    machine.events.emit("NIC_RX_FILTER_CHANGED", data);
-                }
-            }));
-        }
-        for (index, bus) in &self.pc.peripherals.serial_buses {
-            let Some(spec) = self.config.peripherals.serial_buses.get(*index) else { continue };
-            let ids = spec.ports.iter().filter_map(|port| Some((port.number, self.port_id(port.chardev)?)));
-            let ids: HashMap<u32, String> = ids.collect();
-            let events = self.events.clone();
-            bus.opened.set(move |(number, open)| {
-                if let Some(id) = ids.get(&number) {
-                    events.emit("VSERPORT_CHANGE", json!({ "id": id, "open": open }));
-                }
+        self.watch_cards(cards);
+        let (balloon, buses) = {
+            let inventory = self.inventory();
+            (inventory.balloon.clone(), inventory.serial_buses.clone())
+        };
+        balloon.iter().for_each(|balloon| self.watch_balloon(balloon));
+        buses.iter().for_each(|(number, bus)| self.watch_serial_bus(*number, bus));
+        if let Some(hotplug) = &self.pc.hotplug {
+            let (pci, requests) = (self.pc.pci.clone(), self.requests.clone());
+            hotplug.ejected.set(move |slot| {
+                // The guest sees at once that it is gone; the rest is done by the control loop.
+                (0..8).for_each(|function| drop(pci.remove(DevFn::new(slot, function))));
+                let _ = requests.send(Request::Ejected(slot));
             });
         }
     }
 
-    /// The id of the port that has a host end.
-    fn port_id(&self, chardev: CharId) -> Option<String> {
-        let label = &self.config.chardevs.get(chardev.0)?.label;
-        let has = |device: &&DeviceSpec| {
-            matches!(device.model, "virtconsole" | "virtserialport")
-                && device.keys.iter().any(|(key, text)| key == "chardev" && text == label)
-        };
-        self.config.devices.iter().find(has)?.id.clone()
+    /// Has the balloon's changes told as events.
+    pub(super) fn watch_balloon(&self, balloon: &VirtioBalloon) {
+        let events = self.events.clone();
+        balloon.changed.set(move |actual| events.emit("BALLOON_CHANGE", json!({ "actual": actual })));
+    }
+
+    /// Has it told as events when programs in the guest open and close a bus's ports.
+    pub(super) fn watch_serial_bus(&self, number: usize, bus: &VirtioSerial) {
+        let (machine, events) = (self.this.get().cloned().unwrap_or_default(), self.events.clone());
+        bus.opened.set(move |(port, open)| {
+            let Some(machine) = machine.upgrade() else { return };
+            let id = {
+                let inventory = machine.inventory();
+                let made = Made::SerialPort { bus: number, number: port };
+                inventory.entries.iter().find(|entry| entry.spec.made == made).and_then(|entry| entry.spec.id.clone())
+            };
+            if let Some(id) = id {
+                events.emit("VSERPORT_CHANGE", json!({ "id": id, "open": open }));
+            }
+        });
     }
 
     /// How often interrupt lines were raised.

@@ -9,7 +9,7 @@ use brolga_devices::services::{Disk, MediumDrive};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How often trays are looked at that the guest moves.
@@ -38,7 +38,7 @@ struct Slot {
 
 /// All drives of a machine. Locks: a slot's medium is held while it changes; drives and disks are called with it held.
 pub struct Media {
-    slots: Vec<Slot>,
+    slots: RwLock<Vec<Arc<Slot>>>,
     disks: Arc<Disks>,
     events: Arc<Events>,
 }
@@ -91,27 +91,48 @@ fn path(id: Option<&str>, devices: &[DeviceSpec]) -> Option<String> {
 impl Media {
     /// The drives that were plugged in, with images from `disks`.
     pub fn new(plugged: Vec<Plugged>, disks: Arc<Disks>, config: &Config, events: Arc<Events>) -> Self {
-        let mut slots: Vec<Slot> = Vec::new();
-        for Plugged { spec, disk, drive } in plugged {
-            let mut name = name(&spec);
-            // Virtio disks without an id are counted.
-            if slots.iter().any(|slot| slot.name == name) || name == "virtio" {
-                let count = slots.iter().filter(|slot| slot.name.starts_with(&name)).count();
-                name = format!("{name}{count}");
-            }
-            let given = path(spec.id.as_deref(), &config.devices);
-            let path = given.unwrap_or_else(|| format!("/machine/unattached/{name}"));
-            if let Some(disk) = &disk {
-                disks.label(disk, &name, &path);
-            }
-            slots.push(Slot { name, path, tray_open: AtomicBool::new(false), spec, drive, medium: Mutex::new(disk) });
+        let this = Self { slots: RwLock::default(), disks, events };
+        plugged.into_iter().for_each(|plugged| this.add(plugged, &config.devices));
+        this
+    }
+
+    /// One more, which may be that of one of `devices`.
+    pub fn add(&self, Plugged { spec, disk, drive }: Plugged, devices: &[DeviceSpec]) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let mut name = name(&spec);
+        // Virtio disks without an id are counted.
+        if slots.iter().any(|slot| slot.name == name) || name == "virtio" {
+            let count = slots.iter().filter(|slot| slot.name.starts_with(&name)).count();
+            name = format!("{name}{count}");
         }
-        Self { slots, disks, events }
+        let given = path(spec.id.as_deref(), devices);
+        let path = given.unwrap_or_else(|| format!("/machine/unattached/{name}"));
+        if let Some(disk) = &disk {
+            self.disks.label(disk, &name, &path);
+        }
+        let (tray_open, medium) = (AtomicBool::new(false), Mutex::new(disk));
+        slots.push(Arc::new(Slot { name, path, tray_open, spec, drive, medium }));
+    }
+
+    /// A drive's device is gone: its image is closed, or goes back to those that no device has.
+    pub fn remove(&self, spec: &DriveSpec) -> Result<(), String> {
+        let slot = {
+            let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+            let at = slots.iter().position(|slot| slot.spec == *spec);
+            at.map(|at| slots.remove(at))
+        };
+        let Some(slot) = slot else { return Ok(()) };
+        let medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner).take();
+        medium.map_or(Ok(()), |disk| self.disks.remove(&disk))
+    }
+
+    fn slots(&self) -> Vec<Arc<Slot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The drives as monitors show them.
     pub fn list(&self) -> Vec<DriveInfo> {
-        let info = |slot: &Slot| {
+        let info = |slot: &Arc<Slot>| {
             let medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let (statistics, io_status) =
                 medium.as_ref().map_or_else(Default::default, |disk| self.disks.statistics(disk));
@@ -128,12 +149,12 @@ impl Media {
                 statistics,
             }
         };
-        self.slots.iter().map(info).collect()
+        self.slots().iter().map(info).collect()
     }
 
     /// Tells of the trays that have moved since this was last called.
     pub fn look(&self) {
-        for slot in &self.slots {
+        for slot in self.slots() {
             let Some(drive) = slot.drive.as_ref().filter(|_| slot.spec.cd) else { continue };
             let open = drive.tray_open();
             if slot.tray_open.swap(open, Ordering::SeqCst) != open {
@@ -145,22 +166,23 @@ impl Media {
 
     /// Whether there is a tray.
     fn has_trays(&self) -> bool {
-        self.slots.iter().any(|slot| slot.spec.cd && slot.drive.is_some())
+        self.slots().iter().any(|slot| slot.spec.cd && slot.drive.is_some())
     }
 
     /// The drive called `name`, if its medium can be changed.
-    fn find(&self, name: &str) -> Result<(&Slot, &Arc<dyn MediumDrive>), String> {
-        let removable = || self.slots.iter().filter_map(|slot| Some((slot, slot.drive.as_ref()?)));
+    fn find(&self, name: &str) -> Result<(Arc<Slot>, Arc<dyn MediumDrive>), String> {
+        let slots = self.slots();
+        let removable = || slots.iter().filter_map(|slot| Some((slot, slot.drive.as_ref()?)));
         let called = |slot: &Slot| slot.name == name || slot.spec.device.as_deref() == Some(name);
         if let Some(found) = removable().find(|(slot, _)| called(slot)) {
-            return Ok(found);
+            return Ok((found.0.clone(), found.1.clone()));
         }
         let names: Vec<&str> = removable().map(|(slot, _)| slot.name.as_str()).collect();
         let there = match names.as_slice() {
             [] => "the machine has no drive with a removable medium".to_owned(),
             names => format!("there are {}", names.join(", ")),
         };
-        match self.slots.iter().any(|slot| slot.name == name) {
+        match slots.iter().any(|slot| slot.name == name) {
             true => Err(format!("the medium of {name} cannot be changed; {there}")),
             false => Err(format!("there is no drive {name}; {there}")),
         }
@@ -188,9 +210,9 @@ impl Media {
             ));
         }
         let done = match change {
-            MediumChange::Eject { .. } | MediumChange::Remove { .. } => self.put(slot, None),
+            MediumChange::Eject { .. } | MediumChange::Remove { .. } => self.put(&slot, None),
             MediumChange::Insert { file, format, read_only, .. } => {
-                self.open(slot, file, format, *read_only).and_then(|disk| self.put(slot, Some(disk)))
+                self.open(&slot, file, format, *read_only).and_then(|disk| self.put(&slot, Some(disk)))
             }
             MediumChange::OpenTray { .. } | MediumChange::CloseTray { .. } => {
                 let open = matches!(change, MediumChange::OpenTray { .. });

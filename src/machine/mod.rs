@@ -4,6 +4,7 @@ mod acpi;
 mod bars;
 mod board;
 mod bridges;
+mod cards;
 mod control;
 mod debug;
 mod disk_statistics;
@@ -14,14 +15,19 @@ mod firmware;
 mod flash;
 mod floppy;
 mod host;
+mod host_ends;
+mod inventory;
 mod isa_irq;
 pub mod layout;
 mod looks;
 mod media;
 mod nics;
+mod parts;
 mod pc;
 mod peripherals;
+mod plugging;
 mod scsi;
+mod seats;
 mod shadow;
 mod signals;
 mod smbios;
@@ -32,14 +38,12 @@ mod video;
 use crate::background;
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
-use crate::cli::config::network::NicSpec;
 use crate::cli::config::{Actions, BootOrder, Config, MachineKind};
 use crate::clock::GuestClock;
-use crate::entropy;
 use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Commands, Control, Events, MonitorHost, RunState};
-use crate::net::{self, Netdev};
+use crate::net::Netdevs;
 use crate::vcpu::{VcpuEvents, VcpuThread};
 use acpi::AcpiConfig;
 use anyhow::{Context, Result, anyhow};
@@ -49,12 +53,15 @@ use brolga_devices::vga;
 use brolga_jit::cpuid::{CpuModel, Feature};
 use brolga_jit::mmu::ram::Ram;
 use brolga_jit::{Check, Engine, EngineConfig, Vcpu};
+use cards::Cards;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use disks::Disks;
 use dma::GuestMemory;
+use inventory::Inventory;
 use layout::Layout;
 use media::Media;
-use pc::{Console, Pc, Surroundings};
+use parts::Parts;
+use pc::Pc;
 use shadow::Shadow;
 use signals::{CpuLink, PowerControl};
 use std::sync::atomic::AtomicBool;
@@ -79,6 +86,8 @@ pub enum Request {
     DebugStop(u32),
     /// A debugger lets the guest go on, each processor as its entry says; the sender is told when it does.
     Debug(Vec<Resume>, Sender<()>),
+    /// The guest has let go of the device in this slot of PCI bus 0.
+    Ejected(u8),
     /// A processor's thread panicked.
     Died(u32),
 }
@@ -105,8 +114,11 @@ pub struct Machine {
     boot_order: Mutex<BootOrder>,
     /// The machine was loaded before: `-boot once=` is over.
     loaded_before: AtomicBool,
-    nics: Vec<NicSpec>,
-    netdevs: Vec<Netdev>,
+    cards: Cards,
+    /// What devices are built from.
+    parts: Parts,
+    /// The devices that users gave.
+    inventory: Mutex<Inventory>,
     vcpus: Vec<Arc<VcpuThread>>,
     requests: Sender<Request>,
     state: Mutex<RunState>,
@@ -118,8 +130,6 @@ pub struct Machine {
     placed: Mutex<Vec<Placed>>,
     /// Itself, for threads that are started later.
     this: OnceLock<Weak<Machine>>,
-    /// Cards whose guest wants other frames than when they were last asked for, which was told.
-    receptions_told: Vec<AtomicBool>,
     /// Buttons of the mouse that are pressed.
     mouse_buttons: Mutex<u8>,
     /// A gdb server was started.
@@ -152,7 +162,7 @@ pub fn run(config: Config) -> Result<i32> {
     machine.vcpus.iter().for_each(|vcpu| vcpu.quit());
     machine.disks.close();
     drop(io);
-    machine.netdevs.iter().for_each(Netdev::close);
+    machine.parts.netdevs.all().iter().for_each(|(_, netdev)| netdev.close());
     status
 }
 
@@ -176,30 +186,29 @@ impl Machine {
         let (requests, receiver) = unbounded();
         let links: Vec<_> = (0..config.topology.processors()).map(|_| Arc::new(CpuLink::default())).collect();
         let guest_clock: Arc<dyn brolga_devices::services::Clock> = clock.clone();
-        let netdevs = net::open_all(&config.netdevs, &guest_clock, &io)?;
+        let netdevs = Netdevs::open(&config.netdevs, guest_clock, io.clone())?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
         let events = Arc::new(Events::default());
         let disks = Disks::new(memory.clone(), io.clone(), requests.clone(), events.clone());
-        let mut pc = Pc::build(&Surroundings {
-            config,
+        let parts = Parts {
             layout,
             memory: memory.clone(),
             shadow: shadow.clone(),
             video: video.clone(),
             clock: clock.clone(),
-            timers: &io,
-            work: &io,
-            netdevs: &netdevs,
-            disk: &|spec| disks.open(spec),
-            entropy: &|source| entropy::open(source, &io),
+            io: io.clone(),
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
-            links: &links,
-            console: &|id| {
-                let port = chardevs.port(id);
-                Console { backend: port.backend(), connect: Box::new(move |device| port.connect(device)) }
-            },
-        })?;
-        pc.plugged.extend(flash::plug_in(flash, &pc.bus, &memory, &disks)?);
+            links: links.clone(),
+            disks: disks.clone(),
+            chardevs: chardevs.clone(),
+            netdevs,
+        };
+        let mut pc = parts.with(config, Pc::build)?;
+        pc.drives.plugged.extend(flash::plug_in(flash, &pc.bus, &memory, &disks)?);
+        let mut inventory = Inventory::new(config);
+        inventory.seat(&pc.cards, &mut pc.drives, &mut pc.peripherals);
+        let cards = Cards::default();
+        let new_cards = cards.add(&pc.cards, |number| config.nics.get(number).cloned());
         let board = PcBoard {
             bus: pc.bus.clone(),
             apics: pc.apics.clone(),
@@ -228,7 +237,7 @@ impl Machine {
             false => SystemTables::none(),
         };
         let facts = Facts { layout, rsdp: tables.rsdp, long_mode: config.cpu.has(Feature::LM) };
-        pc.fw_cfg.provide(firmware::items(config, &boot, facts, &pc.acpi, &pc.boot_paths)?);
+        pc.fw_cfg.provide(firmware::items(config, &boot, facts, &pc.acpi, &pc.boot_paths())?);
         let pc_pm_base = pc.acpi.pm_base;
         nics::tell_alone(config);
         let machine = Self {
@@ -243,15 +252,16 @@ impl Machine {
             engine,
             clock,
             io,
-            media: Media::new(std::mem::take(&mut pc.plugged), disks.clone(), config, events),
+            media: Media::new(std::mem::take(&mut pc.drives.plugged), disks.clone(), config, events),
             pc,
             disks,
             config: config.clone(),
             told_pm_base: Mutex::new(pc_pm_base),
             boot_order: Mutex::new(config.boot.order.clone()),
             loaded_before: AtomicBool::new(false),
-            nics: config.nics.clone(),
-            netdevs,
+            cards,
+            parts,
+            inventory: Mutex::new(inventory),
             vcpus,
             requests,
             state: Mutex::new(RunState::Prelaunch),
@@ -259,7 +269,6 @@ impl Machine {
             listener: Mutex::default(),
             placed: Mutex::default(),
             this: OnceLock::new(),
-            receptions_told: config.nics.iter().map(|_| AtomicBool::new(true)).collect(),
             mouse_buttons: Mutex::default(),
             debugged: AtomicBool::new(config.debugger.is_some()),
             last_dump_file: Mutex::default(),
@@ -268,7 +277,7 @@ impl Machine {
         let weak = Arc::downgrade(&machine);
         // The only place that sets it.
         let _ = machine.this.set(weak.clone());
-        machine.connect_events();
+        machine.connect_events(&new_cards);
         let update = move || weak.upgrade().into_iter().for_each(|machine| machine.update_tables());
         machine.pc.fw_cfg.before_files(Box::new(update));
         Ok((machine, chardevs, receiver))
@@ -286,8 +295,14 @@ impl Machine {
                 return;
             }
         }
+        self.tell_firmware();
+    }
+
+    /// Firmware finds what is true now when it looks next.
+    fn tell_firmware(&self) {
+        let pm_base = *self.told_pm_base.lock().unwrap_or_else(PoisonError::into_inner);
         let acpi = AcpiConfig { pm_base, ..self.pc.acpi.clone() };
-        match firmware::items(&self.config, &self.boot, self.facts, &acpi, &self.pc.boot_paths) {
+        match firmware::items(&self.config, &self.boot, self.facts, &acpi, &self.pc.boot_paths()) {
             Ok(items) => self.pc.fw_cfg.provide(items),
             Err(error) => tracing::error!("firmware keeps its old tables: {error:#}"),
         }

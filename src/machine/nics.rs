@@ -1,9 +1,10 @@
 //! Network cards in their PCI slots.
 
 use super::bridges::Segment;
+use super::seats::Seat;
 use super::storage::Slots;
-use crate::cli::config::Config;
 use crate::cli::config::network::{NetdevKind, NetdevSpec, NicModel, NicSpec};
+use crate::cli::config::{Config, Made};
 use anyhow::{Context, Result, anyhow};
 use brolga_devices::e1000::{self, E1000};
 use brolga_devices::pci::DevFn;
@@ -20,10 +21,12 @@ const PIN: u8 = 1;
 /// The cards that were plugged in.
 #[derive(Default)]
 pub struct Plugged {
-    /// In the order of the command line.
-    pub cards: Vec<Weak<dyn NetFrontend>>,
+    /// With their numbers, in the order of those.
+    pub cards: Vec<(usize, Weak<dyn NetFrontend>)>,
     /// Those with a place in the boot order, and what firmware calls them.
     pub boot_paths: Vec<(u32, String)>,
+    /// Where they are.
+    pub seats: Vec<Seat>,
 }
 
 /// Plugs in the cards that were asked for.
@@ -31,9 +34,17 @@ pub fn plug_in(slots: &Slots) -> Result<Plugged> {
     let Slots { s, .. } = slots;
     // Those that say where they go come first, or another might be there.
     let (placed, others): (Vec<_>, Vec<_>) = (0..).zip(&s.config.nics).partition(|(_, nic)| nic.place.is_some());
-    let mut plugged = Vec::new();
-    let mut boot_paths = Vec::new();
+    let mut plugged = Plugged::default();
     for (index, nic) in placed.into_iter().chain(others) {
+        plugged.plug(slots, index, nic)?;
+    }
+    plugged.cards.sort_by_key(|(index, _)| *index);
+    Ok(plugged)
+}
+
+impl Plugged {
+    /// Plugs in one card.
+    pub fn plug(&mut self, slots: &Slots, index: usize, nic: &NicSpec) -> Result<()> {
         let segment = Segment::new(slots, nic.pci_bus);
         let place = match nic.place {
             Some((device, function)) => DevFn::new(device, function),
@@ -42,13 +53,14 @@ pub fn plug_in(slots: &Slots) -> Result<Plugged> {
                 0,
             ),
         };
-        let card = card(slots, &segment, (index, nic), place);
-        plugged.push((index, card.with_context(|| format!("-device {},addr={place}", nic.model.name()))?));
+        let plugged = card(slots, &segment, (index, nic), place);
+        let (card, seat) = plugged.with_context(|| format!("-device {},addr={place}", nic.model.name()))?;
+        self.cards.push((index, card));
+        self.seats.push(seat);
         let path = || format!("{}/ethernet@{:x}{}/ethernet-phy@0", segment.path(), place.device(), function(place));
-        boot_paths.extend(nic.boot_index.map(|at| (at, path())));
+        self.boot_paths.extend(nic.boot_index.map(|at| (at, path())));
+        Ok(())
     }
-    plugged.sort_by_key(|(index, _)| *index);
-    Ok(Plugged { cards: plugged.into_iter().map(|(_, card)| card).collect(), boot_paths })
 }
 
 /// How Open Firmware's paths show a function: not at all if it is the first.
@@ -99,12 +111,12 @@ fn card(
     segment: &Segment,
     (index, nic): (usize, &NicSpec),
     place: DevFn,
-) -> Result<Weak<dyn NetFrontend>> {
+) -> Result<(Weak<dyn NetFrontend>, Seat)> {
     let Slots { s, bus: all, apics, .. } = slots;
+    let seat = |name: &str| segment.seat(Made::Nic(index), place, format!("{name}.{index}"));
     let (bus, pci) = (segment.bus(), segment.pci());
     let rom = rom(slots, nic)?;
-    let backend: Option<Arc<dyn NetBackend>> =
-        nic.netdev.and_then(|netdev| s.netdevs.get(netdev)).map(|netdev| netdev.backend.clone());
+    let backend: Option<Arc<dyn NetBackend>> = nic.netdev.and_then(|netdev| (s.netdev)(netdev));
     let irq = segment.intx(place.device(), PIN);
     match nic.model {
         NicModel::E1000 => {
@@ -119,10 +131,8 @@ fn card(
                 rom,
             };
             let card = E1000::new(nic.mac, surroundings)?;
-            pci.insert(place, card.clone())?;
             let frontend = Arc::downgrade(&card.frontend());
-            all.add_device(format!("e1000.{index}"), card);
-            Ok(frontend)
+            Ok((frontend, seat("e1000").take(all, pci, card)?))
         }
         NicModel::Rtl8139 { plus } => {
             let surroundings = rtl8139::Surroundings {
@@ -136,18 +146,15 @@ fn card(
                 rom,
             };
             let card = Rtl8139::new(nic.mac, plus, surroundings)?;
-            pci.insert(place, card.clone())?;
             let frontend = Arc::downgrade(&card.frontend());
-            all.add_device(format!("rtl8139.{index}"), card);
-            Ok(frontend)
+            Ok((frontend, seat("rtl8139").take(all, pci, card)?))
         }
         NicModel::VirtioNet { pairs, without } => {
             let (parts, frontend) = VirtioNet::parts(nic.mac, pairs, without, s.memory.clone(), backend, s.work);
             let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
             let card = VirtioPci::with_rom(bus, parts, irq, msi, rom)?;
-            pci.insert(place, card.clone())?;
-            all.add_device(format!("virtio-net.{index}"), card);
-            Ok(Arc::downgrade(&frontend))
+            let seat = seat("virtio-net").take(all, pci, card)?;
+            Ok((Arc::downgrade(&frontend), seat))
         }
     }
 }

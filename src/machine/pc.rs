@@ -1,21 +1,20 @@
 //! The i440FX PC: which devices it has, at which addresses, with which interrupts. No other place knows.
 
 use super::acpi::AcpiConfig;
+use super::bridges::{self, Bridged};
 use super::dma::GuestMemory;
 use super::isa_irq::{self, FROM_RTC, FROM_TIMER, IsaInterrupts, LegacyReplacement, REPLACED, SharedInterrupt};
 use super::layout::Layout;
-use super::media::Plugged;
 use super::nics;
 use super::peripherals::Peripherals;
 use super::shadow::{self, Shadow};
 use super::signals::{CpuLink, SmiLine};
 use super::storage::{self, Drives, IDE_CHANNELS, IDE_FUNCTION, Slots};
 use super::video::VideoMemory;
-use super::{bars, bridges, floppy};
+use super::{bars, floppy, parts};
 use crate::cli::config::peripherals::EntropySource;
 use crate::cli::config::{Attachment, CharId, Config, DriveSpec};
 use crate::clock::GuestClock;
-use crate::net::Netdev;
 use anyhow::{Context, Result};
 use brolga_devices::a20::A20;
 use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, SleepTypes};
@@ -28,6 +27,7 @@ use brolga_devices::i8042::I8042;
 use brolga_devices::ioapic::IoApic;
 use brolga_devices::isa_dma::{self, IsaDma};
 use brolga_devices::lapic::{ApicCpu, ApicFeatures, EoiSink, LocalApics, PIN_INTR};
+use brolga_devices::pci::hotplug::{self, PciHotplug};
 use brolga_devices::pci::i440fx::I440fx;
 use brolga_devices::pci::mechanism::ConfigMechanism;
 use brolga_devices::pci::piix3::Piix3;
@@ -37,12 +37,12 @@ use brolga_devices::pic::Pic;
 use brolga_devices::pit::Pit;
 use brolga_devices::rtc::{Rtc, cmos};
 use brolga_devices::services::{
-    CharBackend, CharFrontend, Disk, Entropy, IrqLine, IrqSink, NetFrontend, PowerSink, TimerService, WorkService,
+    CharBackend, CharFrontend, Disk, Entropy, IrqLine, IrqSink, NetBackend, PowerSink, TimerService, WorkService,
 };
 use brolga_devices::uart::IsaSerial;
 use brolga_jit::cpuid::{CpuModel, Dynamic, Feature};
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// I/O APIC registers.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
@@ -133,8 +133,8 @@ pub struct Surroundings<'a> {
     pub timers: &'a dyn TimerService,
     /// Doorbells to the I/O thread.
     pub work: &'a dyn WorkService,
-    /// Host ends of network cards, in the configuration's order.
-    pub netdevs: &'a [Netdev],
+    /// Host ends of network cards, by their numbers.
+    pub netdev: &'a dyn Fn(usize) -> Option<Arc<dyn NetBackend>>,
     /// Who acts on resets and power-off.
     pub power: Arc<dyn PowerSink>,
     /// The processors.
@@ -166,21 +166,27 @@ pub struct Pc {
     /// What firmware is told.
     pub fw_cfg: Arc<FwCfg>,
     /// Devices with a place in the boot order, and what firmware calls them.
-    pub boot_paths: Vec<(u32, String)>,
-    /// Network cards, in the order of the command line.
-    pub cards: Vec<Weak<dyn NetFrontend>>,
+    boot_paths: Mutex<Vec<(u32, String)>>,
+    /// Network cards.
+    pub cards: nics::Plugged,
     /// The drives in their places.
-    pub plugged: Vec<Plugged>,
+    pub drives: Drives,
     /// Other devices.
     pub peripherals: Peripherals,
+    /// Bridges, in the configuration's order.
+    pub bridges: Vec<Bridged>,
+    /// Tells the guest of devices that come and go. Without ACPI they stay.
+    pub hotplug: Option<Arc<PciHotplug>>,
     /// The keyboard and mouse controller.
     pub i8042: Arc<I8042>,
     /// PCI functions by their places.
     pub pci: Arc<PciBus>,
     /// The clock.
     pub rtc: Arc<Rtc>,
-    pm: Arc<AcpiPm>,
-    piix3: Arc<Piix3>,
+    /// Power management.
+    pub pm: Arc<AcpiPm>,
+    /// The ISA bridge, where PCI interrupts go.
+    pub piix3: Arc<Piix3>,
 }
 
 /// Adds devices to the bus one after the other.
@@ -214,18 +220,21 @@ impl Pc {
         let slots = Slots { bridges: &bridges, ..slots };
         let mut peripherals = Peripherals::default();
         peripherals.plug_in(&slots, true)?;
-        let nics::Plugged { cards, mut boot_paths } = nics::plug_in(&slots)?;
+        let cards = nics::plug_in(&slots)?;
         let mut drives = storage::plug_in(&slots, isa)?;
         let dma = b.isa_dma()?;
         floppy::plug_in(s, &b.bus, (&dma, b.isa_line(floppy::IRQ)), &rtc, &mut drives)?;
-        let Drives { boot_paths: of_drives, plugged } = drives;
-        boot_paths.extend(of_drives);
         peripherals.plug_in(&slots, false)?;
+        let seats = cards.seats.iter().chain(&drives.seats).chain(&peripherals.seats).filter(|seat| seat.bus == 0);
+        let taken = pci.functions().into_iter().map(|(place, _)| place.device());
+        let fixed_slots = parts::fixed_slots(taken, seats.map(|seat| seat.place.device()));
+        let hotplug = b.hotplug(&pm, &fixed_slots)?;
+        let boot_paths = cards.boot_paths.iter().chain(&drives.boot_paths).cloned().collect();
         let (a20, i8042) = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
         b.debug_ports()?;
         let fw_cfg = b.fw_cfg()?;
-        let acpi = b.acpi_config();
+        let acpi = b.acpi_config(fixed_slots);
         Ok(Self {
             bus: b.bus,
             apics,
@@ -235,16 +244,28 @@ impl Pc {
             ioapic,
             acpi,
             fw_cfg,
-            boot_paths,
+            boot_paths: Mutex::new(boot_paths),
             cards,
-            plugged,
+            drives,
             peripherals,
+            bridges,
+            hotplug,
             i8042,
             pci,
             rtc,
             pm,
             piix3,
         })
+    }
+
+    /// Devices with a place in the boot order, and what firmware calls them.
+    pub fn boot_paths(&self) -> Vec<(u32, String)> {
+        self.boot_paths.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One more device has a place in the boot order, or has it no longer.
+    pub fn change_boot_paths(&self, change: impl FnOnce(&mut Vec<(u32, String)>)) {
+        change(&mut self.boot_paths.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Makes all memory below 1 MiB RAM, as firmware does before it looks for more.
@@ -374,6 +395,17 @@ impl Builder<'_> {
         Ok(pm)
     }
 
+    /// The ports by which the guest hears of devices that come and go.
+    fn hotplug(&self, pm: &Arc<AcpiPm>, fixed: &[u8]) -> Result<Option<Arc<PciHotplug>>> {
+        if !self.s.config.machine.acpi {
+            return Ok(None);
+        }
+        let block = PciHotplug::new(pm.clone(), fixed);
+        self.bus.register_pio(hotplug::BASE, hotplug::LEN, "acpi-pci-hotplug", block.clone())?;
+        self.bus.add_device("acpi-pci-hotplug", block.clone());
+        Ok(Some(block))
+    }
+
     /// The PCI bus with the chipset's functions.
     fn pci(&self, pm: &Arc<AcpiPm>) -> Result<(Arc<PciBus>, Arc<Piix3>)> {
         let bus = &self.bus;
@@ -456,7 +488,7 @@ impl Builder<'_> {
         Ok(fw_cfg)
     }
 
-    fn acpi_config(&self) -> AcpiConfig {
+    fn acpi_config(&self, fixed_slots: Vec<u8>) -> AcpiConfig {
         let config = self.s.config;
         AcpiConfig {
             apic_ids: (0..config.topology.processors()).map(|n| config.topology.apic_id(n)).collect(),
@@ -471,6 +503,7 @@ impl Builder<'_> {
             pci_window: PCI_WINDOW,
             pci_window_64: None,
             pci_interrupts: PCI_INTERRUPTS,
+            fixed_slots,
             power_off_type: S5_TYPE,
             pm_timer_32_bits: PM_TIMER_32_BIT,
             more: config.acpi_tables.clone(),

@@ -1,8 +1,10 @@
 //! Devices besides disks and network cards: entropy, balloon, crash reports, watchdog.
 
 use super::pc::Console;
+use super::seats::Seat;
 use super::storage::Slots;
-use crate::cli::config::peripherals::{BalloonSpec, Place, RngSpec, SerialBusSpec, VgaSpec};
+use crate::cli::config::Made;
+use crate::cli::config::peripherals::{BalloonSpec, Peripherals as Wanted, Place, RngSpec, SerialBusSpec, VgaSpec};
 use crate::cli::config::sharing::ShareSpec;
 use crate::share;
 use anyhow::{Context, Result, anyhow};
@@ -33,48 +35,41 @@ pub struct Peripherals {
     pub balloon: Option<Arc<VirtioBalloon>>,
     /// Buses of serial ports, in the configuration's order.
     pub serial_buses: Vec<(usize, Arc<VirtioSerial>)>,
+    /// Where devices are.
+    pub seats: Vec<Seat>,
 }
+
+/// What a device is, and where it goes.
+type Sought = (Made, DevFn);
 
 /// Plugs devices in, one after the other.
 struct Builder<'a> {
     slots: &'a Slots<'a>,
-    /// Those that name their place; otherwise the others.
-    placed: bool,
     plugged: &'a mut Peripherals,
+}
+
+/// All devices of `wanted` that have a place on the PCI bus, with the one that they ask for, and what asked for them.
+fn all(wanted: &Wanted) -> Vec<(Made, Option<Place>, &str)> {
+    let mut all = Vec::new();
+    all.extend(wanted.rngs.iter().enumerate().map(|(at, spec)| (Made::Rng(at), spec.place, &*spec.what)));
+    all.extend(wanted.balloon.iter().map(|spec| (Made::Balloon, spec.place, &*spec.what)));
+    all.extend(wanted.serial_buses.iter().enumerate().map(|(at, spec)| (Made::SerialBus(at), spec.place, &*spec.what)));
+    all.extend(wanted.shares.iter().enumerate().map(|(at, spec)| (Made::Share(at), spec.place, &*spec.what)));
+    let panics = wanted.panic_functions.iter().enumerate();
+    all.extend(panics.map(|(at, spec)| (Made::PanicFunction(at), spec.place, &*spec.what)));
+    all.extend(wanted.watchdog.iter().map(|spec| (Made::Watchdog, spec.place, &*spec.what)));
+    all
 }
 
 impl Peripherals {
     /// Plugs in the devices that name their place, or the others: those that do come before all other cards.
     pub fn plug_in(&mut self, slots: &Slots, placed: bool) -> Result<()> {
         let wanted = &slots.s.config.peripherals;
-        let mut b = Builder { slots, placed, plugged: self };
         if let Some(spec) = wanted.vga.as_ref().filter(|_| placed) {
-            b.vga(spec).context("-vga std")?;
+            Builder { slots, plugged: self }.vga(spec).context("-vga std")?;
         }
-        for (index, spec) in wanted.rngs.iter().enumerate() {
-            b.at(spec.place, &spec.what, |b, place| b.rng(index, spec, place))?;
-        }
-        if let Some(spec) = &wanted.balloon {
-            b.at(spec.place, &spec.what, |b, place| b.balloon(spec, place))?;
-        }
-        for (index, spec) in wanted.serial_buses.iter().enumerate() {
-            b.at(spec.place, &spec.what, |b, place| b.serial_bus(index, spec, place))?;
-        }
-        for (index, spec) in wanted.shares.iter().enumerate() {
-            b.at(spec.place, &spec.what, |b, place| b.share(index, spec, place))?;
-        }
-        for (index, spec) in wanted.panic_functions.iter().enumerate() {
-            b.at(spec.place, &spec.what, |b, place| {
-                let function = PanicFunction::new(b.slots.bus, b.slots.s.power.clone())?;
-                b.insert(place, format!("pvpanic-pci.{index}"), function)
-            })?;
-        }
-        if let Some(spec) = &wanted.watchdog {
-            b.at(spec.place, &spec.what, |b, place| {
-                let s = b.slots.s;
-                let watchdog = I6300Esb::new(b.slots.bus, s.clock.clone(), s.timers, s.power.clone())?;
-                b.insert(place, "i6300esb".to_owned(), watchdog)
-            })?;
+        for (made, ..) in all(wanted).into_iter().filter(|(_, place, _)| place.is_some() == placed) {
+            self.plug(slots, wanted, made)?;
         }
         if let Some(port) = wanted.panic_port.filter(|_| placed) {
             let device = PanicPort::new(slots.s.power.clone());
@@ -86,34 +81,58 @@ impl Peripherals {
         }
         Ok(())
     }
-}
 
-impl Builder<'_> {
-    /// Finds the place of the device that `what` asked for, and has it `add`ed there, if its turn is now.
-    fn at(&mut self, place: Option<Place>, what: &str, add: impl FnOnce(&mut Self, DevFn) -> Result<()>) -> Result<()> {
-        if place.is_some() != self.placed {
-            return Ok(());
-        }
+    /// Plugs in one device of `wanted`.
+    pub fn plug(&mut self, slots: &Slots, wanted: &Wanted, made: Made) -> Result<()> {
+        let Some((_, place, what)) = all(wanted).into_iter().find(|(other, ..)| *other == made) else { return Ok(()) };
         let place = match place {
             Some((device, function)) => DevFn::new(device, function),
             None => {
-                let free = self.slots.pci.free_device();
+                let free = slots.pci.free_device();
                 DevFn::new(free.ok_or_else(|| anyhow!("{what}: all PCI slots are taken; leave a device out"))?, 0)
             }
         };
-        add(self, place).with_context(|| what.to_owned())
-    }
-
-    fn insert<D: Device + PciFunction + 'static>(&self, place: DevFn, name: String, device: Arc<D>) -> Result<()> {
-        self.slots.pci.insert(place, device.clone())?;
-        self.slots.bus.add_device(name, device);
+        let seated = Builder { slots, plugged: self }.one(wanted, made, place).with_context(|| what.to_owned())?;
+        self.seats.extend(seated);
         Ok(())
     }
+}
 
-    fn virtio(&self, place: DevFn, name: String, parts: Parts) -> Result<()> {
+impl Builder<'_> {
+    fn one(&mut self, wanted: &Wanted, made: Made, place: DevFn) -> Result<Option<Seat>> {
+        let (slots, s) = (self.slots, self.slots.s);
+        let place = (made, place);
+        let built = match made {
+            Made::Rng(at) => wanted.rngs.get(at).map(|spec| self.rng(at, spec, place)),
+            Made::Balloon => wanted.balloon.as_ref().map(|spec| self.balloon(spec, place)),
+            Made::SerialBus(at) => wanted.serial_buses.get(at).map(|spec| self.serial_bus(at, spec, place)),
+            Made::Share(at) => wanted.shares.get(at).map(|spec| self.share(at, spec, place)),
+            Made::PanicFunction(at) => {
+                let function = PanicFunction::new(slots.bus, s.power.clone())?;
+                Some(self.insert(place, format!("pvpanic-pci.{at}"), function))
+            }
+            Made::Watchdog => {
+                let watchdog = I6300Esb::new(slots.bus, s.clock.clone(), s.timers, s.power.clone())?;
+                Some(self.insert(place, "i6300esb".to_owned(), watchdog))
+            }
+            _ => None,
+        };
+        built.transpose()
+    }
+
+    fn insert<D: Device + PciFunction + 'static>(
+        &self,
+        (made, place): Sought,
+        name: String,
+        device: Arc<D>,
+    ) -> Result<Seat> {
+        Ok(Seat { made, bus: 0, place, name }.take(self.slots.bus, self.slots.pci, device)?)
+    }
+
+    fn virtio(&self, place: Sought, name: String, parts: Parts) -> Result<Seat> {
         let Slots { bus, piix3, apics, .. } = self.slots;
         let messages = Arc::clone(apics) as Arc<dyn MsiSink>;
-        self.insert(place, name, VirtioPci::new(bus, parts, piix3.intx(place.device(), PIN), messages)?)
+        self.insert(place, name, VirtioPci::new(bus, parts, piix3.intx(place.1.device(), PIN), messages)?)
     }
 
     fn vga(&self, spec: &VgaSpec) -> Result<()> {
@@ -125,10 +144,12 @@ impl Builder<'_> {
             }
             None => None,
         };
-        self.insert(VGA, "vga".to_owned(), Vga::new(self.slots.bus, rom, self.slots.s.video.clone())?)
+        let card = Vga::new(self.slots.bus, rom, self.slots.s.video.clone())?;
+        self.insert((Made::Board, VGA), "vga".to_owned(), card)?;
+        Ok(())
     }
 
-    fn rng(&mut self, index: usize, spec: &RngSpec, place: DevFn) -> Result<()> {
+    fn rng(&mut self, index: usize, spec: &RngSpec, place: Sought) -> Result<Seat> {
         let s = self.slots.s;
         let source = (s.entropy)(&spec.source)?;
         let rate = spec.max_bytes.map(|bytes| Rate { bytes, period_ms: spec.period_ms });
@@ -136,7 +157,7 @@ impl Builder<'_> {
         self.virtio(place, format!("virtio-rng.{index}"), parts)
     }
 
-    fn serial_bus(&mut self, index: usize, spec: &SerialBusSpec, place: DevFn) -> Result<()> {
+    fn serial_bus(&mut self, index: usize, spec: &SerialBusSpec, place: Sought) -> Result<Seat> {
         let s = self.slots.s;
         let (mut ports, mut connections) = (Vec::new(), Vec::new());
         for port in &spec.ports {
@@ -145,21 +166,21 @@ impl Builder<'_> {
             connections.push(connect);
         }
         let (device, parts) = VirtioSerial::new(ports, spec.max_ports, s.memory.clone(), s.work);
-        self.virtio(place, format!("virtio-serial.{index}"), parts)?;
+        let seat = self.virtio(place, format!("virtio-serial.{index}"), parts)?;
         self.plugged.serial_buses.push((index, device.clone()));
         for (connect, frontend) in connections.into_iter().zip(device.frontends()) {
             connect(Arc::downgrade(&frontend));
         }
-        Ok(())
+        Ok(seat)
     }
 
-    fn share(&mut self, index: usize, spec: &ShareSpec, place: DevFn) -> Result<()> {
+    fn share(&mut self, index: usize, spec: &ShareSpec, place: Sought) -> Result<Seat> {
         let s = self.slots.s;
         let parts = Virtio9p::parts(&spec.tag, share::MOST, share::open(spec)?, s.memory.clone(), s.work);
         self.virtio(place, format!("virtio-9p.{index}"), parts)
     }
 
-    fn balloon(&mut self, spec: &BalloonSpec, place: DevFn) -> Result<()> {
+    fn balloon(&mut self, spec: &BalloonSpec, place: Sought) -> Result<Seat> {
         let s = self.slots.s;
         let BalloonSpec { deflate_on_oom, reporting, polling_s, .. } = *spec;
         let surroundings = balloon::Surroundings {

@@ -2,7 +2,7 @@
 
 use super::bridges::Segment;
 use super::storage::{Drives, Slots};
-use crate::cli::config::{Attachment, DriveSpec, ScsiHostModel};
+use crate::cli::config::{Attachment, DriveSpec, Made, ScsiHostModel, ScsiHostSpec};
 use anyhow::{Context, Result, bail};
 use brolga_devices::lsi::{self, Chip, Lsi};
 use brolga_devices::pci::DevFn;
@@ -15,9 +15,11 @@ use std::sync::Arc;
 /// INTA#.
 const PIN: u8 = 1;
 
-/// A host while it gets its units.
-enum Host {
+/// A host, as it gets its units.
+pub enum Host {
+    /// Units may come and go.
     Virtio(Arc<VirtioScsi>),
+    /// Units are those from the start.
     Lsi(Chip, Arc<Lsi>),
 }
 
@@ -53,11 +55,20 @@ fn lsi(slots: &Slots, segment: &Segment, slot: u8, chip: Chip) -> Result<Arc<Lsi
 
 /// Plugs in all hosts with their units.
 pub fn plug_in(slots: &Slots, all: &mut Drives) -> Result<()> {
-    let Slots { s, bus, apics, .. } = slots;
+    let s = slots.s;
     let hosts = || s.config.scsi_hosts.iter().enumerate();
     // Those that name their slot get it first.
     let (fixed, free): (Vec<_>, Vec<_>) = hosts().partition(|(_, spec)| spec.slot.is_some());
     for (index, spec) in fixed.into_iter().chain(free) {
+        all.scsi_host(slots, index, spec, &s.config.drives)?;
+    }
+    Ok(())
+}
+
+impl Drives {
+    /// Plugs in a host, with those of `drives` that are at it.
+    pub fn scsi_host(&mut self, slots: &Slots, index: usize, spec: &ScsiHostSpec, drives: &[DriveSpec]) -> Result<()> {
+        let Slots { s, bus, apics, .. } = slots;
         let segment = Segment::new(slots, spec.pci_bus);
         let (pci, prefix) = (segment.pci(), &segment.prefix);
         let slot = spec.slot.or_else(|| pci.free_device());
@@ -66,33 +77,41 @@ pub fn plug_in(slots: &Slots, all: &mut Drives) -> Result<()> {
             ScsiHostModel::Virtio { queues } => Host::Virtio(VirtioScsi::new(queues, s.memory.clone(), s.work)),
             ScsiHostModel::Lsi(chip) => Host::Lsi(chip, lsi(slots, &segment, slot, chip)?),
         };
-        for drive in &s.config.drives {
+        for drive in drives {
             let Some(Attachment::Scsi { host: at, target, lun }) = drive.attachment else { continue };
             if at != index {
                 continue;
             }
-            host.plug(target, lun, Unit::new(identity(drive), all.open(s, drive)?))?;
-            if drive.cd {
-                all.removable(drive, Some(host.medium_drive(target, lun)));
-            }
+            self.scsi_unit(slots, &host, drive)?;
             let path = |index| (index, format!("{}/scsi@{slot:x}/channel@0/disk@{target:x},{lun:x}", segment.path()));
-            all.boot_paths.extend(drive.boot_index.map(path));
+            self.boot_paths.extend(drive.boot_index.map(path));
         }
-        let place = DevFn::new(slot, 0);
-        match host {
+        let seat = |name: &str| {
+            let name = format!("{name}@{prefix}{slot:02x}");
+            segment.seat(Made::ScsiHost(index), DevFn::new(slot, 0), name)
+        };
+        let seated = match &host {
             Host::Virtio(host) => {
                 let msi = Arc::clone(apics) as Arc<dyn MsiSink>;
                 let device = VirtioPci::new(segment.bus(), host.parts(), segment.intx(slot, PIN), msi)?;
-                pci.insert(place, device.clone()).with_context(|| spec.what.clone())?;
-                bus.add_device(format!("virtio-scsi@{prefix}{slot:02x}"), device);
+                seat("virtio-scsi").take(bus, pci, device)
             }
-            Host::Lsi(chip, device) => {
-                pci.insert(place, device.clone()).with_context(|| spec.what.clone())?;
-                bus.add_device(format!("{}@{prefix}{slot:02x}", chip.name()), device);
-            }
-        }
+            Host::Lsi(chip, device) => seat(chip.name()).take(bus, pci, device.clone()),
+        };
+        self.seats.push(seated.with_context(|| spec.what.clone())?);
+        self.hosts.push((index, Arc::new(host)));
+        Ok(())
     }
-    Ok(())
+
+    /// Plugs a disk or CD drive in at a host.
+    pub fn scsi_unit(&mut self, slots: &Slots, host: &Host, drive: &DriveSpec) -> Result<()> {
+        let Some(Attachment::Scsi { target, lun, .. }) = drive.attachment else { return Ok(()) };
+        host.plug(target, lun, Unit::new(identity(drive), self.open(slots.s, drive)?))?;
+        if drive.cd {
+            self.removable(drive, Some(host.medium_drive(target, lun)));
+        }
+        Ok(())
+    }
 }
 
 /// What a unit says it is.

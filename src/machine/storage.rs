@@ -3,8 +3,9 @@
 use super::bridges::{Bridged, Segment};
 use super::media::Plugged;
 use super::pc::Surroundings;
-use super::scsi;
-use crate::cli::config::{Attachment, DriveSpec};
+use super::scsi::{self, Host};
+use super::seats::Seat;
+use crate::cli::config::{Attachment, DriveSpec, Made};
 use anyhow::{Context, Result};
 use brolga_devices::bus::Bus;
 use brolga_devices::ide::{Channel, DriveConfig};
@@ -29,6 +30,10 @@ pub struct Drives {
     pub boot_paths: Vec<(u32, String)>,
     /// All drives.
     pub plugged: Vec<Plugged>,
+    /// SCSI hosts, by their numbers.
+    pub hosts: Vec<(usize, Arc<Host>)>,
+    /// Where devices are.
+    pub seats: Vec<Seat>,
 }
 
 impl Drives {
@@ -113,29 +118,35 @@ fn ide(slots: &Slots, interrupts: [IrqLine; 2], all: &mut Drives) -> Result<()> 
 
 /// Virtio disks in their PCI slots.
 fn virtio(slots: &Slots, all: &mut Drives) -> Result<()> {
-    let Slots { s, bus, apics, .. } = slots;
     let disks = |fixed: bool| {
-        s.config.drives.iter().filter(
-            move |d| matches!(d.attachment, Some(Attachment::VirtioBlk { slot, .. }) if slot.is_some() == fixed),
+        slots.s.config.drives.iter().enumerate().filter(
+            move |(_, d)| matches!(d.attachment, Some(Attachment::VirtioBlk { slot, .. }) if slot.is_some() == fixed),
         )
     };
     // Those that name their slot get it first.
-    for spec in disks(true).chain(disks(false)) {
-        let Some(Attachment::VirtioBlk { slot, queues }) = spec.attachment else { continue };
+    disks(true).chain(disks(false)).try_for_each(|(index, spec)| all.virtio_disk(slots, index, spec))
+}
+
+impl Drives {
+    /// Plugs in a virtio disk.
+    pub fn virtio_disk(&mut self, slots: &Slots, index: usize, spec: &DriveSpec) -> Result<()> {
+        let Slots { s, bus, apics, .. } = slots;
+        let Some(Attachment::VirtioBlk { slot, queues }) = spec.attachment else { return Ok(()) };
         let segment = Segment::new(slots, spec.pci_bus);
         let slot = slot.or_else(|| segment.pci().free_device());
         let slot = slot.with_context(|| format!("{}: all PCI slots are taken; leave a device out", spec.what))?;
-        let disk = all.open(s, spec)?.with_context(|| format!("{}: it needs an image", spec.what))?;
+        let disk = self.open(s, spec)?.with_context(|| format!("{}: it needs an image", spec.what))?;
         let serial = spec.serial.as_deref().unwrap_or("");
         let parts = VirtioBlk::parts(disk, serial, queues, s.memory.clone(), s.work);
         let messages = Arc::clone(apics) as Arc<dyn MsiSink>;
         let device = VirtioPci::new(segment.bus(), parts, segment.intx(slot, 1), messages)?;
-        segment.pci().insert(DevFn::new(slot, 0), device.clone()).with_context(|| spec.what.clone())?;
-        bus.add_device(format!("virtio-blk@{}{slot:02x}", segment.prefix), device);
+        let name = format!("virtio-blk@{}{slot:02x}", segment.prefix);
+        let seat = segment.seat(Made::Disk(index), DevFn::new(slot, 0), name);
+        self.seats.push(seat.take(bus, segment.pci(), device).with_context(|| spec.what.clone())?);
         let path = |index| (index, format!("{}/scsi@{slot:x}/disk@0,0", segment.path()));
-        all.boot_paths.extend(spec.boot_index.map(path));
+        self.boot_paths.extend(spec.boot_index.map(path));
+        Ok(())
     }
-    Ok(())
 }
 
 /// What an IDE drive calls itself. Serial numbers tell drives apart, so there is always one.

@@ -4,6 +4,7 @@ use super::*;
 use crate::cli;
 use brolga_devices::services::{CharBackend, CharFrontend, PowerEvent, PowerSink};
 use brolga_jit::board::Board;
+use pc::{Console, Surroundings};
 use std::sync::{PoisonError, Weak};
 use std::time::{Duration, Instant as HostInstant};
 
@@ -63,7 +64,7 @@ fn build(args: &[&str]) -> Result<Fixture> {
         clock: clock.clone(),
         timers: &io.handle(),
         work: &io.handle(),
-        netdevs: &[],
+        netdev: &|_| None,
         power: power.clone(),
         links: &[Arc::new(CpuLink::default())],
         disk: &|_| Ok(None),

@@ -69,6 +69,10 @@ static BLOCK_IO_ERROR: Object = Object::new(
 static RX_FILTER: Object =
     Object::new("NIC_RX_FILTER_CHANGED-data", &[optional("name", Ty::Str), member("path", Ty::Str)]);
 static RTC_CHANGE: Object = Object::new("RTC_CHANGE-data", &[member("offset", Ty::Int), member("qom-path", Ty::Str)]);
+static DEVICE_DELETED: Object =
+    Object::new("DEVICE_DELETED-data", &[optional("device", Ty::Str), member("path", Ty::Str)]);
+static UNPLUG_ERROR: Object =
+    Object::new("DEVICE_UNPLUG_GUEST_ERROR-data", &[optional("device", Ty::Str), member("path", Ty::Str)]);
 static BALLOON_CHANGE: Object = Object::new("BALLOON_CHANGE-data", &[member("actual", Ty::Int)]);
 static VSERPORT_CHANGE: Object =
     Object::new("VSERPORT_CHANGE-data", &[member("id", Ty::Str), member("open", Ty::Bool)]);
@@ -92,6 +96,8 @@ pub static KINDS: &[Kind] = &[
     limited("WATCHDOG", &WATCHDOG, ""),
     kind("GUEST_PANICKED", Some(&PANICKED)),
     kind("GUEST_CRASHLOADED", Some(&CRASHLOADED)),
+    kind("DEVICE_DELETED", Some(&DEVICE_DELETED)),
+    kind("DEVICE_UNPLUG_GUEST_ERROR", Some(&UNPLUG_ERROR)),
     kind("DEVICE_TRAY_MOVED", Some(&TRAY_MOVED)),
     limited("BLOCK_IO_ERROR", &BLOCK_IO_ERROR, "device"),
     kind("NIC_RX_FILTER_CHANGED", Some(&RX_FILTER)),

@@ -2,6 +2,7 @@
 
 use super::Commands;
 use super::events::Events;
+use super::plugging::Plugging;
 use crate::cli::config::Actions;
 use brolga_devices::services::Reception;
 use brolga_jit::Registers;
@@ -274,7 +275,7 @@ pub trait CharHost: Send + Sync {
 }
 
 /// The machine as a monitor sees it. Methods may wait for vCPUs to reach a safe point, never for the guest.
-pub trait MonitorHost: Send + Sync {
+pub trait MonitorHost: Plugging {
     /// Does `what`.
     fn control(&self, what: Control);
     /// What the machine is doing.

@@ -12,6 +12,7 @@ mod hmp;
 mod host;
 mod line;
 mod paging;
+mod plugging;
 mod qcode;
 mod qmp;
 mod table;
@@ -20,10 +21,12 @@ mod tests;
 mod types;
 
 pub use events::Events;
+pub use fault::{Class, Fault};
 pub use host::{
     CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, MediumChange, MediumInfo, MonitorHost, PciInfo,
     PciRegion, Pointer, RunState, Topic,
 };
+pub use plugging::{DeviceInfo, Plugging};
 pub use qmp::{Qmp, settle};
 
 use crate::chardev::{CharPort, FocusListener};

@@ -60,6 +60,8 @@ pub struct Command {
     pub hmp: &'static [&'static str],
     /// The arguments in HMP's order.
     pub args: &'static [Arg],
+    /// Programs may give more arguments than these; the handler looks at them.
+    pub open: bool,
     /// What the answer is; nothing if none.
     pub returns: Option<Ty>,
     /// What it does, for `help`.
@@ -78,7 +80,7 @@ fn plain(answer: &Value) -> String {
 impl Command {
     /// A command that nobody can call yet.
     const fn new(help: &'static str, run: fn(&mut Call<'_>) -> Outcome) -> Self {
-        Self { qmp: None, hmp: &[], args: &[], returns: None, help, run, show: plain }
+        Self { qmp: None, hmp: &[], args: &[], open: false, returns: None, help, run, show: plain }
     }
 
     /// For people only.
@@ -104,6 +106,12 @@ impl Command {
     /// With these arguments.
     pub const fn args(mut self, args: &'static [Arg]) -> Self {
         self.args = args;
+        self
+    }
+
+    /// With more arguments than those.
+    pub const fn open(mut self) -> Self {
+        self.open = true;
         self
     }
 

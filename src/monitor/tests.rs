@@ -2,8 +2,9 @@
 
 use super::call::{Call, State};
 use super::host::*;
+use super::plugging::Plugging;
 use super::types::Ty;
-use super::{Commands, Events, Facts, hmp, qmp, table};
+use super::{Commands, Events, Facts, Fault, hmp, qmp, table};
 use crate::cli::config::Actions;
 use crate::cli::tests::with;
 use brolga_devices::services::Reception;
@@ -23,6 +24,14 @@ struct Fake {
     actions: Mutex<Actions>,
     order: Mutex<String>,
     events: Arc<Events>,
+    texts: Mutex<Vec<String>>,
+}
+
+impl Plugging for Fake {
+    fn device_add(&self, value: &str) -> Result<(), Fault> {
+        self.texts.lock().unwrap().push(value.to_owned());
+        Ok(())
+    }
 }
 
 impl MonitorHost for Fake {

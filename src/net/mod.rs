@@ -11,14 +11,14 @@ mod tap;
 pub mod user;
 
 use crate::cli::config::network::{NetdevKind, NetdevSpec};
-use crate::io_thread::IoHandle;
+use crate::io_thread::{FdWatcher, IoHandle};
 use anyhow::{Context, Result, bail};
 use brolga_devices::services::{Clock, NetBackend, NetFrontend, Takes, Unfinished};
 use datagram::DatagramNet;
 use hub::Hub;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use stream::StreamNet;
 use tap::TapNet;
 use user::{OpenPort, UserNet};
@@ -59,24 +59,100 @@ impl Card {
     }
 }
 
-/// Opens all host ends, and the hubs between them.
-pub fn open_all(specs: &[NetdevSpec], clock: &Arc<dyn Clock>, io: &IoHandle) -> Result<Vec<Netdev>> {
-    let mut hubs: BTreeMap<u32, Arc<Hub>> = BTreeMap::new();
-    let mut all: Vec<Netdev> = Vec::new();
-    for spec in specs {
-        let NetdevKind::HubPort { hub, netdev } = spec.kind else {
-            all.push(Netdev::open(spec, clock.clone(), io)?);
-            continue;
-        };
-        let port = hubs.entry(hub).or_insert_with(|| Hub::new(io)).port();
-        // Those that ports name come before them.
-        if let Some(end) = netdev.and_then(|at| all.get(at)) {
-            port.attach(end.backend.clone());
-        }
-        let held = port.card().held.clone();
-        all.push(Netdev { id: spec.id.clone(), kind: "hubport", backend: port, user: None, tap: None, held });
+/// All host ends by their numbers, and the hubs between them. Locks: `all` is a leaf; `hubs` is held while one is opened.
+pub struct Netdevs {
+    clock: Arc<dyn Clock>,
+    io: IoHandle,
+    hubs: Mutex<BTreeMap<u32, Arc<Hub>>>,
+    all: Mutex<Vec<Option<Arc<Netdev>>>>,
+}
+
+impl Netdevs {
+    /// Opens those of `specs`.
+    pub fn open(specs: &[NetdevSpec], clock: Arc<dyn Clock>, io: IoHandle) -> Result<Arc<Self>> {
+        let this = Self { clock, io, hubs: Mutex::default(), all: Mutex::default() };
+        specs.iter().try_for_each(|spec| this.add(spec))?;
+        Ok(Arc::new(this))
     }
-    Ok(all)
+
+    /// Opens one more, with the next number.
+    pub fn add(&self, spec: &NetdevSpec) -> Result<()> {
+        let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        let netdev = match spec.kind {
+            NetdevKind::HubPort { hub, netdev } => {
+                let port = hubs.entry(hub).or_insert_with(|| Hub::new(&self.io)).port();
+                // Those that ports name come before them.
+                if let Some(end) = netdev.and_then(|at| self.get(at)) {
+                    port.attach(end.backend.clone());
+                }
+                let held = port.card().held.clone();
+                Netdev::new(spec, "hubport", port, held)
+            }
+            _ => Netdev::open(spec, self.clock.clone(), &self.io)?,
+        };
+        self.lock().push(Some(Arc::new(netdev)));
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Arc<Netdev>>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one with this number.
+    pub fn get(&self, number: usize) -> Option<Arc<Netdev>> {
+        self.lock().get(number).cloned().flatten()
+    }
+
+    /// All of them with their numbers.
+    pub fn all(&self) -> Vec<(usize, Arc<Netdev>)> {
+        self.lock().iter().enumerate().filter_map(|(number, netdev)| Some((number, netdev.clone()?))).collect()
+    }
+
+    /// Takes one away. Its number is not used again.
+    pub fn remove(&self, number: usize) -> Option<Arc<Netdev>> {
+        let netdev = self.lock().get_mut(number)?.take()?;
+        netdev.close();
+        netdev.watchers.iter().for_each(|watcher| self.io.unwatch(watcher));
+        netdev.cable.cut();
+        Some(netdev)
+    }
+}
+
+/// What leads from a card to its host end: it stays in the card when the host end is taken away.
+struct Cable(RwLock<Option<Arc<dyn NetBackend>>>);
+
+impl Cable {
+    fn end(&self) -> Option<Arc<dyn NetBackend>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on it leads nowhere.
+    fn cut(&self) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl NetBackend for Cable {
+    fn connect(&self, card: Weak<dyn NetFrontend>) {
+        self.end().iter().for_each(|end| end.connect(card.clone()));
+    }
+
+    fn send(&self, frame: &[u8]) {
+        self.end().iter().for_each(|end| end.send(frame));
+    }
+
+    fn longest_frame(&self) -> usize {
+        // Whoever could send longer ones goes on with it, to nowhere.
+        self.end().map_or(1518, |end| end.longest_frame())
+    }
+
+    fn sent(&self) {
+        self.end().iter().for_each(|end| end.sent());
+    }
+
+    fn receive_ready(&self) {
+        self.end().iter().for_each(|end| end.receive_ready());
+    }
 }
 
 /// A host end, as the machine uses it.
@@ -87,42 +163,55 @@ pub struct Netdev {
     pub kind: &'static str,
     /// What a card is connected to.
     pub backend: Arc<dyn NetBackend>,
+    cable: Arc<Cable>,
+    /// What the I/O thread looks after for it.
+    watchers: Vec<Arc<dyn FdWatcher>>,
     user: Option<Arc<UserNet>>,
     tap: Option<Arc<TapNet>>,
     held: Arc<AtomicBool>,
+    /// What was asked for.
+    pub spec: NetdevSpec,
 }
 
 impl Netdev {
+    fn new(spec: &NetdevSpec, kind: &'static str, end: Arc<dyn NetBackend>, held: Arc<AtomicBool>) -> Self {
+        let cable = Arc::new(Cable(RwLock::new(Some(end))));
+        let (id, spec, backend) = (spec.id.clone(), spec.clone(), cable.clone());
+        Self { id, kind, backend, cable, watchers: Vec::new(), user: None, tap: None, held, spec }
+    }
+
+    /// With what the I/O thread is to look after.
+    fn watched(mut self, io: &IoHandle, watchers: Vec<Arc<dyn FdWatcher>>) -> Self {
+        watchers.iter().for_each(|watcher| io.watch(watcher.clone()));
+        self.watchers = watchers;
+        self
+    }
+
     /// Opens the host end; ports that the host chose are printed.
     fn open(spec: &NetdevSpec, clock: Arc<dyn Clock>, io: &IoHandle) -> Result<Self> {
-        let NetdevSpec { id, kind } = spec.clone();
-        match kind {
+        let id = &spec.id;
+        match &spec.kind {
             NetdevKind::User(config) => {
-                let opened = UserNet::open(&config, clock, io).with_context(|| format!("-netdev user,id={id}"));
+                let opened = UserNet::open(config, clock, io).with_context(|| format!("-netdev user,id={id}"));
                 let (net, ports) = opened?;
-                ports.iter().filter(|port| port.chosen).for_each(|port| announce(&id, port));
-                io.watch(net.clone());
-                let held = net.card().held.clone();
-                Ok(Self { id, kind: "user", backend: net.clone(), user: Some(net), tap: None, held })
+                ports.iter().filter(|port| port.chosen).for_each(|port| announce(id, port));
+                let this = Self::new(spec, "user", net.clone(), net.card().held.clone());
+                Ok(Self { user: Some(net.clone()), ..this.watched(io, vec![net]) })
             }
             NetdevKind::Stream(config) => {
-                let opened = StreamNet::open(&id, &config, clock, io);
+                let opened = StreamNet::open(id, config, clock, io);
                 let net = opened.with_context(|| format!("-netdev stream,id={id}"))?;
-                io.watch(net.clone());
-                let held = net.card().held.clone();
-                Ok(Self { id, kind: "stream", backend: net, user: None, tap: None, held })
+                Ok(Self::new(spec, "stream", net.clone(), net.card().held.clone()).watched(io, vec![net]))
             }
             NetdevKind::Datagram(config) => {
-                let net = DatagramNet::open(&config).with_context(|| format!("-netdev dgram,id={id}"))?;
-                io.watch(net.clone());
-                let held = net.card().held.clone();
-                Ok(Self { id, kind: "dgram", backend: net, user: None, tap: None, held })
+                let net = DatagramNet::open(config).with_context(|| format!("-netdev dgram,id={id}"))?;
+                Ok(Self::new(spec, "dgram", net.clone(), net.card().held.clone()).watched(io, vec![net]))
             }
             NetdevKind::Tap(config) => {
-                let net = TapNet::open(&config).with_context(|| format!("-netdev tap,id={id}"))?;
-                net.watchers().into_iter().for_each(|queue| io.watch(queue));
-                let held = net.card().held.clone();
-                Ok(Self { id, kind: "tap", backend: net.clone(), user: None, tap: Some(net), held })
+                let net = TapNet::open(config).with_context(|| format!("-netdev tap,id={id}"))?;
+                let watchers = net.watchers().into_iter().map(|queue| queue as Arc<dyn FdWatcher>).collect();
+                let this = Self::new(spec, "tap", net.clone(), net.card().held.clone());
+                Ok(Self { tap: Some(net), ..this.watched(io, watchers) })
             }
             NetdevKind::HubPort { .. } => bail!("internal error: a hub's port is opened with its hub"),
         }

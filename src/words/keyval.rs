@@ -30,6 +30,13 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
+/// The strings of a list of objects that have each a string `str` and nothing else, and of at least one.
+pub fn strings(list: &[serde_json::Value]) -> Option<Vec<&str>> {
+    let one = |value: &'_ serde_json::Value| value.as_object().is_some_and(|object| object.len() == 1);
+    let all: Option<Vec<&str>> = list.iter().map(|value| value.get("str")?.as_str()).collect();
+    all.filter(|all| !all.is_empty() && list.iter().all(one))
+}
+
 impl KeyValues {
     /// Parses `text`, the value of `option` (with its dash). `implied` names the key of a first part without `=`.
     pub fn parse(option: &str, text: &str, implied: Option<&'static str>) -> Result<Self> {
@@ -84,6 +91,11 @@ impl KeyValues {
             Value::Null => String::new(),
             Value::Object(inner) => {
                 return inner.into_iter().for_each(|(name, value)| self.add_value(format!("{key}.{name}"), value));
+            }
+            // A list of QAPI's `String` is a key that is given several times.
+            Value::Array(inner) if strings(&inner).is_some() => {
+                let strings = strings(&inner).unwrap_or_default();
+                return self.pairs.extend(strings.into_iter().map(|string| (key.clone(), string.to_owned())));
             }
             Value::Array(inner) => {
                 return (0..)

@@ -13,6 +13,7 @@ mod disks;
 mod firmware;
 mod floppy;
 mod harness;
+mod hotplug;
 mod kernels;
 mod lsi;
 mod network;

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A path that no other test has.
-fn scratch(name: &str) -> PathBuf {
+pub fn scratch(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("brolga-guest-qmp-{}-{name}", std::process::id()));
     // Left behind by a run with the same number that was killed.
     let _ = fs::remove_file(&path);
@@ -18,13 +18,13 @@ fn scratch(name: &str) -> PathBuf {
 }
 
 /// A QMP client.
-struct Client {
+pub struct Client {
     stream: BufReader<UnixStream>,
     events: Vec<Value>,
 }
 
 impl Client {
-    fn connect(path: &PathBuf) -> Self {
+    pub fn connect(path: &PathBuf) -> Self {
         let deadline = Instant::now() + COMMAND;
         let stream = loop {
             match UnixStream::connect(path) {
@@ -46,7 +46,7 @@ impl Client {
         serde_json::from_str(&line).expect("JSON")
     }
 
-    fn run(&mut self, command: &str, arguments: Value) -> Value {
+    pub fn run(&mut self, command: &str, arguments: Value) -> Value {
         let message = json!({ "execute": command, "arguments": arguments }).to_string();
         self.stream.get_mut().write_all(message.as_bytes()).expect("it listens");
         loop {
@@ -60,13 +60,13 @@ impl Client {
         }
     }
 
-    fn human(&mut self, line: &str) -> String {
+    pub fn human(&mut self, line: &str) -> String {
         let text = self.run("human-monitor-command", json!({ "command-line": line }));
         text.as_str().expect("text").replace('\r', "")
     }
 
     /// Waits for an event whose data are like `wanted`, with its other members left open.
-    fn event(&mut self, name: &str, wanted: &Value) -> Value {
+    pub fn event(&mut self, name: &str, wanted: &Value) -> Value {
         let fits = |event: &Value| {
             let members = wanted.as_object().expect("an object");
             event["event"] == name && members.iter().all(|(key, value)| event["data"][key] == *value)
@@ -81,7 +81,7 @@ impl Client {
     }
 }
 
-fn boot(initramfs: &str, socket: &Path, options: &[&str]) -> Guest {
+pub fn boot(initramfs: &str, socket: &Path, options: &[&str]) -> Guest {
     let qmp = format!("unix:{},server=on,wait=off", socket.display());
     let options: Vec<&str> = ["-no-reboot", "-qmp", &qmp].iter().chain(options).copied().collect();
     Boot::new("debian").initramfs(initramfs).append("quiet nokaslr").options(&options).to_shell()

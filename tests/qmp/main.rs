@@ -5,6 +5,7 @@ mod background;
 mod clients;
 mod commands;
 mod harness;
+mod hotplug;
 mod schema;
 
 use harness::{Machine, connect, error};
@@ -57,7 +58,7 @@ fn bad_messages_get_qemus_errors() {
             "QMP input member 'arguments' must be an object",
         ),
         ("{\"execute\": \"nope\"}", "CommandNotFound", "The command nope has not been found"),
-        ("{\"execute\": \"device_add\"}", "CommandNotFound", "The command device_add has not been found"),
+        ("{\"execute\": \"device_add\"}", "GenericError", "Parameter 'driver' is missing"),
         ("{\"execute\": \"stop\", \"arguments\": {\"a\": 1}}", "GenericError", "Parameter 'a' is unexpected"),
         ("{\"execute\": \"set_link\"}", "GenericError", "Parameter 'name' is missing"),
         (

@@ -5,6 +5,7 @@ pub mod bar;
 pub mod bridge;
 pub mod config;
 pub mod endpoint;
+pub mod hotplug;
 pub mod i440fx;
 pub mod mechanism;
 pub mod msix;

@@ -100,6 +100,8 @@ pub struct SerialBusSpec {
     pub ports: Vec<SerialPortSpec>,
     /// `addr=`; the next that is free if none.
     pub place: Option<Place>,
+    /// It was taken away.
+    pub gone: bool,
 }
 
 /// A port on such a bus.

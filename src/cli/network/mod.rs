@@ -32,7 +32,7 @@ const ABSENT: &[&str] = &["l2tpv3", "vde", "vhost-user", "vhost-vdpa", "af-xdp",
 const FIRST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
 /// Host ends and cards while they are collected.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Network {
     /// Host ends.
     pub netdevs: Vec<NetdevSpec>,
@@ -40,14 +40,18 @@ pub struct Network {
     pub nics: Vec<NicSpec>,
     /// What was given for each card, and is settled when all are known.
     asked: Vec<Asked>,
+    /// Where boot ROMs are looked for.
+    folders: Vec<PathBuf>,
 }
 
 /// What was asked for a card, or left open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     mac: Option<[u8; 6]>,
     option: String,
     rom: Option<String>,
+    /// The card was taken away.
+    gone: bool,
 }
 
 /// The host ends of `-netdev`, which the others refer to.
@@ -178,12 +182,12 @@ impl Network {
             rom_bar: rom_bar.unwrap_or(true),
             boot_index: boot_index.map(|index| index as u32),
         });
-        self.asked.push(Asked { mac: mac.or(other), option: option.to_owned(), rom });
+        self.asked.push(Asked { mac: mac.or(other), option: option.to_owned(), rom, gone: false });
         Ok(())
     }
 
     /// Adds what `-nic` and `-net` ask for, or the card that a PC has without them, and gives each card an address.
-    pub fn finish(mut self, arguments: &Arguments) -> Result<Self> {
+    pub fn finish(&mut self, arguments: &Arguments) -> Result<()> {
         let silent = ["netdev", "nic", "net"].iter().all(|option| arguments.all(option).is_empty());
         if silent && !arguments.flag("nodefaults") {
             self.nic("user", 0)?;
@@ -194,14 +198,50 @@ impl Network {
         self.hub(arguments.all("net"))?;
         self.addresses()?;
         let folders = super::boot::firmware_dirs(arguments);
-        self.roms(&folders)?;
-        Ok(self)
+        self.folders = folders;
+        self.roms()
+    }
+
+    /// One more host end, in the grammar of `-netdev`; its number.
+    pub fn netdev_later(&mut self, value: &str) -> Result<usize> {
+        let option = "netdev_add";
+        let mut keys = KeyValues::parse(option, value, Some("type"))?;
+        let Some(kind) = keys.take("type")? else { bail!("Parameter 'type' is missing") };
+        let Some(id) = keys.take("id")? else { bail!("Parameter 'id' is missing") };
+        if self.netdevs.iter().any(|netdev| netdev.id == id) {
+            bail!("Duplicate ID '{id}'");
+        }
+        self.add(option, &id, &kind, keys)
+    }
+
+    /// A host end was taken away; cards that have it are left without one.
+    pub fn forget_netdev(&mut self, number: usize) {
+        if let Some(netdev) = self.netdevs.get_mut(number) {
+            netdev.id.clear();
+        }
+        for nic in self.nics.iter_mut().filter(|nic| nic.netdev == Some(number)) {
+            nic.netdev = None;
+        }
+    }
+
+    /// Settles the cards that were added to those that are settled already.
+    pub fn settle_later(&mut self) -> Result<()> {
+        self.addresses()?;
+        self.roms()
+    }
+
+    /// A card was taken away; its host end is free again.
+    pub fn forget_card(&mut self, at: usize) {
+        if let (Some(nic), Some(asked)) = (self.nics.get_mut(at), self.asked.get_mut(at)) {
+            (nic.netdev, nic.id, nic.boot_index) = (None, None, None);
+            asked.gone = true;
+        }
     }
 
     /// Finds the cards' boot ROMs.
-    fn roms(&mut self, folders: &[PathBuf]) -> Result<()> {
+    fn roms(&mut self) -> Result<()> {
         for (nic, asked) in self.nics.iter_mut().zip(&self.asked) {
-            nic.rom = cards::rom(&asked.option, asked.rom.as_deref(), nic.model, folders)?;
+            nic.rom = cards::rom(&asked.option, asked.rom.as_deref(), nic.model, &self.folders)?;
         }
         Ok(())
     }
@@ -273,7 +313,7 @@ impl Network {
 
     /// Gives the cards that were given no address the next free ones, as QEMU does.
     fn addresses(&mut self) -> Result<()> {
-        let given: Vec<[u8; 6]> = self.asked.iter().filter_map(|asked| asked.mac).collect();
+        let given: Vec<[u8; 6]> = self.asked.iter().filter(|asked| !asked.gone).filter_map(|asked| asked.mac).collect();
         for (i, mac) in given.iter().enumerate() {
             if given[..i].contains(mac) {
                 bail!("mac={}: two cards have this address; change one", show_mac(*mac));
@@ -283,9 +323,11 @@ impl Network {
             let [a, b, c, d, e, f] = FIRST_MAC;
             [a, b, c, d, e, f.wrapping_add(i)]
         });
-        for (nic, asked) in self.nics.iter_mut().zip(&self.asked) {
+        for (nic, asked) in self.nics.iter_mut().zip(&mut self.asked).filter(|(_, asked)| !asked.gone) {
             let free = || next.find(|mac| !given.contains(mac));
             nic.mac = asked.mac.or_else(free).ok_or_else(|| anyhow!("more than 256 network cards; leave some out"))?;
+            // It keeps its address when others come.
+            asked.mac = Some(nic.mac);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The differentiated description table: what the guest cannot find out by itself, in AML.
 
-use super::{AcpiConfig, GPE0, GPE0_LENGTH, HPET, PM_LENGTH, SMI_COMMAND, table};
+use super::{AcpiConfig, GPE0, GPE0_LENGTH, HPET, PM_LENGTH, SMI_COMMAND, hotplug, table};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Package, PackageBuilder,
     ResourceTemplate, Scope, ZERO,
@@ -22,11 +22,21 @@ const FIRMWARE_FILES: &str = "QEMU0002";
 const FW_CFG: u16 = 0x510;
 const FW_CFG_LENGTH: u8 = 12;
 
+/// Ports that tell of PCI devices that come and go.
+const PCI_HOTPLUG: u16 = brolga_devices::pci::hotplug::BASE;
+const PCI_HOTPLUG_LENGTH: u8 = brolga_devices::pci::hotplug::LEN as u8;
+
 /// AML that is already encoded.
-struct Encoded(Vec<u8>);
+pub(super) struct Encoded(Vec<u8>);
 
 impl Encoded {
-    fn of(objects: &[&dyn Aml]) -> Self {
+    /// These bytes.
+    pub(super) fn ready(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// These objects, one after the other.
+    pub(super) fn of(objects: &[&dyn Aml]) -> Self {
         let mut bytes = Vec::new();
         objects.iter().for_each(|object| object.to_aml_bytes(&mut bytes));
         Self(bytes)
@@ -75,6 +85,7 @@ pub(super) fn build(config: &AcpiConfig) -> Sdt {
         devices.push(hpet());
     }
     Scope::new("\\_SB_".into(), devices.iter().map(|device| device as &dyn Aml).collect()).to_aml_bytes(&mut aml);
+    hotplug::events(config).to_aml_bytes(&mut aml);
     let mut dsdt = table(*b"DSDT", 2);
     dsdt.append_slice(&aml);
     dsdt
@@ -102,6 +113,7 @@ fn host_bridge(config: &AcpiConfig) -> Encoded {
         &Name::new("_CRS".into(), &host_bridge_windows(config)),
         &Name::new("_PRT".into(), &interrupt_routing(config)),
         &isa_bridge(config),
+        &hotplug::bus(config),
     ]);
     Encoded::of(&[&Device::new("PCI0".into(), vec![&children])])
 }
@@ -192,6 +204,7 @@ fn board_resources(config: &AcpiConfig) -> Encoded {
         &[
             &ports(config.pm_base, PM_LENGTH),
             &ports(GPE0, GPE0_LENGTH),
+            &ports(PCI_HOTPLUG, PCI_HOTPLUG_LENGTH),
             &ports(SMI_COMMAND, 2),
             &ports(0x92, 1),
             &ports(0x4D0, 2),

@@ -4,6 +4,7 @@
 //! of a PC (ports of ISA devices, the local APIC page) are named here once and follow PIIX4.
 
 mod dsdt;
+mod hotplug;
 pub mod loader;
 #[cfg(test)]
 mod tests;
@@ -85,6 +86,8 @@ pub struct AcpiConfig {
     pub pci_window_64: Option<Range<u64>>,
     /// I/O APIC inputs of the PCI interrupt lines A to D of slot 1; later slots are rotated by one line each.
     pub pci_interrupts: [u8; 4],
+    /// Slots of PCI bus 0 whose devices stay for ever.
+    pub fixed_slots: Vec<u8>,
     /// Value of the sleep type field that powers off (S5).
     pub power_off_type: u8,
     /// The PM timer has 32 bits instead of 24.

@@ -14,6 +14,7 @@ pub fn config() -> AcpiConfig {
         pci_window: 0xC000_0000..0xFEC0_0000,
         pci_window_64: Some(0x1_8000_0000..0x2_0000_0000),
         pci_interrupts: [10, 10, 11, 11],
+        fixed_slots: vec![0, 1, 2],
         power_off_type: 0,
         pm_timer_32_bits: false,
         more: Vec::new(),

@@ -4,6 +4,7 @@ mod about;
 mod block;
 mod chars;
 mod control;
+mod devices;
 mod keys;
 mod logging;
 mod memory;
@@ -23,6 +24,7 @@ pub static TABLES: &[&[Command]] = &[
     block::TABLE,
     network::TABLE,
     chars::TABLE,
+    devices::TABLE,
     pci::TABLE,
     qom::TABLE,
     keys::TABLE,

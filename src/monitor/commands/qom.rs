@@ -118,15 +118,14 @@ fn value(text: &str) -> Value {
 fn root(call: &Call<'_>) -> Node {
     let config = &call.facts.config;
     let (mut named, mut nameless, mut own) = (Node::of("container"), Node::of("container"), Node::of("container"));
-    for spec in &config.devices {
+    for spec in call.host.device_list() {
         let properties = spec.keys.iter().map(|(key, text)| (key.clone(), value(text))).collect();
-        let node = device(spec.model, properties);
-        match &spec.id {
-            Some(id) => named = named.child(id.as_str(), node),
-            None => {
-                let name = format!("device[{}]", nameless.children.len());
-                nameless = nameless.child(name, node);
-            }
+        let moves = [("hotplugged".to_owned(), spec.late.into()), ("hotpluggable".to_owned(), spec.movable.into())];
+        let node = device(spec.model, properties).with(moves);
+        if let Some(id) = spec.path.strip_prefix("/machine/peripheral/") {
+            named = named.child(id, node);
+        } else if let Some(name) = spec.path.strip_prefix("/machine/peripheral-anon/") {
+            nameless = nameless.child(name, node);
         }
     }
     for _ in 0..call.host.cpus() {

@@ -208,6 +208,10 @@ pub fn version() -> Value {
 /// Checks arguments against the table.
 pub(super) fn check_arguments(command: &table::Command, arguments: &Map<String, Value>) -> Result<(), Fault> {
     let of_qmp = || command.args.iter().filter(|arg| schema::in_qmp(arg)).map(|arg| &arg.member);
+    if command.open {
+        let known = arguments.iter().filter(|(key, _)| of_qmp().any(|member| member.name == key.as_str()));
+        return check_members(of_qmp, "", &known.map(|(key, value)| (key.clone(), value.clone())).collect());
+    }
     check_members(of_qmp, "", arguments)
 }
 

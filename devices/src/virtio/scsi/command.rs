@@ -48,7 +48,9 @@ pub(super) fn place(lun: &[u8]) -> Option<Place> {
 
 /// What a driver calls a place, see [`place`].
 pub(super) fn name((target, lun): Place) -> [u8; 8] {
-    [1, target, (lun >> 8) as u8 & 0x3f | 0x40, lun as u8, 0, 0, 0, 0]
+    // Drivers know units below 256 without the format's mark, as they are listed to them.
+    let mark = if lun < 256 { 0 } else { 0x40 };
+    [1, target, (lun >> 8) as u8 & 0x3f | mark, lun as u8, 0, 0, 0, 0]
 }
 
 impl VirtioScsi {

@@ -261,7 +261,7 @@ fn events_come_when_there_is_room() {
     let mut b = Bench::ready();
     b.drivers[1].add(&[(EVENT_AT, 16, true)]);
     assert!(b.host.plug((9, 2), unit(false, Some(b.disk.clone()))));
-    assert_eq!(b.event(), (1, vec![1, 9, 0x40, 2, 0, 0, 0, 0], 1));
+    assert_eq!(b.event(), (1, vec![1, 9, 0, 2, 0, 0, 0, 0], 1));
     assert_eq!(b.drivers[1].used(), [(0, 16)]);
     b.host.report(Event::Changed(DISK, (0x2a, 9)));
     assert!(b.drivers[1].used().is_empty());
@@ -271,7 +271,7 @@ fn events_come_when_there_is_room() {
     assert_eq!(b.event().0, 1 << 31, "one was missed");
     b.drivers[1].add(&[(EVENT_AT, 16, true)]);
     assert!(b.host.unplug((9, 2)) && !b.host.unplug((9, 2)));
-    assert_eq!(b.event(), (1, vec![1, 9, 0x40, 2, 0, 0, 0, 0], 2));
+    assert_eq!(b.event(), (1, vec![1, 9, 0, 2, 0, 0, 0, 0], 2));
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! What the monitor needs from the machine to have devices and host ends come and go.
+
+use super::fault::{Class, Fault};
+
+/// A device that a user gave.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceInfo {
+    /// Its place in the tree of objects.
+    pub path: String,
+    /// Its model.
+    pub model: &'static str,
+    /// All keys but `id` and the model, as they were written.
+    pub keys: Vec<(String, String)>,
+    /// It came while the machine was there.
+    pub late: bool,
+    /// It can be taken away.
+    pub movable: bool,
+}
+
+/// A machine that nothing can be added to.
+fn fixed() -> Fault {
+    Fault::new("this machine has no devices")
+}
+
+/// The machine as those see it who change what it consists of. Texts are in the grammar of the option of that name. A machine
+/// that says nothing else has nothing that comes or goes.
+pub trait Plugging: Send + Sync {
+    /// Adds a device; the guest is told.
+    fn device_add(&self, _value: &str) -> Result<(), Fault> {
+        Err(fixed())
+    }
+
+    /// Asks the guest for a device, or takes it if it needs not be asked. `DEVICE_DELETED` tells of the end.
+    fn device_del(&self, name: &str) -> Result<(), Fault> {
+        Err(Fault::of(Class::DeviceNotFound, format!("Device '{name}' not found")))
+    }
+
+    /// Opens a host end for network cards.
+    fn netdev_add(&self, _value: &str) -> Result<(), Fault> {
+        Err(fixed())
+    }
+
+    /// Closes one; a card that has it is left without.
+    fn netdev_del(&self, id: &str) -> Result<(), Fault> {
+        self.device_del(id)
+    }
+
+    /// The devices that users gave.
+    fn device_list(&self) -> Vec<DeviceInfo> {
+        Vec::new()
+    }
+}

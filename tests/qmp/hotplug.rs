@@ -1,0 +1,149 @@
+//! Devices that come and go: what the protocol says of them. The guest is halted, so nothing is ever given back.
+
+use crate::harness::{Machine, Scratch};
+use serde_json::{Value, json};
+
+/// An image of 1 MiB.
+pub fn image(scratch: &Scratch, name: &str) -> String {
+    let path = scratch.path(name);
+    std::fs::File::create(&path).and_then(|file| file.set_len(1 << 20)).expect("an image");
+    path
+}
+
+/// The description of an error.
+fn refused(answer: Result<Value, (String, String)>) -> String {
+    let (class, desc) = answer.expect_err("it is refused");
+    assert_eq!(class, "GenericError", "{desc}");
+    desc
+}
+
+#[test]
+fn devices_are_listed_and_refused_as_in_qemu() {
+    let scratch = Scratch::new("hotplug-files");
+    let drive = format!("if=none,id=d,format=raw,file={}", image(&scratch, "d"));
+    let machine = Machine::start("hotplug", &["-netdev", "user,id=n", "-drive", &drive]);
+    let mut client = machine.client();
+    let mut add = |arguments: Value| client.run("device_add", arguments);
+    assert_eq!(refused(add(json!({}))), "Parameter 'driver' is missing");
+    assert_eq!(refused(add(json!({"driver": "nosuch"}))), "'nosuch' is not a valid device model name");
+    assert!(refused(add(json!({"driver": "e1000", "netdev": "zz"}))).contains("no -netdev with id=zz"));
+    assert!(refused(add(json!({"driver": "e1000", "foo": 1}))).contains("'foo'"));
+    assert_eq!(add(json!({"driver": "virtio-rng-pci", "id": "r"})), Ok(json!({})));
+    assert_eq!(refused(add(json!({"driver": "virtio-rng-pci", "id": "r"}))), "Duplicate device ID 'r'");
+    assert_eq!(refused(add(json!({"driver": "virtio-rng-pci", "bus": "nob"}))), "Bus 'nob' not found");
+    assert!(refused(add(json!({"driver": "isa-debug-exit"}))).ends_with("does not support hotplugging"));
+    assert!(refused(add(json!({"driver": "ide-cd"}))).ends_with("does not support hotplugging"));
+    assert!(refused(add(json!({"driver": "virtserialport"}))).contains("chardev"));
+    assert!(refused(add(json!({"driver": "scsi-hd", "drive": "d"}))).contains("no SCSI host"));
+    assert!(refused(add(json!({"driver": "virtio-blk-pci"}))).contains("drive= is missing"));
+    assert_eq!(add(json!({"driver": "virtio-blk-pci", "drive": "d", "id": "v", "addr": "0x1f"})), Ok(json!({})));
+    assert!(refused(add(json!({"driver": "virtio-blk-pci", "drive": "d"}))).contains("in use already"));
+    assert!(refused(add(json!({"driver": "virtio-rng-pci", "addr": "0x1f"}))).contains("1f.0"));
+    assert_eq!(add(json!({"driver": "e1000", "netdev": "n", "id": "e"})), Ok(json!({})));
+    assert!(refused(add(json!({"driver": "e1000", "netdev": "n"}))).contains("has a card already"));
+    assert_eq!(add(json!({"driver": "virtio-serial-pci", "id": "s"})), Ok(json!({})));
+    let pci = client.hmp("info pci");
+    for id in ["r", "v", "e", "s"] {
+        assert!(pci.contains(&format!("id \"{id}\"")), "{pci}");
+    }
+    let tree = client.hmp("info qtree");
+    assert!(["virtio-rng", "virtio-blk", "e1000", "virtio-serial"].iter().all(|name| tree.contains(name)), "{tree}");
+    assert_eq!(client.run("query-block", json!({})).unwrap()[0]["qdev"], "/machine/peripheral/v/virtio-backend");
+    let get = |property: &str| json!({"path": "/machine/peripheral/v", "property": property});
+    assert_eq!(client.run("qom-get", get("hotplugged")), Ok(json!(true)));
+    assert!(client.hmp("info network").contains("e: index=0,type=nic,model=e1000"));
+}
+
+#[test]
+fn a_guest_that_does_not_answer_keeps_its_devices_until_it_is_reset() {
+    let machine = Machine::start("unplug", &["-device", "virtio-rng-pci,id=cold", "-device", "virtio-rng-pci"]);
+    let mut client = machine.client();
+    let del = |id: &str| json!({ "id": id });
+    let (class, desc) = client.run("device_del", del("nope")).unwrap_err();
+    assert_eq!((class.as_str(), desc.as_str()), ("DeviceNotFound", "Device 'nope' not found"));
+    assert_eq!(client.hmp("device_del nope"), "Error: Device 'nope' not found\n");
+    assert_eq!(client.hmp("device_add nope"), "Error: 'nope' is not a valid device model name\n");
+    assert_eq!(client.hmp("device_add virtio-balloon,id=b"), "");
+    client.run("stop", json!({})).unwrap();
+    assert_eq!(client.run("device_del", del("cold")), Ok(json!({})));
+    let twice = refused(client.run("device_del", del("cold")));
+    assert_eq!(twice, "Device cold is already in the process of unplug");
+    assert_eq!(client.run("device_del", del("/machine/peripheral-anon/device[2]")).unwrap_err().0, "DeviceNotFound");
+    let anonymous = client.run("qom-list", json!({"path": "/machine/peripheral-anon"})).unwrap().to_string();
+    let path = anonymous.split('"').find(|word| word.starts_with("device[")).expect("it is there").to_owned();
+    client.run("device_del", del(&format!("/machine/peripheral-anon/{path}"))).unwrap();
+    client.run("device_del", del("b")).unwrap();
+    assert!(client.hmp("info pci").contains("id \"cold\""), "the guest has it still");
+    client.run("system_reset", json!({})).unwrap();
+    let mut gone = Vec::new();
+    while gone.len() < 3 {
+        let data = client.event("DEVICE_DELETED");
+        gone.extend(Some(data["path"].as_str().unwrap().to_owned()).filter(|path| !path.ends_with("virtio-backend")));
+    }
+    gone.sort();
+    assert_eq!(gone[1..], ["/machine/peripheral/b".to_owned(), "/machine/peripheral/cold".to_owned()]);
+    assert!(!client.hmp("info pci").contains("1af4:1005"));
+    // The name is free again.
+    assert_eq!(client.run("device_add", json!({"driver": "i6300esb", "id": "cold"})), Ok(json!({})));
+    assert_eq!(client.run("device_add", json!({"driver": "virtio-balloon-pci", "id": "b"})), Ok(json!({})));
+}
+
+#[test]
+fn units_of_a_scsi_host_go_at_once() {
+    let scratch = Scratch::new("hotplug-scsi-files");
+    let drive = format!("if=none,id=d,format=raw,file={}", image(&scratch, "d"));
+    let machine = Machine::start("hotplug-scsi", &["-S", "-device", "virtio-scsi-pci,id=s", "-drive", &drive]);
+    let mut client = machine.client();
+    for lun in [0, 300] {
+        // A drive that was given to a device goes with it, so the second time it is a CD drive without a medium.
+        let disk = json!({"driver": "scsi-hd", "drive": "d", "bus": "s.0", "id": "u", "scsi-id": 2, "lun": lun});
+        let cd = json!({"driver": "scsi-cd", "bus": "s.0", "id": "u", "scsi-id": 2, "lun": lun});
+        assert_eq!(client.run("device_add", if lun == 0 { disk } else { cd }), Ok(json!({})));
+        assert_eq!(client.run("query-block", json!({})).unwrap().as_array().unwrap().len(), 1);
+        assert_eq!(client.run("device_del", json!({"id": "u"})), Ok(json!({})));
+        let gone = client.event("DEVICE_DELETED");
+        assert_eq!((&gone["device"], &gone["path"]), (&json!("u"), &json!("/machine/peripheral/u")));
+        assert_eq!(client.run("query-block", json!({})), Ok(json!([])));
+    }
+    let again = refused(client.run("device_add", json!({"driver": "scsi-hd", "drive": "d", "bus": "s.0"})));
+    assert!(again.contains("no -drive with id=d"), "{again}");
+}
+
+#[test]
+fn without_acpi_nothing_is_plugged() {
+    let machine = Machine::start("hotplug-no-acpi", &["-S", "-machine", "acpi=off", "-device", "virtio-rng-pci,id=r"]);
+    let mut client = machine.client();
+    let add = client.run("device_add", json!({"driver": "virtio-rng-pci"}));
+    assert_eq!(refused(add), "Bus 'pci.0' does not support hotplugging");
+    assert_eq!(refused(client.run("device_del", json!({"id": "r"}))), "Bus 'pci.0' does not support hotplugging");
+}
+
+#[test]
+fn host_ends_of_cards_come_and_go() {
+    let machine = Machine::start("netdevs", &["-S"]);
+    let mut client = machine.client();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    let rule = format!("tcp:127.0.0.1:{port}-:22");
+    let user = json!({"type": "user", "id": "n", "hostfwd": [{"str": rule}]});
+    let (class, desc) = client.run("netdev_add", json!({"type": "user"})).unwrap_err();
+    assert_eq!((class.as_str(), desc.as_str()), ("GenericError", "Parameter 'id' is missing"));
+    assert_eq!(client.run("netdev_add", user.clone()), Ok(json!({})));
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(), "the port is open");
+    assert_eq!(refused(client.run("netdev_add", user.clone())), "Duplicate ID 'n'");
+    assert!(refused(client.run("netdev_add", json!({"type": "zz", "id": "x"}))).contains("unknown kind"));
+    assert!(refused(client.run("netdev_add", json!({"type": "user", "id": "x", "foo": 1}))).contains("'foo'"));
+    assert_eq!(client.run("netdev_del", json!({"id": "zz"})).unwrap_err().0, "DeviceNotFound");
+    let card = |id: &str| json!({"driver": "virtio-net-pci", "netdev": "n", "id": id});
+    assert_eq!(client.run("device_add", card("c")), Ok(json!({})));
+    assert_eq!(client.hmp("netdev_del n"), "");
+    let start = std::time::Instant::now();
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        assert!(start.elapsed() < crate::harness::LONG, "the port stays open");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(client.hmp("info network").ends_with("macaddr=52:54:00:12:34:56\n"));
+    // Name, port and host end are free again; the card without a host end is no obstacle.
+    assert_eq!(client.run("netdev_add", user), Ok(json!({})));
+    assert_eq!(client.run("device_add", card("d")), Ok(json!({})));
+    assert_eq!(client.hmp("netdev_add hubport,id=h,hubid=0"), "");
+}
