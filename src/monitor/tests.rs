@@ -2,7 +2,7 @@
 
 use super::call::{Call, State};
 use super::host::*;
-use super::plugging::Plugging;
+use super::plugging::{DeviceInfo, Plugging};
 use super::types::Ty;
 use super::{Commands, Events, Facts, Fault, hmp, qmp, table};
 use crate::cli::config::Actions;
@@ -31,6 +31,14 @@ impl Plugging for Fake {
     fn device_add(&self, value: &str) -> Result<(), Fault> {
         self.texts.lock().unwrap().push(value.to_owned());
         Ok(())
+    }
+    fn device_list(&self) -> Vec<DeviceInfo> {
+        let device = |path: &str, model| DeviceInfo { path: path.to_owned(), model, ..DeviceInfo::default() };
+        vec![
+            device("/machine/peripheral-anon/device[0]", "loader"),
+            device("/machine/peripheral/card", "e1000"),
+            device("/machine/peripheral-anon/device[1]", "virtio-rng-pci"),
+        ]
     }
 }
 
@@ -245,6 +253,16 @@ fn pci_and_objects() {
     assert!(say("qom-list /machine/peripheral-anon").contains("device[1] (child<virtio-rng-pci>)"));
     assert_eq!(say("qom-get /nope type"), "Error: Device '/nope' not found\n");
     assert!(say("info qom-tree").contains("/peripheral (container)\n    /card (e1000)\n"));
+}
+
+#[test]
+fn devices_that_come_and_go() {
+    let host = Fake::default();
+    assert_eq!(say_to(&host, "device_add e1000,netdev=n,id=x"), "");
+    assert_eq!(*host.texts.lock().unwrap(), ["e1000,netdev=n,id=x"]);
+    assert_eq!(say_to(&host, "device_add e1001"), "Error: 'e1001' is not a valid device model name\n");
+    assert_eq!(say_to(&host, "device_del x"), "Error: Device 'x' not found\n");
+    assert!(say_to(&host, "netdev_add").starts_with("netdev_add: type expected"));
 }
 
 #[test]

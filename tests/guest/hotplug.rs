@@ -38,7 +38,11 @@ fn disks_and_cards_come_and_go() {
     assert!(client.human("info pci").contains("id \"v\""));
     leaves(&mut client, "v");
     until(&mut guest, "test ! -e /dev/vda");
-    assert_eq!(client.run("query-block", json!({}))[0]["device"], "d2");
+    let drives = client.run("query-block", json!({}));
+    assert!(
+        drives.as_array().unwrap().iter().all(|drive| drive["device"] != "d1"),
+        "it went with its device: {drives}"
+    );
     let mut image = vec![0; 5];
     use std::os::unix::fs::FileExt;
     File::open(folder.file("first")).and_then(|f| f.read_exact_at(&mut image, 51_200)).expect("the image");
@@ -52,7 +56,7 @@ fn disks_and_cards_come_and_go() {
     client.run("device_add", json!({"driver": "virtio-net-pci", "netdev": "n2", "id": "c2"}));
     until(&mut guest, "test -e /sys/class/net/eth1");
     assert_eq!(guest.run("cat /sys/class/net/eth0/address"), "52:54:00:00:00:99");
-    guest.run("ip link set eth0 up && ip link set eth1 up && modprobe af_packet");
+    guest.run("ip link set eth0 up && ip link set eth1 up");
     guest.run("udhcpc -i eth0 -n -q -t 10 >/dev/null && udhcpc -i eth1 -n -q -t 10 >/dev/null");
     leaves(&mut client, "c1");
     leaves(&mut client, "c2");
