@@ -285,6 +285,8 @@ pub struct DiskDone {
 pub trait DiskClient: Send + Sync {
     /// A request ended. Requests may end in another order than they were submitted in.
     fn disk_done(&self, done: DiskDone);
+    /// The disk has another size ([`Disk::watch_size`]). On any thread.
+    fn disk_resized(&self) {}
 }
 
 /// A disk image. Requests return at once; their completion comes later, never from within `submit`.
@@ -299,6 +301,8 @@ pub trait Disk: Send + Sync {
     fn read_only(&self) -> bool;
     /// Whether the guest is to see a write cache, and flush it.
     fn write_cache(&self) -> bool;
+    /// Has `client` told when the disk gets another size.
+    fn watch_size(&self, _client: Weak<dyn DiskClient>) {}
     /// Starts `request`; `client` hears of its end with `token`.
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>);
 }

@@ -81,6 +81,8 @@ pub struct Opened {
     pub options: DriveOptions,
     /// The node above it, which devices get in its place.
     pub under: Option<String>,
+    /// The name of the node below it that is its file.
+    pub file_node: Option<String>,
 }
 
 /// All that `-blockdev` names.
@@ -252,7 +254,12 @@ impl Nodes {
             ..DriveOptions::default()
         };
         options.check().map_err(|error| anyhow!("-blockdev node-name={name}: {error}"))?;
-        Ok(Opened { name: name.to_owned(), path: host.path, options, under: self.above(name) })
+        let file_node = match &node.kind {
+            Kind::Format { file: Child::Elsewhere(name), .. } => Some(name.clone()),
+            Kind::Format { file: Child::Here(file), .. } => file.name.clone(),
+            Kind::Host { .. } => None,
+        };
+        Ok(Opened { name: name.to_owned(), path: host.path, options, under: self.above(name), file_node })
     }
 
     /// What a layer stands on. Layers inside others have some settings from these, as in QEMU.

@@ -321,6 +321,8 @@ pub struct DriveSpec {
     pub device: Option<String>,
     /// `node-name=`, if it is a node of `-blockdev`.
     pub node: Option<String>,
+    /// `node-name=` of the file below it, if that has one.
+    pub file_node: Option<String>,
     /// The image; a CD drive may be empty.
     pub file: Option<PathBuf>,
     /// A CD drive.
@@ -351,13 +353,14 @@ impl DriveSpec {
     /// A drive without a place.
     pub fn new(what: &str, file: Option<PathBuf>, cd: bool, options: DriveOptions) -> Self {
         let what = what.to_owned();
-        let (id, device, node, serial, model, version, vendor, device_id, wwn) = Default::default();
+        let (id, device, node, file_node, serial, model, version, vendor, device_id, wwn) = Default::default();
         let (boot_index, pci_bus, attachment) = (None, 0, None);
         Self {
             what,
             id,
             device,
             node,
+            file_node,
             file,
             cd,
             options,

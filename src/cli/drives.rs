@@ -24,7 +24,9 @@ pub struct Drives {
     /// SCSI hosts, in the order given.
     pub scsi_hosts: Vec<ScsiHostSpec>,
     /// Nodes of `-blockdev` that are below others, and those above.
-    below: Vec<(String, String)>,
+    pub(super) below: Vec<(String, String)>,
+    /// All of `-blockdev`.
+    pub(super) nodes: Vec<String>,
 }
 
 /// A drive whose place may still be open.
@@ -142,8 +144,9 @@ impl Drives {
                 "-snapshot: it is for -drive and its short forms, and -blockdev would be written; leave one of them out"
             );
         }
+        self.nodes = values.to_vec();
         for node in blockdev::collect(values)? {
-            let blockdev::Opened { name, path, options, under } = node;
+            let blockdev::Opened { name, path, options, under, file_node } = node;
             if let Some(above) = under {
                 self.below.push((name, above));
                 continue;
@@ -153,14 +156,14 @@ impl Drives {
                 bail!("{what}: there is a -drive with id={name}; choose another name");
             }
             let mut spec = DriveSpec::new(&what, Some(path), false, options);
-            (spec.id, spec.node) = (Some(name.clone()), Some(name));
+            (spec.id, spec.node, spec.file_node) = (Some(name.clone()), Some(name), file_node);
             self.drives.push(Pending { spec, wants: Wants::Device });
         }
         Ok(())
     }
 
     /// `-drive`.
-    fn drive(&mut self, value: &str, snapshot: bool) -> Result<()> {
+    pub(super) fn drive(&mut self, value: &str, snapshot: bool) -> Result<()> {
         let what = format!("-drive {value}");
         let mut keys = KeyValues::parse("-drive", value, None)?;
         let file = file_of(&mut keys)?;

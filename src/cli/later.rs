@@ -3,9 +3,9 @@
 use super::config::peripherals::Peripherals;
 use super::config::{Attachment, CharId, DriveSpec, Made, PciBusNumber};
 use super::devices::Devices;
-use super::drives::Wants;
+use super::drives::{Pending, Wants};
 use super::keyval::KeyValues;
-use super::sharing;
+use super::{blockdev, sharing};
 use anyhow::{Result, bail};
 
 impl Devices {
@@ -118,6 +118,110 @@ impl Devices {
 }
 
 impl super::drives::Drives {
+    /// One more drive, in the grammar of `-drive`, for a device to come; its number.
+    pub fn drive_later(&mut self, value: &str) -> Result<usize> {
+        let before = self.drives.len();
+        self.drive(value, false)?;
+        match self.drives.get(before) {
+            Some(drive) if drive.wants == Wants::Device => Ok(before),
+            _ => bail!("Can't hot-add drive: use if=none, and device_add with drive="),
+        }
+    }
+
+    /// One more node, in the grammar of `-blockdev`. What changes: drives that no device had and that are below it now, and
+    /// itself.
+    pub fn node_later(&mut self, value: &str) -> Result<(Vec<DriveSpec>, DriveSpec)> {
+        let keys = KeyValues::parse("-blockdev", value, Some("driver"))?;
+        let Some(name) = keys.peek("node-name").map(str::to_owned) else {
+            bail!("'node-name' must be specified for the root node");
+        };
+        if self.knows(&name) {
+            bail!("Duplicate nodes with node-name='{name}'");
+        }
+        let values: Vec<String> = self.nodes.iter().cloned().chain([value.to_owned()]).collect();
+        let all = blockdev::collect(&values)?;
+        let mut covered = Vec::new();
+        for node in all.iter().filter(|node| node.under.as_ref() == Some(&name)) {
+            let at = self.drives.iter().position(|drive| drive.spec.node.as_ref() == Some(&node.name));
+            if let Some(drive) = at.and_then(|at| self.drives.get_mut(at)) {
+                if drive.spec.attachment.is_some() || drive.wants != Wants::Device {
+                    bail!("Node '{}' is in use", node.name);
+                }
+                covered.push(drive.spec.clone());
+                (drive.wants, drive.spec.id, drive.spec.node) = (Wants::Gone, None, None);
+            }
+            self.below.push((node.name.clone(), name.clone()));
+        }
+        let Some(node) = all.into_iter().find(|node| node.name == name) else { bail!("internal error: no such node") };
+        let spec = self.add_node(node);
+        self.nodes = values;
+        Ok((covered, spec))
+    }
+
+    /// Adds a node that no other is above.
+    fn add_node(&mut self, node: blockdev::Opened) -> DriveSpec {
+        let fresh = DriveSpec::new(&format!("-blockdev node-name={}", node.name), Some(node.path), false, node.options);
+        let (id, file_node) = (Some(node.name.clone()), node.file_node);
+        let spec = DriveSpec { id, node: Some(node.name), file_node, ..fresh };
+        self.drives.push(Pending { spec: spec.clone(), wants: Wants::Device });
+        spec
+    }
+
+    /// Whether a drive or node is called `name`.
+    fn knows(&self, name: &str) -> bool {
+        self.drives.iter().any(|drive| drive.spec.id.as_deref() == Some(name))
+            || self.below.iter().any(|(below, _)| below == name)
+    }
+
+    /// Takes a node away that no device has and that is below no other; those that were below it alone are to be opened
+    /// again.
+    pub fn forget_node(&mut self, name: &str) -> Result<Vec<DriveSpec>> {
+        if self.below.iter().any(|(below, _)| below == name) {
+            bail!("Node '{name}' is busy: node is used as 'file' of '{}'", self.above(name));
+        }
+        let at = self.drives.iter().position(|drive| drive.spec.node.as_deref() == Some(name));
+        let Some(drive) = at.and_then(|at| self.drives.get_mut(at)) else {
+            bail!("Failed to find node with node-name='{name}'");
+        };
+        if drive.spec.attachment.is_some() || drive.wants != Wants::Device {
+            bail!("Node {name} is in use");
+        }
+        (drive.wants, drive.spec.id, drive.spec.node) = (Wants::Gone, None, None);
+        let named = |value: &String| {
+            KeyValues::parse("-blockdev", value, Some("driver")).is_ok_and(|keys| keys.peek("node-name") == Some(name))
+        };
+        self.nodes.retain(|value| !named(value));
+        let bare: Vec<String> =
+            self.below.iter().filter(|(_, above)| above == name).map(|(node, _)| node.clone()).collect();
+        self.below.retain(|(_, above)| above != name);
+        let all = blockdev::collect(&self.nodes)?;
+        let again = all.into_iter().filter(|node| bare.contains(&node.name) && node.under.is_none());
+        let again: Vec<_> = again.collect();
+        Ok(again.into_iter().map(|node| self.add_node(node)).collect())
+    }
+
+    /// The node above another.
+    fn above(&self, name: &str) -> String {
+        self.below.iter().find(|(below, _)| below == name).map_or_else(String::new, |(_, above)| above.clone())
+    }
+
+    /// Takes a drive of `-drive` away that no device has.
+    pub fn forget_unused(&mut self, id: &str) -> Option<DriveSpec> {
+        let drive = self.drives.iter_mut().find(|drive| drive.spec.id.as_deref() == Some(id))?;
+        if drive.wants != Wants::Device || drive.spec.attachment.is_some() || drive.spec.node.is_some() {
+            return None;
+        }
+        let spec = drive.spec.clone();
+        (drive.wants, drive.spec.id) = (Wants::Gone, None);
+        Some(spec)
+    }
+
+    /// Drives that no device has.
+    pub fn free(&self) -> impl Iterator<Item = &DriveSpec> {
+        let free = |drive: &&Pending| drive.wants == Wants::Device && drive.spec.attachment.is_none();
+        self.drives.iter().filter(free).map(|drive| &drive.spec)
+    }
+
     /// Whether a drive is at that SCSI host.
     pub fn is_at(&self, drive: usize, host: usize) -> bool {
         let attachment = self.drives.get(drive).and_then(|drive| drive.spec.attachment);
@@ -130,8 +234,9 @@ impl super::drives::Drives {
         if let Some(node) = drive.spec.node.clone() {
             let what = format!("-blockdev node-name={node}");
             let fresh = DriveSpec::new(&what, drive.spec.file.take(), false, drive.spec.options.clone());
+            let file_node = drive.spec.file_node.take();
             (drive.spec, drive.wants) =
-                (DriveSpec { id: Some(node.clone()), node: Some(node), ..fresh }, Wants::Device);
+                (DriveSpec { id: Some(node.clone()), node: Some(node), file_node, ..fresh }, Wants::Device);
             return;
         }
         drive.wants = Wants::Gone;

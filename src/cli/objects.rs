@@ -59,34 +59,57 @@ impl Objects {
     /// Reads all of `-object`.
     pub fn collect(arguments: &Arguments) -> Result<Self> {
         let mut this = Self::default();
-        for value in arguments.all("object") {
-            let mut keys = KeyValues::parse("-object", value, Some("qom-type"))?;
-            let kind = keys.take("qom-type")?.unwrap_or_default();
-            let source = match kind.as_str() {
-                "rng-builtin" => EntropySource::Builtin,
-                "rng-random" => {
-                    let path = keys.take("filename")?.unwrap_or_else(|| "/dev/urandom".to_owned());
-                    source_file(&path)?;
-                    EntropySource::File(PathBuf::from(path))
-                }
-                _ if FOREIGN.iter().any(|f| kind == *f || f.ends_with('-') && kind.starts_with(f)) => {
-                    bail!("-object {value}: {kind} is not supported yet; there are rng-builtin and rng-random")
-                }
-                _ => {
-                    let hint = suggest::hint(&kind, KINDS.iter().map(|(name, _)| *name));
-                    bail!("-object {value}: unknown kind '{kind}'{hint}")
-                }
-            };
-            let Some(id) = keys.take("id")? else {
-                bail!("-object {value}: id= is missing; use -object {kind},id=NAME")
-            };
-            keys.finish()?;
-            if this.entropy.iter().any(|(other, _)| *other == id) {
-                bail!("-object {value}: there is another -object with id={id}; choose another name");
-            }
-            this.entropy.push((id, source));
-        }
+        arguments.all("object").iter().try_for_each(|value| this.add(value))?;
         Ok(this)
+    }
+
+    /// Adds what `value`, in the grammar of `-object`, asks for.
+    pub fn add(&mut self, value: &str) -> Result<()> {
+        let mut keys = KeyValues::parse("-object", value, Some("qom-type"))?;
+        let kind = keys.take("qom-type")?.unwrap_or_default();
+        let source = match kind.as_str() {
+            "rng-builtin" => EntropySource::Builtin,
+            "rng-random" => {
+                let path = keys.take("filename")?.unwrap_or_else(|| "/dev/urandom".to_owned());
+                source_file(&path)?;
+                EntropySource::File(PathBuf::from(path))
+            }
+            _ if FOREIGN.iter().any(|f| kind == *f || f.ends_with('-') && kind.starts_with(f)) => {
+                bail!("-object {value}: {kind} is not supported yet; there are rng-builtin and rng-random")
+            }
+            _ => {
+                let hint = suggest::hint(&kind, KINDS.iter().map(|(name, _)| *name));
+                bail!("-object {value}: unknown kind '{kind}'{hint}")
+            }
+        };
+        let Some(id) = keys.take("id")? else { bail!("-object {value}: id= is missing; use -object {kind},id=NAME") };
+        keys.finish()?;
+        if self.has(&id) {
+            bail!("-object {value}: there is another -object with id={id}; choose another name");
+        }
+        self.entropy.push((id, source));
+        Ok(())
+    }
+
+    /// Whether there is one called `id`.
+    pub fn has(&self, id: &str) -> bool {
+        self.entropy.iter().any(|(other, _)| other == id)
+    }
+
+    /// Takes one away; devices keep what they have of it. `false`: there is none.
+    pub fn remove(&mut self, id: &str) -> bool {
+        let found = self.has(id);
+        self.entropy.retain(|(other, _)| other != id);
+        found
+    }
+
+    /// All of them: names, kinds, and properties.
+    pub fn all(&self) -> Vec<(String, &'static str, Vec<(&'static str, String)>)> {
+        let shown = |(id, source): &(String, EntropySource)| match source {
+            EntropySource::Builtin => (id.clone(), "rng-builtin", Vec::new()),
+            EntropySource::File(path) => (id.clone(), "rng-random", vec![("filename", path.display().to_string())]),
+        };
+        self.entropy.iter().map(shown).collect()
     }
 
     /// The source called `id`, which `what` (an option with its value) wants.

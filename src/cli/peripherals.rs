@@ -94,7 +94,8 @@ pub struct Collected {
     pub wanted: Peripherals,
     /// `-fsdev`.
     pub shares: Shares,
-    objects: Objects,
+    /// `-object`.
+    pub objects: Objects,
 }
 
 impl Collected {

@@ -6,10 +6,10 @@ use super::dma::GuestMemory;
 use crate::cli::config::DriveSpec;
 use crate::io_thread::{FdWatcher, IoHandle};
 use crate::monitor::{DriveStatistics, Events, MediumInfo};
-use anyhow::{Context, Result};
-use brolga::block::BlockError;
+use anyhow::{Context, Result, anyhow};
 use brolga::block::drive::{Drive, ErrorAction, Verdict};
 use brolga::block::queue::{self, Completed, Operation, Queue, RequestMemory};
+use brolga::block::{BlockError, Preallocation};
 use brolga_devices::services::{Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, GuestRange};
 use brolga_devices::wire::locked;
 use brolga_jit::mmu::ram::SHADOW;
@@ -34,6 +34,8 @@ pub struct Disks {
     requests: Sender<Request>,
     events: Arc<Events>,
     disks: Mutex<Vec<Arc<HostDisk>>>,
+    /// Images that no device has, with what they were opened as.
+    shelf: Mutex<Vec<(DriveSpec, Arc<dyn Disk>)>>,
     /// Images opened so far, for their names.
     count: AtomicU64,
 }
@@ -42,12 +44,27 @@ impl Disks {
     /// No drives yet. Those that come move data to and from `memory`, have completions told by `io`, and tell `requests`
     /// of failures that stop the machine.
     pub fn new(memory: Arc<GuestMemory>, io: IoHandle, requests: Sender<Request>, events: Arc<Events>) -> Arc<Self> {
-        Arc::new(Self { memory, io, requests, events, disks: Mutex::default(), count: AtomicU64::new(0) })
+        Arc::new(Self {
+            memory,
+            io,
+            requests,
+            events,
+            disks: Mutex::default(),
+            shelf: Mutex::default(),
+            count: AtomicU64::new(0),
+        })
     }
 
     /// Opens the image of `spec`. `None`: a drive without a medium.
     pub fn open(&self, spec: &DriveSpec) -> Result<Option<Arc<dyn Disk>>> {
         let Some(path) = &spec.file else { return Ok(None) };
+        if let Some((shelved, disk)) = spec.id.as_deref().and_then(|id| self.take_down(id)) {
+            if shelved.options == spec.options {
+                return Ok(Some(disk));
+            }
+            // The device wants it otherwise.
+            self.remove(&disk).map_err(|error| anyhow!(error))?;
+        }
         let drive = Drive::open(path, &spec.options).with_context(|| spec.what.clone())?;
         self.adopt(spec, drive).map(Some)
     }
@@ -63,8 +80,10 @@ impl Disks {
             memory: self.memory.clone(),
             requests: self.requests.clone(),
             events: self.events.clone(),
-            label: OnceLock::new(),
-            node: format!("#block{:03}", self.count.fetch_add(1, Ordering::Relaxed)),
+            label: Mutex::default(),
+            node: spec.node.clone().unwrap_or_else(|| self.next_name()),
+            file_node: spec.file_node.clone().unwrap_or_else(|| self.next_name()),
+            clients: Mutex::default(),
             path: spec.file.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             gone: AtomicBool::new(false),
             collecting: Mutex::default(),
@@ -73,6 +92,50 @@ impl Disks {
         self.io.watch(disk.clone());
         locked(&self.disks).push(disk.clone());
         Ok(disk)
+    }
+
+    fn next_name(&self) -> String {
+        format!("#block{:03}", self.count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Opens the image of `spec`, which no device has yet.
+    pub fn shelve(&self, spec: &DriveSpec) -> Result<()> {
+        if let Some(disk) = self.open(spec)? {
+            self.put_back(spec, disk);
+        }
+        Ok(())
+    }
+
+    /// No device has this image any more.
+    pub fn put_back(&self, spec: &DriveSpec, disk: Arc<dyn Disk>) {
+        if let Some(disk) = self.find(&disk) {
+            *locked(&disk.label) = None;
+            locked(&disk.clients).clear();
+        }
+        locked(&self.shelf).push((spec.clone(), disk));
+    }
+
+    /// Takes an image that no device has.
+    pub fn take_down(&self, id: &str) -> Option<(DriveSpec, Arc<dyn Disk>)> {
+        let mut shelf = locked(&self.shelf);
+        let at = shelf.iter().position(|(spec, _)| spec.id.as_deref() == Some(id))?;
+        Some(shelf.remove(at))
+    }
+
+    /// Images that no device has.
+    pub fn shelved(&self) -> Vec<(DriveSpec, Arc<dyn Disk>)> {
+        locked(&self.shelf).clone()
+    }
+
+    /// Gives an image another size.
+    pub fn resize(&self, disk: &Arc<dyn Disk>, len: u64) -> Result<(), String> {
+        let Some(disk) = self.find(disk) else { return Ok(()) };
+        disk.queue.drain();
+        disk.collect();
+        disk.drive.backend().resize(len, Preallocation::Off).map_err(|error| error.to_string())?;
+        let clients = locked(&disk.clients).clone();
+        clients.iter().filter_map(Weak::upgrade).for_each(|client| client.disk_resized());
+        Ok(())
     }
 
     fn all(&self) -> Vec<Arc<HostDisk>> {
@@ -125,8 +188,7 @@ impl Disks {
     /// Tells by which name and device events have to name `disk`.
     pub fn label(&self, disk: &Arc<dyn Disk>, name: &str, path: &str) {
         if let Some(disk) = self.find(disk) {
-            // The first one stays.
-            let _ = disk.label.set((name.to_owned(), path.to_owned()));
+            *locked(&disk.label) = Some((name.to_owned(), path.to_owned()));
         }
     }
 
@@ -140,6 +202,7 @@ impl Disks {
             file: disk.path.clone(),
             format: disk.drive.image().format().name(),
             node: disk.node.clone(),
+            file_node: disk.file_node.clone(),
             read_only: disk.read_only(),
             depth: depth - 1,
             detect_zeroes: options.detect_zeroes.name(),
@@ -215,7 +278,11 @@ struct HostDisk {
     /// Its name among images.
     node: String,
     /// Its drive's name and device.
-    label: OnceLock<(String, String)>,
+    label: Mutex<Option<(String, String)>>,
+    /// The name of the file below it.
+    file_node: String,
+    /// Who wants to know of another size.
+    clients: Mutex<Vec<Weak<dyn DiskClient>>>,
     events: Arc<Events>,
     /// It was taken away.
     gone: AtomicBool,
@@ -408,7 +475,7 @@ impl HostDisk {
 
     /// Events tell of it too.
     fn tell(&self, write: bool, verdict: Verdict, error: &BlockError) {
-        let (device, path) = self.label.get().cloned().unwrap_or_default();
+        let (device, path) = locked(&self.label).clone().unwrap_or_default();
         let action = match verdict {
             Verdict::Ignore => "ignore",
             Verdict::Report => "report",
@@ -445,6 +512,10 @@ fn reason(error: &BlockError) -> DiskError {
 }
 
 impl Disk for HostDisk {
+    fn watch_size(&self, client: Weak<dyn DiskClient>) {
+        locked(&self.clients).push(client);
+    }
+
     fn len(&self) -> u64 {
         self.drive.backend().len()
     }

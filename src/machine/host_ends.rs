@@ -29,4 +29,86 @@ impl Machine {
         inventory.collected.network.forget_netdev(number);
         Ok(())
     }
+
+    /// Makes an object that devices may name.
+    pub(super) fn make_object(&self, value: &str) -> Result<(), Fault> {
+        let objects = &mut self.inventory().collected.peripherals.objects;
+        let id = value.split(',').find_map(|part| part.strip_prefix("id="));
+        if let Some(id) = id.filter(|id| objects.has(id)) {
+            let why = format!("attempt to add duplicate property '{id}' to object (type 'container')");
+            return Err(Fault::new(why));
+        }
+        objects.add(value).map_err(|error| plain("-object", value, &error))
+    }
+
+    /// Opens an image for a device to come.
+    pub(super) fn open_drive(&self, value: &str) -> Result<(), Fault> {
+        let mut inventory = self.inventory();
+        let mut next = inventory.collected.drives.clone();
+        let at = next.drive_later(value).map_err(|error| plain("-drive", value, &error))?;
+        if let Some(drive) = next.drives.get(at) {
+            self.disks.shelve(&drive.spec).map_err(|error| plain("-drive", value, &error))?;
+        }
+        inventory.collected.drives = next;
+        Ok(())
+    }
+
+    /// Closes an image of `-drive` that no device has.
+    pub(super) fn close_unused(&self, id: &str) -> Result<(), Fault> {
+        let mut inventory = self.inventory();
+        let drives = &mut inventory.collected.drives;
+        if drives.forget_unused(id).is_none() {
+            return Err(match drives.drives.iter().any(|drive| drive.spec.id.as_deref() == Some(id)) {
+                true => Fault::new(format!("Device '{id}' is in use: take its device away with device_del")),
+                false => Fault::of(Class::DeviceNotFound, format!("Device '{id}' not found")),
+            });
+        }
+        self.close_shelved(id)
+    }
+
+    /// Closes an image on the shelf.
+    fn close_shelved(&self, id: &str) -> Result<(), Fault> {
+        match self.disks.take_down(id) {
+            Some((_, disk)) => self.disks.remove(&disk).map_err(Fault::new),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens an image as a node.
+    pub(super) fn open_node(&self, value: &str) -> Result<(), Fault> {
+        let mut inventory = self.inventory();
+        let mut next = inventory.collected.drives.clone();
+        let (covered, spec) = next.node_later(value).map_err(|error| plain("-blockdev", value, &error))?;
+        // What is below it is opened with it, and by nobody else.
+        for below in covered.iter().filter_map(|spec| spec.id.as_deref()) {
+            self.close_shelved(below)?;
+        }
+        if let Err(error) = self.disks.shelve(&spec) {
+            for below in &covered {
+                self.disks.shelve(below).map_err(|error| plain("-blockdev", value, &error))?;
+            }
+            return Err(plain("-blockdev", value, &error));
+        }
+        inventory.collected.drives = next;
+        Ok(())
+    }
+
+    /// Closes a node.
+    pub(super) fn close_node(&self, name: &str) -> Result<(), Fault> {
+        let mut inventory = self.inventory();
+        let mut next = inventory.collected.drives.clone();
+        let again = next.forget_node(name).map_err(|error| Fault::new(error.to_string()))?;
+        self.close_shelved(name)?;
+        inventory.collected.drives = next;
+        for below in &again {
+            self.disks.shelve(below).map_err(|error| Fault::new(format!("{error:#}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why not, without the option's name and value, which the user has just typed.
+fn plain(option: &str, value: &str, error: &anyhow::Error) -> Fault {
+    let text = format!("{error:#}");
+    Fault::new(text.strip_prefix(&format!("{option} {value}: ")).unwrap_or(&text))
 }

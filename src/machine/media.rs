@@ -123,7 +123,28 @@ impl Media {
         };
         let Some(slot) = slot else { return Ok(()) };
         let medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner).take();
-        medium.map_or(Ok(()), |disk| self.disks.remove(&disk))
+        match medium {
+            // Nodes stay.
+            Some(disk) if spec.node.is_some() => {
+                self.disks.put_back(spec, disk);
+                Ok(())
+            }
+            medium => medium.map_or(Ok(()), |disk| self.disks.remove(&disk)),
+        }
+    }
+
+    /// The image that users call `name`: by its drive, its device or its node.
+    pub fn image(&self, name: &str) -> Option<Arc<dyn Disk>> {
+        let node = |disk: &Arc<dyn Disk>| self.disks.describe(disk).is_some_and(|medium| medium.node == name);
+        let in_slot = |slot: Arc<Slot>| {
+            let medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+            let called = slot.name == name || slot.spec.device.as_deref() == Some(name) || slot.path == name;
+            (called || node(&medium)).then_some(medium)
+        };
+        let free = || self.disks.shelved().into_iter();
+        let on_shelf =
+            || free().find(|(spec, disk)| spec.id.as_deref() == Some(name) || node(disk)).map(|(_, disk)| disk);
+        self.slots().into_iter().find_map(in_slot).or_else(on_shelf)
     }
 
     fn slots(&self) -> Vec<Arc<Slot>> {
@@ -139,6 +160,7 @@ impl Media {
             DriveInfo {
                 name: slot.name.clone(),
                 path: Some(slot.path.clone()),
+                node_only: false,
                 model: model(&slot.spec),
                 removable: slot.drive.is_some(),
                 locked: slot.drive.as_ref().is_some_and(|drive| drive.locked()),
@@ -149,7 +171,21 @@ impl Media {
                 statistics,
             }
         };
-        self.slots().iter().map(info).collect()
+        let free = self.disks.shelved();
+        // Nodes without a device are listed as such alone.
+        let unused = free.iter().map(|(spec, disk)| {
+            let (statistics, io_status) = self.disks.statistics(disk);
+            DriveInfo {
+                name: spec.id.clone().unwrap_or_default(),
+                model: "drive",
+                node_only: spec.node.is_some(),
+                io_status,
+                medium: self.disks.describe(disk),
+                statistics,
+                ..DriveInfo::default()
+            }
+        });
+        self.slots().iter().map(info).chain(unused).collect()
     }
 
     /// Tells of the trays that have moved since this was last called.

@@ -206,6 +206,7 @@ impl Machine {
         let mut pc = parts.with(config, Pc::build)?;
         pc.drives.plugged.extend(flash::plug_in(flash, &pc.bus, &memory, &disks)?);
         let mut inventory = Inventory::new(config);
+        inventory.collected.drives.free().try_for_each(|spec| disks.shelve(spec))?;
         inventory.seat(&pc.cards, &mut pc.drives, &mut pc.peripherals);
         let cards = Cards::default();
         let new_cards = cards.add(&pc.cards, |number| config.nics.get(number).cloned());

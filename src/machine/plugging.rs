@@ -11,7 +11,7 @@ use super::storage::{Drives, Slots};
 use super::{Machine, nics};
 use crate::cli;
 use crate::cli::config::{DriveSpec, Made};
-use crate::monitor::{Class, DeviceInfo, Fault, Plugging};
+use crate::monitor::{Class, DeviceInfo, Fault, ObjectInfo, Plugging};
 use brolga_devices::services::Clock;
 use serde_json::json;
 use std::sync::{MutexGuard, PoisonError};
@@ -269,6 +269,41 @@ impl Plugging for Machine {
 
     fn netdev_del(&self, id: &str) -> Result<(), Fault> {
         self.close_netdev(id)
+    }
+
+    fn object_add(&self, value: &str) -> Result<(), Fault> {
+        self.make_object(value)
+    }
+
+    fn object_del(&self, id: &str) -> Result<(), Fault> {
+        match self.inventory().collected.peripherals.objects.remove(id) {
+            true => Ok(()),
+            false => Err(Fault::new(format!("object '{id}' not found"))),
+        }
+    }
+
+    fn object_list(&self) -> Vec<ObjectInfo> {
+        self.inventory().collected.peripherals.objects.all()
+    }
+
+    fn drive_add(&self, value: &str) -> Result<(), Fault> {
+        self.open_drive(value)
+    }
+
+    fn drive_del(&self, id: &str) -> Result<(), Fault> {
+        self.close_unused(id)
+    }
+
+    fn node_add(&self, value: &str) -> Result<(), Fault> {
+        self.open_node(value)
+    }
+
+    fn node_del(&self, name: &str) -> Result<(), Fault> {
+        self.close_node(name)
+    }
+
+    fn resize(&self, name: &str, bytes: u64) -> Option<Result<(), String>> {
+        self.media.image(name).map(|disk| self.disks.resize(&disk, bytes))
     }
 
     fn device_list(&self) -> Vec<DeviceInfo> {

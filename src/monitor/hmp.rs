@@ -144,6 +144,11 @@ fn take<'a>(arg: &Arg, rest: &'a str, registers: &dyn Fn() -> Option<Registers>)
             let bytes = mebibytes.checked_mul(1 << 20).filter(|bytes| i64::try_from(*bytes).is_ok());
             (bytes.ok_or_else(|| format!("{mebibytes} MiB are out of range"))?.into(), left)
         }
+        Place::Size => {
+            let (word, left) = word(rest)?;
+            let bytes = values::size(&word, 1 << 20)?;
+            (i64::try_from(bytes).map_err(|_| format!("{word} is out of range"))?.into(), left)
+        }
         Place::Switch => {
             let (word, left) = word(rest)?;
             (values::switch(&word)?.into(), left)

@@ -152,6 +152,8 @@ pub struct DriveInfo {
     pub name: String,
     /// Its device in the tree of objects.
     pub path: Option<String>,
+    /// It is a node that no device has, and no drive.
+    pub node_only: bool,
     /// The model of that device.
     pub model: &'static str,
     /// Its medium can be changed.
@@ -177,6 +179,8 @@ pub struct MediumInfo {
     pub format: &'static str,
     /// Its name among the images that are in use.
     pub node: String,
+    /// That of the file that it lies in.
+    pub file_node: String,
     /// It cannot be written.
     pub read_only: bool,
     /// Images below it.

@@ -26,7 +26,7 @@ pub use host::{
     CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, MediumChange, MediumInfo, MonitorHost, PciInfo,
     PciRegion, Pointer, RunState, Topic,
 };
-pub use plugging::{DeviceInfo, Plugging};
+pub use plugging::{DeviceInfo, ObjectInfo, Plugging};
 pub use qmp::{Qmp, settle};
 
 use crate::chardev::{CharPort, FocusListener};

@@ -17,6 +17,9 @@ pub struct DeviceInfo {
     pub movable: bool,
 }
 
+/// An object: its name, its kind, and its properties.
+pub type ObjectInfo = (String, &'static str, Vec<(&'static str, String)>);
+
 /// A machine that nothing can be added to.
 fn fixed() -> Fault {
     Fault::new("this machine has no devices")
@@ -43,6 +46,46 @@ pub trait Plugging: Send + Sync {
     /// Closes one; a card that has it is left without.
     fn netdev_del(&self, id: &str) -> Result<(), Fault> {
         self.device_del(id)
+    }
+
+    /// Makes an object that devices may name.
+    fn object_add(&self, _value: &str) -> Result<(), Fault> {
+        Err(fixed())
+    }
+
+    /// Takes one away; what devices have of it stays.
+    fn object_del(&self, id: &str) -> Result<(), Fault> {
+        Err(Fault::new(format!("object '{id}' not found")))
+    }
+
+    /// The objects.
+    fn object_list(&self) -> Vec<ObjectInfo> {
+        Vec::new()
+    }
+
+    /// Opens an image for a device to come, in the grammar of `-drive`.
+    fn drive_add(&self, _value: &str) -> Result<(), Fault> {
+        Err(fixed())
+    }
+
+    /// Closes an image that no device has.
+    fn drive_del(&self, id: &str) -> Result<(), Fault> {
+        self.device_del(id)
+    }
+
+    /// Opens an image, in the grammar of `-blockdev`.
+    fn node_add(&self, _value: &str) -> Result<(), Fault> {
+        Err(fixed())
+    }
+
+    /// Closes it.
+    fn node_del(&self, name: &str) -> Result<(), Fault> {
+        Err(Fault::new(format!("Failed to find node with node-name='{name}'")))
+    }
+
+    /// Gives an image another size; its drive's, device's or node's name. `None`: there is none.
+    fn resize(&self, _name: &str, _bytes: u64) -> Option<Result<(), String>> {
+        None
     }
 
     /// The devices that users gave.

@@ -27,6 +27,8 @@ pub enum Place {
     LastNumber,
     /// Mebibytes.
     Mebibytes,
+    /// Mebibytes, or with a suffix what it says.
+    Size,
     /// `on` or `off`.
     Switch,
     /// `/COUNT FORMAT SIZE` right after the command.

@@ -36,6 +36,9 @@ fn disks_and_cards_come_and_go() {
     assert_eq!(guest.run("cat /sys/block/vda/serial /sys/block/vda/size").replace('\r', ""), "S-916384");
     guest.run("echo hello | dd of=/dev/vda bs=512 seek=100 conv=sync 2>/dev/null && sync");
     assert!(client.human("info pci").contains("id \"v\""));
+    // It grows under the driver's eyes.
+    client.run("block_resize", json!({"device": "d1", "size": 12 << 20}));
+    until(&mut guest, "test $(cat /sys/block/vda/size) = 24576");
     leaves(&mut client, "v");
     until(&mut guest, "test ! -e /dev/vda");
     let drives = client.run("query-block", json!({}));

@@ -147,3 +147,106 @@ fn host_ends_of_cards_come_and_go() {
     assert_eq!(client.run("device_add", card("d")), Ok(json!({})));
     assert_eq!(client.hmp("netdev_add hubport,id=h,hubid=0"), "");
 }
+
+#[test]
+fn objects_come_and_go() {
+    let machine = Machine::start("objects", &["-S"]);
+    let mut client = machine.client();
+    let random = json!({"qom-type": "rng-random", "id": "o", "filename": "/dev/zero"});
+    assert_eq!(client.run("object-add", random.clone()), Ok(json!({})));
+    let twice = refused(client.run("object-add", random.clone()));
+    assert_eq!(twice, "attempt to add duplicate property 'o' to object (type 'container')");
+    assert!(refused(client.run("object-add", json!({"qom-type": "zz", "id": "x"}))).contains("unknown kind 'zz'"));
+    let missing = json!({"qom-type": "rng-random", "id": "x", "filename": "/does/not/exist"});
+    assert!(refused(client.run("object-add", missing)).contains("no such file"));
+    let get = |property: &str| json!({"path": "/objects/o", "property": property});
+    assert_eq!(client.run("qom-get", get("type")), Ok(json!("rng-random")));
+    assert_eq!(client.run("qom-get", get("filename")), Ok(json!("/dev/zero")));
+    assert_eq!(client.run("device_add", json!({"driver": "virtio-rng-pci", "rng": "o"})), Ok(json!({})));
+    assert!(refused(client.run("device_add", json!({"driver": "virtio-rng-pci", "rng": "p"}))).contains("id=p"));
+    assert_eq!(client.run("object-del", json!({"id": "o"})), Ok(json!({})));
+    assert_eq!(refused(client.run("object-del", json!({"id": "o"}))), "object 'o' not found");
+    assert_eq!(client.hmp("object_add rng-builtin,id=o"), "");
+    assert_eq!(client.hmp("object_del o"), "");
+    assert_eq!(client.hmp("object_del o"), "Error: object 'o' not found\n");
+}
+
+#[test]
+fn images_are_opened_for_devices_to_come() {
+    let scratch = Scratch::new("images-files");
+    let (first, second) = (image(&scratch, "first"), image(&scratch, "second"));
+    let machine = Machine::start("images", &["-S"]);
+    let mut client = machine.client();
+    let names = |client: &mut crate::harness::Client| -> Vec<String> {
+        let nodes = client.run("query-named-block-nodes", json!({})).unwrap();
+        nodes.as_array().unwrap().iter().map(|node| node["node-name"].as_str().unwrap().to_owned()).collect()
+    };
+    // A drive that nobody has: listed without a device, taken by one, gone with it.
+    assert_eq!(client.hmp(&format!("drive_add 0 if=none,id=d,format=raw,file={first}")), "OK\n");
+    assert!(
+        client.hmp(&format!("drive_add 0 if=none,id=d,format=raw,file={first}")).contains("another drive with id=d")
+    );
+    assert!(client.hmp(&format!("drive_add 0 if=ide,format=raw,file={second}")).contains("use if=none"));
+    let drives = client.run("query-block", json!({})).unwrap();
+    assert_eq!((&drives[0]["device"], drives[0].get("qdev")), (&json!("d"), None));
+    assert_eq!(client.hmp("drive_del d"), "");
+    assert_eq!(client.hmp("drive_del d"), "Error: Device 'd' not found\n");
+    assert_eq!(client.run("query-block", json!({})), Ok(json!([])));
+    // Nodes: one in another, which has it for itself.
+    let file = json!({"driver": "file", "node-name": "low", "filename": first});
+    assert_eq!(client.run("blockdev-add", file.clone()), Ok(json!({})));
+    assert_eq!(names(&mut client)[0], "low");
+    assert_eq!(refused(client.run("blockdev-add", file)), "Duplicate nodes with node-name='low'");
+    let raw = json!({"driver": "raw", "node-name": "top", "file": "low"});
+    assert_eq!(client.run("blockdev-add", raw), Ok(json!({})));
+    assert_eq!(names(&mut client), ["top", "low"]);
+    assert_eq!(client.run("query-block", json!({})), Ok(json!([])), "nodes are no drives");
+    assert!(refused(client.run("blockdev-del", json!({"node-name": "low"}))).contains("used as 'file' of 'top'"));
+    assert_eq!(
+        refused(client.run("blockdev-del", json!({"node-name": "zz"}))),
+        "Failed to find node with node-name='zz'"
+    );
+    assert!(refused(client.run("blockdev-add", json!({"driver": "raw", "file": "low"}))).contains("'node-name' must"));
+    assert!(refused(client.run("blockdev-add", json!({"driver": "zz", "node-name": "x"}))).contains("unknown driver"));
+    let other = json!({"driver": "raw", "node-name": "x", "file": {"driver": "file", "filename": "/does/not/exist"}});
+    assert!(refused(client.run("blockdev-add", other)).contains("no such file"));
+    // A device has it, gives it back, and it is there still.
+    let disk = json!({"driver": "virtio-scsi-pci", "id": "s"});
+    assert_eq!(client.run("device_add", disk), Ok(json!({})));
+    for _ in 0..2 {
+        let unit = json!({"driver": "scsi-hd", "drive": "top", "bus": "s.0", "id": "u", "serial": "S"});
+        assert_eq!(client.run("device_add", unit), Ok(json!({})));
+        assert_eq!(refused(client.run("blockdev-del", json!({"node-name": "top"}))), "Node top is in use");
+        let drives = client.run("query-block", json!({})).unwrap();
+        assert_eq!(drives[0]["inserted"]["node-name"], "top");
+        assert_eq!(drives[0]["qdev"], "/machine/peripheral/u");
+        assert_eq!(client.run("device_del", json!({"id": "u"})), Ok(json!({})));
+        assert_eq!(names(&mut client), ["top", "low"]);
+    }
+    assert_eq!(client.run("blockdev-del", json!({"node-name": "top"})), Ok(json!({})));
+    assert_eq!(names(&mut client)[0], "low");
+    assert_eq!(client.run("blockdev-del", json!({"node-name": "low"})), Ok(json!({})));
+    assert!(names(&mut client).is_empty());
+}
+
+#[test]
+fn images_change_their_size() {
+    let scratch = Scratch::new("resize-files");
+    let path = image(&scratch, "d");
+    let drive = format!("if=none,id=d,format=raw,file={path}");
+    let machine = Machine::start("resize", &["-S", "-drive", &drive, "-device", "virtio-blk-pci,drive=d,id=v"]);
+    let mut client = machine.client();
+    assert_eq!(client.run("block_resize", json!({"device": "d", "size": 3 << 20})), Ok(json!({})));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
+    let size = |client: &mut crate::harness::Client| {
+        client.run("query-block", json!({})).unwrap()[0]["inserted"]["image"]["virtual-size"].clone()
+    };
+    assert_eq!(size(&mut client), 3 << 20);
+    assert_eq!(client.hmp("block_resize d 5"), "");
+    assert_eq!(size(&mut client), 5 << 20);
+    assert_eq!(client.hmp("block_resize v 2048k"), "");
+    assert_eq!(size(&mut client), 2 << 20);
+    let missing = refused(client.run("block_resize", json!({"device": "zz", "size": 512})));
+    assert_eq!(missing, "Cannot find device='zz' nor node-name=''");
+    assert!(refused(client.run("block_resize", json!({"device": "d", "size": -1}))).contains(">0 size"));
+}

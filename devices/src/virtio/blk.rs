@@ -127,6 +127,8 @@ impl VirtioBlk {
             state: Mutex::new(state),
             under_way: AtomicU64::new(0),
         });
+        let client: Weak<dyn DiskClient> = device.this.clone();
+        device.disk.watch_size(client);
         Parts { device, queues }
     }
 
@@ -309,6 +311,10 @@ impl WorkTarget for VirtioBlk {
 }
 
 impl DiskClient for VirtioBlk {
+    fn disk_resized(&self) {
+        self.queues.config_changed();
+    }
+
     fn disk_done(&self, done: DiskDone) {
         let pending = locked(&self.state).pending.remove(&done.token);
         // What a reset forgot ends here.

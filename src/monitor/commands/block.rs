@@ -203,14 +203,15 @@ fn inserted(medium: &MediumInfo) -> Value {
 /// The file that an image lies in, as an image of its own.
 fn file(medium: &MediumInfo) -> Option<Value> {
     let image = medium.image.get("children")?.get(0)?.get("info")?.clone();
-    let below = MediumInfo { image, format: "file", node: format!("{}-file", medium.node), depth: 0, ..medium.clone() };
+    let below = MediumInfo { image, format: "file", node: medium.file_node.clone(), depth: 0, ..medium.clone() };
     Some(inserted(&below))
 }
 
 fn query_block(call: &mut Call<'_>) -> Outcome {
     let wanted = call.text("device");
     let drives = call.host.drives();
-    let found: Vec<Value> = drives.iter().filter(|d| wanted.is_none_or(|w| w == d.name)).map(drive).collect();
+    let shown = |d: &&DriveInfo| !d.node_only && wanted.is_none_or(|w| w == d.name);
+    let found: Vec<Value> = drives.iter().filter(shown).map(drive).collect();
     match wanted {
         Some(name) if found.is_empty() => Err(not_found(name)),
         _ => Ok(found.into()),
@@ -318,7 +319,8 @@ fn query_statistics(call: &mut Call<'_>) -> Outcome {
         }
         Some(entry)
     };
-    Ok(call.host.drives().into_iter().filter_map(entry).collect())
+    let drives = call.host.drives().into_iter().filter(|drive| nodes || !drive.node_only);
+    Ok(drives.filter_map(entry).collect())
 }
 
 fn show_statistics(list: &Value) -> String {

@@ -33,12 +33,75 @@ pub static TABLE: &[Command] = &[
     })
     .args(&[arg("type", Ty::Str, Place::Rest), opt("id", Ty::Str, Place::Absent)])
     .open(),
+    Command::both(
+        "object-add",
+        &["object_add"],
+        "[qom-type=]type,id=str[,prop=value][,...]: create QOM object",
+        |call| {
+            let text = described(call, "qom-type")?;
+            call.host.object_add(&text)?;
+            Ok(Value::Null)
+        },
+    )
+    .args(&[arg("qom-type", Ty::Str, Place::Rest), opt("id", Ty::Str, Place::Absent)])
+    .open(),
+    Command::both("object-del", &["object_del"], "destroy QOM object", |call| {
+        call.host.object_del(call.word("id")?)?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("id", Ty::Str, Place::Rest)]),
+    Command::hmp(&["drive_add"], "[-n] [[domain:]bus:]slot options: add drive, as -drive with if=none", |call| {
+        // The place is one for drives of another kind; with -n the options are those of -blockdev.
+        let options = call.word("options")?;
+        match call.switch("node") {
+            true => call.host.node_add(options)?,
+            false => call.host.drive_add(options)?,
+        }
+        Ok("OK\n".into())
+    })
+    .args(&[
+        opt("node", Ty::Bool, Place::Flag('n')),
+        arg("place", Ty::Str, Place::Word),
+        arg("options", Ty::Str, Place::Rest),
+    ]),
+    Command::hmp(&["drive_del"], "remove host block device", |call| {
+        call.host.drive_del(call.word("id")?)?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("id", Ty::Str, Place::Word)]),
+    Command::qmp("blockdev-add", "open an image as a node", |call| {
+        call.host.node_add(&Value::Object(call.args.clone()).to_string())?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("driver", Ty::Str, Place::Absent), opt("node-name", Ty::Str, Place::Absent)])
+    .open(),
+    Command::qmp("blockdev-del", "close a node", |call| {
+        call.host.node_del(call.word("node-name")?)?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("node-name", Ty::Str, Place::Absent)]),
+    Command::both("block_resize", &["block_resize"], "resize a block image", resize).args(&[
+        opt("device", Ty::Str, Place::Word),
+        opt("node-name", Ty::Str, Place::Absent),
+        opt("size", Ty::Int, Place::Size),
+    ]),
     Command::both("netdev_del", &["netdev_del"], "remove host network device", |call| {
         call.host.netdev_del(call.word("id")?)?;
         Ok(Value::Null)
     })
     .args(&[arg("id", Ty::Str, Place::Rest)]),
 ];
+
+fn resize(call: &mut Call<'_>) -> Outcome {
+    let (device, node) = (call.text("device").unwrap_or_default(), call.text("node-name").unwrap_or_default());
+    let size = call.get("size").and_then(Value::as_i64).ok_or("Parameter 'size' is missing")?;
+    let size = u64::try_from(size).map_err(|_| Fault::new("Parameter 'size' expects a >0 size"))?;
+    let name = if node.is_empty() { device } else { node };
+    match call.host.resize(name, size) {
+        Some(done) => done.map(|()| Value::Null).map_err(Fault::new),
+        None => Err(Fault::new(format!("Cannot find device='{device}' nor node-name='{node}'"))),
+    }
+}
 
 /// What is to be added, in the grammar of options; people write it so.
 fn described(call: &Call<'_>, first: &str) -> Result<String, Fault> {

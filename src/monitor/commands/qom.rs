@@ -153,7 +153,11 @@ fn root(call: &Call<'_>) -> Node {
         let filename = ("filename".to_owned(), info.filename.into());
         node.child(info.label, Node::of("chardev").with([filename]))
     });
-    let objects = Node::of("container").child("pc.ram", guest_memory(call));
+    let mut objects = Node::of("container").child("pc.ram", guest_memory(call));
+    for (id, kind, properties) in call.host.object_list() {
+        let properties = properties.into_iter().map(|(key, text)| (key.to_owned(), text.into()));
+        objects = objects.child(id, Node::of(kind).with(properties));
+    }
     Node::of("container").child("machine", machine).child("objects", objects).child("chardevs", chardevs)
 }
 
