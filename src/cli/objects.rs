@@ -49,6 +49,9 @@ pub fn keys(kind: &str) -> Option<&'static [&'static str]> {
     }
 }
 
+/// An object: its name, its kind, and its properties.
+pub type Described = (String, &'static str, Vec<(&'static str, String)>);
+
 /// The objects asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
@@ -104,7 +107,7 @@ impl Objects {
     }
 
     /// All of them: names, kinds, and properties.
-    pub fn all(&self) -> Vec<(String, &'static str, Vec<(&'static str, String)>)> {
+    pub fn all(&self) -> Vec<Described> {
         let shown = |(id, source): &(String, EntropySource)| match source {
             EntropySource::Builtin => (id.clone(), "rng-builtin", Vec::new()),
             EntropySource::File(path) => (id.clone(), "rng-random", vec![("filename", path.display().to_string())]),
