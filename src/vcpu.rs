@@ -1,7 +1,10 @@
 //! Threads of virtual processors: they run the engine, sleep while their processor is halted, and stop on demand.
 
+mod nap;
+
 use anyhow::{Context, Result};
 use brolga_jit::{Exit, Vcpu, VcpuHandle, request};
+use nap::Nap;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
@@ -29,6 +32,8 @@ pub trait Processor: 'static {
     fn start_up(&mut self, vector: u8);
     /// The request bits that end a halt now.
     fn wake_mask(&self) -> u32;
+    /// A host core is free for a halted processor that waits actively for a moment.
+    fn has_room(&self) -> bool;
 }
 
 impl Requests for VcpuHandle {
@@ -56,6 +61,9 @@ impl Processor for Vcpu {
     }
     fn wake_mask(&self) -> u32 {
         Vcpu::wake_mask(self)
+    }
+    fn has_room(&self) -> bool {
+        Vcpu::has_room(self)
     }
 }
 
@@ -262,9 +270,10 @@ impl<P: Processor> VcpuThread<P> {
     }
 
     fn run(&self, processor: &mut P, events: &dyn VcpuEvents) {
+        let mut nap = Nap::default();
         while self.next(processor) {
             match processor.run() {
-                Exit::Halted => self.sleep(processor.wake_mask()),
+                Exit::Halted => self.sleep(processor, &mut nap),
                 Exit::Requested => {}
                 Exit::WaitForStartUp => self.gate().waiting = true,
                 Exit::TripleFault(dump) => {
@@ -315,14 +324,21 @@ impl<P: Processor> VcpuThread<P> {
         }
     }
 
-    /// Sleeps until the halted processor has a request among `mask`.
-    fn sleep(&self, mask: u32) {
-        let mut gate = self.gate();
-        self.asleep.store(true, Ordering::SeqCst);
-        while self.requests.pending() & mask == 0 && !gate.quit && !gate.hold && gate.tasks.is_empty() {
-            gate = self.wait(gate);
+    /// Waits until the halted processor has a request that ends the halt: actively first if that has paid lately, then
+    /// asleep. Everything else that is wanted of the thread comes with [`request::EXIT`], which ends every halt.
+    fn sleep(&self, processor: &P, nap: &mut Nap) {
+        let mask = processor.wake_mask();
+        let due = || self.requests.pending() & mask != 0;
+        nap.begin();
+        if !nap.watch(due, || processor.has_room()) {
+            let mut gate = self.gate();
+            self.asleep.store(true, Ordering::SeqCst);
+            while !due() && !gate.quit && !gate.hold && gate.tasks.is_empty() {
+                gate = self.wait(gate);
+            }
+            self.asleep.store(false, Ordering::SeqCst);
         }
-        self.asleep.store(false, Ordering::SeqCst);
+        nap.end();
     }
 }
 
@@ -437,6 +453,9 @@ mod tests {
         }
         fn wake_mask(&self) -> u32 {
             if self.interrupts_on { !0 } else { !request::INTERRUPT }
+        }
+        fn has_room(&self) -> bool {
+            true
         }
     }
 

@@ -40,6 +40,8 @@ pub struct Cpu {
     pub mailbox: Arc<Mailbox>,
     /// Promotion of hot blocks to compiled code.
     pub tier: Tier,
+    /// PAUSE instructions executed, wrapping.
+    pub pauses: u32,
     /// MONITOR armed on this guest-physical line.
     pub monitor: Option<u64>,
     /// The fault that generated code leaves with.
@@ -75,6 +77,7 @@ impl Cpu {
             contexts: Contexts::default(),
             mailbox,
             tier: Tier::default(),
+            pauses: 0,
             monitor: None,
             pending_fault: None,
             shutdown: None,

@@ -4,7 +4,7 @@ use crate::cpuid::Topology;
 use crate::mmu::code_map::{CodeMap, CodeMarks, granules};
 use crate::mmu::ram::{PAGE_SIZE, Ram};
 use crate::vcpu::{VcpuHandle, request};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 /// What all vCPUs of an engine share.
@@ -17,10 +17,48 @@ pub struct Shared {
     pub topology: Topology,
     /// Held by a locked operation that crosses a page: no other one crosses meanwhile.
     pub page_crossing: Mutex<()>,
+    /// How many processors run guest code, and the host's cores.
+    pub crowd: Crowd,
     /// Address lines held at zero.
     masked_lines: AtomicU64,
     /// One per processor; complete once the machine runs. Lock order: a mailbox may be locked under it.
     mailboxes: RwLock<Vec<Arc<Mailbox>>>,
+}
+
+/// Who wants the host's cores.
+pub struct Crowd {
+    running: AtomicU32,
+    cores: u32,
+}
+
+impl Default for Crowd {
+    /// As many cores as this process may use.
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { running: 0.into(), cores: u32::try_from(cores).unwrap_or(u32::MAX) }
+    }
+}
+
+impl Crowd {
+    /// One more processor runs guest code.
+    pub fn enter(&self) {
+        self.running.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The processor that entered runs guest code no more.
+    pub fn leave(&self) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// More processors run than the host has cores: one that only waits keeps another from going on.
+    pub fn too_many(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > self.cores
+    }
+
+    /// There is a core for a thread that would wait actively beside the processors that run.
+    pub fn has_room(&self) -> bool {
+        self.running.load(Ordering::Relaxed) < self.cores
+    }
 }
 
 /// What other threads leave for a vCPU besides its request word, and what it shows them.
@@ -74,6 +112,7 @@ impl Shared {
             code_map,
             topology,
             page_crossing: Mutex::default(),
+            crowd: Crowd::default(),
             masked_lines: 0.into(),
             mailboxes: RwLock::default(),
         }

@@ -304,6 +304,11 @@ impl Vcpu {
         if masked { !request::INTERRUPT } else { !0 }
     }
 
+    /// Whether, after [`Exit::Halted`], a host core is free for waiting actively for a moment.
+    pub fn has_room(&self) -> bool {
+        self.cpu.shared.crowd.has_room()
+    }
+
     /// Power-on or RESET state (SDM 3A 10.1.1): CS:IP = F000:FFF0 with base FFFF0000.
     pub fn reset(&mut self) {
         self.cpu.shutdown = None;

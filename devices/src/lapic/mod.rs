@@ -328,7 +328,11 @@ impl MessageSink for LocalApics {
             _ => destination,
         };
         let mut taken = false;
-        for cpu in 0..self.slots.len() as u32 {
+        for (cpu, slot) in (0..).zip(&self.slots) {
+            // Most messages are for one of many: the others' timers need no look.
+            if !slot.lock().apic.matches(destination) {
+                continue;
+            }
             taken |= self
                 .with(cpu, |apic, _, fx| apic.matches(destination) && apic.accept(mode, vector, level_triggered, fx))
                 .unwrap_or(false);

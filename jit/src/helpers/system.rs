@@ -84,6 +84,8 @@ crate::helper_family! { 2;
     INVPCID = invpcid, FAULTS;
     /// HLT.
     HLT = hlt, 0;
+    /// PAUSE.
+    PAUSE = pause, 0;
     /// MONITOR (linear address, RCX).
     MONITOR = monitor, FAULTS;
     /// MWAIT (RCX).
@@ -333,6 +335,20 @@ fn invpcid(c: &mut Cpu, kind: u64, low: u64, high: u64) -> Result<u64, Fault> {
 
 fn hlt(c: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
     c.state.halted = true;
+    Ok(0)
+}
+
+/// PAUSEs after which a processor lets other threads of the host go first, while there are more processors than cores.
+const PAUSES_CROWDED: u32 = 16;
+/// The same while each has a core: only a thread outside the machine can be in the way of who is waited for.
+const PAUSES: u32 = 1024;
+
+/// A loop with PAUSE waits for another processor (SDM 2B, PAUSE), which perhaps has no core at the moment.
+fn pause(c: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
+    c.pauses = c.pauses.wrapping_add(1);
+    if c.pauses % PAUSES_CROWDED == 0 && (c.pauses % PAUSES == 0 || c.shared.crowd.too_many()) {
+        std::thread::yield_now();
+    }
     Ok(0)
 }
 

@@ -2,7 +2,7 @@
 
 use super::operand::{Gpr, gpr, segment_number};
 use super::{Flow, Lifter};
-use crate::helpers::integer as helper;
+use crate::helpers::{integer as helper, system};
 use crate::ir::op::{Op, RmwOp};
 use crate::ir::{Ty, Val};
 use crate::state::{CpuState, flag, mode, reg};
@@ -37,6 +37,10 @@ pub fn lift(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Cld | Std => l.direction(i.mnemonic() == Std),
         // LFENCE and SFENCE order what is in order here anyway.
         Lfence | Sfence => {}
+        // Of processors that share a core, one that waits is to let the other go on.
+        Pause => {
+            l.b.call(system::PAUSE, &[]);
+        }
         _ if is_hint(i) => {}
         Mfence => {
             l.b.call(helper::FENCE, &[]);

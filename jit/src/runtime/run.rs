@@ -11,6 +11,7 @@ impl Cpu {
     /// Runs until there is something for the program to do.
     pub fn run_loop(&mut self) -> Exit {
         self.load_mxcsr();
+        self.shared.crowd.enter();
         let exit = loop {
             // A request that was withdrawn leaves attention behind, for which generated code would leave for ever.
             let attention = self.requests.attention.load(Ordering::Relaxed) != 0;
@@ -28,6 +29,7 @@ impl Cpu {
                 self.raise(fault);
             }
         };
+        self.shared.crowd.leave();
         self.leave_mxcsr();
         exit
     }
