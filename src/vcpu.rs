@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The request word of a processor, as [`VcpuHandle`] has it.
 pub trait Requests: Clone + Send + Sync + 'static {
@@ -32,6 +33,10 @@ pub trait Processor: 'static {
     fn start_up(&mut self, vector: u8);
     /// The request bits that end a halt now.
     fn wake_mask(&self) -> u32;
+    /// The halt may end by a store, of which no request tells.
+    fn waits_for_store(&self) -> bool;
+    /// That store was made.
+    fn store_seen(&self) -> bool;
     /// A host core is free for a halted processor that waits actively for a moment.
     fn has_room(&self) -> bool;
 }
@@ -61,6 +66,12 @@ impl Processor for Vcpu {
     }
     fn wake_mask(&self) -> u32 {
         Vcpu::wake_mask(self)
+    }
+    fn waits_for_store(&self) -> bool {
+        Vcpu::waits_for_store(self)
+    }
+    fn store_seen(&self) -> bool {
+        Vcpu::store_seen(self)
     }
     fn has_room(&self) -> bool {
         Vcpu::has_room(self)
@@ -269,6 +280,10 @@ impl<P: Processor> VcpuThread<P> {
         self.wake.wait(gate).unwrap_or_else(|e| e.into_inner())
     }
 
+    fn doze<'a>(&self, gate: MutexGuard<'a, Gate<P>>, time: Duration) -> MutexGuard<'a, Gate<P>> {
+        self.wake.wait_timeout(gate, time).unwrap_or_else(|e| e.into_inner()).0
+    }
+
     fn run(&self, processor: &mut P, events: &dyn VcpuEvents) {
         let mut nap = Nap::default();
         while self.next(processor) {
@@ -328,13 +343,16 @@ impl<P: Processor> VcpuThread<P> {
     /// asleep. Everything else that is wanted of the thread comes with [`request::EXIT`], which ends every halt.
     fn sleep(&self, processor: &P, nap: &mut Nap) {
         let mask = processor.wake_mask();
-        let due = || self.requests.pending() & mask != 0;
+        let due = || self.requests.pending() & mask != 0 || processor.store_seen();
         nap.begin();
         if !nap.watch(due, || processor.has_room()) {
             let mut gate = self.gate();
             self.asleep.store(true, Ordering::SeqCst);
             while !due() && !gate.quit && !gate.hold && gate.tasks.is_empty() {
-                gate = self.wait(gate);
+                gate = match processor.waits_for_store() {
+                    true => self.doze(gate, nap.doze()),
+                    false => self.wait(gate),
+                };
             }
             self.asleep.store(false, Ordering::SeqCst);
         }
@@ -376,7 +394,7 @@ impl<P: Processor> Drop for MarkEnded<P> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, AtomicU64};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     #[derive(Clone, Default)]
     struct Word(Arc<AtomicU32>);
@@ -398,6 +416,8 @@ mod tests {
         interrupts: AtomicU64,
         runs: AtomicU64,
         vector: AtomicU32,
+        waits_for_store: AtomicBool,
+        stored: AtomicBool,
         events: Mutex<Vec<String>>,
     }
 
@@ -454,6 +474,12 @@ mod tests {
         fn wake_mask(&self) -> u32 {
             if self.interrupts_on { !0 } else { !request::INTERRUPT }
         }
+        fn waits_for_store(&self) -> bool {
+            self.seen.waits_for_store.load(Ordering::SeqCst)
+        }
+        fn store_seen(&self) -> bool {
+            self.seen.stored.load(Ordering::SeqCst)
+        }
         fn has_room(&self) -> bool {
             true
         }
@@ -504,6 +530,21 @@ mod tests {
             thread.quit();
             assert!(thread.with(|_| ()).is_none(), "an ended thread takes no tasks");
         }
+    }
+
+    #[test]
+    fn a_store_ends_the_wait_for_it() {
+        let (seen, thread) = spawn(0, true, vec![]);
+        seen.waits_for_store.store(true, Ordering::SeqCst);
+        thread.release();
+        for _ in 0..20 {
+            seen.stored.store(false, Ordering::SeqCst);
+            assert_eq!(thread.with(|_| ()), Some(()), "the thread has seen that, and goes to sleep");
+            let before = seen.runs.load(Ordering::SeqCst);
+            seen.stored.store(true, Ordering::SeqCst);
+            eventually("the processor runs, called by nobody", || seen.runs.load(Ordering::SeqCst) > before);
+        }
+        thread.quit();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::runtime::lockstep::Lockstep;
 use crate::runtime::tier::Tier;
 use crate::shared::{Mailbox, Shared};
 use crate::state::{CpuState, HEAT_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
+use crate::system::mwait::{Line, Mwait};
 use crate::vcpu::{Requests, VcpuHandle};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +45,10 @@ pub struct Cpu {
     pub pauses: u32,
     /// MONITOR armed on this guest-physical line.
     pub monitor: Option<u64>,
+    /// What the line held then.
+    pub monitored: Option<Line>,
+    /// What MWAIT waits for, while halted by it.
+    pub mwait: Option<Mwait>,
     /// The fault that generated code leaves with.
     pub pending_fault: Option<Fault>,
     /// Why a shutdown (triple fault) happened, once it has.
@@ -79,6 +84,8 @@ impl Cpu {
             tier: Tier::default(),
             pauses: 0,
             monitor: None,
+            monitored: None,
+            mwait: None,
             pending_fault: None,
             shutdown: None,
             pending_db: 0,

@@ -298,6 +298,16 @@ impl Vcpu {
         self.cpu.run_loop()
     }
 
+    /// After [`Exit::Halted`]: a store may end the halt, of which nobody tells ([`Vcpu::store_seen`] does if asked).
+    pub fn waits_for_store(&self) -> bool {
+        self.cpu.mwait.is_some()
+    }
+
+    /// The store that ends the halt was made.
+    pub fn store_seen(&self) -> bool {
+        self.cpu.wait_is_over()
+    }
+
     /// Request bits that can end the sleep after [`Exit::Halted`]: maskable interrupts only count if enabled.
     pub fn wake_mask(&self) -> u32 {
         let masked = self.cpu.state.rflags & crate::state::flag::IF == 0;

@@ -19,6 +19,9 @@ const OFFER: Duration = Duration::from_micros(20);
 /// the way, perhaps of the processor that it waits for.
 const RESPECT: Duration = Duration::from_millis(50);
 
+/// How long a processor that waits for a store sleeps between two looks at memory: at first, and at most.
+const DOZE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+
 /// The halts of one processor.
 pub struct Nap {
     /// The time to watch in the next halt.
@@ -26,11 +29,13 @@ pub struct Nap {
     began: Instant,
     /// Others wanted the core, until when it is theirs.
     elsewhere: Option<Instant>,
+    /// The next sleep between two looks at memory.
+    doze: Duration,
 }
 
 impl Default for Nap {
     fn default() -> Self {
-        Self { window: Duration::ZERO, began: Instant::now(), elsewhere: None }
+        Self { window: Duration::ZERO, began: Instant::now(), elsewhere: None, doze: DOZE.0 }
     }
 }
 
@@ -38,6 +43,13 @@ impl Nap {
     /// The processor halts.
     pub fn begin(&mut self) {
         self.began = Instant::now();
+        self.doze = DOZE.0;
+    }
+
+    /// How long to sleep until memory is looked at (again): longer each time.
+    pub fn doze(&mut self) -> Duration {
+        let next = (self.doze * 2).min(DOZE.1);
+        std::mem::replace(&mut self.doze, next)
     }
 
     /// Watches until `due` (`true`), or until the time is over or there is no room on the host for it.

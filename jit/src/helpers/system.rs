@@ -361,17 +361,14 @@ fn monitor(c: &mut Cpu, linear: u64, rcx: u64, _: u64) -> Result<u64, Fault> {
     if wait_options(c, rcx) != 0 {
         return Err(Fault::GP0);
     }
-    c.load(Ty::I8, linear)?;
-    c.monitor = c.translate_debug(linear);
-    Ok(0)
+    done(c.arm_monitor(linear))
 }
 
-/// MWAIT returns at once: it may wake for any reason (SDM 2B, MWAIT), and stores of others are not watched.
 fn mwait(c: &mut Cpu, rcx: u64, _: u64, _: u64) -> Result<u64, Fault> {
     if wait_options(c, rcx) & !1 != 0 {
         return Err(Fault::GP0);
     }
-    c.monitor = None;
+    c.wait_for_store(rcx & 1 != 0);
     Ok(0)
 }
 

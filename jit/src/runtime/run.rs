@@ -151,9 +151,13 @@ impl Cpu {
                 return Some(Exit::WaitForStartUp);
             }
             if !self.deliver_next(pending) {
+                if self.state.halted && self.wait_is_over() {
+                    self.state.halted = false;
+                }
                 if self.state.halted {
                     return Some(Exit::Halted);
                 }
+                self.mwait = None;
                 return None;
             }
         }

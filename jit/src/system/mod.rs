@@ -15,6 +15,7 @@ pub mod io;
 pub mod iret;
 pub mod msr;
 pub mod mtrr;
+pub mod mwait;
 pub mod near;
 pub mod reset;
 pub mod segment;

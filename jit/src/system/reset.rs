@@ -58,6 +58,8 @@ impl Cpu {
         s.nmi_blocked = false;
         self.pdptes = [0; 4];
         self.monitor = None;
+        self.monitored = None;
+        self.mwait = None;
         self.pending_db = 0;
         self.flush_tlb_all();
     }

@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::state::{HIGH, Msrs, Segment, TableRegister, X87};
+use crate::system::mwait::{Line, Mwait};
 
 /// Guest-visible vector registers.
 const VECTORS: usize = 2 * HIGH;
@@ -32,7 +33,7 @@ pub struct Snapshot {
     x87: X87,
     msr: Msrs,
     pending_db: u64,
-    monitor: Option<u64>,
+    monitor: (Option<u64>, Option<Line>, Option<Mwait>),
 }
 
 impl Snapshot {
@@ -60,7 +61,7 @@ impl Snapshot {
             x87: s.x87,
             msr: s.msr.clone(),
             pending_db: cpu.pending_db,
-            monitor: cpu.monitor,
+            monitor: (cpu.monitor, cpu.monitored, cpu.mwait),
         })
     }
 
@@ -85,7 +86,7 @@ impl Snapshot {
         s.x87 = self.x87;
         s.msr = self.msr.clone();
         cpu.pending_db = self.pending_db;
-        cpu.monitor = self.monitor;
+        (cpu.monitor, cpu.monitored, cpu.mwait) = self.monitor;
         cpu.load_mxcsr();
     }
 

@@ -4,7 +4,7 @@ use super::TIER;
 use crate::mmu::ram::{Ram, RamRegion};
 use crate::state::{attr, reg};
 use crate::system::testing::{FakeBoard, RAM};
-use crate::vcpu::{Engine, EngineConfig, Exit, SegmentRegister, Vcpu};
+use crate::vcpu::{Engine, EngineConfig, Exit, SegmentRegister, Vcpu, request};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::sync::Arc;
@@ -29,7 +29,8 @@ impl Pair {
         let ram = Arc::new(Ram::new(RAM, regions).unwrap());
         let config = EngineConfig { jit: TIER != 0, sync: TIER == 2, code_cache: 1 << 20, ..EngineConfig::default() };
         let engine = Engine::new(config, ram.clone(), Arc::new(FakeBoard::default())).unwrap();
-        let vcpus = [0, 1].map(|n| Vcpu::new(&engine, n, &crate::cpuid::CpuModel::default()).unwrap());
+        let model = crate::cpuid::parse("max,+monitor").unwrap();
+        let vcpus = [0, 1].map(|n| Vcpu::new(&engine, n, &model).unwrap());
         Self { ram, engine, vcpus }
     }
 
@@ -191,4 +192,50 @@ fn locked_operations_are_atomic_also_beside_code() {
     assert_eq!([word(FIRST, 0x800), word(DATA, 0x800)], [2 * EACH; 2]);
     assert_eq!([word(DATA, 0x821), word(DATA, 0x83e), word(DATA, 0xffe)], [2 * EACH; 3]);
     assert_eq!(word(FIRST, 0x810) as u16, (2 * EACH) as u16);
+}
+
+#[test]
+fn mwait_waits_for_a_store_to_its_line() {
+    let mut pair = Pair::new();
+    let program = |pair: &Pair, between: bool, masked_too: i32| {
+        pair.program(FIRST, |a| {
+            a.xor(eax, eax)?;
+            a.xor(ecx, ecx)?;
+            a.xor(edx, edx)?;
+            a.monitor()?;
+            if between {
+                a.inc(byte_ptr(0x20))?;
+            }
+            a.mov(ecx, masked_too)?;
+            a.mwait()?;
+            a.mov(al, byte_ptr(0x3f))?;
+            a.hlt()
+        });
+    };
+    let stored = |pair: &Pair, offset: u64, value: u8| pair.ram.write((u64::from(DATA) << 4) + offset, &[value], false);
+    for value in 1..20 {
+        program(&pair, false, 0);
+        run(&mut pair.vcpus[0], FIRST);
+        assert!(pair.vcpus[0].waits_for_store());
+        stored(&pair, 0x40, value);
+        assert!(!pair.vcpus[0].store_seen(), "another line");
+        pair.vcpus[0].handle().raise(request::INTERRUPT);
+        assert_eq!(pair.vcpus[0].run(), Exit::Halted);
+        assert!(pair.vcpus[0].waits_for_store(), "interrupts are masked, and not asked for");
+        stored(&pair, 0x3f, value);
+        assert!(pair.vcpus[0].store_seen());
+        assert_eq!(pair.vcpus[0].run(), Exit::Halted);
+        assert!(!pair.vcpus[0].waits_for_store(), "that is the HLT behind it");
+        assert_eq!(pair.vcpus[0].registers().gpr[reg::RAX], value.into());
+        pair.vcpus[0].handle().clear(request::INTERRUPT);
+    }
+    program(&pair, true, 0);
+    run(&mut pair.vcpus[0], FIRST);
+    assert!(!pair.vcpus[0].waits_for_store(), "the line had changed before");
+    program(&pair, false, 1);
+    run(&mut pair.vcpus[0], FIRST);
+    assert!(pair.vcpus[0].waits_for_store());
+    pair.vcpus[0].handle().raise(request::INTERRUPT);
+    assert_eq!(pair.vcpus[0].run(), Exit::Halted);
+    assert!(!pair.vcpus[0].waits_for_store(), "a masked interrupt ends the wait if ECX says so");
 }

@@ -331,6 +331,7 @@ fn restore_registers(cpu: &mut Cpu, to: &State) {
     s.x87 = to.x87;
     s.msr = to.msr.clone();
     cpu.monitor = to.monitor;
+    (cpu.monitored, cpu.mwait) = (None, None);
     cpu.pending_db = 0;
     cpu.pending_fault = None;
     if cpu.pae_paging() {
