@@ -1,15 +1,20 @@
 //! Threads of virtual processors: they run the engine, sleep while their processor is halted, and stop on demand.
 
+mod bed;
 mod nap;
 
+/// What [`bed`] is made of; `tools/loom` has something else in its place.
+mod sync {
+    pub use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, atomic};
+}
+
 use anyhow::{Context, Result};
+use bed::Bed;
 use brolga_jit::{Exit, Vcpu, VcpuHandle, request};
 use nap::Nap;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 /// The request word of a processor, as [`VcpuHandle`] has it.
 pub trait Requests: Clone + Send + Sync + 'static {
@@ -112,14 +117,10 @@ struct Gate<P> {
 pub struct VcpuThread<P: Processor = Vcpu> {
     index: u32,
     requests: P::Requests,
-    /// No other lock is taken, and nothing is called, while this one is held.
-    gate: Mutex<Gate<P>>,
-    /// Wakes the thread.
-    wake: Condvar,
+    /// Where the thread looks and sleeps.
+    bed: Bed<Gate<P>>,
     /// Tells others that `parked` changed.
     parked: Condvar,
-    /// The thread sleeps for its halted processor, or is about to: whoever sets request bits must wake it.
-    asleep: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -163,27 +164,13 @@ impl<P: Processor> VcpuThread<P> {
             start_up: None,
             parked: false,
         };
-        Self {
-            index,
-            requests,
-            gate: Mutex::new(gate),
-            wake: Condvar::new(),
-            parked: Condvar::new(),
-            asleep: AtomicBool::new(false),
-            thread: Mutex::new(None),
-        }
+        Self { index, requests, bed: Bed::new(gate), parked: Condvar::new(), thread: Mutex::new(None) }
     }
 
     /// Sets request bits and wakes the processor if it is halted.
     pub fn raise(&self, bits: u32) {
         self.requests.raise(bits);
-        // Either this load sees the thread about to sleep, or the thread's look at the request word, which follows
-        // its store to `asleep`, sees the bits: all four are sequentially consistent. Passing through the lock then
-        // makes sure that the thread is really waiting when it is notified.
-        if self.asleep.load(Ordering::SeqCst) {
-            drop(self.gate());
-            self.wake.notify_all();
-        }
+        self.bed.written();
     }
 
     /// Takes request bits back.
@@ -203,7 +190,7 @@ impl<P: Processor> VcpuThread<P> {
         if gate.waiting || self.requests.pending() & request::INIT != 0 {
             gate.start_up = Some(vector);
             drop(gate);
-            self.wake.notify_all();
+            self.bed.changed();
         }
     }
 
@@ -211,7 +198,7 @@ impl<P: Processor> VcpuThread<P> {
     pub fn hold(&self) {
         self.gate().hold = true;
         self.raise(request::EXIT);
-        self.wake.notify_all();
+        self.bed.changed();
     }
 
     /// Waits until the thread runs no guest code; it must have been told to [`VcpuThread::hold`].
@@ -225,7 +212,7 @@ impl<P: Processor> VcpuThread<P> {
     /// Lets the thread run guest code (again).
     pub fn release(&self) {
         self.gate().hold = false;
-        self.wake.notify_all();
+        self.bed.changed();
     }
 
     /// Runs `f` on the thread between guest instructions, held or not, and waits for what it returns. `None` if the
@@ -243,7 +230,7 @@ impl<P: Processor> VcpuThread<P> {
             }));
         }
         self.raise(request::EXIT);
-        self.wake.notify_all();
+        self.bed.changed();
         receiver.recv().ok()
     }
 
@@ -263,7 +250,7 @@ impl<P: Processor> VcpuThread<P> {
     pub fn quit(&self) {
         self.gate().quit = true;
         self.raise(request::EXIT);
-        self.wake.notify_all();
+        self.bed.changed();
         let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(thread) = thread {
             // A panic was reported when it happened.
@@ -271,17 +258,8 @@ impl<P: Processor> VcpuThread<P> {
         }
     }
 
-    /// A panic in a task leaves the gate consistent.
     fn gate(&self) -> MutexGuard<'_, Gate<P>> {
-        self.gate.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn wait<'a>(&self, gate: MutexGuard<'a, Gate<P>>) -> MutexGuard<'a, Gate<P>> {
-        self.wake.wait(gate).unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn doze<'a>(&self, gate: MutexGuard<'a, Gate<P>>, time: Duration) -> MutexGuard<'a, Gate<P>> {
-        self.wake.wait_timeout(gate, time).unwrap_or_else(|e| e.into_inner()).0
+        self.bed.lock()
     }
 
     fn run(&self, processor: &mut P, events: &dyn VcpuEvents) {
@@ -323,7 +301,7 @@ impl<P: Processor> VcpuThread<P> {
             } else if gate.hold {
                 gate.parked = true;
                 self.parked.notify_all();
-                gate = self.wait(gate);
+                gate = self.bed.wait(gate);
                 gate.parked = false;
             } else if let (true, Some(vector)) = (gate.waiting, gate.start_up) {
                 gate.waiting = false;
@@ -332,7 +310,7 @@ impl<P: Processor> VcpuThread<P> {
                 self.requests.clear(request::INIT);
                 processor.start_up(vector);
             } else if gate.waiting {
-                gate = self.wait(gate);
+                gate = self.bed.wait(gate);
             } else {
                 return true;
             }
@@ -346,15 +324,8 @@ impl<P: Processor> VcpuThread<P> {
         let due = || self.requests.pending() & mask != 0 || processor.store_seen();
         nap.begin();
         if !nap.watch(due, || processor.has_room()) {
-            let mut gate = self.gate();
-            self.asleep.store(true, Ordering::SeqCst);
-            while !due() && !gate.quit && !gate.hold && gate.tasks.is_empty() {
-                gate = match processor.waits_for_store() {
-                    true => self.doze(gate, nap.doze()),
-                    false => self.wait(gate),
-                };
-            }
-            self.asleep.store(false, Ordering::SeqCst);
+            let ready = |gate: &Gate<P>| due() || gate.quit || gate.hold || !gate.tasks.is_empty();
+            self.bed.sleep(ready, || processor.waits_for_store().then(|| nap.doze()));
         }
         nap.end();
     }
@@ -393,8 +364,8 @@ impl<P: Processor> Drop for MarkEnded<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, AtomicU64};
-    use std::time::Instant;
+    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
 
     #[derive(Clone, Default)]
     struct Word(Arc<AtomicU32>);
