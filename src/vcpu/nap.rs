@@ -135,7 +135,7 @@ mod tests {
         let after = Cell::new(100);
         let soon = || after.replace(after.get() - 1) == 0;
         // Where the host interrupts the thread, it sleeps instead: then it looks again at the next halt.
-        while !nap.watch(&soon, || true) {
+        while !nap.watch(soon, || true) {
             nap.elsewhere = None;
             nap.begin();
         }

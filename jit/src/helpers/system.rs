@@ -346,7 +346,8 @@ const PAUSES: u32 = 1024;
 /// A loop with PAUSE waits for another processor (SDM 2B, PAUSE), which perhaps has no core at the moment.
 fn pause(c: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
     c.pauses = c.pauses.wrapping_add(1);
-    if c.pauses % PAUSES_CROWDED == 0 && (c.pauses % PAUSES == 0 || c.shared.crowd.too_many()) {
+    let due = |every: u32| c.pauses.is_multiple_of(every);
+    if due(PAUSES) || due(PAUSES_CROWDED) && c.shared.crowd.too_many() {
         std::thread::yield_now();
     }
     Ok(0)
