@@ -5,6 +5,7 @@
 pub mod a20;
 pub mod acpi_pm;
 pub mod bus;
+pub mod cpu_hotplug;
 pub mod debug_ports;
 pub mod diag;
 pub mod e1000;

@@ -33,8 +33,10 @@ pub struct Config {
     pub machine: MachineConfig,
     /// `-m`: guest RAM in bytes, a multiple of 4 KiB; 0 only if there is no machine.
     pub ram: u64,
-    /// `-smp`: number of vCPUs. 1 for now.
+    /// `-smp`: how many processors may be there, and how they are spread.
     pub topology: Topology,
+    /// `-smp`: how many of them are there from the start.
+    pub processors: u32,
     /// `-cpu`.
     pub cpu: CpuModel,
     /// `-accel`.
@@ -153,6 +155,8 @@ pub enum Made {
     PanicFunction(usize),
     /// [`Peripherals::watchdog`].
     Watchdog,
+    /// The processor with this number.
+    Processor(u32),
     /// Something that stays as long as the machine.
     Board,
 }

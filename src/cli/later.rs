@@ -74,7 +74,7 @@ impl Devices {
                     self.chars.release(port.chardev);
                 }
             }
-            Made::Rng(_) | Made::PanicFunction(_) | Made::Board => {}
+            Made::Rng(_) | Made::PanicFunction(_) | Made::Processor(_) | Made::Board => {}
         }
     }
 

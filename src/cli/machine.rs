@@ -232,8 +232,8 @@ pub fn cpu(arguments: &Arguments) -> Result<CpuModel> {
 }
 
 /// `-smp`.
-pub fn topology(arguments: &Arguments) -> Result<Topology> {
-    let Some(mut keys) = merged(arguments, "smp", Some("cpus"))? else { return Ok(Topology::default()) };
+pub fn topology(arguments: &Arguments) -> Result<(Topology, u32)> {
+    let Some(mut keys) = merged(arguments, "smp", Some("cpus"))? else { return Ok((Topology::default(), 1)) };
     let shown = arguments.all("smp").join(" -smp ");
     let mut count = |key| keys.take_as(key, |t| values::number_in(t, 1, 4096)).map(|n| n.map(|n| n as u32));
     let (cpus, maxcpus) = (count("cpus")?, count("maxcpus")?);
@@ -256,13 +256,10 @@ pub fn topology(arguments: &Arguments) -> Result<Topology> {
             "-smp {shown}: the parts do not fit together: {cpus} processors, a topology of {processors}, at most {limit}"
         );
     }
-    if limit > cpus {
-        bail!("-smp {shown}: processors cannot be added later yet; leave maxcpus away");
-    }
-    if cpus > MOST_CPUS || topology.apic_id(cpus as u32 - 1) >= MOST_CPUS as u32 {
+    if limit > MOST_CPUS || topology.apic_id(limit as u32 - 1) >= MOST_CPUS as u32 {
         bail!("-smp {shown}: more than {MOST_CPUS} processors, or APIC IDs beyond {}; give fewer", MOST_CPUS - 1);
     }
-    Ok(topology)
+    Ok((topology, cpus as u32))
 }
 
 /// What was not said of a topology of `processors`: cores come first, then sockets, then threads.
@@ -462,7 +459,8 @@ mod tests {
         assert!(err(&["-smp", "7,sockets=2"]).contains("do not fit together"));
         assert!(err(&["-smp", "sockets=4096,cores=4096,threads=4096"]).contains("more than 255"));
         assert!(err(&["-smp", "2,clusters=2"]).contains("a PC has none"));
-        assert!(err(&["-smp", "1,maxcpus=4"]).contains("cannot be added later yet"));
+        let c = with(&["-smp", "1,maxcpus=4"]).unwrap();
+        assert_eq!((c.processors, c.topology.processors(), c.topology.cores), (1, 4, 4));
         assert!(err(&["-smp", "4,maxcpus=2"]).contains("do not fit together"));
         assert_eq!(err(&["-smp", "0"]), "-smp cpus=0: 0 is out of range: 1 to 4096");
         assert!(err(&["-smp", "cors=2"]).contains("did you mean cores?"));

@@ -25,6 +25,7 @@ mod network;
 mod objects;
 mod options;
 mod peripherals;
+mod processor;
 mod scsi;
 mod serial_bus;
 mod sharing;
@@ -42,6 +43,7 @@ pub use machine::{PANIC_ACTIONS, WATCHDOG_ACTIONS};
 pub use network::{host_forward, host_port};
 pub use objects::keys as object_keys;
 pub use options::names as option_names;
+pub use processor::{is_processor, later as processor_later};
 
 use anyhow::{Result, bail};
 use brolga::words::keyval;
@@ -75,7 +77,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         return Ok(Request::Print(text));
     }
     let (machine, accel) = machine::board(&arguments)?;
-    let topology = machine::topology(&arguments)?;
+    let (topology, processors) = machine::topology(&arguments)?;
     let engine = machine::engine(&arguments, accel.as_deref(), topology)?;
     if engine.check != Check::Off && topology.processors() > 1 {
         bail!("-accel check=: compiled code is checked on one processor only; use -smp 1");
@@ -98,6 +100,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         machine,
         ram: memory::settle(&arguments, &identity)?,
         topology,
+        processors,
         cpu: machine::cpu(&arguments)?,
         engine,
         boot: boot::settle(&arguments, !drives.is_empty() || from_network, flash)?,

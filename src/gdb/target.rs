@@ -171,7 +171,7 @@ impl MultiThreadBase for Debuggee {
     }
 
     fn list_active_threads(&mut self, active: &mut dyn FnMut(Tid)) -> Result<(), Infallible> {
-        (0..self.host.cpus()).for_each(|n| active(tid(n)));
+        self.host.thread_ids().into_iter().for_each(|(n, _)| active(tid(n)));
         Ok(())
     }
 

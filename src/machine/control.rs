@@ -111,6 +111,11 @@ impl Machine {
                 let _ = done.send(());
             }
             Request::Ejected(slot) => self.finish_removal(slot),
+            Request::AddProcessor(spec, done) => {
+                // Fails only if the asker did not wait.
+                let _ = done.send(self.add_processor(spec));
+            }
+            Request::Processor(word) => self.heard_of_processor(word),
             Request::Died(cpu) => bail!("internal error: the thread of vCPU {cpu} panicked"),
             Request::Control(what, done) => {
                 let status = self.control(what)?;
@@ -134,7 +139,7 @@ impl Machine {
 
     /// What the checks of compiled code came to (`-accel check=on`), to standard error.
     pub fn report_checks(&self) {
-        for (cpu, vcpu) in self.vcpus.iter().enumerate() {
+        for (cpu, vcpu) in self.vcpus.numbered() {
             let Some(Some(s)) = vcpu.with(|vcpu| vcpu.check_statistics()) else { continue };
             eprintln!(
                 "{}: vCPU {cpu}: {} blocks checked in {} executions ({} not repeatable), {} differences",
@@ -285,7 +290,7 @@ impl Machine {
         }
         *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = placed;
         let kernel = self.boot.has_kernel();
-        for (cpu, vcpu) in (0..).zip(&self.vcpus) {
+        for (cpu, vcpu) in self.vcpus.numbered() {
             let start = starts.remove(&cpu);
             vcpu.restart(cpu == 0 || start.is_some(), move |vcpu| {
                 vcpu.reset();

@@ -43,7 +43,7 @@ impl DebugHost for Machine {
     }
 
     fn set_stops(&self, breakpoints: &[u64], watchpoints: &[Watchpoint]) {
-        for vcpu in &self.vcpus {
+        for vcpu in self.vcpus.iter() {
             let (breakpoints, watchpoints) = (breakpoints.to_vec(), watchpoints.to_vec());
             let _ = vcpu.with(move |vcpu| {
                 vcpu.set_breakpoints(&breakpoints);
@@ -87,12 +87,14 @@ impl Machine {
 
     /// Lets the guest go on, each vCPU as its entry says.
     pub(super) fn go_on_as(&self, actions: &[Resume]) {
-        for (vcpu, action) in self.vcpus.iter().zip(actions) {
+        let vcpus = self.vcpus.numbered();
+        let told = || vcpus.iter().filter_map(|(number, vcpu)| Some((vcpu, actions.get(*number as usize)?)));
+        for (vcpu, action) in told() {
             let step = *action == Resume::Step;
             let _ = vcpu.with(move |vcpu| vcpu.set_single_step(step));
         }
         self.resume_clock();
-        let going = self.vcpus.iter().zip(actions).filter(|(_, action)| **action != Resume::Hold);
+        let going = told().filter(|(_, action)| **action != Resume::Hold);
         going.for_each(|(vcpu, _)| vcpu.release());
     }
 }

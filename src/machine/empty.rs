@@ -156,7 +156,7 @@ impl MonitorHost for Empty {
         &self.events
     }
 
-    fn thread_ids(&self) -> Vec<i32> {
+    fn thread_ids(&self) -> Vec<(u32, i32)> {
         Vec::new()
     }
 

@@ -27,7 +27,7 @@ pub fn items(
 ) -> Result<Items> {
     let (mut items, layout) = (Items::new(), &facts.layout);
     // Firmware has room for APIC IDs below the second number, and waits for as many processors as the first says.
-    let (cpus, ids) = (acpi.apic_ids.len(), acpi.apic_ids.iter().max().map_or(1, |id| id + 1));
+    let (cpus, ids) = (acpi.present_cpus, acpi.apic_ids.iter().max().map_or(1, |id| id + 1));
     let word = |n: u32| u16::try_from(n).unwrap_or(u16::MAX).to_le_bytes();
     items.set(item::UUID, &config.uuid.unwrap_or_default());
     items.set(item::RAM_SIZE, &(layout.low + layout.high).to_le_bytes());

@@ -101,9 +101,11 @@ impl MonitorHost for Machine {
         &self.events
     }
 
-    fn thread_ids(&self) -> Vec<i32> {
-        let id = |vcpu: &Arc<_>| crate::vcpu::VcpuThread::with(vcpu, |_| nix::unistd::gettid().as_raw()).unwrap_or(0);
-        self.vcpus.iter().map(id).collect()
+    fn thread_ids(&self) -> Vec<(u32, i32)> {
+        let id = |(number, vcpu): (u32, Arc<crate::vcpu::VcpuThread>)| {
+            (number, vcpu.with(|_| nix::unistd::gettid().as_raw()).unwrap_or(0))
+        };
+        self.vcpus.numbered().into_iter().map(id).collect()
     }
 
     fn actions(&self) -> Actions {
@@ -257,7 +259,7 @@ impl Machine {
     /// Counters of the code engine, by vCPU.
     fn engine_counters(&self) -> String {
         let mut text = String::new();
-        for (cpu, vcpu) in self.vcpus.iter().enumerate() {
+        for (cpu, vcpu) in self.vcpus.numbered() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
             let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, full } = stats;
             let rows = [

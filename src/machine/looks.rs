@@ -92,6 +92,7 @@ impl Machine {
         let path = format!("/machine/unattached/device[{}]", self.vcpus.len() + at);
         self.pc.rtc.set.set(move |offset| events.emit("RTC_CHANGE", json!({ "offset": offset, "qom-path": path })));
         self.watch_cards(cards);
+        self.hear_of_processors();
         let (balloon, buses) = {
             let inventory = self.inventory();
             (inventory.balloon.clone(), inventory.serial_buses.clone())
@@ -105,6 +106,15 @@ impl Machine {
                 (0..8).for_each(|function| drop(pci.remove(DevFn::new(slot, function))));
                 let _ = requests.send(Request::Ejected(slot));
             });
+        }
+    }
+
+    /// Has the control loop hear what the guest says of processors.
+    pub(super) fn hear_of_processors(&self) {
+        if let Some(hotplug) = &self.pc.cpu_hotplug {
+            let requests = self.requests.clone();
+            // Fails only when the machine is ending.
+            hotplug.said.set(move |word| drop(requests.send(Request::Processor(word))));
         }
     }
 

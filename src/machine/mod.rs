@@ -26,6 +26,7 @@ mod parts;
 mod pc;
 mod peripherals;
 mod plugging;
+mod processors;
 mod scsi;
 mod seats;
 mod shadow;
@@ -38,16 +39,17 @@ mod video;
 use crate::background;
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
-use crate::cli::config::{Actions, BootOrder, Config, MachineKind};
+use crate::cli::config::{Actions, BootOrder, Config, DeviceSpec, MachineKind};
 use crate::clock::GuestClock;
 use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
-use crate::monitor::{Commands, Control, Events, MonitorHost, RunState};
+use crate::monitor::{Commands, Control, Events, Fault, MonitorHost, RunState};
 use crate::net::Netdevs;
 use crate::vcpu::{VcpuEvents, VcpuThread};
 use acpi::AcpiConfig;
 use anyhow::{Context, Result, anyhow};
 use board::PcBoard;
+use brolga_devices::cpu_hotplug::Word;
 use brolga_devices::services::PowerEvent;
 use brolga_devices::vga;
 use brolga_jit::cpuid::{CpuModel, Feature};
@@ -62,6 +64,7 @@ use layout::Layout;
 use media::Media;
 use parts::Parts;
 use pc::Pc;
+use processors::Processors;
 use shadow::Shadow;
 use signals::{CpuLink, PowerControl};
 use std::sync::atomic::AtomicBool;
@@ -88,6 +91,10 @@ pub enum Request {
     Debug(Vec<Resume>, Sender<()>),
     /// The guest has let go of the device in this slot of PCI bus 0.
     Ejected(u8),
+    /// A user adds a processor; the sender is told how it went.
+    AddProcessor(DeviceSpec, Sender<Result<(), Fault>>),
+    /// The guest said something of a processor.
+    Processor(Word),
     /// A processor's thread panicked.
     Died(u32),
 }
@@ -119,7 +126,7 @@ pub struct Machine {
     parts: Parts,
     /// The devices that users gave.
     inventory: Mutex<Inventory>,
-    vcpus: Vec<Arc<VcpuThread>>,
+    vcpus: Processors,
     requests: Sender<Request>,
     state: Mutex<RunState>,
     /// When the last triple fault was shown.
@@ -159,7 +166,7 @@ pub fn run(config: Config) -> Result<i32> {
     if config.engine.check != Check::Off {
         machine.report_checks();
     }
-    machine.vcpus.iter().for_each(|vcpu| vcpu.quit());
+    machine.vcpus.quit();
     machine.disks.close();
     drop(io);
     machine.parts.netdevs.all().iter().for_each(|(_, netdev)| netdev.close());
@@ -232,7 +239,12 @@ impl Machine {
         memory.connect(engine.clone());
         shadow.connect(engine.clone());
         video.connect(engine.clone());
-        let vcpus = spawn_vcpus(&config.cpu, &engine, &links, &requests)?;
+        let vcpus = (0..config.processors).zip(&links).map(|(number, link)| {
+            let vcpu = spawn_vcpu(&config.cpu, &engine, number, &requests)?;
+            link.connect(vcpu.clone());
+            Ok(vcpu)
+        });
+        let vcpus = vcpus.collect::<Result<Vec<_>>>()?;
         let tables = match boot.has_kernel() {
             true => SystemTables::build(config, &layout, &pc.acpi)?,
             false => SystemTables::none(),
@@ -263,7 +275,7 @@ impl Machine {
             cards,
             parts,
             inventory: Mutex::new(inventory),
-            vcpus,
+            vcpus: Processors::new(vcpus, config.topology.processors() as usize),
             requests,
             state: Mutex::new(RunState::Prelaunch),
             last_dump: Mutex::new(None),
@@ -310,24 +322,17 @@ impl Machine {
     }
 }
 
-/// Starts one thread for each of `links`, held, and connects them.
-fn spawn_vcpus(
+/// Starts the thread of a processor, held.
+fn spawn_vcpu(
     model: &CpuModel,
     engine: &Arc<Engine>,
-    links: &[Arc<CpuLink>],
+    number: u32,
     requests: &Sender<Request>,
-) -> Result<Vec<Arc<VcpuThread>>> {
+) -> Result<Arc<VcpuThread>> {
     let events: Arc<dyn VcpuEvents> = Arc::new(FromVcpus(requests.clone()));
-    (0..)
-        .zip(links)
-        .map(|(index, link)| {
-            let (engine, model) = (engine.clone(), model.clone());
-            let vcpu = VcpuThread::spawn(index, events.clone(), move || Ok(Vcpu::new(&engine, index, &model)?))
-                .with_context(|| format!("cannot start the thread of vCPU {index}"))?;
-            link.connect(vcpu.clone());
-            Ok(vcpu)
-        })
-        .collect()
+    let (engine, model) = (engine.clone(), model.clone());
+    VcpuThread::spawn(number, events, move || Ok(Vcpu::new(&engine, number, &model)?))
+        .with_context(|| format!("cannot start the thread of vCPU {number}"))
 }
 
 /// Passes what processor threads tell on to the control loop. Sending fails only when the machine is ending.

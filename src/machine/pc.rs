@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use brolga_devices::a20::A20;
 use brolga_devices::acpi_pm::{AcpiPm, AcpiPmConfig, GPE_BLOCK_LEN, SleepTypes};
 use brolga_devices::bus::Bus;
+use brolga_devices::cpu_hotplug::{self, CpuHotplug};
 use brolga_devices::debug_ports::{DebugConsole, DebugExit, Port92, PostPort};
 use brolga_devices::fpu_error::FpuError;
 use brolga_devices::fw_cfg::{self, FwCfg};
@@ -177,6 +178,8 @@ pub struct Pc {
     pub bridges: Vec<Bridged>,
     /// Tells the guest of devices that come and go. Without ACPI they stay.
     pub hotplug: Option<Arc<PciHotplug>>,
+    /// Tells the guest of processors that come and go, where some may.
+    pub cpu_hotplug: Option<Arc<CpuHotplug>>,
     /// The keyboard and mouse controller.
     pub i8042: Arc<I8042>,
     /// PCI functions by their places.
@@ -229,6 +232,7 @@ impl Pc {
         let taken = pci.functions().into_iter().map(|(place, _)| place.device());
         let fixed_slots = parts::fixed_slots(taken, seats.map(|seat| seat.place.device()));
         let hotplug = b.hotplug(&pm, &fixed_slots)?;
+        let cpu_hotplug = b.cpu_hotplug(&pm)?;
         let boot_paths = cards.boot_paths.iter().chain(&drives.boot_paths).cloned().collect();
         let (a20, i8042) = b.keyboard()?;
         let fpu_error = b.fpu_error()?;
@@ -250,6 +254,7 @@ impl Pc {
             peripherals,
             bridges,
             hotplug,
+            cpu_hotplug,
             i8042,
             pci,
             rtc,
@@ -317,6 +322,11 @@ impl Pc {
     }
 }
 
+/// APIC IDs of all processors, those that may come too.
+fn apic_ids(config: &Config) -> Vec<u32> {
+    (0..config.topology.processors()).map(|n| config.topology.apic_id(n)).collect()
+}
+
 /// What CPUID says about the local APICs.
 fn apic_features(cpu: &CpuModel) -> ApicFeatures {
     let [sizes, ..] = cpu.cpuid(0x8000_0008, 0, &Dynamic::default());
@@ -345,7 +355,7 @@ impl Builder<'_> {
         bus.add_device("pit", pit);
         let rtc = Rtc::new(legacy.line(FROM_RTC), s.clock.clone(), s.timers);
         rtc.set_memory_size(s.layout.low, s.layout.high);
-        rtc.set_cmos(cmos::PROCESSORS, (s.config.topology.processors() - 1) as u8);
+        rtc.set_cmos(cmos::PROCESSORS, (s.config.processors - 1) as u8);
         bus.register_pio(0x70, 2, "rtc", rtc.ports())?;
         bus.add_device("rtc", rtc.clone());
         if s.config.machine.hpet {
@@ -403,6 +413,18 @@ impl Builder<'_> {
         let block = PciHotplug::new(pm.clone(), fixed);
         self.bus.register_pio(hotplug::BASE, hotplug::LEN, "acpi-pci-hotplug", block.clone())?;
         self.bus.add_device("acpi-pci-hotplug", block.clone());
+        Ok(Some(block))
+    }
+
+    /// The same for processors.
+    fn cpu_hotplug(&self, pm: &Arc<AcpiPm>) -> Result<Option<Arc<CpuHotplug>>> {
+        let config = self.s.config;
+        if !config.machine.acpi || config.processors == config.topology.processors() {
+            return Ok(None);
+        }
+        let block = CpuHotplug::new(pm.clone(), apic_ids(config), config.processors as usize);
+        self.bus.register_pio(cpu_hotplug::BASE, cpu_hotplug::LEN, "acpi-cpu-hotplug", block.clone())?;
+        self.bus.add_device("acpi-cpu-hotplug", block.clone());
         Ok(Some(block))
     }
 
@@ -491,7 +513,8 @@ impl Builder<'_> {
     fn acpi_config(&self, fixed_slots: Vec<u8>) -> AcpiConfig {
         let config = self.s.config;
         AcpiConfig {
-            apic_ids: (0..config.topology.processors()).map(|n| config.topology.apic_id(n)).collect(),
+            apic_ids: apic_ids(config),
+            present_cpus: config.processors as usize,
             ioapic_id: 0,
             // The guest finds the same value in the register.
             hpet: config.machine.hpet.then(|| self.bus.mmio_read(HPET_BASE, 4) as u32),

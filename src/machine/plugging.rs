@@ -153,9 +153,11 @@ impl Machine {
 
     /// A reset takes what the guest was asked for and did not give.
     pub(super) fn reset_takes_devices(&self) {
-        let Some(hotplug) = &self.pc.hotplug else { return };
-        for slot in hotplug.take_wanted() {
+        for slot in self.pc.hotplug.iter().flat_map(|hotplug| hotplug.take_wanted()) {
             self.finish_removal(slot);
+        }
+        for number in self.pc.cpu_hotplug.iter().flat_map(|hotplug| hotplug.take_wanted()) {
+            self.remove_processor(number);
         }
         let mut inventory = self.inventory();
         if std::mem::take(&mut inventory.changed) {
@@ -174,12 +176,13 @@ impl Machine {
             if virtio {
                 self.events.emit("DEVICE_DELETED", json!({ "path": format!("{path}/virtio-backend") }));
             }
-            let mut data = json!({ "path": path });
-            if let Some(id) = &spec.id {
-                data["device"] = id.as_str().into();
-            }
-            self.events.emit("DEVICE_DELETED", data);
+            self.tell_deleted(&entry);
         }
+    }
+
+    /// A device is gone.
+    pub(super) fn tell_deleted(&self, entry: &Entry) {
+        self.events.emit("DEVICE_DELETED", self.named(entry));
     }
 
     /// Takes a device off the board and out of all lists; what went, itself the last.
@@ -223,6 +226,10 @@ impl Machine {
 
 impl Plugging for Machine {
     fn device_add(&self, value: &str) -> Result<(), Fault> {
+        if cli::is_processor(value.split(',').next().unwrap_or_default()) {
+            let spec = cli::processor_later(&self.config, &self.inventory().collected, value);
+            return self.ask_for_processor(spec.map_err(|error| reason(value, &error))?);
+        }
         let mut inventory = self.inventory();
         let mut next = inventory.collected.clone();
         let made = next.add_later(value).map_err(|error| reason(value, &error))?;
@@ -244,6 +251,10 @@ impl Plugging for Machine {
         }
         match (entry.spec.made, &entry.seat) {
             (Made::ScsiUnit(drive), _) => self.take_unit(&mut inventory, at, drive),
+            (Made::Processor(number), _) => {
+                entry.asked = Some(now);
+                self.pc.cpu_hotplug.iter().for_each(|hotplug| hotplug.ask(number));
+            }
             (_, Some(seat)) => {
                 let hotplug = self.pc.hotplug.as_ref().filter(|_| seat.bus == 0);
                 match hotplug.filter(|hotplug| hotplug.removable(seat.place.device())) {
@@ -306,13 +317,18 @@ impl Plugging for Machine {
         self.media.image(name).map(|disk| self.disks.resize(&disk, bytes))
     }
 
+    fn processor_path(&self, number: u32) -> Option<String> {
+        let made = Made::Processor(number);
+        self.inventory().entries.iter().find(|entry| entry.spec.made == made).map(Entry::path)
+    }
+
     fn device_list(&self) -> Vec<DeviceInfo> {
         let info = |entry: &Entry| DeviceInfo {
             path: entry.path(),
             model: entry.spec.model,
             keys: entry.spec.keys.clone(),
             late: entry.late,
-            movable: entry.seat.is_some() || matches!(entry.spec.made, Made::ScsiUnit(_)),
+            movable: entry.seat.is_some() || matches!(entry.spec.made, Made::ScsiUnit(_) | Made::Processor(_)),
         };
         self.inventory().entries.iter().map(info).collect()
     }

@@ -73,6 +73,17 @@ static DEVICE_DELETED: Object =
     Object::new("DEVICE_DELETED-data", &[optional("device", Ty::Str), member("path", Ty::Str)]);
 static UNPLUG_ERROR: Object =
     Object::new("DEVICE_UNPLUG_GUEST_ERROR-data", &[optional("device", Ty::Str), member("path", Ty::Str)]);
+static OST: Object = Object::new(
+    "ACPIOSTInfo",
+    &[
+        optional("device", Ty::Str),
+        member("slot", Ty::Str),
+        member("slot-type", Ty::Str),
+        member("source", Ty::Int),
+        member("status", Ty::Int),
+    ],
+);
+static DEVICE_OST: Object = Object::new("ACPI_DEVICE_OST-data", &[member("info", Ty::Object(&OST))]);
 static BALLOON_CHANGE: Object = Object::new("BALLOON_CHANGE-data", &[member("actual", Ty::Int)]);
 static VSERPORT_CHANGE: Object =
     Object::new("VSERPORT_CHANGE-data", &[member("id", Ty::Str), member("open", Ty::Bool)]);
@@ -97,6 +108,7 @@ pub static KINDS: &[Kind] = &[
     kind("GUEST_PANICKED", Some(&PANICKED)),
     kind("GUEST_CRASHLOADED", Some(&CRASHLOADED)),
     kind("DEVICE_DELETED", Some(&DEVICE_DELETED)),
+    kind("ACPI_DEVICE_OST", Some(&DEVICE_OST)),
     kind("DEVICE_UNPLUG_GUEST_ERROR", Some(&UNPLUG_ERROR)),
     kind("DEVICE_TRAY_MOVED", Some(&TRAY_MOVED)),
     limited("BLOCK_IO_ERROR", &BLOCK_IO_ERROR, "device"),

@@ -310,8 +310,8 @@ pub trait MonitorHost: Plugging {
     fn balloon(&self) -> Option<(u64, Vec<(&'static str, u64)>)>;
     /// Where events are told.
     fn events(&self) -> &Arc<Events>;
-    /// Host threads of the vCPUs, in their order.
-    fn thread_ids(&self) -> Vec<i32>;
+    /// Numbers of the vCPUs that are there, with their host threads.
+    fn thread_ids(&self) -> Vec<(u32, i32)>;
     /// What is done at power events.
     fn actions(&self) -> Actions;
     /// Changes what is done at power events.

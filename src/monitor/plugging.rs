@@ -88,6 +88,11 @@ pub trait Plugging: Send + Sync {
         None
     }
 
+    /// The place in the tree of objects of a processor that a user added.
+    fn processor_path(&self, _number: u32) -> Option<String> {
+        None
+    }
+
     /// The devices that users gave.
     fn device_list(&self) -> Vec<DeviceInfo> {
         Vec::new()

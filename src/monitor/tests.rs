@@ -91,8 +91,8 @@ impl MonitorHost for Fake {
     fn events(&self) -> &Arc<Events> {
         &self.events
     }
-    fn thread_ids(&self) -> Vec<i32> {
-        vec![77]
+    fn thread_ids(&self) -> Vec<(u32, i32)> {
+        vec![(0, 77)]
     }
     fn actions(&self) -> Actions {
         *self.actions.lock().unwrap()

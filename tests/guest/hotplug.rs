@@ -85,3 +85,37 @@ fn disks_and_cards_come_and_go() {
     guest.send("poweroff -f\r");
     guest.ends_with(0);
 }
+
+#[test]
+fn processors_come_and_go() {
+    let socket = scratch("processors");
+    let mut guest = boot("busybox-amd64", &socket, &["-smp", "1,maxcpus=3", "-cpu", "qemu64"]);
+    let mut client = Client::connect(&socket);
+    let online = "cat /sys/devices/system/cpu/online";
+    assert_eq!(guest.run("cat /sys/devices/system/cpu/possible"), "0-2");
+    for (core, id) in [(1, "c1"), (2, "c2")] {
+        let place = json!({"driver": "qemu64-x86_64-cpu", "socket-id": 0, "core-id": core, "thread-id": 0, "id": id});
+        client.run("device_add", place);
+        until(&mut guest, &format!("test -e /sys/devices/system/cpu/cpu{core}"));
+        guest.run(&format!("echo 1 > /sys/devices/system/cpu/cpu{core}/online"));
+        assert_eq!(guest.run(online), format!("0-{core}"));
+        // It works.
+        let sum = "67d4ff71d43921d5739f387da09746f405e425b07d727e4c69d029461d1f051f";
+        assert!(
+            guest.run(&format!("taskset {:x} seq 1 1000 | taskset {:x} sha256sum", 1 << core, 1 << core)).contains(sum)
+        );
+    }
+    leaves(&mut client, "c1");
+    assert_eq!(guest.run(online), "0,2");
+    assert_eq!(client.run("query-cpus-fast", json!({})).as_array().unwrap().len(), 2);
+    client.run("stop", json!({}));
+    client.run("cont", json!({}));
+    let again = json!({"driver": "qemu64-x86_64-cpu", "apic-id": 1, "id": "c3"});
+    client.run("device_add", again);
+    until(&mut guest, "test -e /sys/devices/system/cpu/cpu1");
+    guest.run("echo 1 > /sys/devices/system/cpu/cpu1/online");
+    assert_eq!(guest.run(online), "0-2");
+    assert!(!guest.run("dmesg").contains("ACPI Error"));
+    guest.send("poweroff -f\r");
+    guest.ends_with(0);
+}

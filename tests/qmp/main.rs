@@ -6,6 +6,7 @@ mod clients;
 mod commands;
 mod harness;
 mod hotplug;
+mod processors;
 mod schema;
 
 use harness::{Machine, connect, error};

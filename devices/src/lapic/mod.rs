@@ -137,6 +137,11 @@ pub struct LocalApics {
 }
 
 impl LocalApics {
+    /// The APIC of processor `cpu` is as after power-on.
+    pub fn reset_one(&self, cpu: u32) {
+        self.with(cpu, |apic, _, _| apic.reset());
+    }
+
     /// One local APIC for each of `cpus`, in order of their indices.
     pub fn new(
         features: ApicFeatures,
@@ -373,9 +378,7 @@ impl Device for LocalApics {
     }
 
     fn reset(&self) {
-        for cpu in 0..self.slots.len() as u32 {
-            self.with(cpu, |apic, _, _| apic.reset());
-        }
+        (0..self.slots.len() as u32).for_each(|cpu| self.reset_one(cpu));
     }
 
     fn save(&self) -> StateValue {

@@ -1,6 +1,6 @@
 //! The differentiated description table: what the guest cannot find out by itself, in AML.
 
-use super::{AcpiConfig, GPE0, GPE0_LENGTH, HPET, PM_LENGTH, SMI_COMMAND, hotplug, table};
+use super::{AcpiConfig, GPE0, GPE0_LENGTH, HPET, PM_LENGTH, SMI_COMMAND, hotplug, processors, table};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Package, PackageBuilder,
     ResourceTemplate, Scope, ZERO,
@@ -25,6 +25,10 @@ const FW_CFG_LENGTH: u8 = 12;
 /// Ports that tell of PCI devices that come and go.
 const PCI_HOTPLUG: u16 = brolga_devices::pci::hotplug::BASE;
 const PCI_HOTPLUG_LENGTH: u8 = brolga_devices::pci::hotplug::LEN as u8;
+
+/// Ports that tell of processors that come and go.
+const CPU_HOTPLUG: u16 = brolga_devices::cpu_hotplug::BASE;
+const CPU_HOTPLUG_LENGTH: u8 = brolga_devices::cpu_hotplug::LEN as u8;
 
 /// AML that is already encoded.
 pub(super) struct Encoded(Vec<u8>);
@@ -80,29 +84,16 @@ pub(super) fn build(config: &AcpiConfig) -> Sdt {
     let mut aml = Vec::new();
     Name::new("\\_S5_".into(), &Package::new(vec![&config.power_off_type, &config.power_off_type, &ZERO, &ZERO]))
         .to_aml_bytes(&mut aml);
-    let mut devices = vec![processors(config), host_bridge(config), board_resources(config)];
+    let mut devices = vec![processors::objects(config), host_bridge(config), board_resources(config)];
     if config.hpet.is_some() {
         devices.push(hpet());
     }
     Scope::new("\\_SB_".into(), devices.iter().map(|device| device as &dyn Aml).collect()).to_aml_bytes(&mut aml);
     hotplug::events(config).to_aml_bytes(&mut aml);
+    processors::events(config).to_aml_bytes(&mut aml);
     let mut dsdt = table(*b"DSDT", 2);
     dsdt.append_slice(&aml);
     dsdt
-}
-
-/// One device object a CPU; its unique ID is what the MADT says.
-fn processors(config: &AcpiConfig) -> Encoded {
-    let mut bytes = Vec::new();
-    for uid in 0..config.apic_ids.len() as u32 {
-        let name = format!("C{uid:03X}");
-        Device::new(
-            name.as_str().into(),
-            vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &uid)],
-        )
-        .to_aml_bytes(&mut bytes);
-    }
-    Encoded(bytes)
 }
 
 /// The PCI host bridge and what is behind it.
@@ -205,6 +196,7 @@ fn board_resources(config: &AcpiConfig) -> Encoded {
             &ports(config.pm_base, PM_LENGTH),
             &ports(GPE0, GPE0_LENGTH),
             &ports(PCI_HOTPLUG, PCI_HOTPLUG_LENGTH),
+            &ports(CPU_HOTPLUG, CPU_HOTPLUG_LENGTH),
             &ports(SMI_COMMAND, 2),
             &ports(0x92, 1),
             &ports(0x4D0, 2),

@@ -6,6 +6,7 @@
 mod dsdt;
 mod hotplug;
 pub mod loader;
+mod processors;
 #[cfg(test)]
 mod tests;
 
@@ -64,8 +65,10 @@ const RTC_CENTURY: u8 = 0x32;
 /// What the tables describe.
 #[derive(Clone, Debug)]
 pub struct AcpiConfig {
-    /// APIC IDs of the CPUs, in order of their indices.
+    /// APIC IDs of the CPUs, in order of their indices; of those that may come too.
     pub apic_ids: Vec<u32>,
+    /// How many of them are there.
+    pub present_cpus: usize,
     /// The ID register of the I/O APIC.
     pub ioapic_id: u8,
     /// The low half of the HPET's capability register, if there is one.
@@ -284,15 +287,9 @@ fn madt(config: &AcpiConfig) -> Sdt {
     madt.append_slice(&1u32.to_le_bytes()); // there is a pair of 8259s too
     let mut wide = false;
     for (uid, &apic_id) in config.apic_ids.iter().enumerate() {
-        match (u8::try_from(uid), u8::try_from(apic_id)) {
-            (Ok(uid @ ..=254), Ok(apic_id @ ..=254)) => {
-                append(&mut madt, &ProcessorLocalApic::new(uid, apic_id, EnabledStatus::Enabled));
-            }
-            _ => {
-                wide = true;
-                append_x2apic(&mut madt, uid as u32, apic_id);
-            }
-        }
+        let structure = local_apic(uid as u32, apic_id, uid < config.present_cpus);
+        wide |= structure.first() == Some(&X2APIC);
+        madt.append_slice(&structure);
     }
     append(&mut madt, &IoApic::new(config.ioapic_id, IO_APIC, 0));
     append_override(&mut madt, 0, 2, 0); // the 8254 as the bus specifies it, on input 2
@@ -313,12 +310,24 @@ fn append(table: &mut Sdt, structure: &dyn Aml) {
     table.append_slice(&bytes);
 }
 
-/// Processor local x2APIC (5.2.12.12), for IDs that the short structure cannot hold.
-fn append_x2apic(madt: &mut Sdt, uid: u32, apic_id: u32) {
-    madt.append_slice(&[9, 16, 0, 0]);
-    for word in [apic_id, EnabledStatus::Enabled as u32, uid] {
-        madt.append_slice(&word.to_le_bytes());
+/// Type of the structure for IDs that the short one cannot hold.
+const X2APIC: u8 = 9;
+
+/// Processor local APIC (5.2.12.2), or x2APIC (5.2.12.12) for IDs that the former cannot hold. A processor that is not
+/// `present` may come.
+fn local_apic(uid: u32, apic_id: u32, present: bool) -> Vec<u8> {
+    let status = || if present { EnabledStatus::Enabled } else { EnabledStatus::DisabledOnlineCapable };
+    let mut bytes = Vec::new();
+    match (u8::try_from(uid), u8::try_from(apic_id)) {
+        (Ok(uid @ ..=254), Ok(apic_id @ ..=254)) => {
+            ProcessorLocalApic::new(uid, apic_id, status()).to_aml_bytes(&mut bytes);
+        }
+        _ => {
+            bytes.extend([X2APIC, 16, 0, 0]);
+            [apic_id, status() as u32, uid].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+        }
     }
+    bytes
 }
 
 /// Interrupt source override (5.2.12.5): ISA interrupt `source` arrives at I/O APIC input `input`.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 pub fn config() -> AcpiConfig {
     AcpiConfig {
         apic_ids: vec![0, 1, 4, 5],
+        present_cpus: 4,
         ioapic_id: 0,
         hpet: Some(0x8086_A201),
         serials: [true, false, false, false],

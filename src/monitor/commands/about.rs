@@ -150,7 +150,7 @@ fn query_machines(call: &mut Call<'_>) -> Outcome {
         json!({
             "name": name,
             "cpu-max": 255,
-            "hotpluggable-cpus": false,
+            "hotpluggable-cpus": name != "none",
             "numa-mem-supported": false,
             "deprecated": false,
             "default-ram-id": "pc.ram",

@@ -114,7 +114,7 @@ fn add(call: &mut Call<'_>) -> Outcome {
     if driver.contains('=') {
         return Err("Parameter 'driver' is missing".into());
     }
-    if !cli::is_model(driver) {
+    if !cli::is_model(driver) && !cli::is_processor(driver) {
         return Err(Fault::new(format!("'{driver}' is not a valid device model name")));
     }
     call.host.device_add(&text)?;

@@ -121,14 +121,14 @@ fn query_cpus(call: &mut Call<'_>) -> Outcome {
     let chosen = call.state.cpu;
     let cpu = |(cpu, thread): (u32, i32)| {
         let mut info = json!({
-            "cpu-index": cpu, "qom-path": path(cpu), "thread-id": thread, "props": props(topology, cpu), "target": "x86_64",
+            "cpu-index": cpu, "qom-path": call.host.processor_path(cpu).unwrap_or_else(|| path(cpu)), "thread-id": thread, "props": props(topology, cpu), "target": "x86_64",
         });
         if call.people {
             info["current"] = (cpu == chosen).into();
         }
         info
     };
-    Ok((0..).zip(threads).map(cpu).collect())
+    Ok(threads.into_iter().map(cpu).collect())
 }
 
 fn show_cpus(cpus: &Value) -> String {
@@ -141,20 +141,29 @@ fn show_cpus(cpus: &Value) -> String {
 
 fn slots(call: &mut Call<'_>) -> Outcome {
     let config = &call.facts.config;
+    let there: Vec<u32> = call.host.thread_ids().into_iter().map(|(cpu, _)| cpu).collect();
     let slot = |cpu: u32| {
-        json!({
-            "type": typename(&config.cpu.name), "vcpus-count": 1, "props": props(config.topology, cpu), "qom-path": path(cpu),
-        })
+        let mut slot = json!({
+            "type": typename(&config.cpu.name), "vcpus-count": 1, "props": props(config.topology, cpu),
+        });
+        if there.contains(&cpu) {
+            slot["qom-path"] = call.host.processor_path(cpu).unwrap_or_else(|| path(cpu)).into();
+        }
+        slot
     };
+    let most = config.topology.processors().min(if there.is_empty() { 0 } else { u32::MAX });
     // The last one first, as QEMU has it.
-    Ok((0..call.host.cpus()).rev().map(slot).collect())
+    Ok((0..most).rev().map(slot).collect())
 }
 
 fn show_slots(slots: &Value) -> String {
     let mut text = String::from("Hotpluggable CPUs:\n");
     for slot in slots.as_array().into_iter().flatten() {
         text += &format!("  type: {}\n  vcpus_count: \"{}\"\n", slot["type"], slot["vcpus-count"]);
-        text += &format!("  qom_path: {}\n  CPUInstance Properties:\n", slot["qom-path"]);
+        if let Some(path) = slot.get("qom-path") {
+            text += &format!("  qom_path: {path}\n");
+        }
+        text += "  CPUInstance Properties:\n";
         for key in ["socket-id", "die-id", "core-id", "thread-id"] {
             if let Some(value) = slot["props"].get(key) {
                 text += &format!("    {key}: \"{value}\"\n");
@@ -225,12 +234,9 @@ fn set_cpu(call: &mut Call<'_>) -> Outcome {
 
 fn registers(call: &mut Call<'_>) -> Outcome {
     let which = match (call.switch("all"), call.number("vcpu")) {
-        (true, _) => 0..call.host.cpus(),
-        (false, Some(_)) => {
-            let cpu = processor(call, "vcpu")?;
-            cpu..cpu + 1
-        }
-        (false, None) => call.state.cpu..call.state.cpu.saturating_add(1),
+        (true, _) => call.host.thread_ids().into_iter().map(|(cpu, _)| cpu).collect(),
+        (false, Some(_)) => vec![processor(call, "vcpu")?],
+        (false, None) => vec![call.state.cpu],
     };
     let mut out = String::new();
     for cpu in which {

@@ -128,7 +128,8 @@ fn root(call: &Call<'_>) -> Node {
             nameless = nameless.child(name, node);
         }
     }
-    for _ in 0..call.host.cpus() {
+    let own_processors = call.host.thread_ids().into_iter().filter(|(cpu, _)| call.host.processor_path(*cpu).is_none());
+    for _ in own_processors {
         let name = format!("device[{}]", own.children.len());
         own = own.child(name, device(&format!("{}-x86_64-cpu", config.cpu.name), features(&config.cpu)));
     }
@@ -191,7 +192,7 @@ fn topology(call: &Call<'_>) -> Value {
     let topology = call.facts.config.topology;
     let processors = topology.processors();
     json!({
-        "cpus": processors, "sockets": topology.sockets, "dies": topology.dies, "cores": topology.cores,
+        "cpus": call.facts.config.processors, "sockets": topology.sockets, "dies": topology.dies, "cores": topology.cores,
         "threads": topology.threads, "maxcpus": processors,
     })
 }
