@@ -57,6 +57,8 @@ impl Fault {
     pub const DE: Self = Self::new(vector::DE);
     /// Not an exception: the processor waits for an interrupt before the instruction (x87 errors with CR0.NE clear).
     pub const FROZEN: Self = Self::new(u8::MAX);
+    /// Not an exception: the instruction accesses a page that a debugger watches, and is to run alone.
+    pub const WATCHED: Self = Self::new(u8::MAX - 1);
     /// #GP(selector), RPL bits dropped.
     pub const fn gp(selector: u16) -> Self {
         Self::with_code(vector::GP, (selector & !3) as u32)

@@ -76,7 +76,7 @@ impl Rep {
             count: cpu.gpr(reg::RCX) & m,
             si: cpu.gpr(reg::RSI) & m,
             di: cpu.gpr(reg::RDI) & m,
-            budget: if cpu.state.mode & (mode::TF | mode::STEP) != 0 { 1 } else { BATCH },
+            budget: if cpu.runs_alone() { 1 } else { BATCH },
             dropped: false,
         }
     }
@@ -124,7 +124,7 @@ impl Rep {
             return false;
         }
         self.budget = BATCH;
-        cpu.state.mode & (mode::TF | mode::STEP) != 0 || cpu.requested() != 0
+        cpu.runs_alone() || cpu.requested() != 0
     }
 
     /// Silicon cuts RCX to 32-bit addresses before all else, and the addresses too where it only moves data: seen with a
@@ -277,7 +277,7 @@ fn ahead(cpu: &Cpu, r: &Rep, seg: usize, at: u64) -> Option<(u64, u64)> {
     let len = r.run_length(at).min((r.count - 1).saturating_mul(size));
     let start = linear(cpu, r.ty, seg, at, len.max(1), false).ok()?;
     let room = (PAGE_SIZE - (start & (PAGE_SIZE - 1))) / size * size;
-    Some((start, len.min(room)))
+    (!cpu.debugger.watches_page(start, room)).then_some((start, len.min(room)))
 }
 
 fn rep_scas(cpu: &mut Cpu, how: u64, _: u64, _: u64) -> Result<u64, Fault> {

@@ -52,12 +52,30 @@ impl Cpu {
         ((linear << shift) as i64 >> shift) as u64 == linear
     }
 
-    /// Notes an access for data breakpoints, which exist only where instructions run alone.
+    /// Notes an access for data breakpoints and a debugger's watchpoints, where instructions run alone; elsewhere one to a page
+    /// with a watchpoint is refused, so that its instruction is run alone.
     #[inline]
-    fn watch(&mut self, linear: u64, bytes: u64, write: bool) {
-        if self.state.mode & mode::STEP != 0 {
-            self.note_data_access(linear, bytes, write);
+    fn watch(&mut self, linear: u64, bytes: u64, write: bool) -> Result<(), Fault> {
+        if self.state.mode & mode::STEP != 0 || self.debugger.watching() {
+            self.look_at(linear, bytes, write)
+        } else {
+            Ok(())
         }
+    }
+
+    #[cold]
+    fn look_at(&mut self, linear: u64, bytes: u64, write: bool) -> Result<(), Fault> {
+        if self.state.mode & mode::STEP != 0 || self.debugger.runs_alone() {
+            self.note_data_access(linear, bytes, write);
+            return Ok(());
+        }
+        if self.debugger.watches_page(linear, bytes) { Err(Fault::WATCHED) } else { Ok(()) }
+    }
+
+    /// The refusal alone: what is about to be stored to a watched page is not fetched yet, and a port must not be read twice.
+    fn refuse_watched(&self, linear: u64, bytes: u64) -> Result<(), Fault> {
+        let watched = self.debugger.watching() && self.debugger.watches_page(linear, bytes);
+        if watched && !self.runs_alone() { Err(Fault::WATCHED) } else { Ok(()) }
     }
 
     /// Loads at the current privilege.
@@ -69,7 +87,7 @@ impl Cpu {
     /// Loads at the current privilege; `flags` from [`mem`].
     #[inline]
     pub fn load_flags(&mut self, ty: Ty, linear: u64, flags: u16) -> Result<u64, Fault> {
-        self.watch(linear, ty.bytes() as u64, false);
+        self.watch(linear, ty.bytes() as u64, false)?;
         let index = self.state.mmu_index();
         if flags & mem::WRITE_INTENT != 0 && !self.tlb_writable(index, linear, ty) {
             self.check_write(index, linear, ty.bytes() as u64, flags)?;
@@ -89,7 +107,7 @@ impl Cpu {
     /// Stores at the current privilege; `flags` from [`mem`].
     #[inline]
     pub fn store_flags(&mut self, ty: Ty, linear: u64, value: u64, flags: u16) -> Result<(), Fault> {
-        self.watch(linear, ty.bytes() as u64, true);
+        self.watch(linear, ty.bytes() as u64, true)?;
         let index = self.state.mmu_index();
         if self.state.tlb.store(index, linear, ty, value) {
             Ok(())
@@ -137,7 +155,7 @@ impl Cpu {
     /// Loads 16 bytes at the current privilege.
     #[inline]
     pub fn load128(&mut self, linear: u64, flags: u16) -> Result<u128, Fault> {
-        self.watch(linear, 16, false);
+        self.watch(linear, 16, false)?;
         if flags & mem::ALIGNED != 0 && linear & 15 != 0 {
             return Err(Fault::GP0);
         }
@@ -158,7 +176,7 @@ impl Cpu {
     /// Stores 16 bytes at the current privilege.
     #[inline]
     pub fn store128(&mut self, linear: u64, value: u128, flags: u16) -> Result<(), Fault> {
-        self.watch(linear, 16, true);
+        self.watch(linear, 16, true)?;
         if flags & mem::ALIGNED != 0 && linear & 15 != 0 {
             return Err(Fault::GP0);
         }
@@ -171,7 +189,7 @@ impl Cpu {
 
     /// Loads 32 bytes at the current privilege, low half first.
     pub fn load256(&mut self, linear: u64, flags: u16) -> Result<[u128; 2], Fault> {
-        self.watch(linear, 32, false);
+        self.watch(linear, 32, false)?;
         if flags & mem::ALIGNED != 0 && linear & 31 != 0 {
             return Err(Fault::GP0);
         }
@@ -188,7 +206,7 @@ impl Cpu {
 
     /// Stores 32 bytes at the current privilege: all of them, or a fault and none.
     pub fn store256(&mut self, linear: u64, value: [u128; 2], flags: u16) -> Result<(), Fault> {
-        self.watch(linear, 32, true);
+        self.watch(linear, 32, true)?;
         if flags & mem::ALIGNED != 0 && linear & 31 != 0 {
             return Err(Fault::GP0);
         }
@@ -204,23 +222,25 @@ impl Cpu {
 
     /// Loads any number of bytes at the current privilege.
     pub fn load_bytes(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        self.watch(linear, buf.len() as u64, false);
+        self.watch(linear, buf.len() as u64, false)?;
         self.read_pieces(self.state.mmu_index(), linear, buf, 0)
     }
 
     /// Stores bytes at the current privilege: all of them, or a fault and none.
     pub fn store_bytes(&mut self, linear: u64, buf: &[u8]) -> Result<(), Fault> {
-        self.watch(linear, buf.len() as u64, true);
+        self.watch(linear, buf.len() as u64, true)?;
         self.write_pieces(self.state.mmu_index(), linear, buf, 0)
     }
 
     /// Raises what a store of `len` bytes at `linear` would raise.
     pub fn probe_write(&mut self, linear: u64, len: u64) -> Result<(), Fault> {
+        self.refuse_watched(linear, len)?;
         self.check_write(self.state.mmu_index(), linear, len, 0)
     }
 
     /// The same for an access with `flags` from [`mem`].
     pub fn probe_store(&mut self, linear: u64, len: u64, flags: u16) -> Result<(), Fault> {
+        self.refuse_watched(linear, len)?;
         self.check_write(self.state.mmu_index(), linear, len, flags)
     }
 
@@ -231,7 +251,7 @@ impl Cpu {
 
     /// Atomic read-modify-write at the current privilege: the old value.
     pub fn rmw(&mut self, ty: Ty, linear: u64, op: RmwOp, value: u64) -> Result<u64, Fault> {
-        self.watch(linear, ty.bytes() as u64, true);
+        self.watch(linear, ty.bytes() as u64, true)?;
         let index = self.state.mmu_index();
         let atomic = |cpu: &mut Self, tag| cpu.state.tlb.rmw(index, linear, tag, ty, op, value);
         if let Some(old) = self.atomically(index, linear, ty.bytes() as u64, atomic)? {
@@ -246,7 +266,7 @@ impl Cpu {
 
     /// Atomic compare-and-swap at the current privilege: the old value.
     pub fn cas(&mut self, ty: Ty, linear: u64, expected: u64, new: u64) -> Result<u64, Fault> {
-        self.watch(linear, ty.bytes() as u64, true);
+        self.watch(linear, ty.bytes() as u64, true)?;
         let index = self.state.mmu_index();
         let atomic = |cpu: &mut Self, tag| cpu.state.tlb.cas(index, linear, tag, ty, expected, new);
         if let Some(old) = self.atomically(index, linear, ty.bytes() as u64, atomic)? {
@@ -262,7 +282,7 @@ impl Cpu {
 
     /// Atomic compare-and-swap of 16 aligned bytes at the current privilege: the old value.
     pub fn cas128(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Fault> {
-        self.watch(linear, 16, true);
+        self.watch(linear, 16, true)?;
         let index = self.state.mmu_index();
         let atomic = |cpu: &mut Self, tag| cpu.state.tlb.cas128(index, linear, tag, expected, new);
         if let Some(old) = self.atomically(index, linear, 16, atomic)? {
@@ -404,6 +424,7 @@ impl Cpu {
                 let writable = tlb::Mapping { write: m.write && !rom, ..m };
                 self.state.tlb.fill(index, linear, &writable, host, code || self.lockstep.is_some());
                 self.note_fill(index, linear);
+                self.debugger.note_entry(linear);
                 if access == Access::Write && !rom {
                     self.note_store_page(index, linear, m.gpa, code);
                 }
@@ -443,11 +464,17 @@ impl Cpu {
     /// mark in the page tables. The page may be the second of an access whose first page faults, which then must not show
     /// as accessed or dirty (SDM 3A 4.8): marks are for the interpreter to set, which does the access whole.
     pub fn fill_quietly(&mut self, index: usize, linear: u64, access: Access) {
+        if self.debugger.watches_page(linear, 1) {
+            return;
+        }
         let _ = self.place_marking(index, linear, access, 0, Marks::Present);
     }
 
     /// Enters the mapping of `linear`'s page in the TLB for an access whose first byte lies there: whether it hits now.
     pub fn fill_for(&mut self, index: usize, linear: u64, access: Access) -> bool {
+        if self.debugger.watches_page(linear, 1) {
+            return false;
+        }
         let _ = self.place_marking(index, linear, access, 0, Marks::Set);
         let e = self.state.tlb.entry(index, linear);
         linear & !(PAGE_SIZE - 1) == if access == Access::Write { e.write } else { e.read }
@@ -536,7 +563,10 @@ impl Cpu {
     pub fn copy_run(&mut self, dst: u64, src: u64, len: u64, unit: u64) -> Result<u64, Fault> {
         let room = |a: u64| PAGE_SIZE - (a & (PAGE_SIZE - 1));
         let n = len.min(room(dst)).min(room(src)) / unit * unit;
-        if n == 0 || self.state.mode & mode::STEP != 0 {
+        if n == 0 || self.state.mode & mode::STEP != 0 || self.debugger.watches_page(dst, n) {
+            return Ok(0);
+        }
+        if self.debugger.watches_page(src, n) {
             return Ok(0);
         }
         let index = self.state.mmu_index();
@@ -551,7 +581,7 @@ impl Cpu {
     /// The same for REP STOS: fills with the low `unit` bytes of `value`.
     pub fn fill_run(&mut self, dst: u64, len: u64, value: u64, unit: u64) -> Result<u64, Fault> {
         let n = len.min(PAGE_SIZE - (dst & (PAGE_SIZE - 1))) / unit * unit;
-        if n == 0 || self.state.mode & mode::STEP != 0 {
+        if n == 0 || self.state.mode & mode::STEP != 0 || self.debugger.watches_page(dst, n) {
             return Ok(0);
         }
         let index = self.state.mmu_index();

@@ -382,6 +382,9 @@ unsafe extern "C" fn call_helper(cpu: *mut Cpu, id: u64, a: u64, b: u64, c: u64)
         cpu.reclaim_x87();
     }
     let result = (helper.call)(cpu, a, b, c);
+    if cpu.debugger.entered() {
+        cpu.drop_watched();
+    }
     cpu.leave_with(result)
 }
 

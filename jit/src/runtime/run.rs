@@ -74,6 +74,11 @@ impl Cpu {
         self.post_step(trap_armed && self.state.shadow & shadow::MOV_SS == 0)
     }
 
+    /// Interprets one instruction, stepped or not.
+    pub(super) fn run_alone(&mut self) -> Result<(), Fault> {
+        if self.state.mode & (mode::TF | mode::STEP) != 0 { self.run_step() } else { self.run_single() }
+    }
+
     /// Interprets one instruction.
     fn run_single(&mut self) -> Result<(), Fault> {
         let slot = self.find_block(true)?;

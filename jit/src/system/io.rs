@@ -3,7 +3,7 @@
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::Ty;
-use crate::state::{flag, mode, reg};
+use crate::state::{flag, reg};
 
 /// A string I/O instruction as the lifter describes it.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +81,7 @@ impl Cpu {
         let port = self.gpr(reg::RDX) as u16;
         self.check_port(port, io.ty.bytes())?;
         let count_mask = io.address.mask();
-        let single = self.state.mode & (mode::TF | mode::STEP) != 0;
+        let single = self.runs_alone();
         loop {
             if io.rep && self.gpr(reg::RCX) & count_mask == 0 {
                 break;

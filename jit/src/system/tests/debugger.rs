@@ -138,6 +138,73 @@ fn watchpoints_stop_behind_the_access() {
 }
 
 #[test]
+fn what_is_not_watched_stays_compiled() {
+    // The loop counts in DATA; what is watched lies on another page.
+    const OTHER: u64 = DATA + 0x3000;
+    let mut g = counting(20_000);
+    g.cpu.set_watchpoints(&[Watchpoint { address: OTHER, len: 8, kind: WatchKind::Access }]);
+    g.run();
+    assert_eq!((g.read32(DATA), g.cpu.state.rip), (20_000, HALT + 1));
+    let stats = g.cpu.tier.stats;
+    let compiles = stats.baseline + stats.compiled != 0;
+    assert!(!compiles || stats.blocks < 10_000, "{stats:?}");
+    // The page of the counter is watched, next to it: each round leaves generated code and goes on.
+    let mut g = counting(3000);
+    g.cpu.set_watchpoints(&[Watchpoint { address: DATA + 8, len: 8, kind: WatchKind::Access }]);
+    g.run();
+    assert_eq!((g.read32(DATA), g.cpu.state.rip), (3000, HALT + 1));
+    assert!(!compiles || g.cpu.tier.stats.interpreted + g.cpu.tier.stats.blocks >= 3000);
+    // Watched itself, once the loop is compiled: each store stops behind it.
+    let watch = Watchpoint { address: DATA, len: 4, kind: WatchKind::Write };
+    g.cpu.state.rip = CODE;
+    g.cpu.state.halted = false;
+    g.cpu.set_gpr(reg::RCX, 20);
+    g.cpu.set_watchpoints(&[watch]);
+    for round in 1..=20 {
+        assert_eq!(stop(&mut g), DebugStop::Watchpoint(watch));
+        assert_eq!((g.cpu.state.rip, g.read32(DATA)), (DEC, 3000 + round));
+    }
+    g.cpu.set_watchpoints(&[]);
+    g.run();
+    assert_eq!(g.cpu.gpr(reg::RCX), 0);
+}
+
+#[test]
+fn string_instructions_stop_behind_the_element() {
+    let watch = |address, kind| Watchpoint { address, len: 2, kind };
+    // 64 words from DATA to DATA + 0x1000; the 40th of them is watched at either end.
+    let (from, to) = (DATA + 80, DATA + 0x1000 + 80);
+    for (watched, kind) in [(from, WatchKind::Read), (to, WatchKind::Write), (to, WatchKind::Access)] {
+        let mut g = Guest::long();
+        for (register, value) in [(reg::RSI, DATA), (reg::RDI, DATA + 0x1000), (reg::RCX, 64)] {
+            g.cpu.set_gpr(register, value);
+        }
+        g.code(|a| {
+            a.rep().movsw()?;
+            a.hlt()
+        });
+        g.cpu.set_watchpoints(&[watch(watched, kind)]);
+        assert_eq!(stop(&mut g), DebugStop::Watchpoint(watch(watched, kind)));
+        assert_eq!((g.cpu.state.rip, g.cpu.gpr(reg::RCX), g.cpu.gpr(reg::RDI)), (CODE, 23, to + 2));
+        g.run();
+        assert_eq!((g.cpu.gpr(reg::RCX), g.cpu.state.halted), (0, true));
+    }
+    // Stores to pages that are not watched, and those of other kinds, do not stop.
+    let mut g = Guest::long();
+    for (register, value) in [(reg::RDI, DATA), (reg::RCX, 0x2000)] {
+        g.cpu.set_gpr(register, value);
+    }
+    g.code(|a| {
+        a.rep().stosb()?;
+        a.scasb()?;
+        a.hlt()
+    });
+    g.cpu.set_watchpoints(&[watch(DATA + 0x1800, WatchKind::Read)]);
+    g.run();
+    assert_eq!((g.cpu.gpr(reg::RCX), g.cpu.gpr(reg::RDI)), (0, DATA + 0x2001));
+}
+
+#[test]
 fn registers_for_debuggers_go_both_ways() {
     let mut g = Guest::long();
     g.code(|a| {
