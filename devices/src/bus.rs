@@ -5,6 +5,7 @@
 
 use crate::guest_error;
 use crate::state::{Inspector, StateError, StateValue};
+use crate::trace::{self, Accesses};
 use crate::wire::locked;
 use arc_swap::ArcSwap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -143,6 +144,7 @@ struct Range {
     name: Arc<str>,
     sizes: AccessSizes,
     registers: Registers,
+    accesses: Arc<Accesses>,
 }
 
 /// The ranges of one address space, sorted; replaced as a whole when one changes.
@@ -274,6 +276,14 @@ impl Range {
     }
 
     fn read(&self, offset: u64, size: u8) -> u64 {
+        let value = self.read_pieces(offset, size);
+        if trace::any_accesses() {
+            self.accesses.tell(false, self.base.wrapping_add(offset), size, value);
+        }
+        value
+    }
+
+    fn read_pieces(&self, offset: u64, size: u8) -> u64 {
         let mut value = 0;
         let mut done = 0;
         while done < size {
@@ -293,6 +303,9 @@ impl Range {
     }
 
     fn write(&self, offset: u64, size: u8, value: u64) {
+        if trace::any_accesses() {
+            self.accesses.tell(true, self.base.wrapping_add(offset), size, value);
+        }
         let mut done = 0;
         while done < size {
             let at = offset.wrapping_add(u64::from(done));
@@ -360,7 +373,9 @@ impl Bus {
         let last = len.checked_sub(1).and_then(|l| base.checked_add(l)).filter(|l| *l <= space.last());
         let last = last.ok_or(BusError::BadRange { space, base, len })?;
         let sizes = registers.sizes();
-        self.replace(space, |map| map.insert(Range { base, last, name: name.into(), sizes, registers }))
+        self.replace(space, |map| {
+            map.insert(Range { base, last, name: name.into(), sizes, registers, accesses: trace::accesses(name) })
+        })
     }
 
     /// Takes back the range that starts at `base`.

@@ -6,6 +6,7 @@ use crate::lapic::{EoiSink, Message, MessageSink};
 use crate::services::IrqSink;
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{RaiseCounts, locked};
+use crate::{trace, trace_event};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -209,6 +210,7 @@ impl IrqSink for IoApic {
             return;
         }
         self.raised.note(pin as u32, level);
+        trace_event!(trace::IOAPIC_IRQ, "pin {pin} level {}", u8::from(level));
         let message = self.lock().set_line(pin, level);
         if let Some(message) = message {
             self.send(pin, message);

@@ -33,6 +33,7 @@ pub mod rtl8139;
 pub mod scsi;
 pub mod services;
 pub mod state;
+pub mod trace;
 pub mod uart;
 pub mod vga;
 pub mod virtio;

@@ -7,6 +7,7 @@ use crate::bus::{Device, RegisterBlock, Registers};
 use crate::services::{IrqLine, IrqSink};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{RaiseCounts, Wire, locked};
+use crate::{trace, trace_event};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 
@@ -415,6 +416,7 @@ impl IrqSink for Pic {
     fn set_irq(&self, pin: u32, level: bool) {
         let input = (pin & 7) as u8;
         self.raised.note(pin, level);
+        trace_event!(trace::PIC_IRQ, "irq {pin} level {}", u8::from(level));
         match pin {
             // The cascade input has no pin outside.
             2 | 16.. => return,

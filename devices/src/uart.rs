@@ -9,6 +9,7 @@ use crate::bus::{Device, RegisterBlock, Registers};
 use crate::services::{CharBackend, CharFrontend, Clock, IrqLine, TimerService, TimerTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{TimerSlot, Wire, locked};
+use crate::{trace, trace_event};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
@@ -484,6 +485,7 @@ impl CharFrontend for IsaSerial {
     }
 
     fn receive(&self, bytes: &[u8]) {
+        trace_event!(trace::SERIAL_RECEIVE, "{bytes:02x?}");
         self.with(true, |chip| chip.receive(bytes));
     }
 

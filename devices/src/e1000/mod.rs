@@ -25,6 +25,7 @@ use crate::services::{
 };
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{TimerSlot, Wire, locked};
+use crate::{trace, trace_event};
 use receive::{Refusal, status};
 use registers::{DESCRIPTOR, Effect, Registers, Ring, cause, ctrl, rctl, tctl};
 use serde::{Deserialize, Serialize};
@@ -196,6 +197,7 @@ impl Core {
 
     /// Sends what is in the ring, up to the budget.
     fn transmit(&self) {
+        trace_event!(trace::E1000_SEND, "ring is looked at");
         let mut sender = locked(&self.sender);
         let longest = self.backend.as_ref().map_or(0, |backend| backend.longest_frame());
         let mut budget = BUDGET;
@@ -369,6 +371,7 @@ impl Core {
 
 impl NetFrontend for Core {
     fn receive(&self, frame: &[u8], _rest: Unfinished) -> bool {
+        trace_event!(trace::E1000_RECEIVE, "{} bytes", frame.len());
         let up = locked(&self.live).registers.link_up();
         !up || self.store(frame)
     }

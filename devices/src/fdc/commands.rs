@@ -4,6 +4,7 @@ use super::transfer::{Kind, Transfer};
 use super::{Inner, Phase};
 use crate::isa_dma::DmaChannel;
 use crate::unimp;
+use crate::{trace, trace_event};
 
 /// First status byte: abnormal end, no such command, seek ended.
 pub(super) const ABNORMAL: u8 = 0x40;
@@ -81,6 +82,7 @@ impl Inner {
     fn execute(&mut self, dma: &DmaChannel, bytes: &[u8]) {
         let at = |i: usize| bytes.get(i).copied().unwrap_or(0);
         let (code, drive, head) = (at(0), usize::from(at(1) & 3), at(1) >> 2 & 1);
+        trace_event!(trace::FDC_COMMAND, "drive {drive} cmd {code:#04x}");
         let s = &mut self.state;
         match code {
             0x03 => s.timing = [at(1), at(2)],

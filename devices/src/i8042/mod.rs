@@ -13,6 +13,7 @@ use crate::services::{IrqLine, PowerEvent, PowerSink};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::unimp;
 use crate::wire::{Wire, locked};
+use crate::{trace, trace_event};
 use keyboard::{Keyboard, SET_2_TO_1};
 use mouse::Mouse;
 use serde::{Deserialize, Serialize};
@@ -278,11 +279,13 @@ impl I8042 {
 
     /// The user presses or releases a key.
     pub fn key(&self, key: Key, pressed: bool) {
+        trace_event!(trace::KEY, "key {:#x} {}", key.0, if pressed { "down" } else { "up" });
         self.with(|controller, _| controller.keyboard.key(key, pressed));
     }
 
     /// The user moves the mouse or its buttons.
     pub fn mouse(&self, movement: MouseMove) {
+        trace_event!(trace::MOUSE, "{movement:?}");
         self.with(|controller, _| controller.mouse.moved(movement));
     }
 

@@ -7,6 +7,7 @@ use crate::bus::{AccessSizes, Device, RegisterBlock, Registers};
 use crate::services::{Disk, DiskClient, DiskDone, DiskRequest, Dma, IrqLine, MediumDrive};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{Wire, locked};
+use crate::{trace, trace_event};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -257,6 +258,7 @@ impl State {
         const DIAGNOSTIC: u8 = 0x90;
         const DEVICE_RESET: u8 = 0x08;
         self.lines.interrupt = false;
+        trace_event!(trace::IDE_COMMAND, "drive {} cmd {command:#04x}", u8::from(self.lines.second));
         if command == DIAGNOSTIC {
             self.lines.second = false;
             self.drives.iter_mut().flatten().for_each(Drive::sign);

@@ -16,6 +16,7 @@ use crate::bus::Device;
 use crate::services::{Clock, CpuSignals, IrqSink, MsiSink, Timer, TimerService, TimerTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::locked;
+use crate::{trace, trace_event};
 use registers::{Effects, Identity, Lapic, Signal, Volatile};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
@@ -180,6 +181,7 @@ impl LocalApics {
             false => u32::MAX,
         });
         let value = u64::from(value.unwrap_or(u32::MAX)) >> ((offset & 3) * 8);
+        trace_event!(trace::APIC_READ, "cpu {cpu} {offset:#x} = {value:#x}");
         match size {
             1 => value & 0xFF,
             2 => value & 0xFFFF,
@@ -193,6 +195,7 @@ impl LocalApics {
         if offset & 0xF != 0 || size < 4 {
             return;
         }
+        trace_event!(trace::APIC_WRITE, "cpu {cpu} {offset:#x} = {value:#x}");
         self.with(cpu, |apic, now, fx| {
             if apic.enabled() && !apic.x2apic() {
                 apic.mmio_write((offset >> 4) as u32 & 0xFF, value as u32, now, fx);
@@ -348,6 +351,7 @@ impl MessageSink for LocalApics {
 
 impl MsiSink for LocalApics {
     fn send_msi(&self, address: u64, data: u32) {
+        trace_event!(trace::MSI, "address {address:#x} data {data:#x}");
         if let Some(message) = Message::from_msi(address, data) {
             self.deliver(message);
         }

@@ -4,6 +4,7 @@
 use super::message::{DeliveryMode, Destination, Message, narrow_destination};
 use super::timer::{ApicTimer, TimerMode};
 use super::vectors::VectorSet;
+use crate::{trace, trace_event};
 use serde::{Deserialize, Serialize};
 
 /// Bits of IA32_APIC_BASE (SDM 3A figure 11-26).
@@ -283,6 +284,7 @@ impl Lapic {
         if !self.enabled() {
             return false;
         }
+        trace_event!(trace::APIC_ACCEPT, "{mode:?} vector {vector:#04x} {}", if level { "level" } else { "edge" });
         match mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => return self.accept_vector(vector, level, fx),
             DeliveryMode::ExtInt => self.state.ext_int = true,

@@ -13,6 +13,7 @@ pub mod piix3;
 pub mod piix3_ide;
 pub mod piix4_pm;
 
+use crate::{trace, trace_event};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -129,11 +130,16 @@ impl PciBus {
     /// Configuration read; where no function answers, all ones (master abort).
     pub fn config_read(&self, place: DevFn, offset: u8, size: u8) -> u32 {
         let absent = u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4)));
-        self.function(place).map_or(absent, |function| function.config_read(offset, size) & absent)
+        let value = self.function(place).map_or(absent, |function| function.config_read(offset, size) & absent);
+        let (device, function) = (place.device(), place.function());
+        trace_event!(trace::PCI_READ, "{device:02x}.{function} @{offset:#x} -> {value:#x}");
+        value
     }
 
     /// Configuration write; goes nowhere if no function answers.
     pub fn config_write(&self, place: DevFn, offset: u8, size: u8, value: u32) {
+        let (device, function) = (place.device(), place.function());
+        trace_event!(trace::PCI_WRITE, "{device:02x}.{function} @{offset:#x} <- {value:#x}");
         if let Some(function) = self.function(place) {
             function.config_write(offset, size, value);
         }

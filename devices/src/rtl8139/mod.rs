@@ -24,6 +24,7 @@ use crate::services::{
 };
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{TimerSlot, Wire, locked};
+use crate::{trace, trace_event};
 use receive::{CRC, status};
 use registers::{Effect, RING, Registers, cause, command, rcr};
 use serde::{Deserialize, Serialize};
@@ -196,6 +197,7 @@ impl Core {
 
     /// Sends what is ready: at most what was there when the doorbell was rung. What comes after that rings it anew.
     fn transmit(&self) {
+        trace_event!(trace::RTL8139_SEND, "slots and rings are looked at");
         let mut sender = locked(&self.sender);
         let mut sent = self.send_slots();
         let polled = std::mem::take(&mut locked(&self.live).registers.polled);
@@ -415,6 +417,7 @@ fn le32(bytes: &[u8; 16], at: usize) -> u32 {
 
 impl NetFrontend for Core {
     fn receive(&self, frame: &[u8], _rest: Unfinished) -> bool {
+        trace_event!(trace::RTL8139_RECEIVE, "{} bytes", frame.len());
         !self.cable.load(Ordering::SeqCst) || self.store(frame)
     }
 

@@ -5,6 +5,7 @@ use super::optical::{self, Optical};
 use super::{Answer, Identity, Sense};
 use crate::services::Disk;
 use crate::state::Inspector;
+use crate::{trace, trace_event};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -64,6 +65,7 @@ impl Unit {
 
     /// Carries a command out, or says what is left to be done for it.
     pub fn command(&mut self, cdb: &[u8]) -> Answer {
+        trace_event!(trace::SCSI_COMMAND, "cdb {cdb:02x?}");
         let (blocks, identity) = (self.blocks(), &self.identity);
         match &mut self.state {
             UnitState::Cd(drive) => drive.command(cdb, &optical::Facts { blocks, identity }),

@@ -10,6 +10,7 @@ use crate::pci::msix::{self, Msix, MsixState};
 use crate::services::{IrqLine, MsiSink};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{Wire, locked};
+use crate::{trace, trace_event};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -215,6 +216,10 @@ impl VirtioPci {
 
     /// Raises the interrupt for queue `index`, or for a change of configuration.
     fn interrupt(&self, queue: Option<usize>) {
+        match queue {
+            Some(queue) => trace_event!(trace::VIRTIO_IRQ, "device {} queue {queue}", self.name()),
+            None => trace_event!(trace::VIRTIO_IRQ, "device {} configuration", self.name()),
+        }
         if self.msix.enabled() {
             let vector = {
                 let common = locked(&self.common);
@@ -315,6 +320,7 @@ impl VirtioPci {
     }
 
     fn notify(&self, index: u64) {
+        trace_event!(trace::VIRTIO_KICK, "device {} queue {index}", self.name());
         if locked(&self.common).status & status::DRIVER_OK != 0 && index < self.parts.queues.count() as u64 {
             self.parts.device.notify(index as usize);
         }
