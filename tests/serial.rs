@@ -2,10 +2,16 @@
 //! lost either way, however slow the host's or the guest's end is.
 #![forbid(unsafe_code)]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The machine shares two cores with other tests.
+const LONG: Duration = Duration::from_secs(60);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_brolga");
 
@@ -120,4 +126,189 @@ fn files_are_complete_at_the_end() {
     assert_eq!(guest.status(), 9);
     assert!(std::fs::read(&log).unwrap() == sent);
     std::fs::remove_file(&log).unwrap();
+}
+
+/// A directory of a test's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("serial-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("UTF-8").to_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The guest of [`ECHO`] with its port at `serial`.
+fn port(name: &str, serial: &[&str]) -> Guest {
+    Guest::start(name, &[&["-display", "none", "-nodefaults"], serial].concat())
+}
+
+#[test]
+fn datagrams_go_both_ways() {
+    let there = UdpSocket::bind("127.0.0.1:0").unwrap();
+    there.set_read_timeout(Some(LONG)).unwrap();
+    let here = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let target = format!("udp:127.0.0.1:{}@127.0.0.1:{here}", there.local_addr().unwrap().port());
+    let mut guest = port("udp", &["-serial", &target]);
+    // Datagrams are lost until the program is there: the first one that comes back shows that it is.
+    there.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let since = Instant::now();
+    let mut buf = [0; 2000];
+    loop {
+        there.send_to(b"?", ("127.0.0.1", here)).unwrap();
+        if there.recv(&mut buf).is_ok() {
+            break;
+        }
+        assert!(since.elapsed() < LONG, "nothing comes back");
+    }
+    there.set_read_timeout(Some(LONG)).unwrap();
+    there.send_to(b"hello, guest\x04", ("127.0.0.1", here)).unwrap();
+    let mut got = Vec::new();
+    while !got.ends_with(b"hello, guest\x04") {
+        let n = there.recv(&mut buf).expect("the echo");
+        got.extend_from_slice(&buf[..n]);
+    }
+    assert_eq!(guest.status(), 9);
+}
+
+#[test]
+fn fifos_go_both_ways() {
+    let scratch = Scratch::new("pipe");
+    for end in ["p.in", "p.out"] {
+        nix::unistd::mkfifo(scratch.0.join(end).as_path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let mut guest = port("pipe", &["-serial", &format!("pipe:{}", scratch.path("p"))]);
+    // Opened for both, neither open waits for the other side.
+    let both = |end: &str| std::fs::File::options().read(true).write(true).open(scratch.path(end)).unwrap();
+    let (mut input, mut output) = (both("p.in"), both("p.out"));
+    input.write_all(b"through a pipe\x04").unwrap();
+    let mut got = [0; 15];
+    output.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"through a pipe\x04");
+    assert_eq!(guest.status(), 9);
+}
+
+#[test]
+fn a_file_is_typed_and_all_is_logged() {
+    let scratch = Scratch::new("files");
+    std::fs::write(scratch.path("in"), b"from a file\x04").unwrap();
+    std::fs::write(scratch.path("log"), b"before ").unwrap();
+    let chardev = format!(
+        "file,id=c,path={},input-path={},logfile={},logappend=on",
+        scratch.path("out"),
+        scratch.path("in"),
+        scratch.path("log")
+    );
+    let mut guest = port("files", &["-chardev", &chardev, "-serial", "chardev:c"]);
+    assert_eq!(guest.status(), 9);
+    assert_eq!(std::fs::read(scratch.path("out")).unwrap(), b"from a file\x04");
+    assert_eq!(std::fs::read(scratch.path("log")).unwrap(), b"before from a file\x04");
+}
+
+#[test]
+fn a_web_client_types() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut guest = port("web", &["-serial", &format!("websocket:{free},server=on,wait=off")]);
+    let since = Instant::now();
+    let stream = loop {
+        match TcpStream::connect(free) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(since.elapsed() < LONG, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let mut request = tungstenite::client::IntoClientRequest::into_client_request(format!("ws://{free}/")).unwrap();
+    request.headers_mut().insert("Sec-WebSocket-Protocol", tungstenite::http::HeaderValue::from_static("binary"));
+    let (mut client, response) = tungstenite::client(request, stream).expect("it speaks WebSocket");
+    assert_eq!(response.headers()["Sec-WebSocket-Protocol"], "binary");
+    client.send(tungstenite::Message::binary(b"in frames\x04".to_vec())).unwrap();
+    let mut got = Vec::new();
+    while got != b"in frames\x04" {
+        match client.read().expect("the echo") {
+            tungstenite::Message::Binary(bytes) => got.extend_from_slice(&bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(guest.status(), 9);
+}
+
+#[test]
+fn sockets_that_somebody_else_has_opened() {
+    // As libvirt does it: the listening socket is there before the program is.
+    let scratch = Scratch::new("fd");
+    let listener = UnixListener::bind(scratch.path("s")).unwrap();
+    let inherited = rustix::io::dup(&listener).unwrap();
+    let number = inherited.as_raw_fd();
+    let chardev = format!("socket,id=c,fd={number},server=on,wait=off");
+    let mut guest = port("fd", &["-chardev", &chardev, "-serial", "chardev:c"]);
+    drop((listener, inherited));
+    let mut client = UnixStream::connect(scratch.path("s")).unwrap();
+    client.set_read_timeout(Some(LONG)).unwrap();
+    client.write_all(b"passed on\x04").unwrap();
+    let mut got = [0; 10];
+    client.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"passed on\x04");
+    assert_eq!(guest.status(), 9);
+}
+
+#[test]
+fn memory_keeps_what_was_written() {
+    let scratch = Scratch::new("ring");
+    let qmp = format!("unix:{},server=on,wait=off", scratch.path("qmp"));
+    std::fs::write(scratch.path("in"), text(100)).unwrap();
+    let typed = format!("file,id=typed,path=/dev/null,input-path={}", scratch.path("in"));
+    let options = ["-chardev", &typed, "-serial", "chardev:typed", "-chardev", "ringbuf,id=ring,size=64", "-qmp", &qmp];
+    let _guest = port("ring", &[&options[..], &["-debugcon", "chardev:ring"]].concat());
+    let since = Instant::now();
+    let stream = loop {
+        match UnixStream::connect(scratch.path("qmp")) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(since.elapsed() < LONG, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    lines.next().expect("a greeting").unwrap();
+    let mut run = |command: &str, arguments: serde_json::Value| -> serde_json::Value {
+        let message = serde_json::json!({ "execute": command, "arguments": arguments });
+        (&stream).write_all(format!("{message}\n").as_bytes()).unwrap();
+        serde_json::from_str(&lines.next().expect("an answer").unwrap()).unwrap()
+    };
+    run("qmp_capabilities", serde_json::json!({}));
+    let read = |size: u64, format: &str| serde_json::json!({ "device": "ring", "size": size, "format": format });
+    // The last 64 of the 100 bytes, once the guest has written them all.
+    let expected = String::from_utf8(text(100)[36..].to_vec()).unwrap();
+    let mut got = String::new();
+    while !got.ends_with(&expected) {
+        got += run("ringbuf-read", read(1000, "utf8"))["return"].as_str().expect("text");
+        assert!(since.elapsed() < LONG, "{got:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let write = serde_json::json!({ "device": "ring", "data": "AAECeA==", "format": "base64" });
+    assert_eq!(run("ringbuf-write", write)["return"], serde_json::json!({}));
+    assert_eq!(run("ringbuf-read", read(3, "base64"))["return"], "AAEC");
+    let people = |line: &str| serde_json::json!({ "command-line": line });
+    run("human-monitor-command", people("ringbuf_write ring \"a\\\\b\""));
+    assert_eq!(run("human-monitor-command", people("ringbuf_read ring 9"))["return"], "xa\\\\b\r\n");
+    let refused = |answer: serde_json::Value| answer["error"]["desc"].as_str().expect("an error").to_owned();
+    assert_eq!(refused(run("ringbuf-read", serde_json::json!({ "device": "no", "size": 1 }))), "Device 'no' not found");
+    let other = serde_json::json!({ "device": "typed", "size": 1 });
+    assert_eq!(refused(run("ringbuf-read", other)), "typed is not a ringbuf device");
+    assert_eq!(refused(run("ringbuf-read", read(0, "utf8"))), "size must be greater than zero");
+    let bad = serde_json::json!({ "device": "ring", "data": "?", "format": "base64" });
+    assert_eq!(refused(run("ringbuf-write", bad)), "Base64 data is not valid");
 }

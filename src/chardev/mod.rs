@@ -3,11 +3,14 @@
 //! Threads: each way out has a writer ([`output`]), standard input has a reader ([`input`]) that calls devices and
 //! monitors directly. Nothing here runs on a vCPU's thread but putting bytes into a queue.
 
+mod bridge;
+mod files;
 mod input;
 mod mux;
 mod outlet;
 mod output;
 mod plain;
+mod ring;
 mod stream;
 mod telnet;
 pub mod terminal;
@@ -19,17 +22,17 @@ use crate::background;
 use crate::cli::config::{CharId, CharKind, CharSpec, Config};
 use crate::monitor::{CharHost, CharInfo, Control, Facts, Monitor, MonitorHost, Qmp};
 use crate::signals;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use brolga_devices::services::{CharBackend, CharFrontend};
 use input::{InputSink, Waker};
 use mux::{Mux, MuxPort};
 use outlet::Outlet;
 use output::Output;
 use plain::Plain;
+use ring::Ring;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -37,6 +40,9 @@ use stream::Stream;
 
 /// How long an output may make no progress at the end of the process before what is left is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same where the process ends for another reason, and for the last datagrams and messages.
+const LAST: Duration = Duration::from_secs(1);
 
 /// A host end.
 enum HostEnd {
@@ -50,6 +56,10 @@ pub struct Chardevs {
     specs: Vec<CharSpec>,
     /// Standard input's reader to be, if a host end has it.
     stdin: Option<(usize, Waker)>,
+    /// Files to read, with their host ends and what wakes their readers.
+    inputs: Mutex<Vec<(usize, OwnedFd, Waker)>>,
+    /// Those in memory.
+    rings: BTreeMap<usize, Arc<Ring>>,
     /// Streams that nobody listens to yet, with their host ends.
     streams: Mutex<Vec<(usize, Stream)>>,
     /// Host ends that a device or monitor uses.
@@ -103,6 +113,8 @@ impl Chardevs {
             ends: Vec::new(),
             specs: config.chardevs.clone(),
             stdin: None,
+            inputs: Mutex::default(),
+            rings: BTreeMap::new(),
             streams: Mutex::default(),
             used: used(config),
             ptys: BTreeMap::new(),
@@ -119,7 +131,23 @@ impl Chardevs {
     fn open_one(&mut self, index: usize, spec: &CharSpec, config: &Config) -> Result<HostEnd> {
         let (outlet, waker) = match &spec.kind {
             CharKind::Null => (Outlet::to(None), None),
-            CharKind::File { path, append } => (Outlet::to(Some(open_file(&spec.label, path, *append)?)), None),
+            CharKind::File { path, append, input } => {
+                let output = Output::start(spec.label.clone(), files::open(&spec.label, path, *append)?)?;
+                let input = input.as_ref().map(|input| files::open_input(&spec.label, input)).transpose()?;
+                let waker = input.map(|input| self.read(index, input.into())).transpose()?;
+                (Outlet::to(Some(output)), waker)
+            }
+            CharKind::Pipe(path) => self.both_ways(index, &spec.label, files::open_pipes(&spec.label, path)?)?,
+            CharKind::Tty(path) => self.both_ways(index, &spec.label, files::open_tty(&spec.label, path)?)?,
+            CharKind::Ring { size } => {
+                let ring = Arc::new(Ring::new(*size));
+                self.rings.insert(index, ring.clone());
+                (Outlet::to_ring(ring), None)
+            }
+            CharKind::Udp { to, from } => {
+                let stream = Stream::udp(&spec.label, to, from)?;
+                self.keep(index, stream)
+            }
             CharKind::Stdio { .. } => {
                 let stdout = std::io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
                 let output = Output::start("stdout".into(), stdout.into())?;
@@ -139,11 +167,33 @@ impl Chardevs {
                 self.keep(index, stream)
             }
         };
+        if let Some(log) = &spec.log {
+            let name = format!("{}-log", spec.label);
+            outlet.log_to(Output::start(name, files::open(&spec.label, &log.path, log.append)?)?);
+        }
         Ok(if spec.mux {
             HostEnd::Mux(Mux::new(outlet, waker.map_or_else(Waker::new, Ok)?, config.mux_escape))
         } else {
             HostEnd::Plain(Plain::new(outlet, waker))
         })
+    }
+
+    /// Has `source` read from [`Self::start`] on; what wakes the reader.
+    fn read(&mut self, index: usize, source: OwnedFd) -> Result<Waker> {
+        let waker = Waker::new()?;
+        self.inputs.get_mut().unwrap_or_else(PoisonError::into_inner).push((index, source, waker.clone()));
+        Ok(waker)
+    }
+
+    /// Files that are there for good, one to read and one to write.
+    fn both_ways(
+        &mut self,
+        index: usize,
+        label: &str,
+        (input, output): (File, File),
+    ) -> Result<(Arc<Outlet>, Option<Waker>)> {
+        let waker = self.read(index, input.into())?;
+        Ok((Outlet::to(Some(Output::start(label.to_owned(), output)?)), Some(waker)))
     }
 
     /// Keeps a stream until [`Self::start`].
@@ -183,14 +233,12 @@ impl Chardevs {
         let quit = end(Control::Quit);
         signals::on_termination(end(Control::Terminate));
         self.start_streams(&quit, many)?;
+        let inputs = std::mem::take(&mut *self.inputs.lock().unwrap_or_else(PoisonError::into_inner));
+        for (index, source, waker) in inputs {
+            input::start(source, waker, self.sink(index, &quit))?;
+        }
         let Some((index, waker)) = &self.stdin else { return Ok(()) };
-        let sink: Arc<dyn InputSink> = match &self.ends[*index] {
-            HostEnd::Plain(plain) => plain.clone(),
-            HostEnd::Mux(mux) => {
-                mux.on_quit(quit);
-                mux.clone()
-            }
-        };
+        let sink = self.sink(*index, &quit);
         let resized: Arc<dyn Fn() + Send + Sync> = match &self.ends[*index] {
             HostEnd::Plain(plain) => {
                 let plain = plain.clone();
@@ -207,6 +255,17 @@ impl Chardevs {
         let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
         input::start(stdin, waker.clone(), sink)?;
         Ok(())
+    }
+
+    /// Who takes the input of a host end; `quit` is what Ctrl-A x does there.
+    fn sink(&self, index: usize, quit: &Arc<dyn Fn() + Send + Sync>) -> Arc<dyn InputSink> {
+        match &self.ends[index] {
+            HostEnd::Plain(plain) => plain.clone(),
+            HostEnd::Mux(mux) => {
+                mux.on_quit(quit.clone());
+                mux.clone()
+            }
+        }
     }
 
     /// Makes the monitors for programs. Those on servers are made for each client as it comes: what does that, by host end.
@@ -264,6 +323,13 @@ impl Chardevs {
         Ok(())
     }
 
+    /// The memory of a host end.
+    fn ring(&self, label: &str) -> Result<&Arc<Ring>, String> {
+        let index = self.specs.iter().position(|spec| spec.label == label);
+        let index = index.ok_or_else(|| format!("Device '{label}' not found"))?;
+        self.rings.get(&index).ok_or_else(|| format!("{label} is not a ringbuf device"))
+    }
+
     /// What monitors know.
     pub fn facts(self: &Arc<Self>, config: &Config) -> Facts {
         let chardevs: Arc<dyn CharHost> = self.clone();
@@ -276,7 +342,7 @@ pub type ForClient = Box<dyn Fn(&Arc<Plain>) -> Option<Arc<Qmp>> + Send>;
 
 impl CharHost for Chardevs {
     fn kinds(&self) -> &'static [&'static str] {
-        &["file", "mux", "null", "pty", "socket", "stdio"]
+        &["file", "memory", "mux", "null", "pipe", "pty", "ringbuf", "serial", "socket", "stdio", "udp"]
     }
 
     fn list(&self) -> Vec<CharInfo> {
@@ -286,6 +352,10 @@ impl CharHost for Chardevs {
             CharKind::File { path, .. } => format!("file:{}", path.display()),
             CharKind::Socket(s) if s.server => format!("{},server=on", s.address),
             CharKind::Socket(s) => s.address.to_string(),
+            CharKind::Pipe(path) => format!("pipe:{}", path.display()),
+            CharKind::Tty(path) => path.display().to_string(),
+            CharKind::Ring { .. } => "ringbuf".to_owned(),
+            CharKind::Udp { to, .. } => format!("udp:{}:{}", to.0, to.1),
             CharKind::Pty => format!("pty:{}", self.ptys.get(&i).map_or("", String::as_str)),
         };
         let mux = |spec: &CharSpec| if spec.mux { "mux, " } else { "" };
@@ -295,6 +365,14 @@ impl CharHost for Chardevs {
             frontend_open: self.used.contains(&i),
         };
         self.specs.iter().enumerate().map(info).collect()
+    }
+
+    fn ring_write(&self, label: &str, bytes: &[u8]) -> Result<(), String> {
+        self.ring(label).map(|ring| ring.write(bytes))
+    }
+
+    fn ring_read(&self, label: &str, most: usize) -> Result<Vec<u8>, String> {
+        self.ring(label).map(|ring| ring.read(most))
     }
 }
 
@@ -307,30 +385,18 @@ fn used(config: &Config) -> BTreeSet<usize> {
     ports.chain(serials).chain(consoles).chain(monitors).map(|id| id.0).collect()
 }
 
-fn open_file(label: &str, path: &Path, append: bool) -> Result<Arc<Output>> {
-    let file = File::options().create(true).write(true).append(append).truncate(!append).open(path).map_err(|e| {
-        let reason = crate::cli::os_reason(&e);
-        let target = format!("file:{}", path.display());
-        // Labels of host ends that an option made are its name with a number.
-        let option = match label.trim_end_matches(|c: char| c.is_ascii_digit()) {
-            name @ ("serial" | "debugcon") => format!("-{name} {target}"),
-            _ => format!("-chardev {target}"),
-        };
-        anyhow!("{option}: cannot be written: {reason}; choose another file")
-    })?;
-    Ok(Output::start(label.to_owned(), file)?)
-}
-
 /// Writes out what is queued and puts the terminal back: the last thing before the process ends.
 pub fn finish() {
     output::flush_all(PATIENCE);
+    bridge::settle(LAST);
     terminal::restore();
     background::remove_pid();
 }
 
 /// Ends the process at once but tidily.
 pub fn leave(status: i32) -> ! {
-    output::flush_all(Duration::from_secs(1));
+    output::flush_all(LAST);
+    bridge::settle(LAST);
     terminal::restore();
     background::remove_pid();
     std::process::exit(status)

@@ -1,14 +1,19 @@
 //! Where a host end's bytes go at the moment: a file or terminal for good, or whoever is connected.
 
 use super::output::{Listener, Output};
+use super::ring::Ring;
 use super::{telnet, terminal};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A way out that may come and go. While there is none, bytes are dropped. Locks: `output` before `listener`.
 pub struct Outlet {
     output: Mutex<Option<Arc<Output>>>,
     listener: Mutex<Option<Listener>>,
     kind: Kind,
+    /// Keeps what is written in memory.
+    ring: Option<Arc<Ring>>,
+    /// Gets all that is written too, whoever is there (`logfile=`).
+    log: OnceLock<Arc<Output>>,
 }
 
 /// What is at the other end.
@@ -24,7 +29,20 @@ enum Kind {
 
 impl Outlet {
     fn new(output: Option<Arc<Output>>, kind: Kind) -> Arc<Self> {
-        Arc::new(Self { output: Mutex::new(output), listener: Mutex::default(), kind })
+        let (output, log) = (Mutex::new(output), OnceLock::new());
+        Arc::new(Self { output, listener: Mutex::default(), kind, ring: None, log })
+    }
+
+    /// One that leads to memory.
+    pub fn to_ring(ring: Arc<Ring>) -> Arc<Self> {
+        let (output, listener, log) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Arc::new(Self { output, listener, kind: Kind::Fixed, ring: Some(ring), log })
+    }
+
+    /// Has all that is written go to `log` too.
+    pub fn log_to(&self, log: Arc<Output>) {
+        // It is told once, when the host end is made.
+        let _ = self.log.set(log);
     }
 
     /// One that is open for good, or never.
@@ -71,6 +89,12 @@ impl Outlet {
 
     /// Queues `bytes` for whoever is there.
     pub fn write(&self, bytes: &[u8]) {
+        if let Some(log) = self.log.get() {
+            log.write(bytes);
+        }
+        if let Some(ring) = &self.ring {
+            return ring.write(bytes);
+        }
         // Not locked while the queue is full: the connection may be cut meanwhile.
         let output = self.output().clone();
         match output {

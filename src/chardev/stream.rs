@@ -2,6 +2,7 @@
 //! peer, reads what it sends, and waits for the next one when it has gone.
 
 use super::ForClient;
+use super::bridge;
 use super::input::{self, InputSink, Waker};
 use super::mux::FocusListener;
 use super::outlet::Outlet;
@@ -9,14 +10,16 @@ use super::output::Output;
 use super::plain::Plain;
 use super::telnet;
 use crate::cli::config::{SocketAddress, SocketSpec};
+use crate::net::descriptor::inherited;
 use crate::net::holder::holder;
 use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use rustix::net::AddressFamily;
 use std::fs::File;
-use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -42,6 +45,8 @@ enum Source {
     /// Connects itself; anew after this time, or not.
     Client(SocketAddress, Option<Duration>),
     Pty(PtyMaster),
+    /// Web clients that come from there.
+    Web(Box<Source>),
     /// There will be none.
     Nobody,
 }
@@ -104,6 +109,7 @@ impl Source {
         let socket: OwnedFd = match self {
             Self::Tcp(listener) => tcp(listener.accept()?.0)?,
             Self::Unix(listener) => listener.accept()?.0.into(),
+            Self::Web(source) => return source.next()?.map(web_peer).transpose(),
             Self::Client(_, None) | Self::Nobody => return Ok(None),
             Self::Client(address, Some(pause)) => {
                 thread::sleep(*pause);
@@ -127,6 +133,24 @@ impl Peer {
     }
 }
 
+/// What a web client says, as bytes.
+fn web_peer(peer: Peer) -> io::Result<Peer> {
+    Peer::of(bridge::web_client(TcpStream::from(peer.input))?)
+}
+
+/// A socket that somebody else has set up to be listened at.
+fn listening(number: i32) -> io::Result<Source> {
+    let socket = inherited(number)?;
+    if !rustix::net::sockopt::socket_acceptconn(&socket)? {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "the descriptor is no listening socket"));
+    }
+    match rustix::net::sockopt::socket_domain(&socket)? {
+        AddressFamily::UNIX => Ok(Source::Unix(socket.into())),
+        AddressFamily::INET | AddressFamily::INET6 => Ok(Source::Tcp(socket.into())),
+        _ => Err(io::Error::new(ErrorKind::InvalidInput, "the descriptor is no socket of a kind that is known")),
+    }
+}
+
 fn hung_up(master: &PtyMaster) -> io::Result<bool> {
     let mut fds = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO)?;
@@ -135,6 +159,7 @@ fn hung_up(master: &PtyMaster) -> io::Result<bool> {
 
 fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
     match address {
+        SocketAddress::Inherited(number) => inherited(*number),
         SocketAddress::Tcp { host, port } => tcp(TcpStream::connect((host.as_str(), *port))?),
         SocketAddress::Unix(path) => Ok(UnixStream::connect(path)?.into()),
     }
@@ -172,6 +197,7 @@ impl Stream {
                 Source::Tcp(TcpListener::bind((host.as_str(), *port)).map_err(failed)?)
             }
             (SocketAddress::Unix(path), true) => Source::Unix(listen_unix(path).map_err(failed)?),
+            (SocketAddress::Inherited(number), true) => listening(*number).map_err(failed)?,
             (address, false) => {
                 match connect(address).and_then(Peer::of) {
                     Ok(peer) => first = Some(peer),
@@ -186,7 +212,24 @@ impl Stream {
             eprintln!("{program}: {label} waits for a connection at {shown}");
             first = source.next().map_err(failed)?;
         }
+        if spec.websocket {
+            (first, source) = (first.map(web_peer).transpose()?, Source::Web(Box::new(source)));
+        }
         Ok(Self::over(label, source, first, spec.telnet)?)
+    }
+
+    /// Datagrams.
+    pub fn udp(label: &str, to: &(String, u16), from: &(String, u16)) -> Result<Self> {
+        let open = || {
+            let socket = UdpSocket::bind((from.0.as_str(), from.1))?;
+            socket.connect((to.0.as_str(), to.1))?;
+            Peer::of(bridge::datagrams(socket)?)
+        };
+        let peer = open().map_err(|e| {
+            let reason = crate::cli::os_reason(&e);
+            anyhow!("{label}: udp from {}:{} to {}:{}: {reason}; choose other addresses", from.0, from.1, to.0, to.1)
+        })?;
+        Ok(Self::over(label, Source::Nobody, Some(peer), false)?)
     }
 
     /// A pseudo-terminal, with its name.

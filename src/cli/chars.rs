@@ -1,6 +1,6 @@
 //! `-chardev`, `-nographic`, `-serial`, `-monitor`, `-mon`, `-debugcon`: which device ends at which host end.
 
-use super::config::{CharId, CharKind, CharSpec, ControlSpec};
+use super::config::{CharId, CharKind, CharSpec, ControlSpec, LogFile};
 use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{sockets, suggest, values};
@@ -60,7 +60,7 @@ impl Chars {
         };
         self.refuse_sharing(&format!("{option} {target}"), &kind)?;
         let id = CharId(self.chardevs.len());
-        self.chardevs.push(CharSpec { kind, mux, label });
+        self.chardevs.push(CharSpec { kind, mux, label, log: None });
         if mux {
             self.monitors.push(id);
         }
@@ -104,32 +104,32 @@ impl Chars {
             bail!("-chardev {value}: there is another -chardev with id={id}; choose another name");
         }
         let mux = keys.take_switch("mux")?.unwrap_or(false);
+        let what = format!("-chardev {value}");
+        let log = log_file(&what, &mut keys)?;
         let kind = match backend.as_str() {
             "null" => CharKind::Null,
             "stdio" => CharKind::Stdio { signal: keys.take_switch("signal")?.unwrap_or(true) },
-            "file" => {
-                let append = keys.take_switch("append")?.unwrap_or(false);
-                match keys.take("path")? {
-                    Some(path) if !path.is_empty() => CharKind::File { path: PathBuf::from(path), append },
-                    _ => bail!("-chardev {value}: path= is missing; use -chardev file,id={id},path=FILE"),
-                }
+            "file" => file(&what, &id, &mut keys)?,
+            "pipe" => CharKind::Pipe(needed_path(&what, &id, "pipe", &mut keys)?),
+            "serial" | "tty" => CharKind::Tty(needed_path(&what, &id, &backend, &mut keys)?),
+            "ringbuf" | "memory" => ring(&mut keys)?,
+            "udp" => {
+                let (to, from) = sockets::udp_chardev(&what, &mut keys)?;
+                CharKind::Udp { to, from }
             }
-            "socket" => CharKind::Socket(sockets::chardev(&format!("-chardev {value}"), &mut keys)?),
+            "socket" => CharKind::Socket(sockets::chardev(&what, &mut keys)?),
             "pty" => CharKind::Pty,
             other if FOREIGN.contains(&other) => {
-                bail!("-chardev {value}: {other} is not supported yet; use stdio, socket, pty, file or null")
+                bail!("-chardev {value}: {other} is not supported yet; use {}", KINDS.join(", "))
             }
             other => {
-                bail!(
-                    "-chardev {value}: unknown kind '{other}'{}",
-                    suggest::hint(other, ["stdio", "socket", "pty", "file", "null"])
-                )
+                bail!("-chardev {value}: unknown kind '{other}'{}", suggest::hint(other, KINDS.iter().copied()))
             }
         };
         keys.finish()?;
         self.refuse_sharing(&format!("-chardev {value}"), &kind)?;
         let chardev = CharId(self.chardevs.len());
-        self.chardevs.push(CharSpec { kind, mux, label: id.clone() });
+        self.chardevs.push(CharSpec { kind, mux, label: id.clone(), log });
         self.named.push(Named { id, chardev, user: None });
         Ok(())
     }
@@ -178,23 +178,57 @@ impl Chars {
     }
 }
 
+/// `logfile=` and `logappend=`.
+fn log_file(what: &str, keys: &mut KeyValues) -> Result<Option<LogFile>> {
+    let (path, append) = (keys.take("logfile")?, keys.take_switch("logappend")?);
+    match path {
+        Some(path) if path.is_empty() => bail!("{what}: logfile= is empty; give a file"),
+        Some(path) => Ok(Some(LogFile { path: path.into(), append: append.unwrap_or(false) })),
+        None if append.is_some() => bail!("{what}: logappend= is for logfile=, which is missing"),
+        None => Ok(None),
+    }
+}
+
+fn needed_path(what: &str, id: &str, kind: &str, keys: &mut KeyValues) -> Result<PathBuf> {
+    match keys.take("path")? {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        _ => bail!("{what}: path= is missing; use -chardev {kind},id={id},path=FILE"),
+    }
+}
+
+fn file(what: &str, id: &str, keys: &mut KeyValues) -> Result<CharKind> {
+    let append = keys.take_switch("append")?.unwrap_or(false);
+    let input = keys.take("input-path")?.map(PathBuf::from);
+    Ok(CharKind::File { path: needed_path(what, id, "file", keys)?, append, input })
+}
+
+/// Bytes that `ringbuf` keeps unless told.
+const RING: u64 = 64 << 10;
+/// Most bytes that it may be told to keep.
+const MOST: u64 = 1 << 30;
+
+fn ring(keys: &mut KeyValues) -> Result<CharKind> {
+    let size = keys.take_as("size", |text| match values::size(text, 1)? {
+        size if size.is_power_of_two() && size <= MOST => Ok(size),
+        _ => Err(format!("'{text}' is no power of two up to 1G").into()),
+    })?;
+    Ok(CharKind::Ring { size: size.unwrap_or(RING) as usize })
+}
+
+/// Kinds of host ends.
+const KINDS: &[&str] = &["stdio", "socket", "pty", "file", "pipe", "udp", "ringbuf", "serial", "null"];
+
 /// Kinds of host ends that QEMU has and Brolga has not.
 const FOREIGN: &[&str] = &[
     "vc",
-    "udp",
-    "websocket",
-    "pipe",
     "con",
     "mon",
     "msmouse",
     "braille",
     "parport",
     "parallel",
-    "serial",
     "console",
     "fdset",
-    "ringbuf",
-    "memory",
     "testdev",
     "wctablet",
     "hub",
@@ -218,21 +252,50 @@ fn parse_target(option: &str, target: &str) -> Result<Target> {
             Some(("mon", rest)) if let Some(socket) = sockets::target(&format!("{option} {target}"), rest)? => {
                 Target::HostEnd(CharKind::Socket(socket), true)
             }
-            Some(("tcp" | "telnet" | "unix", _)) => {
+            Some(("tcp" | "telnet" | "websocket" | "unix", _)) => {
                 let socket = sockets::target(&format!("{option} {target}"), target)?;
                 Target::HostEnd(socket.map_or(CharKind::Null, CharKind::Socket), false)
             }
             Some(("file", "")) => bail!("{option} {target}: a file name is missing; use file:PATH"),
-            Some(("file", path)) => Target::HostEnd(CharKind::File { path: PathBuf::from(path), append: false }, false),
+            Some(("file", path)) => {
+                Target::HostEnd(CharKind::File { path: PathBuf::from(path), append: false, input: None }, false)
+            }
+            Some(("pipe", "")) => bail!("{option} {target}: a path is missing; use pipe:PATH"),
+            Some(("pipe", path)) => Target::HostEnd(CharKind::Pipe(path.into()), false),
+            Some(("udp", rest)) => Target::HostEnd(udp(option, target, rest)?, false),
+            Some(("mon", rest)) if rest.starts_with("udp:") => {
+                Target::HostEnd(udp(option, target, rest.trim_start_matches("udp:"))?, true)
+            }
+            Some(("mon", rest)) if rest.len() > 5 && rest.starts_with("pipe:") => {
+                Target::HostEnd(CharKind::Pipe(rest.trim_start_matches("pipe:").into()), true)
+            }
+            _ if target.starts_with("/dev/") && !target.starts_with("/dev/parport") => {
+                Target::HostEnd(CharKind::Tty(target.into()), false)
+            }
             _ => return Err(bad_target(option, target)),
         },
     })
 }
 
+fn udp(option: &str, target: &str, rest: &str) -> Result<CharKind> {
+    let (to, from) = sockets::udp_target(&format!("{option} {target}"), rest)?;
+    Ok(CharKind::Udp { to, from })
+}
+
 fn bad_target(option: &str, target: &str) -> anyhow::Error {
     let kind = target.split([':', ',']).next().unwrap_or(target);
-    let known =
-        ["stdio", "mon:stdio", "telnet:HOST:PORT,server=on", "unix:PATH,server=on", "pty", "file:PATH", "null", "none"];
+    let known = [
+        "stdio",
+        "mon:stdio",
+        "telnet:HOST:PORT,server=on",
+        "unix:PATH,server=on",
+        "udp:HOST:PORT",
+        "pty",
+        "pipe:PATH",
+        "file:PATH",
+        "null",
+        "none",
+    ];
     if FOREIGN.contains(&kind) || target.starts_with("/dev/") {
         return anyhow::anyhow!("{option} {target}: this target is not supported yet; use {}", known.join(", "));
     }
@@ -316,6 +379,7 @@ fn escape(arguments: &Arguments) -> Result<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::SocketAddress;
     use super::super::tests::with;
     use super::*;
 
@@ -356,8 +420,32 @@ mod tests {
         assert_eq!(c.serials[0], Some(CharId(0)));
         assert_eq!(c.monitors, [CharId(0)]);
         assert!(c.chardevs[0].mux && c.chardevs[0].kind == MUX);
-        assert_eq!(c.chardevs[1].kind, CharKind::File { path: "/x".into(), append: true });
+        assert_eq!(c.chardevs[1].kind, CharKind::File { path: "/x".into(), append: true, input: None });
         assert_eq!((c.debug_consoles[0].iobase, c.debug_consoles[0].chardev), (0x402, CharId(1)));
+    }
+
+    #[test]
+    fn kinds_and_targets() {
+        assert_eq!(serial0(&["-serial", "pipe:/x"]), Some((CharKind::Pipe("/x".into()), false)));
+        assert_eq!(serial0(&["-serial", "/dev/ttyS5"]), Some((CharKind::Tty("/dev/ttyS5".into()), false)));
+        let udp = CharKind::Udp { to: ("127.0.0.1".into(), 5), from: ("0.0.0.0".into(), 6) };
+        assert_eq!(serial0(&["-serial", "udp::5@:6"]), Some((udp.clone(), false)));
+        assert_eq!(serial0(&["-serial", "mon:udp::5@:6"]), Some((udp.clone(), true)));
+        let kind = |spec: &str| {
+            let c =
+                with(&["-chardev", &format!("{spec},id=c,logfile=/l,logappend=on"), "-serial", "chardev:c"]).unwrap();
+            assert_eq!(c.chardevs[0].log, Some(LogFile { path: "/l".into(), append: true }));
+            c.chardevs[0].kind.clone()
+        };
+        assert_eq!(kind("udp,port=5,localport=6"), udp);
+        assert_eq!(kind("pipe,path=/x"), CharKind::Pipe("/x".into()));
+        assert_eq!(kind("tty,path=/x"), CharKind::Tty("/x".into()));
+        assert_eq!(kind("memory,size=4k"), CharKind::Ring { size: 4096 });
+        assert_eq!(kind("ringbuf"), CharKind::Ring { size: 65536 });
+        let file = CharKind::File { path: "/x".into(), append: false, input: Some("/y".into()) };
+        assert_eq!(kind("file,path=/x,input-path=/y"), file);
+        let CharKind::Socket(socket) = kind("socket,fd=7,server=on,wait=off") else { panic!("a socket") };
+        assert_eq!(socket.address, SocketAddress::Inherited(7));
     }
 
     #[test]
@@ -378,7 +466,13 @@ mod tests {
         assert_eq!(err(&["-serial", "stido"]), "-serial stido: unknown target; did you mean stdio?");
         assert!(err(&["-serial", "chardev:c"]).ends_with("there is no -chardev with id=c"));
         assert!(err(&["-chardev", "stdio"]).contains("id= is missing"));
-        assert!(err(&["-chardev", "ringbuf,id=a"]).contains("ringbuf is not supported yet"));
+        assert!(err(&["-chardev", "vc,id=a"]).contains("vc is not supported yet"));
+        assert!(err(&["-chardev", "ringbuf,id=a,size=100"]).contains("no power of two"));
+        assert!(err(&["-chardev", "pipe,id=a"]).contains("path= is missing; use -chardev pipe,id=a,path=FILE"));
+        assert!(err(&["-chardev", "udp,id=a"]).contains("port= is missing"));
+        assert!(err(&["-chardev", "null,id=a,logappend=on"]).contains("logfile=, which is missing"));
+        assert!(err(&["-chardev", "socket,id=a,fd=x"]).contains("is no descriptor"));
+        assert!(err(&["-chardev", "socket,id=a,fd=3,path=/x"]).contains("or fd=NUMBER"));
         assert!(err(&["-chardev", "socket,id=a"]).contains("give path=PATH"));
         assert!(err(&["-chardev", "null,id=a", "-chardev", "null,id=a"]).contains("another -chardev with id=a"));
         assert!(err(&["-chardev", "file,id=a"]).contains("path= is missing"));
@@ -390,7 +484,9 @@ mod tests {
         assert!(err(&["-mon", "c,mode=contrl"]).contains("did you mean control?"));
         assert!(err(&["-chardev", "stdio,id=c", "-mon", "c,pretty=on"]).contains("is for mode=control"));
         assert!(err(&["-qmp", "null"]).contains("needs input"));
-        assert!(err(&["-serial", "udp:x"]).contains("not supported yet; use stdio"));
+        assert!(err(&["-serial", "vc:80Cx24C"]).contains("not supported yet; use stdio"));
+        assert!(err(&["-serial", "udp:x"]).contains("no port; write udp:"));
+        assert!(err(&["-serial", "pipe:"]).contains("a path is missing"));
         assert!(err(&["-serial", "file:"]).contains("a file name is missing"));
         assert!(err(&["-monitor", "null"]).contains("needs input"));
         assert_eq!(err(&["-echr", "300"]), "-echr 300: 300 is out of range: 0 to 127");

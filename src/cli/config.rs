@@ -575,6 +575,17 @@ pub struct CharSpec {
     pub mux: bool,
     /// Name shown by `info chardev`: `serial0`, `monitor0`, `debugcon0`, or the `id=` of `-chardev`.
     pub label: String,
+    /// `logfile=`: gets all that is written, too.
+    pub log: Option<LogFile>,
+}
+
+/// A file that gets what is written to a host end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// The file.
+    pub path: PathBuf,
+    /// `logappend=`: keep what it holds and write behind it.
+    pub append: bool,
 }
 
 /// Kinds of host ends.
@@ -593,6 +604,24 @@ pub enum CharKind {
         path: PathBuf,
         /// Keep what it holds and write behind it; otherwise it is emptied first.
         append: bool,
+        /// Where input comes from, if there is any.
+        input: Option<PathBuf>,
+    },
+    /// Two FIFOs of this name with `.in` and `.out`, or one file for both.
+    Pipe(PathBuf),
+    /// A terminal or another character device of the host's.
+    Tty(PathBuf),
+    /// Memory that a monitor reads.
+    Ring {
+        /// Bytes kept: a power of two.
+        size: usize,
+    },
+    /// Datagrams.
+    Udp {
+        /// Whom they go to: name and port.
+        to: (String, u16),
+        /// Where they come in: address and port.
+        from: (String, u16),
     },
     /// A socket.
     Socket(SocketSpec),
@@ -611,6 +640,8 @@ pub struct SocketSpec {
     pub wait: bool,
     /// Speaks telnet.
     pub telnet: bool,
+    /// Speaks with web clients (RFC 6455).
+    pub websocket: bool,
     /// Time after which a lost connection is made anew.
     pub reconnect: Option<Duration>,
 }
@@ -627,6 +658,8 @@ pub enum SocketAddress {
     },
     /// In the file system.
     Unix(PathBuf),
+    /// A descriptor that the program was started with.
+    Inherited(i32),
 }
 
 impl fmt::Display for SocketAddress {
@@ -634,6 +667,7 @@ impl fmt::Display for SocketAddress {
         match self {
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(number) => write!(f, "fd:{number}"),
         }
     }
 }

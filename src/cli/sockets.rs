@@ -1,4 +1,4 @@
-//! Sockets as host ends: `tcp:`, `telnet:` and `unix:` targets, `-chardev socket`.
+//! Sockets as host ends: `tcp:`, `telnet:`, `websocket:`, `unix:` and `udp:` targets, `-chardev socket` and `udp`.
 
 use super::config::{SocketAddress, SocketSpec};
 use super::keyval::KeyValues;
@@ -8,13 +8,15 @@ use std::time::Duration;
 
 /// Where a server without a host listens: other machines are not to get at the guest.
 const LOOPBACK: &str = "127.0.0.1";
+/// Datagrams may come in at any address: they are taken from the one that is sent to only.
+const ANY: &str = "0.0.0.0";
 
 /// A target like `telnet:127.0.0.1:4444,server=on,wait=off`; `what` is the option with its value. `None`: no socket.
 pub fn target(what: &str, target: &str) -> Result<Option<SocketSpec>> {
     let (address, options) = target.split_once(',').unwrap_or((target, ""));
     let Some((kind, rest)) = address.split_once(':') else { return Ok(None) };
     let address = match kind {
-        "tcp" | "telnet" => host_and_port(what, rest)?,
+        "tcp" | "telnet" | "websocket" => host_and_port(what, rest)?,
         "unix" if rest.is_empty() => bail!("{what}: a path is missing; write unix:PATH,server=on,wait=off"),
         "unix" => SocketAddress::Unix(rest.into()),
         _ => return Ok(None),
@@ -28,7 +30,13 @@ pub fn target(what: &str, target: &str) -> Result<Option<SocketSpec>> {
     });
     let mut keys = KeyValues::none(what);
     words.into_iter().try_for_each(|word| keys.add(word, None))?;
-    let spec = settle(what, address, kind == "telnet", &mut keys)?;
+    let (telnet, websocket) = match kind {
+        "telnet" => (true, false),
+        "websocket" => (false, true),
+        // The long form that any of them has.
+        _ => (keys.take_switch("telnet")?.unwrap_or(false), keys.take_switch("websocket")?.unwrap_or(false)),
+    };
+    let spec = settle(what, address, (telnet, websocket), &mut keys)?;
     keys.finish()?;
     Ok(Some(spec))
 }
@@ -36,13 +44,55 @@ pub fn target(what: &str, target: &str) -> Result<Option<SocketSpec>> {
 /// `-chardev socket`.
 pub fn chardev(what: &str, keys: &mut KeyValues) -> Result<SocketSpec> {
     let (path, host, port) = (keys.take("path")?, keys.take("host")?, keys.take("port")?);
-    let address = match (path, port) {
-        (Some(path), None) if host.is_none() && !path.is_empty() => SocketAddress::Unix(path.into()),
-        (None, Some(port)) => host_and_port(what, &format!("{}:{port}", host.unwrap_or_default()))?,
-        _ => bail!("{what}: give path=PATH for a Unix socket, or host=HOST,port=PORT"),
+    let fd = keys.take_as("fd", |t| {
+        let number = values::number_in(t, 0, i32::MAX as u64);
+        number.map_err(|_| format!("'{t}' is no descriptor; give the number of one that this program was started with"))
+    })?;
+    let address = match (path, port, fd) {
+        (None, None, Some(number)) if host.is_none() => SocketAddress::Inherited(number as i32),
+        (Some(path), None, None) if host.is_none() && !path.is_empty() => SocketAddress::Unix(path.into()),
+        (None, Some(port), None) => host_and_port(what, &format!("{}:{port}", host.unwrap_or_default()))?,
+        _ => bail!("{what}: give path=PATH for a Unix socket, host=HOST,port=PORT, or fd=NUMBER"),
     };
     let telnet = keys.take_switch("telnet")?.unwrap_or(false);
-    settle(what, address, telnet, keys)
+    let websocket = keys.take_switch("websocket")?.unwrap_or(false);
+    settle(what, address, (telnet, websocket), keys)
+}
+
+/// Name and port.
+type Place = (String, u16);
+
+/// A target like `udp:127.0.0.1:4555@:4556`: where datagrams go, and where they come in.
+pub fn udp_target(what: &str, rest: &str) -> Result<(Place, Place)> {
+    let (to, from) = rest.split_once('@').unwrap_or((rest, ":0"));
+    let place = |text: &str, host: &str| -> Result<Place> {
+        let Some((name, port)) = text.rsplit_once(':') else {
+            bail!("{what}: no port; write udp:[HOST]:PORT[@[ADDRESS]:PORT]")
+        };
+        udp_place(what, Some(name.trim_start_matches('[').trim_end_matches(']')), Some(port), host)
+    };
+    Ok((place(to, LOOPBACK)?, place(from, ANY)?))
+}
+
+/// `-chardev udp`.
+pub fn udp_chardev(what: &str, keys: &mut KeyValues) -> Result<(Place, Place)> {
+    let (host, port) = (keys.take("host")?, keys.take("port")?);
+    let (address, local) = (keys.take("localaddr")?, keys.take("localport")?);
+    if port.is_none() {
+        bail!("{what}: port= is missing; use host=HOST,port=PORT");
+    }
+    let local = local.unwrap_or_else(|| "0".to_owned());
+    Ok((
+        udp_place(what, host.as_deref(), port.as_deref(), LOOPBACK)?,
+        udp_place(what, address.as_deref(), Some(&local), ANY)?,
+    ))
+}
+
+fn udp_place(what: &str, host: Option<&str>, port: Option<&str>, otherwise: &str) -> Result<Place> {
+    let port = port.unwrap_or_default();
+    let Ok(number) = port.parse() else { bail!("{what}: '{port}' is no port number") };
+    let host = host.filter(|host| !host.is_empty()).unwrap_or(otherwise);
+    Ok((host.to_owned(), number))
 }
 
 /// `HOST:PORT`, the host in brackets or absent.
@@ -54,7 +104,12 @@ pub fn host_and_port(what: &str, text: &str) -> Result<SocketAddress> {
 }
 
 /// The switches that all forms have.
-fn settle(what: &str, address: SocketAddress, telnet: bool, keys: &mut KeyValues) -> Result<SocketSpec> {
+fn settle(
+    what: &str,
+    address: SocketAddress,
+    (telnet, websocket): (bool, bool),
+    keys: &mut KeyValues,
+) -> Result<SocketSpec> {
     let server = keys.take_switch("server")?.unwrap_or(false);
     let wait = keys.take_switch("wait")?;
     // Small pieces are never held back, whatever this says.
@@ -68,7 +123,16 @@ fn settle(what: &str, address: SocketAddress, telnet: bool, keys: &mut KeyValues
     if !server && wait == Some(true) {
         bail!("{what}: only a server waits; add server=on or leave wait= away");
     }
-    Ok(SocketSpec { address, server, wait: server && wait.unwrap_or(true), telnet, reconnect })
+    if websocket && (!server || telnet) {
+        bail!("{what}: web clients come to a server without telnet; add server=on and leave telnet= away");
+    }
+    if websocket && matches!(address, SocketAddress::Unix(_)) {
+        bail!("{what}: web clients come by TCP; give host= and port= instead of a path");
+    }
+    if matches!(address, SocketAddress::Inherited(_)) && reconnect.is_some() {
+        bail!("{what}: what was connected by somebody else cannot be connected anew; leave reconnect= away");
+    }
+    Ok(SocketSpec { address, server, wait: server && wait.unwrap_or(true), telnet, websocket, reconnect })
 }
 
 #[cfg(test)]
@@ -96,6 +160,17 @@ mod tests {
         assert!(parse("unix:").unwrap_err().contains("a path is missing"));
         assert!(parse("tcp::1,wait=on").unwrap_err().contains("only a server waits"));
         assert!(parse("tcp::1,server=on,reconnect=1").unwrap_err().contains("does not reconnect"));
+        let s = parse("websocket::80,server=on,wait=off").unwrap();
+        assert!(s.websocket && s.server && !s.telnet);
+        assert!(parse("tcp::80,server=on,websocket=on").unwrap().websocket);
+        assert!(parse("websocket::80").unwrap_err().contains("add server=on"));
+        assert!(parse("unix:/x,server=on,websocket=on").unwrap_err().contains("web clients come by TCP"));
+        let place = |host: &str, port| (host.to_owned(), port);
+        let udp = |text| udp_target("-serial udp", text).map_err(|e| e.to_string());
+        assert_eq!(udp(":4555"), Ok((place("127.0.0.1", 4555), place("0.0.0.0", 0))));
+        assert_eq!(udp("[::1]:5@10.0.0.1:6"), Ok((place("::1", 5), place("10.0.0.1", 6))));
+        assert!(udp("4555").unwrap_err().contains("no port"));
+        assert!(udp(":x").unwrap_err().contains("no port number"));
         assert!(parse("tcp::1,sever=on").unwrap_err().contains("did you mean server?"));
     }
 }

@@ -131,6 +131,9 @@ fn listen(endpoint: &Endpoint) -> Result<Accept> {
                 listen_unix(path).map_err(|e| anyhow!("-gdb unix:{}: {e}; choose another path", path.display()))?;
             Ok(Box::new(move || Wire::of(listener.accept()?.0.into()).map(Some)))
         }
+        Endpoint::Socket(address @ SocketAddress::Inherited(_)) => {
+            Err(anyhow!("-gdb {address}: a descriptor cannot be given; use a port or a path"))
+        }
         Endpoint::Stdio => {
             let once = std::sync::atomic::AtomicBool::new(false);
             Ok(Box::new(move || {

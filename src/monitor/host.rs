@@ -276,6 +276,10 @@ pub trait CharHost: Send + Sync {
     fn list(&self) -> Vec<CharInfo>;
     /// Kinds of them.
     fn kinds(&self) -> &'static [&'static str];
+    /// Adds to what a host end in memory holds, or says why not.
+    fn ring_write(&self, label: &str, bytes: &[u8]) -> Result<(), String>;
+    /// Takes up to `most` bytes out of a host end in memory.
+    fn ring_read(&self, label: &str, most: usize) -> Result<Vec<u8>, String>;
 }
 
 /// The machine as a monitor sees it. Methods may wait for vCPUs to reach a safe point, never for the guest.

@@ -56,6 +56,14 @@ impl CharHost for NoChars {
     fn kinds(&self) -> &'static [&'static str] {
         &[]
     }
+
+    fn ring_write(&self, label: &str, _bytes: &[u8]) -> Result<(), String> {
+        Err(format!("Device '{label}' not found"))
+    }
+
+    fn ring_read(&self, label: &str, _most: usize) -> Result<Vec<u8>, String> {
+        Err(format!("Device '{label}' not found"))
+    }
 }
 
 impl Facts {

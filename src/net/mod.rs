@@ -1,7 +1,7 @@
 //! Host ends of network cards. A card and its host end are connected one to one; frames move on the I/O thread only.
 
 mod datagram;
-mod descriptor;
+pub mod descriptor;
 mod framing;
 pub mod holder;
 pub mod hub;
