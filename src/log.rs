@@ -5,7 +5,8 @@
 //! whatever `-D` says. What is off costs one load of a cached decision at each place of
 //! use: `tracing` asks [`Subscriber::register_callsite`] once and again only when the set of items changes.
 
-use crate::cli::config::LogConfig;
+use crate::cli::config::{LogConfig, TraceConfig};
+use brolga_devices::trace;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -30,11 +31,13 @@ pub const ITEMS: &[(&str, &str)] = &[
     ("guest_errors", "what the guest does wrong with devices and registers"),
     ("unimp", "what the guest asks for and Brolga lacks"),
     ("pcall", "far transfers between privilege levels"),
+    ("cpu", "registers before each block that is entered"),
+    ("page", "a program's pages; only in user-mode emulation, as in QEMU"),
     ("nochain", "do not link compiled regions, so that exec shows every block"),
 ];
 
 /// Items that are about instructions, to which `-dfilter` applies.
-const FILTERED: &[&str] = &["in_asm", "op", "op_opt", "out_asm", "exec"];
+const FILTERED: &[&str] = &["in_asm", "op", "op_opt", "out_asm", "exec", "cpu"];
 
 /// Set bits are the enabled [`ITEMS`].
 static ENABLED: AtomicU32 = AtomicU32::new(0);
@@ -90,6 +93,53 @@ pub fn install(config: &LogConfig, program: &str) -> anyhow::Result<()> {
     let _ = tracing::subscriber::set_global_default(log);
     set_items(&config.items);
     Ok(())
+}
+
+/// Where trace events go, if not to the log.
+static TRACES: OnceLock<Mutex<Output>> = OnceLock::new();
+
+/// Has trace events told as `config` says. Fails if their file cannot be made.
+pub fn trace(config: &TraceConfig) -> anyhow::Result<()> {
+    if let Some(path) = &config.file {
+        let file = File::create(path).map_err(|e| {
+            let reason = crate::cli::os_reason(&e);
+            anyhow::anyhow!("-trace file={}: cannot be written: {reason}; choose another file", path.display())
+        })?;
+        TRACES.get_or_init(|| Mutex::new(Output::File(file)));
+    }
+    trace::tell_to(tell);
+    for (pattern, on) in &config.patterns {
+        let plain = !pattern.contains(['*', '?']);
+        // Which ranges there will be is not known yet.
+        let of_range = pattern.ends_with("_read") || pattern.ends_with("_write");
+        if trace::switch(pattern, *on) == 0 && plain && !of_range {
+            tracing::warn!("-trace {pattern}: there is no such event; -trace help lists them");
+        }
+    }
+    Ok(())
+}
+
+/// Writes a trace event.
+fn tell(name: &str, text: fmt::Arguments<'_>) {
+    let line = format!("{name} {text}\n");
+    let write = |output: &Mutex<Output>| {
+        // A full disk or a closed pipe loses lines; there is nowhere to report that.
+        let _ = output.lock().unwrap_or_else(PoisonError::into_inner).write(line.as_bytes());
+    };
+    match (TRACES.get(), OUTPUT.get()) {
+        (Some(output), _) => write(output),
+        (None, Some(output)) => write(output),
+        (None, None) => {}
+    }
+}
+
+impl Output {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stderr => io::stderr().write_all(line),
+            Self::File(file) => file.write_all(line),
+        }
+    }
 }
 
 enum Output {
@@ -152,10 +202,7 @@ impl Subscriber for Log {
         }
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk or a closed pipe loses log lines; there is nowhere to report that.
-        let _ = match &mut *output {
-            Output::Stderr => io::stderr().write_all(line.text.as_bytes()),
-            Output::File(file) => file.write_all(line.text.as_bytes()),
-        };
+        let _ = output.write(line.text.as_bytes());
     }
 
     // Spans are not used: their methods must exist.

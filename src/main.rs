@@ -7,6 +7,7 @@ mod chardev;
 mod cli;
 mod clock;
 mod entropy;
+mod events;
 mod gdb;
 mod io_thread;
 mod log;
@@ -17,6 +18,7 @@ mod share;
 mod signals;
 mod vcpu;
 
+use brolga_devices::trace;
 use cli::Request;
 use cli::config::Config;
 use std::io::Write;
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
             Err(word) => return fail("brolga", &format!("{}: not valid UTF-8", word.to_string_lossy())),
         }
     }
+    trace::add(events::ALL);
     let identity = cli::identify(words.first().map(String::as_str));
     let program = identity.program.clone();
     let config = match cli::parse(identity, words.get(1..).unwrap_or_default()) {
@@ -66,6 +69,7 @@ fn run(config: Config) -> anyhow::Result<i32> {
     chardev::restore_on_panic();
     signals::start(&config.identity.program)?;
     log::install(&config.log, &config.identity.program)?;
+    log::trace(&config.trace)?;
     if !config.console_seen {
         tracing::warn!("nothing of the guest will be seen: there is no display yet; add -nographic or -serial stdio");
     }

@@ -3,6 +3,8 @@
 use super::output::{Listener, Output};
 use super::ring::Ring;
 use super::{telnet, terminal};
+use crate::events;
+use brolga_devices::trace_event;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A way out that may come and go. While there is none, bytes are dropped. Locks: `output` before `listener`.
@@ -89,6 +91,7 @@ impl Outlet {
 
     /// Queues `bytes` for whoever is there.
     pub fn write(&self, bytes: &[u8]) {
+        trace_event!(events::CHAR_WRITE, "{} bytes: {:02x?}", bytes.len(), bytes.get(..16).unwrap_or(bytes));
         if let Some(log) = self.log.get() {
             log.write(bytes);
         }

@@ -99,6 +99,8 @@ pub struct Config {
     pub debugger: Option<Endpoint>,
     /// `-d`, `-D`, `-dfilter`.
     pub log: LogConfig,
+    /// `-trace`.
+    pub trace: TraceConfig,
     /// `-perfmap`: perf(1) is told where generated code lies.
     pub perf_map: bool,
 }
@@ -737,6 +739,15 @@ pub enum WatchdogAction {
     Debug,
     /// The guest goes on.
     None,
+}
+
+/// `-trace`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// Patterns of events' names, in order, and whether they are switched on.
+    pub patterns: Vec<(String, bool)>,
+    /// `file=`: where events are told, the log if not given.
+    pub file: Option<PathBuf>,
 }
 
 /// `-d`, `-D`, `-dfilter`.

@@ -2,7 +2,7 @@
 
 use super::config::Identity;
 use super::options::{Arguments, OPTIONS};
-use super::{blockdev, boot, devices, display, network, objects};
+use super::{blockdev, boot, devices, display, network, objects, traces};
 use crate::log::ITEMS;
 use anyhow::Result;
 
@@ -29,6 +29,9 @@ pub fn requested(identity: &Identity, arguments: &Arguments) -> Result<Option<St
         let dirs = boot::firmware_dirs(arguments);
         let shown = dirs.iter().filter(|d| d.as_os_str() != "help").map(|d| format!("{}\n", d.display()));
         return Ok(Some(shown.collect()));
+    }
+    if arguments.all("trace").iter().any(|v| is_help(v)) {
+        return Ok(Some(traces::help()));
     }
     if arguments.all("netdev").iter().any(|v| is_help(v)) {
         return Ok(Some(network::help()));

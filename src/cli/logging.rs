@@ -11,7 +11,8 @@ use std::path::PathBuf;
 pub fn settle(arguments: &Arguments) -> Result<LogConfig> {
     let mut items = Vec::new();
     if let Some(list) = arguments.one("d") {
-        items = parse_items(list).map_err(|e| anyhow!("-d {list}: {e}"))?;
+        let (_, rest) = super::traces::split(list);
+        items = parse_items(&rest).map_err(|e| anyhow!("-d {list}: {e}"))?;
     }
     let filter = match arguments.one("dfilter") {
         Some(list) => {
@@ -30,7 +31,7 @@ pub fn settle(arguments: &Arguments) -> Result<LogConfig> {
 /// A comma-separated list of item names, sorted, each once. Also used by the monitor's `log`.
 pub fn parse_items(list: &str) -> Result<Vec<&'static str>, String> {
     let mut items = Vec::new();
-    for name in list.split(',') {
+    for name in list.split(',').filter(|_| !list.is_empty()) {
         match ITEMS.iter().find(|(item, _)| *item == name) {
             Some((item, _)) => items.push(*item),
             None => {

@@ -31,6 +31,7 @@ mod serial_bus;
 mod sharing;
 mod smbios;
 mod sockets;
+mod traces;
 mod unsupported;
 
 pub use boot::os_reason;
@@ -44,6 +45,7 @@ pub use network::{host_forward, host_port};
 pub use objects::keys as object_keys;
 pub use options::names as option_names;
 pub use processor::{is_processor, later as processor_later};
+pub use traces::split as split_traces;
 
 use anyhow::{Result, bail};
 use brolga::words::keyval;
@@ -131,6 +133,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         start_paused: arguments.flag("S"),
         debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
+        trace: traces::settle(&arguments)?,
         perf_map: arguments.flag("perfmap"),
         identity,
         collected: Box::new(devices),

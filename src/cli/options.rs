@@ -115,6 +115,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(RUN, "watchdog-action", Times::Once, "ACTION", "the same as -action watchdog=ACTION"),
     row(RUN, "no-user-config", Times::Flag, "", "taken for QEMU's sake: no configuration file is read anyway"),
     row(LOOK, "d", Times::Once, "ITEM,...", "log items, e.g. -d int,cpu_reset (-d help)"),
+    row(LOOK, "trace", Times::Many, "[enable=]PATTERN,events=FILE,file=FILE", "tell of events whose names match, e.g. -trace 'pci_cfg_*' (-trace help); -PATTERN does not"),
     row(LOOK, "D", Times::Once, "FILE", "write the log to FILE instead of standard error (%d becomes the process id)"),
     row(LOOK, "dfilter", Times::Once, "RANGE,...", "limit per-instruction items to addresses, e.g. -dfilter 0x1000..0x1fff,0x8000+0x100"),
     row(HELP, "h", Times::Flag, "", "this text"),

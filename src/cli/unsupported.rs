@@ -47,7 +47,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("smb", NETWORK),
     ("spice", CONSOLE),
     ("tpmdev", ""),
-    ("trace", "use -d (-d help lists the items)"),
     ("usb", ""),
     ("usbdevice", ""),
     ("vnc", CONSOLE),

@@ -4,10 +4,12 @@ use super::{Machine, Request};
 use crate::boot::{Placed, Placement};
 use crate::cli::WATCHDOG_ACTIONS;
 use crate::cli::config::{Actions, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
+use crate::events;
 use crate::gdb::Stop;
 use crate::monitor::{Control, RunState};
 use anyhow::{Result, bail};
 use brolga_devices::services::PowerEvent;
+use brolga_devices::trace_event;
 use brolga_jit::request;
 use crossbeam_channel::Receiver;
 use serde_json::{Value, json};
@@ -41,6 +43,7 @@ impl Machine {
     /// Sets the state; listeners hear of stops and starts.
     fn set_state(&self, state: RunState) {
         let before = std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state);
+        trace_event!(events::RUN_STATE, "{} -> {}", before.name(), state.name());
         match (before == RunState::Running, state == RunState::Running) {
             (true, false) => self.emit("STOP", Value::Null),
             (false, true) => self.emit("RESUME", Value::Null),

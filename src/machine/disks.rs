@@ -4,6 +4,7 @@ use super::Request;
 use super::disk_statistics::{Kind, Ledger};
 use super::dma::GuestMemory;
 use crate::cli::config::DriveSpec;
+use crate::events;
 use crate::io_thread::{FdWatcher, IoHandle};
 use crate::monitor::{DriveStatistics, Events, MediumInfo};
 use anyhow::{Context, Result, anyhow};
@@ -11,6 +12,7 @@ use brolga::block::drive::{Drive, ErrorAction, Verdict};
 use brolga::block::queue::{self, Completed, Operation, Queue, RequestMemory};
 use brolga::block::{BlockError, Preallocation};
 use brolga_devices::services::{Disk, DiskBuffer, DiskClient, DiskDone, DiskError, DiskRequest, Dma, GuestRange};
+use brolga_devices::trace_event;
 use brolga_devices::wire::locked;
 use brolga_jit::mmu::ram::SHADOW;
 use brolga_jit::mmu::ram_buffer::RamBuffer;
@@ -511,6 +513,17 @@ fn reason(error: &BlockError) -> DiskError {
     }
 }
 
+/// A request, for those who trace.
+fn describe(request: &DiskRequest) -> String {
+    match request {
+        DiskRequest::Read { offset, buffer } => format!("read {offset:#x} {:#x}", buffer.len()),
+        DiskRequest::Write { offset, buffer } => format!("write {offset:#x} {:#x}", buffer.len()),
+        DiskRequest::Flush => "flush".to_owned(),
+        DiskRequest::Discard { offset, len } => format!("discard {offset:#x} {len:#x}"),
+        DiskRequest::WriteZeroes { offset, len, .. } => format!("write zeroes {offset:#x} {len:#x}"),
+    }
+}
+
 impl Disk for HostDisk {
     fn watch_size(&self, client: Weak<dyn DiskClient>) {
         locked(&self.clients).push(client);
@@ -529,6 +542,7 @@ impl Disk for HostDisk {
     }
 
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>) {
+        trace_event!(events::BLOCK, "{}", describe(&request));
         let (kind, len) = Kind::of(&request);
         let (offset, operation, target) = self.translate(request);
         let tag = {

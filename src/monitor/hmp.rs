@@ -6,11 +6,14 @@ use super::expression::{evaluate, evaluate_first};
 use super::host::{Control, MonitorHost};
 use super::table::{self, Arg, Command, Place};
 use crate::cli::{suggest, values};
+use crate::events;
+use brolga_devices::trace_event;
 use brolga_jit::Registers;
 use serde_json::{Map, Value};
 
 /// Runs one line and returns what to show.
 pub fn run(host: &dyn MonitorHost, facts: &Facts, state: &mut State, line: &str) -> String {
+    trace_event!(events::HMP, "{line:?}");
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return String::new();

@@ -8,6 +8,7 @@ mod harness;
 mod hotplug;
 mod processors;
 mod schema;
+mod tracing;
 
 use harness::{Machine, connect, error};
 use serde_json::{Value, json};

@@ -12,7 +12,9 @@ use super::table;
 use super::types::check_members;
 use crate::chardev::{CharPort, FocusListener};
 use crate::cli;
+use crate::events as traced;
 use brolga_devices::services::{CharBackend, CharFrontend};
+use brolga_devices::trace_event;
 use json::{Piece, Splitter};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -129,6 +131,7 @@ impl Qmp {
             let why = "Expecting capabilities negotiation with 'qmp_capabilities'";
             return Err(Fault::of(Class::CommandNotFound, why));
         }
+        trace_event!(traced::QMP, "{} {}", asked.command, Value::Object(asked.arguments.clone()));
         let Some(command) = table::of_qmp(asked.command) else {
             let why = format!("The command {} has not been found", asked.command);
             return Err(Fault::of(Class::CommandNotFound, why));
