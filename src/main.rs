@@ -14,6 +14,7 @@ mod log;
 mod machine;
 mod monitor;
 mod net;
+mod profile;
 mod share;
 mod signals;
 mod vcpu;

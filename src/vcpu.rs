@@ -173,6 +173,11 @@ impl<P: Processor> VcpuThread<P> {
         self.bed.written();
     }
 
+    /// Whether the processor is halted, or waits to be started.
+    pub fn sleeps(&self) -> bool {
+        self.bed.somebody_sleeps() || self.gate().waiting
+    }
+
     /// Takes request bits back.
     pub fn clear(&self, bits: u32) {
         self.requests.clear(bits);

@@ -124,6 +124,8 @@ impl Far for Datagrams {
     fn close(&mut self) {}
 }
 
+// The form is tungstenite's.
+#[allow(clippy::result_large_err)]
 /// QEMU's clients ask for this subprotocol; noVNC and others too.
 fn agree(request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
     let offered = request.headers().get("Sec-WebSocket-Protocol").and_then(|value| value.to_str().ok());

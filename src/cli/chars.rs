@@ -210,7 +210,7 @@ const MOST: u64 = 1 << 30;
 fn ring(keys: &mut KeyValues) -> Result<CharKind> {
     let size = keys.take_as("size", |text| match values::size(text, 1)? {
         size if size.is_power_of_two() && size <= MOST => Ok(size),
-        _ => Err(format!("'{text}' is no power of two up to 1G").into()),
+        _ => Err(format!("'{text}' is no power of two up to 1G")),
     })?;
     Ok(CharKind::Ring { size: size.unwrap_or(RING) as usize })
 }

@@ -101,6 +101,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `-trace`.
     pub trace: TraceConfig,
+    /// `-profile`.
+    pub profile: Option<ProfileConfig>,
     /// `-perfmap`: perf(1) is told where generated code lies.
     pub perf_map: bool,
 }
@@ -739,6 +741,17 @@ pub enum WatchdogAction {
     Debug,
     /// The guest goes on.
     None,
+}
+
+/// `-profile`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfileConfig {
+    /// `file=`: where the stacks go.
+    pub file: PathBuf,
+    /// `hz=`: looks a second.
+    pub rate: u64,
+    /// `symbols=`: names of the guest's functions; the kernel's own if not given.
+    pub symbols: Option<PathBuf>,
 }
 
 /// `-trace`.

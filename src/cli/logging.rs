@@ -1,6 +1,7 @@
 //! `-d`, `-D`, `-dfilter`.
 
-use super::config::LogConfig;
+use super::config::{LogConfig, ProfileConfig};
+use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, values};
 use crate::log::ITEMS;
@@ -26,6 +27,23 @@ pub fn settle(arguments: &Arguments) -> Result<LogConfig> {
         None => None,
     };
     Ok(LogConfig { items, file, filter })
+}
+
+/// Looks a second of a profile unless told: no multiple of what guests' timers do.
+const RATE: u64 = 199;
+
+/// `-profile`.
+pub fn profile(arguments: &Arguments) -> Result<Option<ProfileConfig>> {
+    let Some(value) = arguments.one("profile") else { return Ok(None) };
+    let mut keys = KeyValues::parse("-profile", value, Some("file"))?;
+    let file = match keys.take("file")? {
+        Some(file) if !file.is_empty() => PathBuf::from(file),
+        _ => bail!("-profile {value}: file= is missing; use -profile FILE"),
+    };
+    let rate = keys.take_as("hz", |text| values::number_in(text, 1, 10_000))?.unwrap_or(RATE);
+    let symbols = keys.take("symbols")?.map(PathBuf::from);
+    keys.finish()?;
+    Ok(Some(ProfileConfig { file, rate, symbols }))
 }
 
 /// A comma-separated list of item names, sorted, each once. Also used by the monitor's `log`.
@@ -80,6 +98,10 @@ mod tests {
         assert!(err(&["-d", "bogus"]).ends_with("-d help lists them"));
         assert!(err(&["-dfilter", "5"]).contains("is not a range"));
         assert!(err(&["-dfilter", "9..5"]).contains("ends before it starts"));
+        let p = with(&["-profile", "out,hz=50,symbols=/x"]).unwrap().profile.unwrap();
+        assert_eq!((p.file.to_str(), p.rate, p.symbols.is_some()), (Some("out"), 50, true));
+        assert!(err(&["-profile", "hz=5"]).contains("file= is missing"));
+        assert!(err(&["-profile", "x,hz=0"]).contains("out of range"));
         assert!(err(&["-dfilter", "0x10+0"]).contains("is not a range"));
     }
 }

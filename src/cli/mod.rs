@@ -134,6 +134,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
         trace: traces::settle(&arguments)?,
+        profile: logging::profile(&arguments)?,
         perf_map: arguments.flag("perfmap"),
         identity,
         collected: Box::new(devices),

@@ -105,6 +105,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(RUN, "accel", Times::Many, "NAME[,KEY=VALUE...]", "jit, interp or tcg (= jit), e.g. -accel jit,sync=on,tb-size=128; check=on checks compiled code (-accel help)"),
     row(RUN, "S", Times::Flag, "", "do not start the guest before 'cont' in the monitor"),
     row(LOOK, "perfmap", Times::Flag, "", "write /tmp/perf-PID.map, by which perf(1) names generated code after the guest's"),
+    row(LOOK, "profile", Times::Once, "[file=]FILE[,hz=N][,symbols=FILE]", "look N times a second (199) at what the guest runs: folded stacks for flame graphs in FILE, hottest functions in 'info jit'; names from the kernel's ELF file or a System.map"),
     row(LOOK, "gdb", Times::Once, "tcp:[HOST]:PORT|unix:PATH|stdio", "wait for gdb there; with -S nothing runs before it says so"),
     row(LOOK, "s", Times::Flag, "", "the same as -gdb tcp::1234"),
     row(RUN, "daemonize", Times::Flag, "", "run in the background once the machine stands"),

@@ -29,6 +29,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use target::{Debuggee, tid, to_gdb};
 
 /// Where a debugger connects (`-gdb`).
@@ -86,33 +87,74 @@ impl Listener {
 struct Ears {
     stops: Receiver<Stop>,
     bell: Arc<EventFd>,
+    /// The server is to stop.
+    stop: Arc<EventFd>,
+}
+
+/// A server that listens, until it is told to stop.
+pub struct Handle {
+    stop: Arc<EventFd>,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Ends the server, and its client's connection: nothing of what was set stays.
+    pub fn stop(self) {
+        // Fails only if the counter is full, and then the bell rings already.
+        let _ = self.stop.write(1);
+        // Its own client may have asked for that.
+        if self.thread.thread().id() != std::thread::current().id() {
+            // A panic was reported when it happened.
+            let _ = self.thread.join();
+        }
+    }
 }
 
 /// Starts to listen at `endpoint`. A client finds the guest by `host`.
-pub fn start(endpoint: &Endpoint, host: Arc<dyn DebugHost>, commands: Commands) -> Result<()> {
+pub fn start(endpoint: &Endpoint, host: Arc<dyn DebugHost>, commands: Commands) -> Result<Handle> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let (sender, stops) = unbounded();
     let bell = Arc::new(EventFd::from_flags(flags).context("-gdb")?);
     host.listen(Listener { sender, bell: bell.clone() });
-    let mut server = Server { ears: Ears { stops, bell }, debuggee: Debuggee::new(host.clone(), commands), host };
-    let accept = listen(endpoint)?;
+    let stop = Arc::new(EventFd::from_flags(flags).context("-gdb")?);
+    let ears = Ears { stops, bell, stop: stop.clone() };
+    let mut server = Server { ears, debuggee: Debuggee::new(host.clone(), commands), host };
+    let accept = listen(endpoint, stop.clone())?;
+    let path = match endpoint {
+        Endpoint::Socket(SocketAddress::Unix(path)) => std::path::absolute(path).ok(),
+        _ => None,
+    };
     let serve = move || {
         loop {
             match accept() {
                 Ok(Some(connection)) => server.serve(connection),
-                Ok(None) => return,
+                Ok(None) => break,
                 Err(error) => tracing::warn!("gdb: {error}"),
             }
         }
+        // Somebody may have removed it.
+        path.iter().for_each(|path| drop(std::fs::remove_file(path)));
     };
-    std::thread::Builder::new().name("gdb".into()).spawn(serve).context("-gdb: cannot start its thread")?;
-    Ok(())
+    let thread = std::thread::Builder::new().name("gdb".into()).spawn(serve);
+    Ok(Handle { stop, thread: thread.context("-gdb: cannot start its thread")? })
+}
+
+/// Waits for a client at `listener`; `false`: the server is to stop.
+fn somebody_comes(listener: &impl AsFd, stop: &EventFd) -> io::Result<bool> {
+    loop {
+        let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => other?,
+        };
+        return Ok(fds[1].revents().is_none_or(|events| events.is_empty()));
+    }
 }
 
 /// Gives the next client's connection; `None`: there will be no more.
 type Accept = Box<dyn Fn() -> io::Result<Option<Wire>> + Send>;
 
-fn listen(endpoint: &Endpoint) -> Result<Accept> {
+fn listen(endpoint: &Endpoint, stop: Arc<EventFd>) -> Result<Accept> {
     match endpoint {
         Endpoint::Socket(address @ SocketAddress::Tcp { host, port }) => {
             let listener = TcpListener::bind((host.as_str(), *port)).map_err(|e| {
@@ -120,6 +162,9 @@ fn listen(endpoint: &Endpoint) -> Result<Accept> {
                 anyhow!("-gdb {address}: {reason}{}; choose another port", held_by(address, &e))
             })?;
             Ok(Box::new(move || {
+                if !somebody_comes(&listener, &stop)? {
+                    return Ok(None);
+                }
                 let (stream, _) = listener.accept()?;
                 // Packets are short and each waits for its answer.
                 stream.set_nodelay(true)?;
@@ -129,7 +174,10 @@ fn listen(endpoint: &Endpoint) -> Result<Accept> {
         Endpoint::Socket(SocketAddress::Unix(path)) => {
             let listener =
                 listen_unix(path).map_err(|e| anyhow!("-gdb unix:{}: {e}; choose another path", path.display()))?;
-            Ok(Box::new(move || Wire::of(listener.accept()?.0.into()).map(Some)))
+            Ok(Box::new(move || match somebody_comes(&listener, &stop)? {
+                true => Wire::of(listener.accept()?.0.into()).map(Some),
+                false => Ok(None),
+            }))
         }
         Endpoint::Socket(address @ SocketAddress::Inherited(_)) => {
             Err(anyhow!("-gdb {address}: a descriptor cannot be given; use a port or a path"))
@@ -236,12 +284,16 @@ impl Server {
                 }
                 GdbStubStateMachine::Running(mut inner) => match self.next(inner.borrow_conn(), true)? {
                     Some(Next::Byte(byte)) => inner.incoming_data(&mut self.debuggee, byte)?,
-                    Some(Next::Stopped(why)) => inner.report_stop(&mut self.debuggee, reason(why))?,
+                    Some(Next::Stopped(why)) => {
+                        let why = self.reason(why);
+                        inner.report_stop(&mut self.debuggee, why)?
+                    }
                     None => return Ok(None),
                 },
                 GdbStubStateMachine::CtrlCInterrupt(inner) => {
                     self.host.control(Control::Stop);
-                    inner.interrupt_handled(&mut self.debuggee, Some(reason(Stop::Paused)))?
+                    let why = self.reason(Stop::Paused);
+                    inner.interrupt_handled(&mut self.debuggee, Some(why))?
                 }
                 GdbStubStateMachine::Disconnected(inner) => return Ok(Some(inner.get_reason())),
             };
@@ -263,18 +315,22 @@ impl Server {
                 }
                 continue;
             }
-            let (from_client, from_machine) = {
+            let (from_client, stop, from_machine) = {
                 let mut fds = [
                     PollFd::new(wire.input.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(self.ears.stop.as_fd(), PollFlags::POLLIN),
                     PollFd::new(self.ears.bell.as_fd(), PollFlags::POLLIN),
                 ];
-                match poll(&mut fds[..if running { 2 } else { 1 }], PollTimeout::NONE) {
+                match poll(&mut fds[..if running { 3 } else { 2 }], PollTimeout::NONE) {
                     Err(nix::errno::Errno::EINTR) => continue,
                     other => other.context("waiting for the client")?,
                 };
                 let ready = |n: usize| fds[n].revents().is_some_and(|events| !events.is_empty());
-                (ready(0), running && ready(1))
+                (ready(0), ready(1), running && ready(2))
             };
+            if stop {
+                return Ok(None);
+            }
             if from_machine {
                 // Only there to wake this thread.
                 let _ = self.ears.bell.read();
@@ -284,17 +340,26 @@ impl Server {
             }
         }
     }
-}
 
-/// A stop in gdb's words.
-fn reason(stop: Stop) -> MultiThreadStopReason<u64> {
-    let first: Tid = tid(0);
-    match stop {
-        Stop::Debug(cpu, Some(DebugStop::Breakpoint(_))) => MultiThreadStopReason::SwBreak(tid(cpu)),
-        Stop::Debug(cpu, Some(DebugStop::Watchpoint(w))) => {
-            MultiThreadStopReason::Watch { tid: tid(cpu), kind: to_gdb(w.kind), addr: w.address }
+    /// A stop in gdb's words.
+    fn reason(&self, stop: Stop) -> MultiThreadStopReason<u64> {
+        let first: Tid = tid(0);
+        match stop {
+            Stop::Debug(cpu, Some(DebugStop::Breakpoint(linear))) if self.is_at(cpu, linear) => {
+                MultiThreadStopReason::SwBreak(tid(cpu))
+            }
+            Stop::Debug(cpu, Some(DebugStop::Watchpoint(w))) => {
+                MultiThreadStopReason::Watch { tid: tid(cpu), kind: to_gdb(w.kind), addr: w.address }
+            }
+            // Where the code segment has a base, gdb has no breakpoint at the program counter; told of one all the same, it would
+            // take it for one that it has removed, and go on.
+            Stop::Debug(cpu, _) => MultiThreadStopReason::SignalWithThread { tid: tid(cpu), signal: Signal::SIGTRAP },
+            Stop::Paused => MultiThreadStopReason::SignalWithThread { tid: first, signal: Signal::SIGINT },
         }
-        Stop::Debug(cpu, _) => MultiThreadStopReason::SignalWithThread { tid: tid(cpu), signal: Signal::SIGTRAP },
-        Stop::Paused => MultiThreadStopReason::SignalWithThread { tid: first, signal: Signal::SIGINT },
+    }
+
+    /// Whether a processor's program counter, as gdb sees it, is this linear address.
+    fn is_at(&self, cpu: u32, linear: u64) -> bool {
+        self.host.all_registers(cpu).is_some_and(|state| state.main.rip == linear)
     }
 }

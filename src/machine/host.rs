@@ -16,7 +16,6 @@ use brolga_jit::{CheckStats, Registers, TierStats};
 use crossbeam_channel::bounded;
 use std::fmt::Write;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -197,14 +196,20 @@ impl MonitorHost for Machine {
 
     fn start_debugger(&self, endpoint: &str, commands: Commands) -> Result<(), String> {
         let machine = self.this.get().and_then(Weak::upgrade).ok_or("the machine is ending")?;
-        let endpoint = crate::cli::gdb_endpoint(endpoint).map_err(|e| format!("{e:#}"))?;
-        if self.debugged.swap(true, Ordering::SeqCst) {
-            return Err("a gdb server is there already".to_owned());
+        let wanted = match endpoint {
+            "none" => None,
+            _ => Some(crate::cli::gdb_endpoint(endpoint).map_err(|e| format!("{e:#}"))?),
+        };
+        let held = || self.debugger.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not held while it stops: its client may be asking for this.
+        let before = held().take();
+        if let Some(before) = before {
+            before.stop();
         }
-        gdb::start(&endpoint, machine, commands).map_err(|e| {
-            self.debugged.store(false, Ordering::SeqCst);
-            format!("{e:#}")
-        })
+        if let Some(endpoint) = wanted {
+            *held() = Some(gdb::start(&endpoint, machine, commands).map_err(|e| format!("{e:#}"))?);
+        }
+        Ok(())
     }
 
     fn inspect(&self, topic: Topic) -> Option<String> {
@@ -261,7 +266,8 @@ impl Machine {
         let mut text = String::new();
         for (cpu, vcpu) in self.vcpus.numbered() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
-            let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, full } = stats;
+            let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, full, .. } = stats;
+            let TierStats { lookups, links, requests, faults, heated, .. } = stats;
             let rows = [
                 ("blocks cached", cached as u64),
                 ("blocks interpreted", blocks),
@@ -269,7 +275,12 @@ impl Machine {
                 ("regions compiled", compiled),
                 ("regions dropped as their code changed", dropped),
                 ("entries into compiled code", entries),
-                ("instructions left to the interpreter", interpreted),
+                ("exits to look up what is next", lookups),
+                ("exits through jumps not joined yet", links),
+                ("exits for interrupts and requests", requests),
+                ("exits by exceptions", faults),
+                ("exits to compile hot code", heated),
+                ("exits for single instructions", interpreted),
                 ("times the code cache was full", full),
             ];
             let _ = writeln!(text, "CPU #{cpu}");
@@ -277,6 +288,9 @@ impl Machine {
             for (what, count) in rows.into_iter().chain(checks.into_iter().flatten()) {
                 let _ = writeln!(text, "  {what:<40}{count:>14}");
             }
+        }
+        if let Some(profile) = &self.profile {
+            text += &profile.show();
         }
         text
     }

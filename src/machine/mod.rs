@@ -27,6 +27,7 @@ mod pc;
 mod peripherals;
 mod plugging;
 mod processors;
+mod profiling;
 mod scsi;
 mod seats;
 mod shadow;
@@ -45,6 +46,7 @@ use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Commands, Control, Events, Fault, MonitorHost, RunState};
 use crate::net::Netdevs;
+use crate::profile::Profile;
 use crate::vcpu::{VcpuEvents, VcpuThread};
 use acpi::AcpiConfig;
 use anyhow::{Context, Result, anyhow};
@@ -139,8 +141,10 @@ pub struct Machine {
     this: OnceLock<Weak<Machine>>,
     /// Buttons of the mouse that are pressed.
     mouse_buttons: Mutex<u8>,
-    /// A gdb server was started.
-    debugged: AtomicBool,
+    /// The gdb server, if there is one.
+    debugger: Mutex<Option<gdb::Handle>>,
+    /// `-profile`.
+    profile: Option<Profile>,
     /// How the last dump went, and its bytes.
     last_dump_file: Mutex<Option<Option<u64>>>,
 }
@@ -159,14 +163,17 @@ pub fn run(config: Config) -> Result<i32> {
     let host: Arc<dyn MonitorHost> = machine.clone();
     chardevs.start(&config, &host)?;
     if let Some(endpoint) = &config.debugger {
-        gdb::start(endpoint, machine.clone(), Commands::new(chardevs.facts(&config)))?;
+        let server = gdb::start(endpoint, machine.clone(), Commands::new(chardevs.facts(&config)))?;
+        *machine.debugger.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
     }
     background::ready(&config)?;
+    profiling::start(&machine).context("-profile: cannot start its thread")?;
     let status = machine.control_loop(&requests, config.start_paused);
     if config.engine.check != Check::Off {
         machine.report_checks();
     }
     machine.vcpus.quit();
+    machine.profile.as_ref().map_or(Ok(()), Profile::save)?;
     machine.disks.close();
     drop(io);
     machine.parts.netdevs.all().iter().for_each(|(_, netdev)| netdev.close());
@@ -283,7 +290,8 @@ impl Machine {
             placed: Mutex::default(),
             this: OnceLock::new(),
             mouse_buttons: Mutex::default(),
-            debugged: AtomicBool::new(config.debugger.is_some()),
+            debugger: Mutex::default(),
+            profile: config.profile.as_ref().map(|p| Profile::new(p, config.boot.kernel.as_deref())).transpose()?,
             last_dump_file: Mutex::default(),
         };
         let machine = Arc::new(machine);

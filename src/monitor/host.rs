@@ -348,7 +348,8 @@ pub trait MonitorHost: Plugging {
     fn note_dump(&self, bytes: Option<u64>);
     /// How the last dump went (none, completed or failed), and its bytes.
     fn last_dump(&self) -> (&'static str, u64);
-    /// Waits for gdb at `endpoint`, as `-gdb` does; `commands` are what it may type.
+    /// Waits for gdb at `endpoint`, as `-gdb` does, and no more where it waited before; `none`: nowhere. `commands` are what it
+    /// may type.
     fn start_debugger(&self, endpoint: &str, commands: Commands) -> Result<(), String>;
     /// Lines about `topic`; `None` if the machine has nothing to say about it.
     fn inspect(&self, topic: Topic) -> Option<String>;

@@ -29,6 +29,11 @@ impl<T> Bed<T> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the thread sleeps, or is about to. For those who are curious: it may be awake by now.
+    pub fn somebody_sleeps(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
     /// Sleeps until [`Bed::changed`] is told, or for no reason.
     pub fn wait<'a>(&'a self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner)

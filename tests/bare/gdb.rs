@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct Debuggee {
     child: Option<Child>,
     socket: PathBuf,
+    /// What it runs, by whose symbols gdb goes.
+    program: &'static str,
 }
 
 impl Drop for Debuggee {
@@ -30,7 +32,12 @@ impl Drop for Debuggee {
 impl Debuggee {
     /// Starts it; `name` tells tests apart.
     fn start(name: &str, accelerator: &str, args: &[&str]) -> Self {
-        let image = assemble("debuggee");
+        Self::of("debuggee", name, accelerator, args)
+    }
+
+    /// The same with another program.
+    fn of(program: &'static str, name: &str, accelerator: &str, args: &[&str]) -> Self {
+        let image = assemble(program);
         let socket = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("gdb-{name}"));
         let _ = std::fs::remove_file(&socket);
         let child = Command::new(env!("CARGO_BIN_EXE_brolga"))
@@ -49,7 +56,7 @@ impl Debuggee {
             assert!(start.elapsed() < PATIENCE, "no socket");
             sleep(Duration::from_millis(5));
         }
-        Self { child: Some(child), socket }
+        Self { child: Some(child), socket, program }
     }
 
     /// Runs gdb with commands, which it ends with; what it printed.
@@ -58,7 +65,7 @@ impl Debuggee {
         gdb.args([&PATIENCE.as_secs().to_string(), "gdb", "-batch", "-nx", "-ex", "set pagination off", "-ex"]);
         gdb.arg(format!("target remote {}", self.socket.display()));
         gdb.args(commands.iter().flat_map(|c| ["-ex", c]));
-        let output = gdb.arg(program_with_symbols("debuggee")).output().expect("gdb: run tools/setup");
+        let output = gdb.arg(program_with_symbols(self.program)).output().expect("gdb: run tools/setup");
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     }
 
@@ -262,13 +269,13 @@ fn reply(stream: &mut UnixStream) -> String {
 }
 
 #[test]
-fn a_hundred_interrupts_at_any_moment_and_garbage() {
+fn a_thousand_interrupts_at_any_moment_and_garbage() {
     let debuggee = Debuggee::start("interrupts", "jit", &["-smp", "2"]);
     let mut stream = UnixStream::connect(&debuggee.socket).expect("a server");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    for round in 0..100u64 {
+    for round in 0..1000u64 {
         stream.write_all(&packet("vCont;c")).expect("a connection");
-        sleep(Duration::from_micros(round * 37 % 3000));
+        sleep(Duration::from_micros(round * 37 % 1000));
         stream.write_all(b"\x03").expect("a connection");
         let stop = reply(&mut stream);
         assert!(stop.starts_with("T02"), "{round}: {stop}");
@@ -280,4 +287,213 @@ fn a_hundred_interrupts_at_any_moment_and_garbage() {
     stream.write_all(&packet("vCont;c")).expect("a connection");
     drop(stream);
     let_go(debuggee);
+}
+
+#[test]
+fn steps_land_where_silicon_lands() {
+    for (name, accelerator) in [("steps-interp", "interp"), ("steps-jit", "jit,sync=on")] {
+        let debuggee = Debuggee::of("stepping", name, accelerator, &["-S"]);
+        let text = debuggee.gdb(&[
+            // 32-bit code, from the kernel's entry.
+            "p $pc == (long)&_start",
+            "stepi",
+            "stepi",
+            "stepi",
+            "p $eax",
+            "break *at_rep",
+            "continue",
+            "stepi",
+            "p $pc == (long)&at_rep",
+            "p $ecx",
+            "stepi",
+            "stepi",
+            "p $pc == (long)&after_rep",
+            "delete",
+            // A fault leads to its gate, and the handler back behind the instruction.
+            "break *at_ud",
+            "continue",
+            "stepi",
+            "p $pc == (long)&at_ud",
+            "p $pc >= (long)&_start",
+            "break *on_ud",
+            "continue",
+            "stepi",
+            "stepi",
+            "stepi",
+            "p (long)$pc - (long)&at_ud",
+            "delete",
+            "break *at_iret",
+            "continue",
+            "stepi",
+            "p $pc == (long)&after_iret",
+            "break *at_syscall",
+            "continue",
+            "stepi",
+            "p $pc == (long)&entry",
+            "p $rcx - (long)&at_syscall",
+            "delete",
+            // HLT is done when the processor stands still behind it. What wakes it goes on from there.
+            "break *at_hlt",
+            "set var *(int*)&halts = 1",
+            "continue",
+            "stepi",
+            "p $pc == (long)&after_hlt",
+            "monitor nmi",
+            "delete",
+            "break *tick",
+            "continue",
+            "p *(int*)&halts",
+        ]);
+        has(
+            &text,
+            &[
+                "$1 = 1",
+                "$2 = 1568",
+                "$3 = 1",
+                "$4 = 2",
+                "$5 = 1",
+                "$6 = 0",
+                "$7 = 1",
+                "$8 = 2",
+                "$9 = 1",
+                "$10 = 1",
+                "$11 = 2",
+                "$12 = 1",
+                "$13 = 0",
+            ],
+        );
+        let_go(debuggee);
+    }
+}
+
+#[test]
+fn breakpoints_in_code_that_is_rewritten() {
+    for (name, accelerator) in
+        [("rewritten-interp", "interp"), ("rewritten-jit", "jit"), ("rewritten-sync", "jit,sync=on")]
+    {
+        let debuggee = Debuggee::of("stepping", name, accelerator, &["-S"]);
+        let mut commands = vec!["break *tick", "continue", "continue 200", "delete", "break *at_spot"];
+        // Each time with the instruction that this round has written.
+        for _ in 0..20 {
+            commands.extend([
+                "continue",
+                "p *(char*)((long)&at_spot + 1) == (char)*(long*)&rounds",
+                "stepi",
+                "p $bl == *(char*)&rounds",
+            ]);
+        }
+        commands.push("p *(long*)&rounds");
+        let text = debuggee.gdb(&commands);
+        for n in 1..=40 {
+            has(&text, &[&format!("${n} = 1\n")]);
+        }
+        has(&text, &["$41 = 220\n"]);
+        let_go(debuggee);
+    }
+}
+
+#[test]
+fn two_processors_one_of_them_locked() {
+    let debuggee = Debuggee::of("stepping", "locked", "jit", &["-S", "-smp", "2"]);
+    // The other one runs 16-bit code: wait until it has begun, then look at it.
+    let text = debuggee.gdb(&[
+        "break *tick if *(int*)0x9000 > 100",
+        "continue",
+        "delete",
+        "set scheduler-locking on",
+        "thread 2",
+        "p $cs",
+        "p $cr0 & 1",
+        "set $first = *(long*)&rounds",
+        "set $count = *(int*)0x9000",
+        "stepi 30",
+        "p *(int*)0x9000 - $count",
+        "p *(long*)&rounds - $first",
+        "p $rip < 16",
+        "set $count = *(int*)0x9000",
+        "thread 1",
+        "break *tick",
+        "continue",
+        "continue 9",
+        "p *(long*)&rounds - $first",
+        "p *(int*)0x9000 - $count",
+        "set scheduler-locking off",
+        "continue 200",
+        "p *(int*)0x9000 > $count",
+        "delete",
+        // A breakpoint in 16-bit code is at its linear address.
+        "hbreak *0x8009",
+        "thread 2",
+        "continue",
+        "p (long)$rip",
+        "info threads",
+    ]);
+    has(
+        &text,
+        &["$1 = 2048", "$2 = ", "$3 = 10", "$4 = 0", "$5 = 1", "$6 = 10", "$7 = 0", "$8 = 1", "$9 = 9", "CPU#1"],
+    );
+    let_go(debuggee);
+}
+
+#[test]
+fn vector_registers() {
+    let has_them = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
+        let flags = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+        ["avx2", "fma", "f16c"].iter().all(|flag| flags.split_whitespace().any(|word| word == *flag))
+    });
+    if !has_them {
+        eprintln!("the host has no AVX2: nothing to look at");
+        return;
+    }
+    let debuggee = Debuggee::of("stepping", "vectors", "jit", &["-S", "-cpu", "max"]);
+    let text = debuggee.gdb(&[
+        "break *after_vectors",
+        "continue",
+        "p/x $ymm5.v4_int64",
+        "p/x $xmm5.v2_int64[1]",
+        "set $ymm5.v4_int64[3] = 0x99",
+        "stepi",
+        "p/x $ymm5.v4_int64",
+        "delete",
+    ]);
+    let word = "0x1122334455667788";
+    has(
+        &text,
+        &[
+            &format!("$1 = {{{word}, {word}, {word}, {word}}}"),
+            &format!("$2 = {word}"),
+            &format!("$3 = {{{word}, {word}, {word}, 0x99}}"),
+        ],
+    );
+    let_go(debuggee);
+}
+
+#[test]
+fn the_monitor_starts_and_ends_the_server() {
+    let socket = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gdb-by-monitor");
+    let _ = std::fs::remove_file(&socket);
+    let mut debuggee = Debuggee::of("debuggee", "started", "jit", &["-S"]);
+    let text = debuggee.gdb(&[
+        "break work",
+        "continue",
+        "monitor info status",
+        &format!("monitor gdbserver unix:{}", socket.display()),
+    ]);
+    // The server that was there is gone, with its breakpoints, and its client sees the end of the connection.
+    has(&text, &["Breakpoint 1, "]);
+    let start = Instant::now();
+    while !socket.exists() {
+        assert!(start.elapsed() < PATIENCE, "no new server");
+        sleep(Duration::from_millis(5));
+    }
+    assert!(!debuggee.socket.exists());
+    debuggee.socket = socket;
+    let text = debuggee.gdb(&["p $pc == (long)&work", "break loops", "continue", "monitor gdbserver none"]);
+    has(&text, &["$1 = 1", "Breakpoint 1, "]);
+    let start = Instant::now();
+    while debuggee.socket.exists() {
+        assert!(start.elapsed() < PATIENCE, "the server stays");
+        sleep(Duration::from_millis(5));
+    }
+    // Nobody holds the guest: it is as the last client left it.
 }

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod gdb;
+mod logs;
+mod profile;
 
 use std::collections::BTreeSet;
 use std::fs;

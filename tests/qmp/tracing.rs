@@ -37,7 +37,11 @@ fn events_are_switched_and_told() {
     client.hmp("i /b 0x3ff");
     client.hmp("o /w 0xcf8 0x80000004");
     let text = wait_for(&out, |text| text.contains("value 0x77"));
-    assert_eq!(text, "serial0_write addr 0x3ff value 0x77 size 1\n");
+    // Before it, what the board does to its bridges as it starts.
+    assert!(
+        text.ends_with("\nserial0_write addr 0x3ff value 0x77 size 1\n") && !text.contains("serial0_read"),
+        "{text}"
+    );
     // The address is latched as 32 bits only; then the write of a function's register is told.
     client.hmp("o /l 0xcf8 0x80000004");
     client.hmp("o /w 0xcfc 0x107");

@@ -41,11 +41,6 @@ impl Cpu {
             self.state.halted = true;
             return;
         }
-        tracing::trace!(
-            target: "int",
-            "v={:02x} e={:04x} cpl={} rip={:#x} cr2={:#x}",
-            fault.vector, fault.error.unwrap_or(0), self.state.cpl(), self.state.rip, fault.address
-        );
         if let Err(reason) = self.deliver_fault(fault) {
             self.shutdown = Some(reason.to_string());
         }
@@ -90,6 +85,7 @@ impl Cpu {
     fn run_slot(&mut self, slot: u32) -> Result<(), Fault> {
         let Some(block) = self.take_block(slot) else { return Ok(()) };
         tracing::trace!(target: "exec", pc = self.state.rip, "cpu {} interprets {:#x}", self.index, self.state.rip);
+        tracing::trace!(target: "cpu", pc = self.state.rip, "{}", self.dump());
         let result = self.run_block(&block);
         self.blocks.put_back(slot, block);
         result
@@ -99,6 +95,7 @@ impl Cpu {
     pub(super) fn run_code(&mut self, region: u32) -> Result<(), Fault> {
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
         tracing::trace!(target: "exec", pc = self.state.rip, "cpu {} runs code of {:#x}", self.index, self.state.rip);
+        tracing::trace!(target: "cpu", pc = self.state.rip, "{}", self.dump());
         // Checked code comes back after each block: nothing leads from one to the next. So it is with `-d nochain`.
         if self.lockstep.is_none() && !tracing::enabled!(target: "nochain", tracing::Level::TRACE) {
             self.join_open_link(region);
@@ -110,13 +107,25 @@ impl Cpu {
         self.state.code_stale = 0;
         self.tier.stats.entries += 1;
         match self.enter(entry) {
-            Leave::Lookup | Leave::Request => Ok(()),
-            Leave::Fault => Err(self.pending_fault.take().unwrap_or(Fault::UD)),
+            Leave::Lookup => {
+                self.tier.stats.lookups += 1;
+                Ok(())
+            }
+            Leave::Request => {
+                self.tier.stats.requests += 1;
+                Ok(())
+            }
+            Leave::Fault => {
+                self.tier.stats.faults += 1;
+                Err(self.pending_fault.take().unwrap_or(Fault::UD))
+            }
             Leave::Link => {
+                self.tier.stats.links += 1;
                 self.tier.left_through(self.state.exit_link);
                 Ok(())
             }
             Leave::Hot => {
+                self.tier.stats.heated += 1;
                 let slot = self.find_block(false)?;
                 self.is_hot(slot);
                 Ok(())
@@ -186,7 +195,7 @@ impl Cpu {
             self.handle().clear(request::INTERRUPT);
             if let Some(vector) = self.board.acknowledge_interrupt(self.index) {
                 self.handle().raise(request::INTERRUPT);
-                tracing::trace!(target: "int", "interrupt {:02x} at {:#x}", vector, self.state.rip);
+                tracing::trace!(target: "int", "Servicing hardware INT={:#04x}", vector);
                 self.state.halted = false;
                 self.accept(|cpu| cpu.deliver_interrupt(vector));
                 return true;

@@ -110,6 +110,16 @@ pub struct TierStats {
     pub entries: u64,
     /// Single instructions that generated code left to the interpreter.
     pub interpreted: u64,
+    /// Times generated code was left because what comes next was not known there.
+    pub lookups: u64,
+    /// The same through a jump that leads nowhere yet.
+    pub links: u64,
+    /// The same for an interrupt or another request.
+    pub requests: u64,
+    /// The same by an exception.
+    pub faults: u64,
+    /// The same to have hot code compiled better.
+    pub heated: u64,
     /// Blocks the interpreter ran.
     pub blocks: u64,
     /// Times all code was thrown away because there was no room for more.

@@ -138,6 +138,28 @@ fn watchpoints_stop_behind_the_access() {
 }
 
 #[test]
+fn a_breakpoint_where_the_code_segment_has_a_base() {
+    // 16-bit code: inc dword [0x500]; nop; jmp to its beginning.
+    let mut g = Guest::real();
+    g.bytes(CODE, &[0x66, 0xff, 0x06, 0x00, 0x05, 0x90, 0xeb, 0xf8]);
+    let nop = CODE + 5;
+    for round in 1..=3 {
+        g.cpu.set_breakpoints(&[nop]);
+        for _ in 0..20 {
+            assert_eq!(stop(&mut g), DebugStop::Breakpoint(nop));
+            assert_eq!((g.cpu.state.rip, g.cpu.state.linear_rip()), (5, nop));
+        }
+        assert_eq!(g.read32(0x500), 20 * round);
+        // By now the loop may be compiled; without a breakpoint it goes round until a request comes.
+        g.cpu.set_breakpoints(&[]);
+        g.cpu.handle().raise(request::EXIT);
+        assert_eq!(g.cpu.run_loop(), Exit::Requested);
+        g.write32(0x500, 20 * round);
+        g.cpu.state.rip = 0;
+    }
+}
+
+#[test]
 fn what_is_not_watched_stays_compiled() {
     // The loop counts in DATA; what is watched lies on another page.
     const OTHER: u64 = DATA + 0x3000;

@@ -1,0 +1,250 @@
+//! Where a guest's time goes (`-profile`): the processors are looked at many times a second, and what they were doing is
+//! counted by guest functions, for `info jit` and for tools that draw flame graphs.
+
+mod symbols;
+
+use crate::cli::config::ProfileConfig;
+use anyhow::{Result, anyhow};
+use brolga_jit::Registers;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use symbols::Symbols;
+
+/// Most callers that are looked at.
+const DEPTH: usize = 48;
+/// Functions that `info jit` shows.
+const SHOWN: usize = 20;
+/// From here on addresses are the kernel's, in 64-bit mode.
+const KERNEL: u64 = 1 << 63;
+/// Most different stacks that are kept apart; what comes later counts under its last function alone.
+const MOST: usize = 200_000;
+
+/// What one processor was doing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Sample {
+    /// It was halted.
+    Halted,
+    /// It ran: the linear address of its instruction, then those that it returns to; and whether it ran a program.
+    Running(bool, Vec<u64>),
+}
+
+/// A profile that is being taken.
+pub struct Profile {
+    symbols: Symbols,
+    file: PathBuf,
+    /// Looks a second.
+    rate: u64,
+    counts: Mutex<HashMap<(u32, Sample), u64>>,
+}
+
+/// What reads eight bytes at a linear address of the processor's.
+pub type ReadWord<'a> = &'a dyn Fn(u64) -> Option<u64>;
+
+/// What a running processor with `registers` is doing.
+pub fn look(registers: &Registers, read: ReadWord<'_>) -> Sample {
+    const LONG: u64 = 1 << 10;
+    const RBP: usize = 5;
+    let code = &registers.segments[1];
+    let user = code.selector & 3 == 3;
+    let wide = registers.efer & LONG != 0 && code.attributes & 1 << 13 != 0;
+    let mut stack = vec![if wide { registers.rip } else { code.base.wrapping_add(registers.rip) }];
+    let mut frame = registers.gpr[RBP];
+    // Frames lie one above the other; code without frame pointers has anything there.
+    while wide && stack.len() < DEPTH && frame != 0 && frame.is_multiple_of(8) {
+        let (Some(next), Some(back)) = (read(frame), read(frame.wrapping_add(8))) else { break };
+        if (back >= KERNEL) == user || back < 0x1000 {
+            break;
+        }
+        stack.push(back);
+        if next <= frame || next - frame > 1 << 20 {
+            break;
+        }
+        frame = next;
+    }
+    Sample::Running(user, stack)
+}
+
+impl Profile {
+    /// As `config` says; names come from its file, or from the kernel that is started.
+    pub fn new(config: &ProfileConfig, kernel: Option<&Path>) -> Result<Self> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|e| {
+                let reason = crate::cli::os_reason(&e);
+                anyhow!("-profile symbols={}: cannot be read: {reason}; check the path", path.display())
+            })
+        };
+        let symbols = match (&config.symbols, kernel) {
+            (Some(path), _) => {
+                let symbols = Symbols::read(&read(path)?);
+                if symbols.is_empty() {
+                    let shown = path.display();
+                    return Err(anyhow!(
+                        "-profile symbols={shown}: no symbols in it; give a System.map or an ELF file"
+                    ));
+                }
+                symbols
+            }
+            (None, Some(kernel)) => read(kernel).map(|bytes| Symbols::read(&bytes)).unwrap_or_default(),
+            (None, None) => Symbols::default(),
+        };
+        // Early, while somebody is looking.
+        File::create(&config.file).map_err(|e| {
+            let reason = crate::cli::os_reason(&e);
+            anyhow!("-profile {}: cannot be written: {reason}; choose another file", config.file.display())
+        })?;
+        let file = std::path::absolute(&config.file).unwrap_or_else(|_| config.file.clone());
+        Ok(Self { symbols, file, rate: config.rate, counts: Mutex::default() })
+    }
+
+    /// Looks a second.
+    pub fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// Counts what processor `cpu` was doing.
+    pub fn count(&self, cpu: u32, mut sample: Sample) {
+        if let Sample::Running(_, stack) = &mut sample {
+            // Where there are names, an address within a function says no more than its name, and an address that is in none
+            // was not a caller.
+            let known = stack
+                .iter()
+                .skip(1)
+                .take_while(|at| self.symbols.is_empty() || **at < KERNEL || self.symbols.name(**at).is_some());
+            let depth = 1 + known.count();
+            stack.truncate(depth);
+        }
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= MOST
+            && let Sample::Running(_, stack) = &mut sample
+        {
+            stack.truncate(1);
+        }
+        *counts.entry((cpu, sample)).or_default() += 1;
+    }
+
+    /// What a frame is called.
+    fn frame(&self, user: bool, address: u64) -> String {
+        match self.symbols.name(address) {
+            Some(name) if !user => name.to_owned(),
+            // Programs have no names here: by pages, so that there are not too many.
+            _ if user => format!("[user {:#x}]", address & !0xfff),
+            _ => format!("[{:#x}]", address & !0xff),
+        }
+    }
+
+    /// One line for each stack, outermost first, with its count: what tools that draw flame graphs read.
+    fn folded(&self) -> BTreeMap<String, u64> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = BTreeMap::new();
+        for ((cpu, sample), count) in counts.iter() {
+            let mut line = format!("cpu{cpu}");
+            match sample {
+                Sample::Halted => line += ";[halted]",
+                Sample::Running(user, stack) => {
+                    line += if *user { ";user" } else { ";kernel" };
+                    for address in stack.iter().rev() {
+                        let _ = write!(line, ";{}", self.frame(*user, *address));
+                    }
+                }
+            }
+            *lines.entry(line).or_default() += count;
+        }
+        lines
+    }
+
+    /// The hottest functions, for people.
+    pub fn show(&self) -> String {
+        let lines = self.folded();
+        let all: u64 = lines.values().sum();
+        let mut functions: BTreeMap<&str, u64> = BTreeMap::new();
+        for (line, count) in &lines {
+            *functions.entry(line.rsplit(';').next().unwrap_or_default()).or_default() += count;
+        }
+        let mut functions: Vec<_> = functions.into_iter().collect();
+        functions.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
+        let mut text = format!("Hottest guest code ({all} looks, {} a second)\n", self.rate);
+        for (name, count) in functions.into_iter().take(SHOWN) {
+            let percent = 100.0 * count as f64 / all.max(1) as f64;
+            let _ = writeln!(text, "  {percent:5.1} %  {name}");
+        }
+        text
+    }
+
+    /// Writes the file.
+    pub fn save(&self) -> Result<()> {
+        let text: String = self.folded().into_iter().map(|(line, count)| format!("{line} {count}\n")).collect();
+        let write = || File::create(&self.file)?.write_all(text.as_bytes());
+        write().map_err(|e: std::io::Error| {
+            anyhow!("-profile {}: cannot be written: {}", self.file.display(), crate::cli::os_reason(&e))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile(map: &str) -> Profile {
+        let file = std::env::temp_dir().join(format!("brolga-profile-{}-{}", std::process::id(), map.len()));
+        Profile { symbols: Symbols::read(map.as_bytes()), file, rate: 100, counts: Mutex::default() }
+    }
+
+    const MAP: &str = "ffffffff81000000 T outer\nffffffff81001000 T inner\nffffffff81002000 T leaf\n";
+
+    fn kernel_registers(rbp: u64) -> Registers {
+        let mut r = Registers { rip: 0xffffffff81002010, efer: 0x500, ..Registers::default() };
+        r.segments[1].attributes = 1 << 13;
+        r.gpr[5] = rbp;
+        r
+    }
+
+    #[test]
+    fn frames_are_followed_as_far_as_they_make_sense() {
+        const STACK: u64 = 0xffff888000001000;
+        let words = HashMap::from([
+            (STACK, STACK + 0x40),
+            (STACK + 8, 0xffffffff81001020),
+            (STACK + 0x40, 0x33),
+            (STACK + 0x48, 0xffffffff81000020),
+        ]);
+        let read = |at: u64| words.get(&at).copied();
+        let expected = vec![0xffffffff81002010, 0xffffffff81001020, 0xffffffff81000020];
+        assert_eq!(look(&kernel_registers(STACK), &read), Sample::Running(false, expected));
+        // No frame there: the function alone.
+        let alone = Sample::Running(false, vec![0xffffffff81002010]);
+        for rbp in [0, 3, STACK + 0x100] {
+            assert_eq!(look(&kernel_registers(rbp), &read), alone);
+        }
+        // 16-bit code by its linear address.
+        let mut r = Registers { rip: 0x20, ..Registers::default() };
+        r.segments[1].base = 0x8000;
+        assert_eq!(look(&r, &read), Sample::Running(false, vec![0x8020]));
+    }
+
+    #[test]
+    fn stacks_are_folded_and_functions_ranked() {
+        let p = profile(MAP);
+        for _ in 0..3 {
+            p.count(0, Sample::Running(false, vec![0xffffffff81002010, 0xffffffff81001020, 0xffffffff81000020]));
+        }
+        p.count(0, Sample::Running(false, vec![0xffffffff81001020, 0xffffffff99999999, 0xffffffff81000020]));
+        p.count(1, Sample::Running(true, vec![0x401234, 0x402000]));
+        p.count(1, Sample::Halted);
+        p.save().unwrap();
+        let text = std::fs::read_to_string(&p.file).unwrap();
+        std::fs::remove_file(&p.file).unwrap();
+        assert_eq!(
+            text,
+            "cpu0;kernel;inner 1\ncpu0;kernel;outer;inner;leaf 3\ncpu1;[halted] 1\ncpu1;user;[user 0x402000];[user 0x401000] 1\n"
+        );
+        let shown = p.show();
+        assert!(
+            shown.starts_with("Hottest guest code (6 looks, 100 a second)\n   50.0 %  leaf\n   16.7 %  "),
+            "{shown}"
+        );
+    }
+}

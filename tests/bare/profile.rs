@@ -1,0 +1,81 @@
+//! `-profile` on a program that counts for ever: its functions by name, in the monitor and in the file.
+
+use super::{PATIENCE, assemble};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// The emulator, which a test that failed leaves not running.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Types a line into the monitor: what it shows up to its next prompt.
+fn say(monitor: &mut UnixStream, line: &str) -> String {
+    monitor.write_all(format!("{line}\r").as_bytes()).expect("a monitor");
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while !text.ends_with(b"\n(brolga) ") {
+        monitor.read_exact(&mut byte).expect("its prompt");
+        text.push(byte[0]);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[test]
+fn a_guests_time_by_its_functions() {
+    let of = |name: &str| Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("profile-{name}-{}", std::process::id()));
+    let (socket, file) = (of("monitor"), of("stacks"));
+    let mut running = Running(
+        Command::new(env!("CARGO_BIN_EXE_brolga"))
+            .args(["-m", "64", "-display", "none", "-serial", "none", "-smp", "2", "-kernel"])
+            .arg(assemble("debuggee"))
+            .args(["-monitor", &format!("unix:{},server=on,wait=off", socket.display())])
+            .args(["-profile", &format!("{},hz=500", file.display())])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the emulator starts"),
+    );
+    let start = Instant::now();
+    let mut monitor = loop {
+        match UnixStream::connect(&socket) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(start.elapsed() < PATIENCE, "{e}"),
+        }
+        sleep(Duration::from_millis(5));
+    };
+    monitor.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    // All but a few looks are at the loop, its function and the string instruction in it; the second processor waits.
+    let is_known = |line: &&str| ["loops", "work", "fill", "main"].iter().any(|name| line.ends_with(name));
+    let text = loop {
+        let text = say(&mut monitor, "info jit");
+        let known = text.lines().filter(is_known).count();
+        if known >= 2 && text.contains("[halted]") {
+            break text;
+        }
+        assert!(start.elapsed() < PATIENCE, "{text}");
+        sleep(Duration::from_millis(20));
+    };
+    for row in ["exits for interrupts and requests", "entries into compiled code", "Hottest guest code ("] {
+        assert!(text.contains(row), "{row}: {text}");
+    }
+    monitor.write_all(b"quit\r").expect("a monitor");
+    assert!(running.0.wait().expect("our own child").success());
+    let stacks = std::fs::read_to_string(&file).expect("the file");
+    for line in stacks.lines() {
+        let (stack, count) = line.rsplit_once(' ').expect("a stack and a count");
+        assert!(stack.starts_with("cpu0;kernel;") || stack == "cpu1;[halted]", "{line}");
+        assert!(count.parse::<u64>().is_ok_and(|count| count > 0), "{line}");
+    }
+    assert!(stacks.lines().any(|line| line.starts_with("cpu0;kernel;work ") || line.starts_with("cpu0;kernel;fill ")));
+    std::fs::remove_file(&file).expect("our own file");
+}
