@@ -32,7 +32,7 @@ pub struct GuestClock {
     sequence: AtomicU32,
     /// Guest time at which the clock stands, or [`RUNNING`].
     stopped_at: AtomicU64,
-    /// Host monotonic time at guest time 0, while running.
+    /// Host monotonic time at guest time 0, while running; before the host's own beginning it wraps around.
     origin: AtomicU64,
     wall: WallClock,
 }
@@ -54,7 +54,7 @@ impl GuestClock {
     /// Guest time stands still from now on.
     pub fn pause(&self) {
         self.change(|host, stopped, origin| match stopped {
-            RUNNING => (host.saturating_sub(origin), 0),
+            RUNNING => (host.wrapping_sub(origin), 0),
             _ => (stopped, 0),
         });
     }
@@ -63,14 +63,25 @@ impl GuestClock {
     pub fn resume(&self) {
         self.change(|host, stopped, origin| match stopped {
             RUNNING => (RUNNING, origin),
-            _ => (RUNNING, host.saturating_sub(stopped)),
+            _ => (RUNNING, host.wrapping_sub(stopped)),
+        });
+    }
+
+    /// Guest time is `guest_ns` from now on; the clock stands, or goes on from there.
+    pub fn set(&self, guest_ns: u64) {
+        // The largest value says that the clock runs.
+        let guest_ns = guest_ns.min(RUNNING - 1);
+        self.change(|host, stopped, _| match stopped {
+            RUNNING => (RUNNING, host.wrapping_sub(guest_ns)),
+            _ => (guest_ns, 0),
         });
     }
 
     /// Host monotonic time at which guest time reaches `guest_ns`; `None` while paused.
     pub fn host_deadline(&self, guest_ns: u64) -> Option<u64> {
-        let (stopped, origin, _) = self.snapshot();
-        (stopped == RUNNING).then(|| origin.saturating_add(guest_ns))
+        let (stopped, origin, host) = self.snapshot();
+        let left = guest_ns.saturating_sub(host.wrapping_sub(origin));
+        (stopped == RUNNING).then(|| host.saturating_add(left))
     }
 
     /// Replaces (`stopped_at`, `origin`) by what `f(host monotonic time, stopped_at, origin)` says. The time is read once
@@ -105,7 +116,7 @@ impl GuestClock {
 impl Clock for GuestClock {
     fn now_ns(&self) -> u64 {
         match self.snapshot() {
-            (RUNNING, origin, host) => host.saturating_sub(origin),
+            (RUNNING, origin, host) => host.wrapping_sub(origin),
             (stopped, ..) => stopped,
         }
     }
@@ -178,6 +189,24 @@ mod tests {
         let later = clock.now_ns();
         let passed = host_monotonic_ns() - before;
         assert!(later >= stood && later - stood <= passed, "paused time counted: {} of {passed}", later - stood);
+    }
+
+    /// A machine that was saved on a host that had been up for longer.
+    #[test]
+    fn a_time_that_is_set_goes_on_from_there() {
+        let clock = GuestClock::new(RtcConfig::default());
+        for time in [5, 1 << 62, 1000] {
+            clock.set(time);
+            assert_eq!(clock.now_ns(), time);
+            clock.resume();
+            let later = clock.now_ns();
+            assert!((time..time + 60_000_000_000).contains(&later), "{later}");
+            let (host, at) = (host_monotonic_ns(), clock.host_deadline(later + 1_000_000_000).unwrap());
+            assert!(at <= host + 1_000_000_000 && at + 60_000_000_000 > host, "{at} against {host}");
+            clock.set(time);
+            assert!((time..time + 60_000_000_000).contains(&clock.now_ns()));
+            clock.pause();
+        }
     }
 
     #[test]

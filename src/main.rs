@@ -17,6 +17,7 @@ mod net;
 mod profile;
 mod share;
 mod signals;
+mod snapshot;
 mod vcpu;
 
 use brolga_devices::trace;

@@ -10,8 +10,9 @@ mod sync {
 
 use anyhow::{Context, Result};
 use bed::Bed;
-use brolga_jit::{Exit, Vcpu, VcpuHandle, request};
+use brolga_jit::{Exit, SavedVcpu, Unfit, Vcpu, VcpuHandle, request};
 use nap::Nap;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
@@ -122,6 +123,52 @@ pub struct VcpuThread<P: Processor = Vcpu> {
     /// Tells others that `parked` changed.
     parked: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A processor with what waits for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedThread {
+    processor: SavedVcpu,
+    /// It waits for a start-up message.
+    waiting: bool,
+    /// The start-up message that came.
+    start_up: Option<u8>,
+    /// What others want from it.
+    requests: u32,
+}
+
+/// Requests that come from outside of a processor and are told once.
+const TOLD_ONCE: u32 = request::NMI | request::INIT | request::SMI;
+
+impl VcpuThread {
+    /// The state of the held processor; `None` if its thread has ended.
+    pub fn save(&self) -> Option<SavedThread> {
+        let processor = self.with(|vcpu| vcpu.save())?;
+        let gate = self.gate();
+        let (waiting, start_up, requests) = (gate.waiting, gate.start_up, self.requests.pending() & TOLD_ONCE);
+        Some(SavedThread { processor, waiting, start_up, requests })
+    }
+
+    /// Whether [`VcpuThread::load`] would take a state.
+    pub fn fits(&self, saved: &SavedThread) -> Result<(), Unfit> {
+        let processor = saved.processor.clone();
+        // A thread that has ended takes anything.
+        self.with(move |vcpu| vcpu.fits(&processor)).unwrap_or(Ok(()))
+    }
+
+    /// Puts the held processor into a state, which goes on when it is released.
+    pub fn load(&self, saved: &SavedThread) -> Result<(), Unfit> {
+        let SavedThread { processor, waiting, start_up, requests } = saved.clone();
+        self.with(move |vcpu| vcpu.restore(&processor)).unwrap_or(Ok(()))?;
+        {
+            let mut gate = self.gate();
+            (gate.waiting, gate.start_up) = (waiting, start_up);
+        }
+        self.requests.clear(TOLD_ONCE & !requests);
+        self.raise(requests & TOLD_ONCE);
+        Ok(())
+    }
 }
 
 /// Bytes of a vCPU thread's stack: a processor, with the tables that generated code reads, is more than a megabyte and

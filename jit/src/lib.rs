@@ -14,6 +14,7 @@ mod lower;
 pub mod mmu;
 mod passes;
 mod runtime;
+mod saved;
 mod shared;
 mod state;
 mod system;
@@ -21,4 +22,5 @@ mod system;
 pub mod testing;
 mod vcpu;
 
+pub use saved::{SavedVcpu, Unfit};
 pub use vcpu::*;

@@ -1,6 +1,7 @@
 //! The processor's registers and mode. `#[repr(C)]`: generated code reads and writes it by offset.
 
 use crate::mmu::tlb::Tlb;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicU32;
 
 /// General registers and instruction-local temporaries share one index space, see [`crate::ir::Val`].
@@ -106,7 +107,8 @@ pub mod efer {
 
 /// A segment register: selector and hidden part.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Segment {
     /// Linear base.
     pub base: u64,
@@ -155,7 +157,8 @@ impl Segment {
 
 /// GDTR or IDTR.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TableRegister {
     /// Linear base.
     pub base: u64,
@@ -189,7 +192,8 @@ pub struct X87 {
 
 /// MSRs kept as plain values. Others live where their meaning is (segments, APIC, CR-like fields).
 #[repr(C)]
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Msrs {
     /// IA32_STAR.
     pub star: u64,

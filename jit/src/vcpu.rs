@@ -12,6 +12,7 @@ use crate::runtime::lockstep::Lockstep;
 pub use crate::runtime::perf_map::PerfMap;
 use crate::runtime::place::CodeMemory;
 pub use crate::runtime::tier::TierStats;
+use crate::saved::{SavedVcpu, Unfit};
 use crate::shared::Shared;
 use std::ops::Range;
 use std::sync::Arc;
@@ -344,6 +345,23 @@ impl Vcpu {
     /// Sets all registers and drops what depends on them.
     pub fn set_registers(&mut self, registers: &Registers) {
         self.cpu.set_registers(registers);
+    }
+
+    /// All that the guest can notice of the processor, between two instructions.
+    pub fn save(&self) -> SavedVcpu {
+        SavedVcpu::of(&self.cpu)
+    }
+
+    /// Whether a state is one of this processor's model.
+    pub fn fits(&self, saved: &SavedVcpu) -> Result<(), Unfit> {
+        saved.check(&self.cpu)
+    }
+
+    /// Takes over a state; one that does not fit changes nothing.
+    pub fn restore(&mut self, saved: &SavedVcpu) -> Result<(), Unfit> {
+        saved.check(&self.cpu)?;
+        saved.put(&mut self.cpu);
+        Ok(())
     }
 
     /// x87, SSE and what else debuggers show.

@@ -95,6 +95,8 @@ pub struct Config {
     pub pid_file: Option<PathBuf>,
     /// `-S`: the vCPUs do not run before `cont`.
     pub start_paused: bool,
+    /// `-loadvm`: the state to go on from.
+    pub load: Option<String>,
     /// Where a debugger connects (`-gdb`).
     pub debugger: Option<Endpoint>,
     /// `-d`, `-D`, `-dfilter`.

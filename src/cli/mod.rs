@@ -131,6 +131,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         daemonize: arguments.flag("daemonize"),
         pid_file: machine::pid_file(&arguments)?,
         start_paused: arguments.flag("S"),
+        load: arguments.one("loadvm").map(str::to_owned),
         debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
         trace: traces::settle(&arguments)?,

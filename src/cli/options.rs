@@ -104,6 +104,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(DEVICES, "net", Times::Many, "nic[,...]|KIND[,...]", "the same in two options: -net nic -net user; or none"),
     row(RUN, "accel", Times::Many, "NAME[,KEY=VALUE...]", "jit, interp or tcg (= jit), e.g. -accel jit,sync=on,tb-size=128; check=on checks compiled code (-accel help)"),
     row(RUN, "S", Times::Flag, "", "do not start the guest before 'cont' in the monitor"),
+    row(RUN, "loadvm", Times::Once, "NAME", "go on from the state that 'savevm NAME' in the monitor kept in the disks"),
     row(LOOK, "perfmap", Times::Flag, "", "write /tmp/perf-PID.map, by which perf(1) names generated code after the guest's"),
     row(LOOK, "profile", Times::Once, "[file=]FILE[,hz=N][,symbols=FILE]", "look N times a second (199) at what the guest runs: folded stacks for flame graphs in FILE, hottest functions in 'info jit'; names from the kernel's ELF file or a System.map"),
     row(LOOK, "gdb", Times::Once, "tcp:[HOST]:PORT|unix:PATH|stdio", "wait for gdb there; with -S nothing runs before it says so"),

@@ -19,7 +19,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("incoming", ""),
     ("iscsi", DISKS),
     ("k", ""),
-    ("loadvm", ""),
     ("mem-path", ""),
     ("mem-prealloc", ""),
     ("msg", ""),

@@ -41,7 +41,7 @@ impl Machine {
     }
 
     /// Sets the state; listeners hear of stops and starts.
-    fn set_state(&self, state: RunState) {
+    pub(super) fn set_state(&self, state: RunState) {
         let before = std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), state);
         trace_event!(events::RUN_STATE, "{} -> {}", before.name(), state.name());
         match (before == RunState::Running, state == RunState::Running) {
@@ -119,6 +119,10 @@ impl Machine {
                 let _ = done.send(self.add_processor(spec));
             }
             Request::Processor(word) => self.heard_of_processor(word),
+            Request::Snapshot(action, done) => {
+                // Fails only if the asker did not wait.
+                let _ = done.send(self.snapshot_here(&action));
+            }
             Request::Died(cpu) => bail!("internal error: the thread of vCPU {cpu} panicked"),
             Request::Control(what, done) => {
                 let status = self.control(what)?;
@@ -266,7 +270,9 @@ impl Machine {
             | RunState::Debug
             | RunState::IoError
             | RunState::Panicked
-            | RunState::Watchdog => {}
+            | RunState::Watchdog
+            | RunState::SaveVm
+            | RunState::RestoreVm => {}
         }
         Ok(())
     }
@@ -341,7 +347,7 @@ impl Machine {
         self.set_state(state);
     }
 
-    fn resume(&self) {
+    pub(super) fn resume(&self) {
         for vcpu in self.vcpus.iter().filter(|_| self.state() == RunState::Debug) {
             // Whoever lets it go on without a debugger's word wants no steps. `None`: the machine is ending.
             let _ = vcpu.with(|vcpu| vcpu.set_single_step(false));

@@ -1,5 +1,7 @@
 //! Drives as devices use them: requests go to a drive's threads, completions come back on the I/O thread.
 
+pub mod snapshots;
+
 use super::Request;
 use super::disk_statistics::{Kind, Ledger};
 use super::dma::GuestMemory;

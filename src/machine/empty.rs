@@ -4,7 +4,8 @@ use crate::background;
 use crate::chardev::Chardevs;
 use crate::cli::config::{Actions, Config};
 use crate::monitor::{
-    Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, Plugging, Pointer, RunState, Topic,
+    Commands, Control, DriveInfo, Events, JobSpec, Jobs, MediumChange, MonitorHost, PciInfo, Plugging, Pointer,
+    Progress, RunState, SnapshotAction, Topic,
 };
 use anyhow::{Result, bail};
 use brolga_devices::services::Reception;
@@ -26,16 +27,22 @@ struct Empty {
     state: Mutex<RunState>,
     actions: Mutex<Actions>,
     events: Arc<Events>,
+    jobs: Arc<Jobs>,
 }
 
 /// Runs the machine to its end: only the user can bring that about.
 pub fn run(config: &Config) -> Result<i32> {
+    if let Some(tag) = &config.load {
+        bail!("-loadvm {tag}: -machine none has no state to go on from; use -machine pc");
+    }
     let (requests, asked) = unbounded();
+    let events = Arc::<Events>::default();
     let machine = Arc::new(Empty {
         requests,
         state: Mutex::new(RunState::Prelaunch),
         actions: Mutex::new(config.actions),
-        events: Arc::default(),
+        jobs: Jobs::new(events.clone()),
+        events,
     });
     let chardevs = Arc::new(Chardevs::open(config)?);
     let host: Arc<dyn MonitorHost> = machine.clone();
@@ -102,6 +109,19 @@ impl MonitorHost for Empty {
             // Fails if the machine ends meanwhile.
             let _ = wait.recv();
         }
+    }
+
+    fn snapshot(&self, _action: &SnapshotAction) -> Result<(), String> {
+        Err("no block device can store vmstate for snapshot".to_owned())
+    }
+
+    fn start_snapshot(&self, id: &str, action: SnapshotAction) -> Result<(), String> {
+        let work = |_: &Progress| Err("no block device can store vmstate for snapshot".to_owned());
+        self.jobs.start(JobSpec::plain(id, action.kind()), work, |_| Ok(()))
+    }
+
+    fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
 
     fn run_state(&self) -> RunState {

@@ -5,7 +5,8 @@ use crate::cli;
 use crate::cli::config::Actions;
 use crate::gdb;
 use crate::monitor::{
-    Commands, Control, DriveInfo, Events, MediumChange, MonitorHost, PciInfo, Pointer, RunState, Topic,
+    Commands, Control, DriveInfo, Events, JobSpec, Jobs, MediumChange, MonitorHost, PciInfo, Pointer, Progress,
+    RunState, SnapshotAction, Topic,
 };
 use crate::net::Netdev;
 use brolga_devices::bus::Space;
@@ -26,6 +27,30 @@ impl MonitorHost for Machine {
             // Fails if the machine ends meanwhile.
             let _ = wait.recv();
         }
+    }
+
+    fn snapshot(&self, action: &SnapshotAction) -> Result<(), String> {
+        let (done, wait) = bounded(1);
+        let ending = || "the machine is ending".to_owned();
+        self.requests.send(Request::Snapshot(action.clone(), done)).map_err(|_| ending())?;
+        wait.recv().map_err(|_| ending())?
+    }
+
+    fn start_snapshot(&self, id: &str, action: SnapshotAction) -> Result<(), String> {
+        let machine = self.this.get().cloned().unwrap_or_default();
+        let kind = action.kind();
+        let work = move |progress: &Progress| {
+            let machine = machine.upgrade().ok_or("the machine is ending")?;
+            progress.set(0, 1);
+            let done = MonitorHost::snapshot(&*machine, &action);
+            progress.step(1);
+            done
+        };
+        self.jobs.start(JobSpec::plain(id, kind), work, |_| Ok(()))
+    }
+
+    fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
 
     fn run_state(&self) -> RunState {

@@ -16,6 +16,7 @@ mod flash;
 mod floppy;
 mod host;
 mod host_ends;
+mod input_gate;
 mod inventory;
 mod isa_irq;
 pub mod layout;
@@ -28,6 +29,7 @@ mod peripherals;
 mod plugging;
 mod processors;
 mod profiling;
+mod saving;
 mod scsi;
 mod seats;
 mod shadow;
@@ -44,7 +46,7 @@ use crate::cli::config::{Actions, BootOrder, Config, DeviceSpec, MachineKind};
 use crate::clock::GuestClock;
 use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
-use crate::monitor::{Commands, Control, Events, Fault, MonitorHost, RunState};
+use crate::monitor::{Commands, Control, Events, Fault, Jobs, Kept, MonitorHost, RunState, SnapshotAction};
 use crate::net::Netdevs;
 use crate::profile::Profile;
 use crate::vcpu::{VcpuEvents, VcpuThread};
@@ -81,6 +83,8 @@ pub enum Request {
     Power(PowerEvent),
     /// The user asks; the sender is told when it is done.
     Control(Control, Sender<()>),
+    /// The user has the machine's state kept or brought back; the sender is told how it went.
+    Snapshot(SnapshotAction, Sender<Result<(), String>>),
     /// A processor is in shutdown, with its dump.
     TripleFault(u32, String),
     /// Compiled code of a processor was found to be wrong, with the report.
@@ -106,6 +110,7 @@ pub struct Machine {
     program: String,
     actions: Mutex<Actions>,
     events: Arc<Events>,
+    jobs: Arc<Jobs>,
     boot: Boot,
     tables: SystemTables,
     facts: Facts,
@@ -166,12 +171,17 @@ pub fn run(config: Config) -> Result<i32> {
         let server = gdb::start(endpoint, machine.clone(), Commands::new(chardevs.facts(&config)))?;
         *machine.debugger.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
     }
+    if let Some(tag) = &config.load {
+        let action = SnapshotAction::Load { tag: tag.clone(), place: Kept::default() };
+        machine.snapshot_here(&action).map_err(|why| anyhow!("-loadvm {tag}: {why}"))?;
+    }
     background::ready(&config)?;
     profiling::start(&machine).context("-profile: cannot start its thread")?;
     let status = machine.control_loop(&requests, config.start_paused);
     if config.engine.check != Check::Off {
         machine.report_checks();
     }
+    machine.jobs.close();
     machine.vcpus.quit();
     machine.profile.as_ref().map_or(Ok(()), Profile::save)?;
     machine.disks.close();
@@ -214,6 +224,7 @@ impl Machine {
             power: Arc::new(PowerControl::new(requests.clone(), links.clone())),
             links: links.clone(),
             disks: disks.clone(),
+            input: Arc::default(),
             chardevs: chardevs.clone(),
             netdevs,
         };
@@ -264,6 +275,7 @@ impl Machine {
             program: config.identity.program.clone(),
             actions: Mutex::new(config.actions),
             events: events.clone(),
+            jobs: Jobs::new(events.clone()),
             boot,
             facts,
             tables,

@@ -2,6 +2,7 @@
 
 use super::disks::Disks;
 use super::dma::GuestMemory;
+use super::input_gate::InputGate;
 use super::layout::Layout;
 use super::pc::{Console, Surroundings};
 use super::shadow::Shadow;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub links: Vec<Arc<CpuLink>>,
     /// Images.
     pub disks: Arc<Disks>,
+    /// What input of character devices goes through.
+    pub input: Arc<InputGate>,
     /// Host ends of character devices.
     pub chardevs: Arc<Chardevs>,
     /// Host ends of network cards.
@@ -60,8 +63,8 @@ impl Parts {
             disk: &|spec| self.disks.open(spec),
             entropy: &|source| entropy::open(source, &self.io),
             console: &|id| {
-                let port = self.chardevs.port(id);
-                Console { backend: port.backend(), connect: Box::new(move |device| port.connect(device)) }
+                let (port, input) = (self.chardevs.port(id), self.input.clone());
+                Console { backend: port.backend(), connect: Box::new(move |device| port.connect(input.guard(device))) }
             },
         })
     }

@@ -1,5 +1,6 @@
 //! Events: what happens to the machine by itself, told to whoever listens (QMP clients).
 
+use super::jobs;
 use super::types::{Enum, Object, Ty, member, optional};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -88,6 +89,22 @@ static BALLOON_CHANGE: Object = Object::new("BALLOON_CHANGE-data", &[member("act
 static VSERPORT_CHANGE: Object =
     Object::new("VSERPORT_CHANGE-data", &[member("id", Ty::Str), member("open", Ty::Bool)]);
 
+static JOB_STATUS: Object =
+    Object::new("JOB_STATUS_CHANGE-data", &[member("id", Ty::Str), member("status", Ty::Enum(&jobs::STATES))]);
+static BLOCK_JOB: Object = Object::new(
+    "BLOCK_JOB-data",
+    &[
+        member("type", Ty::Enum(&jobs::KINDS)),
+        member("device", Ty::Str),
+        member("len", Ty::Int),
+        member("offset", Ty::Int),
+        member("speed", Ty::Int),
+        optional("error", Ty::Str),
+    ],
+);
+static BLOCK_JOB_PENDING: Object =
+    Object::new("BLOCK_JOB_PENDING-data", &[member("type", Ty::Enum(&jobs::KINDS)), member("id", Ty::Str)]);
+
 const fn kind(name: &'static str, data: Option<&'static Object>) -> Kind {
     Kind { name, data, limited: None }
 }
@@ -116,6 +133,11 @@ pub static KINDS: &[Kind] = &[
     limited("RTC_CHANGE", &RTC_CHANGE, ""),
     limited("BALLOON_CHANGE", &BALLOON_CHANGE, ""),
     limited("VSERPORT_CHANGE", &VSERPORT_CHANGE, "id"),
+    kind("JOB_STATUS_CHANGE", Some(&JOB_STATUS)),
+    kind("BLOCK_JOB_COMPLETED", Some(&BLOCK_JOB)),
+    kind("BLOCK_JOB_CANCELLED", Some(&BLOCK_JOB)),
+    kind("BLOCK_JOB_READY", Some(&BLOCK_JOB)),
+    kind("BLOCK_JOB_PENDING", Some(&BLOCK_JOB_PENDING)),
 ];
 
 /// Who hears of events.

@@ -2,6 +2,7 @@
 
 use super::Commands;
 use super::events::Events;
+use super::jobs::Jobs;
 use super::plugging::Plugging;
 use crate::cli::config::Actions;
 use brolga_devices::services::Reception;
@@ -72,6 +73,54 @@ pub enum MediumChange {
     },
 }
 
+/// Where the machine's state is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The disk that holds what is not disks; the first one if none.
+    pub vmstate: Option<String>,
+    /// The disks; all that can be written if none.
+    pub devices: Option<Vec<String>>,
+}
+
+/// What is to be done with the machine's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotAction {
+    /// It is kept under a name.
+    Save {
+        /// The name.
+        tag: String,
+        /// In place of what was kept under it.
+        replace: bool,
+        /// Where.
+        place: Kept,
+    },
+    /// The machine becomes what it was.
+    Load {
+        /// The name.
+        tag: String,
+        /// Where from.
+        place: Kept,
+    },
+    /// What was kept goes.
+    Delete {
+        /// The name.
+        tag: String,
+        /// From where.
+        place: Kept,
+    },
+}
+
+impl SnapshotAction {
+    /// What a job that does it is called.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Save { .. } => "snapshot-save",
+            Self::Load { .. } => "snapshot-load",
+            Self::Delete { .. } => "snapshot-delete",
+        }
+    }
+}
+
 /// What the machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunState {
@@ -91,6 +140,10 @@ pub enum RunState {
     Panicked,
     /// A watchdog's time ran out.
     Watchdog,
+    /// Its state is being kept.
+    SaveVm,
+    /// Its state is being brought back.
+    RestoreVm,
 }
 
 impl RunState {
@@ -105,6 +158,8 @@ impl RunState {
             Self::Shutdown => "shutdown",
             Self::Panicked => "guest-panicked",
             Self::Watchdog => "watchdog",
+            Self::SaveVm => "save-vm",
+            Self::RestoreVm => "restore-vm",
         }
     }
 }
@@ -286,6 +341,12 @@ pub trait CharHost: Send + Sync {
 pub trait MonitorHost: Plugging {
     /// Does `what`.
     fn control(&self, what: Control);
+    /// Keeps the machine's state, brings it back or forgets it; or says why not.
+    fn snapshot(&self, action: &SnapshotAction) -> Result<(), String>;
+    /// The same, as a job called `id`.
+    fn start_snapshot(&self, id: &str, action: SnapshotAction) -> Result<(), String>;
+    /// Long work that is under way.
+    fn jobs(&self) -> &Arc<Jobs>;
     /// What the machine is doing.
     fn run_state(&self) -> RunState;
     /// Number of vCPUs.

@@ -10,6 +10,7 @@ mod expression;
 mod fault;
 mod hmp;
 mod host;
+mod jobs;
 mod line;
 mod paging;
 mod plugging;
@@ -23,9 +24,10 @@ mod types;
 pub use events::Events;
 pub use fault::{Class, Fault};
 pub use host::{
-    CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, MediumChange, MediumInfo, MonitorHost, PciInfo,
-    PciRegion, Pointer, RunState, Topic,
+    CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, Kept, MediumChange, MediumInfo, MonitorHost,
+    PciInfo, PciRegion, Pointer, RunState, SnapshotAction, Topic,
 };
+pub use jobs::{JobSpec, Jobs, Progress};
 pub use plugging::{DeviceInfo, ObjectInfo, Plugging};
 pub use qmp::{Qmp, settle};
 

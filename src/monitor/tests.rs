@@ -4,7 +4,7 @@ use super::call::{Call, State};
 use super::host::*;
 use super::plugging::{DeviceInfo, Plugging};
 use super::types::Ty;
-use super::{Commands, Events, Facts, Fault, hmp, qmp, table};
+use super::{Commands, Events, Facts, Fault, JobSpec, Jobs, hmp, qmp, table};
 use crate::cli::config::Actions;
 use crate::cli::tests::with;
 use brolga_devices::services::Reception;
@@ -24,6 +24,7 @@ struct Fake {
     actions: Mutex<Actions>,
     order: Mutex<String>,
     events: Arc<Events>,
+    jobs: Arc<Jobs>,
     texts: Mutex<Vec<String>>,
 }
 
@@ -45,6 +46,15 @@ impl Plugging for Fake {
 impl MonitorHost for Fake {
     fn control(&self, what: Control) {
         self.done.lock().unwrap().push(what);
+    }
+    fn snapshot(&self, action: &SnapshotAction) -> Result<(), String> {
+        Err(format!("{} is refused", action.kind()))
+    }
+    fn start_snapshot(&self, id: &str, action: SnapshotAction) -> Result<(), String> {
+        self.jobs.start(JobSpec::plain(id, action.kind()), |_| Ok(()), |_| Ok(()))
+    }
+    fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
     fn run_state(&self) -> RunState {
         RunState::Paused
@@ -288,7 +298,8 @@ fn links_and_media() {
     let block = say("info block");
     assert!(block.starts_with("cd: [not inserted]\n    Attached to:      /machine/peripheral/d\n"), "{block}");
     assert!(block.contains("\n\nhd (#block000): /x (raw)\n    Cache mode:       writeback\n"), "{block}");
-    assert_eq!(say("info snapshots"), "There is no snapshot available.\n");
+    assert_eq!(say("info snapshots"), "List of snapshots present on all disks:\nNone\n");
+    assert_eq!(say("savevm x"), "Error: snapshot-save is refused\n");
     assert!(say("info blockstats").starts_with("cd: rd_bytes=0 wr_bytes=0 rd_operations=0 "));
 }
 

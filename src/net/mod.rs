@@ -235,6 +235,11 @@ impl Netdev {
         }
     }
 
+    /// The guest is another one from now on, or an earlier one. On the I/O thread.
+    pub fn restart(&self) {
+        self.user.iter().for_each(|user| user.restart());
+    }
+
     /// The machine has ended.
     pub fn close(&self) {
         self.tap.iter().for_each(|tap| tap.close());

@@ -10,6 +10,7 @@
 mod gdb;
 mod logs;
 mod profile;
+mod saving;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -24,6 +24,7 @@ mod processors;
 mod qmp;
 mod rescue;
 mod root;
+mod saving;
 mod services;
 mod sharing;
 mod storage;

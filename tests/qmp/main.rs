@@ -7,6 +7,7 @@ mod commands;
 mod harness;
 mod hotplug;
 mod processors;
+mod saving;
 mod schema;
 mod tracing;
 

@@ -86,6 +86,12 @@ impl Dispi {
         u32::from(self.bank) << 16
     }
 
+    /// Bytes from one row to the next, and where the first one begins.
+    pub fn place(&self) -> (usize, usize) {
+        let pixel = usize::from(self.depth.max(8)).div_ceil(8);
+        (self.pitch(), usize::from(self.y) * self.pitch() + usize::from(self.x) * pixel)
+    }
+
     fn pitch(&self) -> usize {
         usize::from(self.virtual_width.max(self.width)) * usize::from(self.depth.max(8)).div_ceil(8)
     }

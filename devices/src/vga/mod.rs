@@ -3,6 +3,7 @@
 
 mod dispi;
 mod memory;
+mod picture;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -18,9 +19,9 @@ use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::locked;
 use dispi::{Dispi, Effect};
 use memory::{Memory, SIZE};
+pub use picture::Picture;
 use registers::{FIRST_PORT, PORTS, Registers};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 
 /// Vendor and device.
@@ -38,8 +39,6 @@ const MMIO_DISPI: u64 = 0x500;
 const MMIO_DISPI_LEN: u64 = 0x16;
 /// Bytes of its memory.
 pub const MEMORY: u64 = SIZE as u64;
-/// Memory is saved in pieces, without those that are zero.
-const PIECE: usize = 4096;
 
 struct State {
     registers: Registers,
@@ -57,7 +56,6 @@ struct Saved {
     dispi: Dispi,
     low: u8,
     latch: u32,
-    memory: BTreeMap<usize, Vec<u8>>,
 }
 
 /// The card. Locks: `state` is a leaf but for its memory; `placing` before the endpoint's.
@@ -140,6 +138,12 @@ impl Vga {
     pub fn text(&self) -> Option<Vec<String>> {
         let state = locked(&self.state);
         if state.dispi.enabled() { None } else { text::lines(&state.registers, &state.memory) }
+    }
+
+    /// What the screen shows; none while it is off.
+    pub fn picture(&self) -> Option<Picture> {
+        let State { registers, memory, dispi, low: _ } = &*locked(&self.state);
+        picture::of(registers, dispi, memory)
     }
 
     /// The frame buffer goes where its base address register says.
@@ -281,35 +285,28 @@ impl Device for Vga {
         self.place();
     }
 
+    /// Its memory is part of the machine's, which keeps it with all other memory.
     fn save(&self) -> StateValue {
         let state = locked(&self.state);
-        let piece = |index: usize| {
-            let mut bytes = vec![0; PIECE];
-            state.memory.bytes.read((index * PIECE) as u64, &mut bytes);
-            bytes.iter().any(|byte| *byte != 0).then_some((index, bytes))
-        };
         let saved = Saved {
             config: self.endpoint.save(),
             registers: state.registers.clone(),
             dispi: state.dispi.clone(),
             low: state.low,
             latch: state.memory.latch,
-            memory: (0..SIZE / PIECE).filter_map(piece).collect(),
         };
         to_state(&saved)
     }
 
     fn restore(&self, state: &StateValue) -> Result<(), StateError> {
-        let Saved { config, registers, dispi, low, latch, memory } = from_state(self.name(), state)?;
+        let Saved { config, registers, dispi, low, latch } = from_state(self.name(), state)?;
         let config = self.endpoint.check(self.name(), &config)?;
-        if !registers.sound() || memory.iter().any(|(index, piece)| *index >= SIZE / PIECE || piece.len() != PIECE) {
+        if !registers.sound() {
             return Err(StateError::Malformed { device: self.name(), reason: "not of this card's size".into() });
         }
         self.endpoint.adopt(config);
         self.place();
         let mut now = locked(&self.state);
-        now.memory.bytes.clear(MEMORY);
-        memory.iter().for_each(|(index, piece)| now.memory.bytes.write((index * PIECE) as u64, piece));
         now.memory.latch = latch;
         (now.registers, now.dispi, now.low) = (registers, dispi, low);
         Ok(())

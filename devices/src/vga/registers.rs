@@ -107,6 +107,16 @@ impl Registers {
         self.crt.get(index).copied().unwrap_or(0)
     }
 
+    /// Attribute controller register.
+    pub fn attribute(&self, index: usize) -> u8 {
+        self.attributes.get(index).copied().unwrap_or(0)
+    }
+
+    /// The palette's colour, six bits each of red, green and blue, that the display takes for `index`.
+    pub fn colour(&self, index: u8) -> [u8; 3] {
+        self.palette.get(usize::from(index & self.palette_mask)).copied().unwrap_or_default()
+    }
+
     /// As the display interface sets them for its modes: the window shows 64 KiB of memory in a row.
     pub fn show_linear(&mut self) {
         let (mode, window, memory) = (self.graphics(5), self.graphics(6), self.sequencer(4));

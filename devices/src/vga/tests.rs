@@ -192,8 +192,10 @@ fn state_moves_and_goes() {
     b.bus.mmio_write(LINEAR + (SIZE as u64 - 8), 8, 77);
     let other = Bench::new();
     moves_to(&*b.card, &*other.card);
+    // Memory goes with the machine's.
+    assert_eq!(other.card.text().unwrap()[0], "");
+    other.bus.mmio_write(TEXT, 2, 0x0741);
     assert_eq!(other.card.text().unwrap()[0], "A");
-    assert_eq!(other.bus.mmio_read(LINEAR + (SIZE as u64 - 8), 8), 77);
     b.card.reset();
     let fresh = Vga::new(&Arc::new(Bus::new()), None, FakeDeviceMemory::new(SIZE)).unwrap();
     assert_eq!(b.card.save(), fresh.save());
@@ -201,7 +203,7 @@ fn state_moves_and_goes() {
     assert_eq!(*locked(&b.memory.places).last().unwrap(), None);
     assert_eq!(*locked(&other.memory.places).last().unwrap(), Some(LINEAR));
     let mut bad = other.card.save();
-    bad["memory"]["4096"] = serde_json::json!([1]);
+    bad["registers"]["palette"] = serde_json::json!([1]);
     other.card.restore(&bad).unwrap_err();
 }
 
@@ -213,7 +215,10 @@ fn random_accesses() {
     let blocks: [(&dyn RegisterBlock, u64); 4] =
         [(&ports, PORTS.into()), (&dispi, 3), (&window, WINDOW_LEN), (&mmio, MMIO_SIZE)];
     let mut random = Random::new(71);
-    for _ in 0..200_000 {
+    for round in 0..200_000 {
+        if round % 500 == 0 {
+            b.card.picture();
+        }
         let (block, len) = blocks[random.below(4) as usize];
         let (offset, size) = (random.below(len), 1);
         if random.below(2) == 0 {
@@ -226,4 +231,125 @@ fn random_accesses() {
         }
     }
     fuzz(&*b.card, &blocks, &FakeTime::new(), 73);
+}
+
+impl Bench {
+    fn attribute(&self, index: u8, value: u8) {
+        self.bus.pio_read(0x3da, 1);
+        self.bus.pio_write(0x3c0, 1, index.into());
+        self.bus.pio_write(0x3c0, 1, value.into());
+    }
+
+    fn colour(&self, index: u8, rgb: [u8; 3]) {
+        self.bus.pio_write(0x3c8, 1, index.into());
+        rgb.into_iter().for_each(|part| self.bus.pio_write(0x3c9, 1, part.into()));
+    }
+
+    /// The picture's size, and a function that gives its pixels.
+    fn picture(&self) -> (usize, usize, impl Fn(usize, usize) -> [u8; 3]) {
+        let Picture { width, height, rgb } = self.card.picture().unwrap();
+        assert_eq!(rgb.len(), width * height * 3);
+        (width, height, move |x, y| std::array::from_fn(|n| rgb[(y * width + x) * 3 + n]))
+    }
+}
+
+#[test]
+fn the_picture_of_text_has_its_font_colours_and_cursor() {
+    let b = Bench::text();
+    assert!(Bench::new().card.picture().is_none(), "no mode was set");
+    b.colour(7, [42, 42, 42]);
+    b.colour(0x3c, [63, 21, 21]);
+    b.attribute(7, 7);
+    b.attribute(4, 0x3c);
+    b.attribute(0x10, 4);
+    // Plane 2, by itself: a letter of one dot, and a line that reaches to the right edge.
+    for (index, value) in [(2, 4), (4, 6)] {
+        b.indexed(0x3c4, index, value);
+    }
+    b.indexed(0x3ce, 5, 0);
+    b.indexed(0x3ce, 6, 4);
+    b.bus.mmio_write(0xa_0000 + 0x41 * 32 + 3, 1, 0x80);
+    b.bus.mmio_write(0xa_0000 + 0xc4 * 32 + 8, 1, 0xff);
+    for (index, value) in [(2, 3), (4, 2)] {
+        b.indexed(0x3c4, index, value);
+    }
+    b.indexed(0x3ce, 5, 0x10);
+    b.indexed(0x3ce, 6, 0x0e);
+    b.bus.mmio_write(TEXT, 4, 0x47c4_0741);
+    // The cursor: two rows of the third character.
+    for (index, value) in [(0x0a, 14), (0x0b, 15), (0x0f, 2)] {
+        b.indexed(0x3d4, index, value);
+    }
+    b.bus.mmio_write(TEXT + 4, 2, 0x0720);
+    let (width, height, at) = b.picture();
+    assert_eq!((width, height), (720, 400));
+    let (grey, red) = ([170, 170, 170], [255, 85, 85]);
+    assert_eq!([at(0, 3), at(1, 3), at(0, 2)], [grey, [0; 3], [0; 3]]);
+    assert_eq!([at(9, 8), at(17, 8), at(9, 7), at(18, 8)], [grey, grey, red, [0; 3]], "nine dots, on red");
+    assert_eq!([at(18, 13), at(18, 14), at(26, 15), at(27, 15)], [[0; 3], grey, grey, [0; 3]]);
+    b.indexed(0x3c4, 1, 1);
+    assert_eq!(b.picture().0, 640);
+    b.indexed(0x3c4, 1, 0x21);
+    assert!(b.card.picture().is_none(), "the screen is off");
+}
+
+#[test]
+fn the_picture_of_graphics_has_its_colours() {
+    let b = Bench::text();
+    b.colour(5, [63, 0, 63]);
+    b.attribute(9, 5);
+    b.attribute(0x12, 0x0f);
+    // 640 by 480 in sixteen colours: the first two pixels have colour 9.
+    for (index, value) in [(2, 9), (4, 6)] {
+        b.indexed(0x3c4, index, value);
+    }
+    for (index, value) in [(5, 0), (6, 5)] {
+        b.indexed(0x3ce, index, value);
+    }
+    for (index, value) in [(9, 0x40), (0x12, 0xdf), (7, 0x3e)] {
+        b.indexed(0x3d4, index, value);
+    }
+    b.bus.mmio_write(0xa_0000 + 80, 1, 0xc0);
+    let (width, height, at) = b.picture();
+    assert_eq!((width, height), (640, 480));
+    assert_eq!([at(0, 1), at(1, 1), at(2, 1), at(0, 0)], [[255, 0, 255], [255, 0, 255], [0; 3], [0; 3]]);
+    // 256 colours, each pixel twice as wide and as high.
+    for (index, value) in [(2, 15), (4, 0x0e)] {
+        b.indexed(0x3c4, index, value);
+    }
+    b.indexed(0x3ce, 5, 0x40);
+    b.indexed(0x3d4, 9, 0x41);
+    b.bus.mmio_write(LINEAR + 640, 1, 5);
+    let (_, _, at) = b.picture();
+    assert_eq!([at(0, 4), at(1, 5), at(2, 4), at(0, 3)], [[255, 0, 255], [255, 0, 255], [0; 3], [0; 3]]);
+}
+
+#[test]
+fn the_picture_of_pixels_in_a_row() {
+    let b = Bench::new();
+    let set = |index, value| {
+        b.bus.pio_write(0x1ce, 2, index);
+        b.bus.pio_write(0x1cf, 2, value);
+    };
+    for (depth, pixel, want) in [
+        (32, 0x12_3456_u32, [0x12, 0x34, 0x56]),
+        (24, 0xff_0080, [0xff, 0, 0x80]),
+        (16, 0xf81f, [255, 0, 255]),
+        (15, 0x7c00, [255, 0, 0]),
+        (8, 3, [255, 255, 0]),
+    ] {
+        set(4, 0);
+        [(1, 64), (2, 32), (3, depth), (4, 0x41)].into_iter().for_each(|(index, value)| set(index, value));
+        b.colour(3, [63, 63, 0]);
+        let bytes = u64::from(depth.div_ceil(8));
+        b.bus.mmio_write(LINEAR + (64 * 2 + 5) * bytes, bytes.next_power_of_two() as u8, pixel.into());
+        let (width, height, at) = b.picture();
+        assert_eq!((width, height, at(5, 2), at(4, 2)), (64, 32, want, [0; 3]), "{depth} bits");
+    }
+    // Larger than memory: what there is.
+    set(4, 0);
+    [(1, 16000), (2, 12000), (3, 32), (4, 0xc1)].into_iter().for_each(|(index, value)| set(index, value));
+    assert_eq!(b.picture().1, SIZE / (16000 * 4));
+    set(9, 60000);
+    assert!(b.card.picture().is_none());
 }

@@ -109,5 +109,5 @@ impl VectorRegs {
 
 /// Not a guest register, which would be in the state.
 fn is_temporary(n: u16) -> bool {
-    n != NONE.into() && n >= VVal::TEMP0
+    n != u16::from(NONE) && n >= VVal::TEMP0
 }

@@ -1,13 +1,13 @@
 //! Internal snapshots (qcow2.rst, "Snapshots").
 
-use super::Qcow2;
 use super::header::{DIRTY, Header, MAX_L1_BYTES, be32, be64, corrupt};
 use super::layout::{COPIED, Entry, OFFSET, Refers};
 use super::meta::{FlatTable, Meta};
 use super::options::SnapshotInfo;
 use super::shadow::Target;
 use super::state::MachineState;
-use crate::block::{BlockError, Result, Storage};
+use super::{Qcow2, TableCaches};
+use crate::block::{BlockBackend, BlockError, Result, Storage};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -385,6 +385,18 @@ impl Qcow2 {
         meta.header.size = size;
         self.size.store(size, Ordering::Release);
         Ok(())
+    }
+
+    /// The content and the machine's state of a snapshot, given by id or name, for reading; this image stays as it is.
+    /// What snapshots share with a backing file is not looked up there.
+    pub fn view_of_snapshot(&self, wanted: &str) -> Result<Qcow2> {
+        // What the file holds has to be all that there is.
+        self.flush()?;
+        let header = Header::read(&*self.file)?;
+        let meta = Meta::load(self.file.clone(), None, header, &TableCaches::default())?;
+        let view = Qcow2::assemble(self.file.clone(), meta, true, None);
+        view.show_snapshot(wanted)?;
+        Ok(view)
     }
 
     /// Deletes a snapshot, given by id or name.

@@ -3,6 +3,7 @@
 use crate::monitor::call::Call;
 use crate::monitor::fault::{Class, Fault};
 use crate::monitor::host::{DriveInfo, DriveStatistics, MediumChange, MediumInfo};
+use crate::monitor::jobs;
 use crate::monitor::table::{Command, Outcome, Place, arg, opt};
 use crate::monitor::types::{Enum, Object, Ty, member, optional};
 use serde_json::{Map, Value, json};
@@ -127,10 +128,14 @@ pub static TABLE: &[Command] = &[
     })
     .args(&[opt("flat", Ty::Bool, Place::Absent)])
     .returns(Ty::Array(&Ty::Object(&INSERTED))),
-    Command::qmp("query-block-jobs", "work on images that is under way", |_| Ok(json!([])))
-        .returns(Ty::Array(&Ty::Any)),
-    Command::qmp("query-jobs", "work that is under way", |_| Ok(json!([]))).returns(Ty::Array(&Ty::Any)),
-    Command::hmp(&["info snapshots"], "show the currently saved VM snapshots", snapshots),
+    Command::both(
+        "query-block-jobs",
+        &["info block-jobs"],
+        "show progress of ongoing block device operations",
+        |call| Ok(call.host.jobs().list_block().into()),
+    )
+    .returns(Ty::Array(&Ty::Object(&jobs::BLOCK_INFO)))
+    .show(show_jobs),
     Command::both("eject", &["eject"], "eject a removable medium (use -f to force it)", eject).args(&[
         opt("force", Ty::Bool, Place::Flag('f')),
         opt("device", Ty::Str, Place::Word),
@@ -345,29 +350,17 @@ fn show_statistics(list: &Value) -> String {
     list.as_array().into_iter().flatten().map(line).collect()
 }
 
-fn snapshots(call: &mut Call<'_>) -> Outcome {
-    let mut text = String::new();
-    for drive in call.host.drives() {
-        let Some(medium) = drive.medium else { continue };
-        let list = medium.image.get("snapshots").and_then(Value::as_array);
-        let Some(list) = list.filter(|list| !list.is_empty()) else { continue };
-        text += &format!("List of snapshots present on {}:\n", drive.name);
-        text += "ID        TAG               VM SIZE                DATE        VM CLOCK     ICOUNT\n";
-        for s in list {
-            let string = |key: &str| s[key].as_str().unwrap_or_default().to_owned();
-            let seconds = s["date-sec"].as_i64().unwrap_or(0);
-            let date = chrono::DateTime::from_timestamp(seconds, 0).map(|date| date.with_timezone(&chrono::Local));
-            let date = date.map_or_else(String::new, |date| date.format("%Y-%m-%d %H:%M:%S").to_string());
-            let (clock, nanoseconds) =
-                (s["vm-clock-sec"].as_u64().unwrap_or(0), s["vm-clock-nsec"].as_u64().unwrap_or(0));
-            let clock =
-                format!("{:02}:{:02}:{:02}.{:03}", clock / 3600, clock / 60 % 60, clock % 60, nanoseconds / 1_000_000);
-            let size = brolga::words::values::show_size(s["vm-state-size"].as_u64().unwrap_or(0));
-            text +=
-                &format!("{:<9} {:<15} {size:>9} {date:>19} {clock:>15} {:>10}\n", string("id"), string("name"), "--");
-        }
-    }
-    Ok(if text.is_empty() { "There is no snapshot available.\n".into() } else { text.into() })
+/// As `info block-jobs` has it.
+fn show_jobs(list: &Value) -> String {
+    let jobs = list.as_array().map_or(&[][..], Vec::as_slice);
+    let line = |job: &Value| {
+        let text = |key: &str| job[key].as_str().unwrap_or_default();
+        let count = |key: &str| job[key].as_u64().unwrap_or(0);
+        let (done, all, speed) = (count("offset"), count("len"), count("speed"));
+        let (kind, device) = (text("type"), text("device"));
+        format!("Type {kind}, device {device}: Completed {done} of {all} bytes, speed limit {speed} bytes/s\n")
+    };
+    if jobs.is_empty() { "No active jobs\n".to_owned() } else { jobs.iter().map(line).collect() }
 }
 
 fn not_found(name: &str) -> Fault {

@@ -12,6 +12,7 @@ mod network;
 mod pci;
 mod processors;
 mod qom;
+mod snapshots;
 
 use super::table::Command;
 
@@ -22,6 +23,7 @@ pub static TABLES: &[&[Command]] = &[
     processors::TABLE,
     memory::TABLE,
     block::TABLE,
+    snapshots::TABLE,
     network::TABLE,
     chars::TABLE,
     devices::TABLE,

@@ -125,6 +125,14 @@ impl UserNet {
         self.stack().remove_forward(udp, host)
     }
 
+    /// The guest and its time are others from now on: connections are gone, leases and forwarded ports stay.
+    pub fn restart(&self) {
+        self.stack().restart();
+        if let Some(timer) = self.timer.get() {
+            timer.disarm();
+        }
+    }
+
     /// What `info usernet` shows.
     pub fn describe(&self) -> String {
         self.stack().describe(self.clock.now_ns())

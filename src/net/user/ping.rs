@@ -35,6 +35,13 @@ pub struct Pings {
     refused: bool,
 }
 
+impl Pings {
+    /// Nobody waits for answers any more. What the poller still tells of finds nothing.
+    pub fn restart(&mut self) {
+        self.pings.clear();
+    }
+}
+
 /// Whether `ip` is an echo request in order.
 pub fn is_echo(ip: &Ip) -> bool {
     match ip.dst {

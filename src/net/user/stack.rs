@@ -83,6 +83,18 @@ impl Stack {
         Ok((this, ports))
     }
 
+    /// Nothing of what the guest has done so far counts, but for its addresses.
+    pub fn restart(&mut self) {
+        self.outbox = Outbox::new(self.config.host);
+        self.tcp.restart();
+        self.udp.restart();
+        self.pings.restart();
+        self.tftp = self.config.tftp.as_deref().map(Tftp::new);
+        self.resolver = Resolver::of_host();
+        self.reassembly = Reassembly::default();
+        self.unfinished.clear();
+    }
+
     /// Opens a forwarded port.
     pub fn add_forward(&mut self, forward: &HostForward) -> Result<OpenPort> {
         let guest = SocketAddr::new(forward.guest.unwrap_or(self.config.dhcp_start.into()), forward.guest_port);

@@ -12,6 +12,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpListenEndpoint, Ipv4Address, Ipv6Address};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Shutdown, SocketAddr};
@@ -195,6 +196,12 @@ impl TcpFlows {
             next_sweep: 0,
             next_port: 49152,
         }
+    }
+
+    /// Closes all connections. What the poller still tells of them finds nothing.
+    pub fn restart(&mut self) {
+        let fresh = Self::new(RandomState::new().hash_one(self.next_id));
+        *self = Self { next_id: self.next_id, ..fresh };
     }
 
     /// Number of connections.

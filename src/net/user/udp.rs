@@ -41,6 +41,11 @@ impl UdpPorts {
         Self { ports: HashMap::new(), by_guest: HashMap::new(), next_id: 0, fragment_id: 0, buffer: vec![0; 0x1_0000] }
     }
 
+    /// Closes all ports. What the poller still tells of them finds nothing.
+    pub fn restart(&mut self) {
+        *self = Self { next_id: self.next_id, ..Self::new() };
+    }
+
     /// Number of ports in use.
     #[cfg(test)]
     pub fn len(&self) -> usize {

@@ -7,7 +7,7 @@ mod crypto;
 mod host;
 mod lanes;
 mod masked;
-mod mxcsr;
+pub mod mxcsr;
 mod strings;
 mod xsave;
 

@@ -226,7 +226,7 @@ fn mwait_waits_for_a_store_to_its_line() {
         assert!(pair.vcpus[0].store_seen());
         assert_eq!(pair.vcpus[0].run(), Exit::Halted);
         assert!(!pair.vcpus[0].waits_for_store(), "that is the HLT behind it");
-        assert_eq!(pair.vcpus[0].registers().gpr[reg::RAX], value.into());
+        assert_eq!(pair.vcpus[0].registers().gpr[reg::RAX], u64::from(value));
         pair.vcpus[0].handle().clear(request::INTERRUPT);
     }
     program(&pair, true, 0);
