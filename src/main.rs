@@ -6,6 +6,7 @@ mod boot;
 mod chardev;
 mod cli;
 mod clock;
+mod display;
 mod entropy;
 mod events;
 mod gdb;

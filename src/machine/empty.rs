@@ -9,6 +9,7 @@ use crate::monitor::{
 };
 use anyhow::{Result, bail};
 use brolga_devices::services::Reception;
+use brolga_devices::vga::Picture;
 use brolga_jit::Registers;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
@@ -109,6 +110,14 @@ impl MonitorHost for Empty {
             // Fails if the machine ends meanwhile.
             let _ = wait.recv();
         }
+    }
+
+    fn screen(&self) -> Option<Picture> {
+        None
+    }
+
+    fn has_screen(&self, _device: &str) -> bool {
+        false
     }
 
     fn snapshot(&self, _action: &SnapshotAction) -> Result<(), String> {

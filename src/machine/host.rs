@@ -13,6 +13,7 @@ use brolga_devices::bus::Space;
 use brolga_devices::i8042::{Key, MouseMove};
 use brolga_devices::services::Reception;
 use brolga_devices::state::Inspector;
+use brolga_devices::vga::Picture;
 use brolga_jit::{CheckStats, Registers, TierStats};
 use crossbeam_channel::bounded;
 use std::fmt::Write;
@@ -27,6 +28,16 @@ impl MonitorHost for Machine {
             // Fails if the machine ends meanwhile.
             let _ = wait.recv();
         }
+    }
+
+    fn screen(&self) -> Option<Picture> {
+        // A screen that is off is black, of the size that it has at power-on.
+        let black = || Picture { width: 720, height: 400, rgb: vec![0; 720 * 400 * 3] };
+        self.pc.peripherals.vga.as_ref().map(|vga| vga.picture().unwrap_or_else(black))
+    }
+
+    fn has_screen(&self, device: &str) -> bool {
+        self.pc.peripherals.vga.is_some() && matches!(device, "vga" | "VGA")
     }
 
     fn snapshot(&self, action: &SnapshotAction) -> Result<(), String> {

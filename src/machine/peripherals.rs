@@ -35,6 +35,8 @@ pub struct Peripherals {
     pub balloon: Option<Arc<VirtioBalloon>>,
     /// Buses of serial ports, in the configuration's order.
     pub serial_buses: Vec<(usize, Arc<VirtioSerial>)>,
+    /// The graphics card.
+    pub vga: Option<Arc<Vga>>,
     /// Where devices are.
     pub seats: Vec<Seat>,
 }
@@ -135,7 +137,7 @@ impl Builder<'_> {
         self.insert(place, name, VirtioPci::new(bus, parts, piix3.intx(place.1.device(), PIN), messages)?)
     }
 
-    fn vga(&self, spec: &VgaSpec) -> Result<()> {
+    fn vga(&mut self, spec: &VgaSpec) -> Result<()> {
         let rom = match &spec.rom {
             Some(path) => {
                 let image = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
@@ -145,6 +147,7 @@ impl Builder<'_> {
             None => None,
         };
         let card = Vga::new(self.slots.bus, rom, self.slots.s.video.clone())?;
+        self.plugged.vga = Some(card.clone());
         self.insert((Made::Board, VGA), "vga".to_owned(), card)?;
         Ok(())
     }

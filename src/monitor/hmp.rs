@@ -95,7 +95,7 @@ fn parse(
             args.insert(name.to_owned(), format.into());
             continue;
         }
-        if matches!(arg.place, Place::Absent | Place::Flag(_)) {
+        if matches!(arg.place, Place::Absent | Place::Flag(_) | Place::Choice(_)) {
             continue;
         }
         if rest.is_empty() {
@@ -123,6 +123,14 @@ fn flags<'a>(command: &Command, line: &'a str, args: &mut Map<String, Value>) ->
         else {
             return Ok(rest);
         };
+        let choice = command.args.iter().find(|arg| matches!(arg.place, Place::Choice(c) if letters == c.to_string()));
+        if let Some(choice) = choice {
+            let (value, left) = take(choice, left.trim_start(), &|| None)?;
+            choice.member.ty.check(choice.member.name, &value).map_err(|fault| fault.desc)?;
+            args.insert(choice.member.name.to_owned(), value);
+            rest = left.trim_start();
+            continue;
+        }
         for letter in letters.chars() {
             let flag = command.args.iter().find(|arg| arg.place == Place::Flag(letter));
             let flag = flag.ok_or_else(|| format!("unsupported option -{letter}"))?;
@@ -156,7 +164,7 @@ fn take<'a>(arg: &Arg, rest: &'a str, registers: &dyn Fn() -> Option<Registers>)
             let (word, left) = word(rest)?;
             (values::switch(&word)?.into(), left)
         }
-        Place::Word | Place::Absent | Place::Flag(_) | Place::Format => {
+        Place::Word | Place::Absent | Place::Flag(_) | Place::Choice(_) | Place::Format => {
             let (word, left) = word(rest)?;
             (word.into(), left)
         }
@@ -200,6 +208,7 @@ fn usage(command: &Command) -> String {
             Place::Absent => continue,
             Place::Format => "/fmt".to_owned(),
             Place::Flag(letter) => format!("[-{letter}]"),
+            Place::Choice(letter) => format!("[-{letter} {name}]"),
             Place::Switch if arg.member.optional => "[on|off]".to_owned(),
             Place::Switch => "on|off".to_owned(),
             _ if arg.member.optional => format!("[{name}]"),

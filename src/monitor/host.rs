@@ -6,6 +6,7 @@ use super::jobs::Jobs;
 use super::plugging::Plugging;
 use crate::cli::config::Actions;
 use brolga_devices::services::Reception;
+use brolga_devices::vga::Picture;
 use brolga_jit::Registers;
 use serde_json::Value;
 use std::ops::Range;
@@ -412,6 +413,10 @@ pub trait MonitorHost: Plugging {
     /// Waits for gdb at `endpoint`, as `-gdb` does, and no more where it waited before; `none`: nowhere. `commands` are what it
     /// may type.
     fn start_debugger(&self, endpoint: &str, commands: Commands) -> Result<(), String>;
+    /// What the screen shows; `None` if there is no graphics card.
+    fn screen(&self) -> Option<Picture>;
+    /// Whether there is a graphics card that is called so.
+    fn has_screen(&self, device: &str) -> bool;
     /// Lines about `topic`; `None` if the machine has nothing to say about it.
     fn inspect(&self, topic: Topic) -> Option<String>;
 }

@@ -21,6 +21,8 @@ pub enum Place {
     Rest,
     /// A switch of one letter, such as `-a`.
     Flag(char),
+    /// A switch of one letter and the word behind it, such as `-f png`.
+    Choice(char),
     /// A number or expression: `0x1000`, `$rip+4`.
     Number,
     /// The same, to the end of the line.
@@ -173,7 +175,7 @@ mod tests {
             let words: Vec<&Arg> = command
                 .args
                 .iter()
-                .filter(|arg| !matches!(arg.place, Place::Absent | Place::Flag(_) | Place::Format))
+                .filter(|arg| !matches!(arg.place, Place::Absent | Place::Flag(_) | Place::Choice(_) | Place::Format))
                 .collect();
             let rest = words.iter().position(|arg| matches!(arg.place, Place::Rest | Place::LastNumber));
             assert!(rest.is_none_or(|at| at + 1 == words.len()), "{:?}", command.hmp);

@@ -8,6 +8,7 @@ use super::{Commands, Events, Facts, Fault, JobSpec, Jobs, hmp, qmp, table};
 use crate::cli::config::Actions;
 use crate::cli::tests::with;
 use brolga_devices::services::Reception;
+use brolga_devices::vga::Picture;
 use brolga_jit::Registers;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
@@ -46,6 +47,12 @@ impl Plugging for Fake {
 impl MonitorHost for Fake {
     fn control(&self, what: Control) {
         self.done.lock().unwrap().push(what);
+    }
+    fn screen(&self) -> Option<Picture> {
+        None
+    }
+    fn has_screen(&self, device: &str) -> bool {
+        device == "card"
     }
     fn snapshot(&self, action: &SnapshotAction) -> Result<(), String> {
         Err(format!("{} is refused", action.kind()))

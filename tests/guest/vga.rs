@@ -1,5 +1,6 @@
 //! The text screen of the graphics card: firmware, a boot loader and a kernel write on it.
 
+use crate::disks::Folder;
 use crate::harness::{BOOT, Boot, COMMAND, Guest, INIT, PROMPT, cached};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,6 +62,15 @@ fn firmware_and_a_kernel_write_on_the_screen() {
     guest.run("for i in $(seq 200); do echo \"row $i\"; done >/dev/tty1");
     shows(&mut guest, "row 200");
     assert!(!screen(&mut guest).contains("a line for the screen"));
+    // As a picture: grey letters on black, 25 rows of them.
+    let folder = Folder::new();
+    let file = folder.file("screen.ppm");
+    ask(&mut guest, &format!("screendump {file}"));
+    let picture = std::fs::read(&file).expect("a picture");
+    let pixels = picture.strip_prefix(b"P6\n720 400\n255\n").expect("a text screen");
+    let lit = |row: &[u8]| row.chunks(3).any(|pixel| pixel == [170, 170, 170]);
+    let rows = pixels.chunks(720 * 3 * 16).filter(|row| lit(row)).count();
+    assert!(pixels.len() == 720 * 400 * 3 && rows >= 20, "{rows} rows have letters");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod hotplug;
 mod processors;
 mod saving;
 mod schema;
+mod screen;
 mod tracing;
 
 use harness::{Machine, connect, error};

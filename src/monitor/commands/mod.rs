@@ -12,6 +12,7 @@ mod network;
 mod pci;
 mod processors;
 mod qom;
+mod screen;
 mod snapshots;
 
 use super::table::Command;
@@ -24,6 +25,7 @@ pub static TABLES: &[&[Command]] = &[
     memory::TABLE,
     block::TABLE,
     snapshots::TABLE,
+    screen::TABLE,
     network::TABLE,
     chars::TABLE,
     devices::TABLE,
