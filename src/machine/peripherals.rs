@@ -1,10 +1,12 @@
 //! Devices besides disks and network cards: entropy, balloon, crash reports, watchdog.
 
-use super::pc::Console;
+use super::pc::{Console, Surroundings};
 use super::seats::Seat;
 use super::storage::Slots;
 use crate::cli::config::Made;
-use crate::cli::config::peripherals::{BalloonSpec, Peripherals as Wanted, Place, RngSpec, SerialBusSpec, VgaSpec};
+use crate::cli::config::peripherals::{
+    BalloonSpec, Peripherals as Wanted, Place, RngSpec, SerialBusSpec, SerialPortSpec, VgaSpec,
+};
 use crate::cli::config::sharing::ShareSpec;
 use crate::share;
 use anyhow::{Context, Result, anyhow};
@@ -13,7 +15,7 @@ use brolga_devices::i6300esb::I6300Esb;
 use brolga_devices::pci::bar::Rom;
 use brolga_devices::pci::{DevFn, PciFunction};
 use brolga_devices::pvpanic::{PanicFunction, PanicPort};
-use brolga_devices::services::MsiSink;
+use brolga_devices::services::{CharFrontend, MsiSink};
 use brolga_devices::vga::Vga;
 use brolga_devices::virtio::Parts;
 use brolga_devices::virtio::balloon::{self, BalloonConfig, VirtioBalloon};
@@ -21,7 +23,7 @@ use brolga_devices::virtio::ninep::Virtio9p;
 use brolga_devices::virtio::pci::VirtioPci;
 use brolga_devices::virtio::rng::{Rate, VirtioRng};
 use brolga_devices::virtio::serial::{PortSpec, VirtioSerial};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Where a PC has its graphics card.
 const VGA: DevFn = DevFn::new(2, 0);
@@ -100,6 +102,21 @@ impl Peripherals {
     }
 }
 
+/// A port with its host end, and what has it get input once it is in its place.
+fn serial_port(s: &Surroundings, port: &SerialPortSpec) -> (PortSpec, Connect) {
+    let Console { backend, connect } = (s.console)(port.chardev);
+    (PortSpec { id: port.number, console: port.console, name: port.name.clone(), backend }, connect)
+}
+
+/// Makes a device the receiver of input.
+type Connect = Box<dyn FnOnce(Weak<dyn CharFrontend>)>;
+
+/// Plugs a port in at a bus that is there.
+pub fn plug_port(s: &Surroundings, bus: &VirtioSerial, port: &SerialPortSpec) {
+    let (port, connect) = serial_port(s, port);
+    connect(Arc::downgrade(&bus.plug(port)));
+}
+
 impl Builder<'_> {
     fn one(&mut self, wanted: &Wanted, made: Made, place: DevFn) -> Result<Option<Seat>> {
         let (slots, s) = (self.slots, self.slots.s);
@@ -164,8 +181,8 @@ impl Builder<'_> {
         let s = self.slots.s;
         let (mut ports, mut connections) = (Vec::new(), Vec::new());
         for port in &spec.ports {
-            let Console { backend, connect } = (s.console)(port.chardev);
-            ports.push(PortSpec { id: port.number, console: port.console, name: port.name.clone(), backend });
+            let (port, connect) = serial_port(s, port);
+            ports.push(port);
             connections.push(connect);
         }
         let (device, parts) = VirtioSerial::new(ports, spec.max_ports, s.memory.clone(), s.work);

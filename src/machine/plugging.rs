@@ -4,7 +4,7 @@
 //! units of a SCSI host and ports of a serial bus come and go by their bus's own means.
 
 use super::inventory::{Entry, Inventory};
-use super::peripherals::Peripherals;
+use super::peripherals::{Peripherals, plug_port};
 use super::scsi::Host;
 use super::seats::Seat;
 use super::storage::{Drives, Slots};
@@ -64,6 +64,13 @@ impl Machine {
                 let host = next.host_of(at).and_then(|number| inventory.host(number)).ok_or_else(missing)?;
                 drives.scsi_unit(slots, &host, spec)
             }
+            Made::SerialPort { bus, number } => {
+                let device = inventory.serial_bus(bus).ok_or_else(missing)?;
+                let ports = next.peripherals.wanted.serial_buses.get(bus).map(|bus| &bus.ports[..]).unwrap_or_default();
+                let port = ports.iter().find(|port| port.number == number).ok_or_else(missing)?;
+                plug_port(slots.s, &device, port);
+                Ok(())
+            }
             _ => peripherals.plug(slots, &next.peripherals.wanted, made),
         })
     }
@@ -76,6 +83,7 @@ impl Machine {
                 let model = next.given.last().map_or("", |spec| spec.model);
                 Err(Fault::new(format!("Device '{model}' does not support hotplugging")))
             }
+            Made::SerialPort { bus, .. } if inventory.serial_bus(bus).is_some() => Ok(()),
             Made::SerialPort { .. } => no("virtio-serial"),
             Made::ScsiUnit(at) => match next.host_of(at).and_then(|number| inventory.host(number)).as_deref() {
                 Some(Host::Virtio(_)) => Ok(()),
@@ -251,6 +259,13 @@ impl Plugging for Machine {
         }
         match (entry.spec.made, &entry.seat) {
             (Made::ScsiUnit(drive), _) => self.take_unit(&mut inventory, at, drive),
+            (Made::SerialPort { bus, number }, _) => {
+                // The driver hears of it and cannot refuse.
+                if let Some(bus) = inventory.serial_bus(bus) {
+                    bus.unplug(number);
+                }
+                self.remove(&mut inventory, at);
+            }
             (Made::Processor(number), _) => {
                 entry.asked = Some(now);
                 self.pc.cpu_hotplug.iter().for_each(|hotplug| hotplug.ask(number));
@@ -328,7 +343,8 @@ impl Plugging for Machine {
             model: entry.spec.model,
             keys: entry.spec.keys.clone(),
             late: entry.late,
-            movable: entry.seat.is_some() || matches!(entry.spec.made, Made::ScsiUnit(_) | Made::Processor(_)),
+            movable: entry.seat.is_some()
+                || matches!(entry.spec.made, Made::ScsiUnit(_) | Made::SerialPort { .. } | Made::Processor(_)),
         };
         self.inventory().entries.iter().map(info).collect()
     }

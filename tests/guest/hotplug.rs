@@ -119,3 +119,33 @@ fn processors_come_and_go() {
     guest.send("poweroff -f\r");
     guest.ends_with(0);
 }
+
+#[test]
+fn serial_ports_come_and_go() {
+    let (socket, folder) = (scratch("ports"), Folder::new());
+    let file = folder.file("out");
+    let chardev = format!("file,id=f,path={file}");
+    let mut guest = boot("peripherals-amd64", &socket, &["-chardev", &chardev, "-object", "rng-builtin,id=o"]);
+    let mut client = Client::connect(&socket);
+    guest.run("modprobe virtio_pci && modprobe virtio_console && modprobe virtio_rng");
+    client.run("device_add", json!({"driver": "virtio-serial-pci", "id": "s"}));
+    for round in 0..2 {
+        let name = format!("org.round.{round}");
+        let port = json!({"driver": "virtserialport", "chardev": "f", "id": "p", "bus": "s.0", "nr": 5, "name": name});
+        client.run("device_add", port);
+        until(&mut guest, &format!("grep -q {name} /sys/class/virtio-ports/*/name"));
+        guest.run(&format!(
+            "echo round {round} > /dev/$(basename $(dirname $(grep -l {name} /sys/class/virtio-ports/*/name)))"
+        ));
+        client.event("VSERPORT_CHANGE", &json!({ "id": "p", "open": false }));
+        leaves(&mut client, "p");
+        until(&mut guest, "test -z \"$(ls /sys/class/virtio-ports)\"");
+    }
+    client.run("device_add", json!({"driver": "virtio-rng-pci", "rng": "o", "id": "r"}));
+    until(&mut guest, "grep -q virtio_rng /sys/class/misc/hw_random/rng_current");
+    leaves(&mut client, "r");
+    leaves(&mut client, "s");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "round 0\nround 1\n");
+    guest.send("poweroff -f\r");
+    guest.ends_with(0);
+}

@@ -21,7 +21,8 @@ fn refused(answer: Result<Value, (String, String)>) -> String {
 fn devices_are_listed_and_refused_as_in_qemu() {
     let scratch = Scratch::new("hotplug-files");
     let drive = format!("if=none,id=d,format=raw,file={}", image(&scratch, "d"));
-    let machine = Machine::start("hotplug", &["-netdev", "user,id=n", "-drive", &drive]);
+    let host_ends = ["-netdev", "user,id=n", "-drive", &drive, "-chardev", "null,id=p"];
+    let machine = Machine::start("hotplug", &host_ends);
     let mut client = machine.client();
     let mut add = |arguments: Value| client.run("device_add", arguments);
     assert_eq!(refused(add(json!({}))), "Parameter 'driver' is missing");
@@ -34,6 +35,8 @@ fn devices_are_listed_and_refused_as_in_qemu() {
     assert!(refused(add(json!({"driver": "isa-debug-exit"}))).ends_with("does not support hotplugging"));
     assert!(refused(add(json!({"driver": "ide-cd"}))).ends_with("does not support hotplugging"));
     assert!(refused(add(json!({"driver": "virtserialport"}))).contains("chardev"));
+    let lonely = json!({"driver": "virtserialport", "chardev": "p"});
+    assert_eq!(refused(add(lonely)), "No 'virtio-serial-bus' bus found for device 'virtserialport'");
     assert!(refused(add(json!({"driver": "scsi-hd", "drive": "d"}))).contains("no SCSI host"));
     assert!(refused(add(json!({"driver": "virtio-blk-pci"}))).contains("drive= is missing"));
     assert_eq!(add(json!({"driver": "virtio-blk-pci", "drive": "d", "id": "v", "addr": "0x1f"})), Ok(json!({})));
@@ -42,6 +45,18 @@ fn devices_are_listed_and_refused_as_in_qemu() {
     assert_eq!(add(json!({"driver": "e1000", "netdev": "n", "id": "e"})), Ok(json!({})));
     assert!(refused(add(json!({"driver": "e1000", "netdev": "n"}))).contains("has a card already"));
     assert_eq!(add(json!({"driver": "virtio-serial-pci", "id": "s"})), Ok(json!({})));
+    // A port comes to its bus and goes at once, twice: its number and its host end are free again.
+    for _ in 0..2 {
+        let port =
+            json!({"driver": "virtserialport", "chardev": "p", "id": "port", "bus": "s.0", "nr": 3, "name": "org.x"});
+        assert_eq!(client.run("device_add", port.clone()), Ok(json!({})));
+        let other = json!({"driver": "virtserialport", "chardev": "p", "id": "other"});
+        assert!(refused(client.run("device_add", other)).contains("used by"));
+        assert!(client.hmp("info qtree").contains("name = org.x"));
+        assert_eq!(client.run("device_del", json!({"id": "port"})), Ok(json!({})));
+        assert_eq!(client.event("DEVICE_DELETED")["device"], "port");
+        assert!(!client.hmp("info qtree").contains("name = org.x"));
+    }
     let pci = client.hmp("info pci");
     for id in ["r", "v", "e", "s"] {
         assert!(pci.contains(&format!("id \"{id}\"")), "{pci}");

@@ -15,6 +15,7 @@ const HEADER: usize = 8;
 mod event {
     pub const DEVICE_READY: u16 = 0;
     pub const PORT_ADD: u16 = 1;
+    pub const PORT_REMOVE: u16 = 2;
     pub const PORT_READY: u16 = 3;
     pub const CONSOLE_PORT: u16 = 4;
     pub const RESIZE: u16 = 5;
@@ -47,11 +48,12 @@ impl VirtioSerial {
     fn take_message(&self, id: u32, event: u16, value: u16) {
         if event == event::DEVICE_READY {
             if value != 0 {
-                self.post(self.specs.iter().map(|spec| message(spec.id, event::PORT_ADD, 1, &[])).collect());
+                let ports = self.ports();
+                self.post(ports.iter().map(|(_, spec)| message(spec.id, event::PORT_ADD, 1, &[])).collect());
             }
             return;
         }
-        let Some(port) = self.specs.iter().position(|spec| spec.id == id) else {
+        let Some((port, _)) = self.ports().into_iter().find(|(_, spec)| spec.id == id) else {
             return guest_error!("virtio-serial: there is no port {id}");
         };
         match event {
@@ -63,7 +65,7 @@ impl VirtioSerial {
                 if before == Some(!open) {
                     self.opened.call((id, open));
                 }
-                if let Some(spec) = self.specs.get(port).filter(|_| value != 0) {
+                if let Some(spec) = self.spec(port).filter(|_| value != 0) {
                     spec.backend.input_ready();
                 }
             }
@@ -71,9 +73,15 @@ impl VirtioSerial {
         }
     }
 
+    /// Tells the driver of a port that came or went.
+    pub(super) fn announce(&self, id: u32, came: bool) {
+        let event = if came { event::PORT_ADD } else { event::PORT_REMOVE };
+        self.post(vec![message(id, event, 1, &[])]);
+    }
+
     /// The driver has taken a port, or could not.
     fn port_ready(&self, port: usize, ready: bool) {
-        let Some(spec) = self.specs.get(port) else { return };
+        let Some(spec) = self.spec(port) else { return };
         if let Some(port) = locked(&self.state).ports.get_mut(port) {
             port.ready = ready;
             // A console is always open.
@@ -98,7 +106,7 @@ impl VirtioSerial {
 
     /// Tells the driver what it does not know yet of the host's end of a port.
     pub(super) fn look_at_host(&self, port: usize) {
-        let Some(spec) = self.specs.get(port) else { return };
+        let Some(spec) = self.spec(port) else { return };
         let (open, size) = (spec.backend.connected(), spec.backend.size());
         let mut messages = Vec::new();
         {

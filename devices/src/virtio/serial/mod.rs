@@ -15,11 +15,12 @@ use super::{Parts, VirtioDevice};
 use crate::services::{CharFrontend, Dma, Doorbell, WorkService, WorkTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{Hook, locked};
+use arc_swap::ArcSwap;
 use port::{PortEnd, PortState};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 const QUEUE_SIZE: u16 = 128;
 /// Most ports: their queues and those for control messages are 64.
@@ -56,8 +57,10 @@ struct State {
 /// Locks: `state` before those of the queues; back ends and doorbell are used without it. Output and control messages move
 /// on the I/O thread only, input on the thread that has it.
 pub struct VirtioSerial {
-    specs: Vec<PortSpec>,
-    ends: Vec<Arc<PortEnd>>,
+    this: Weak<VirtioSerial>,
+    /// Those that were taken away leave their place empty.
+    specs: ArcSwap<Vec<Option<Arc<PortSpec>>>>,
+    ends: RwLock<Vec<Arc<PortEnd>>>,
     max_ports: u32,
     queues: Arc<Queues>,
     doorbell: Box<dyn Doorbell>,
@@ -81,8 +84,9 @@ impl VirtioSerial {
         let ports = specs.iter().map(|_| PortState::default()).collect();
         let state = State { features: 0, started: false, ports, outbox: VecDeque::new(), life: 0 };
         let device = Arc::new_cyclic(|this: &Weak<Self>| Self {
-            ends: (0..specs.len()).map(|port| Arc::new(PortEnd::new(this.clone(), port))).collect(),
-            specs,
+            this: this.clone(),
+            ends: RwLock::new((0..specs.len()).map(|port| Arc::new(PortEnd::new(this.clone(), port))).collect()),
+            specs: ArcSwap::from_pointee(specs.into_iter().map(|spec| Some(Arc::new(spec))).collect()),
             max_ports,
             queues: queues.clone(),
             doorbell: work.doorbell(this.clone(), 0),
@@ -96,7 +100,60 @@ impl VirtioSerial {
 
     /// The ends of the ports that back ends give input to, in the order of the ports.
     pub fn frontends(&self) -> Vec<Arc<dyn CharFrontend>> {
-        self.ends.iter().map(|end| end.clone() as Arc<dyn CharFrontend>).collect()
+        let ends = self.ends.read().unwrap_or_else(PoisonError::into_inner);
+        ends.iter().map(|end| end.clone() as Arc<dyn CharFrontend>).collect()
+    }
+
+    /// Adds a port, whose number is free; the driver is told. Its end for the back end to give input to. Not for several
+    /// threads at once.
+    pub fn plug(&self, spec: PortSpec) -> Arc<dyn CharFrontend> {
+        let id = spec.id;
+        let started = {
+            let mut state = locked(&self.state);
+            state.ports.push(PortState::default());
+            state.started && Self::multiport(&state)
+        };
+        let mut specs = Vec::clone(&self.specs.load());
+        let end = Arc::new(PortEnd::new(self.this.clone(), specs.len()));
+        specs.push(Some(Arc::new(spec)));
+        self.specs.store(Arc::new(specs));
+        self.ends.write().unwrap_or_else(PoisonError::into_inner).push(end.clone());
+        if started {
+            self.announce(id, true);
+        }
+        end
+    }
+
+    /// Takes the port with this number away; the driver is told. `false`: there is none. Not for several threads at once.
+    pub fn unplug(&self, id: u32) -> bool {
+        let Some((port, _)) = self.ports().into_iter().find(|(_, spec)| spec.id == id) else { return false };
+        let mut specs = Vec::clone(&self.specs.load());
+        if let Some(spec) = specs.get_mut(port) {
+            *spec = None;
+        }
+        self.specs.store(Arc::new(specs));
+        let started = {
+            let mut state = locked(&self.state);
+            if let Some(port) = state.ports.get_mut(port) {
+                *port = PortState::default();
+            }
+            state.started && Self::multiport(&state)
+        };
+        if started {
+            self.announce(id, false);
+        }
+        true
+    }
+
+    /// The ports that are there, with their places in the state.
+    fn ports(&self) -> Vec<(usize, Arc<PortSpec>)> {
+        let specs = self.specs.load();
+        specs.iter().enumerate().filter_map(|(port, spec)| Some((port, spec.clone()?))).collect()
+    }
+
+    /// The port in that place.
+    fn spec(&self, port: usize) -> Option<Arc<PortSpec>> {
+        self.specs.load().get(port)?.clone()
     }
 
     fn multiport(state: &State) -> bool {
@@ -105,8 +162,8 @@ impl VirtioSerial {
 
     /// The port that a queue is of, and whether the queue is its output.
     fn port_of(&self, queue: usize) -> Option<(usize, bool)> {
-        let of = |spec: &PortSpec| queue & !1 == input_queue(spec.id);
-        self.specs.iter().position(of).map(|port| (port, queue & 1 != 0))
+        let of = |spec: &Option<Arc<PortSpec>>| spec.as_ref().is_some_and(|spec| queue & !1 == input_queue(spec.id));
+        self.specs.load().iter().position(of).map(|port| (port, queue & 1 != 0))
     }
 
     fn kick(&self, queue: usize) {
@@ -122,7 +179,7 @@ impl VirtioSerial {
         for queue in (0..self.queues.count()).filter(|queue| kicked >> queue & 1 != 0) {
             match (queue, self.port_of(queue)) {
                 (CONTROL_IN, _) => {
-                    (0..self.specs.len()).for_each(|port| self.look_at_host(port));
+                    self.ports().into_iter().for_each(|(port, _)| self.look_at_host(port));
                     self.deliver_messages();
                 }
                 (CONTROL_OUT, _) => self.take_messages(),
@@ -134,8 +191,9 @@ impl VirtioSerial {
     }
 
     /// The console whose size the configuration space has, and to which characters go in an emergency.
-    fn first_console(&self) -> Option<&PortSpec> {
-        self.specs.iter().filter(|spec| spec.console).min_by_key(|spec| spec.id)
+    fn first_console(&self) -> Option<Arc<PortSpec>> {
+        let specs = self.ports().into_iter().map(|(_, spec)| spec);
+        specs.filter(|spec| spec.console).min_by_key(|spec| spec.id)
     }
 }
 
@@ -184,7 +242,8 @@ impl VirtioDevice for VirtioSerial {
         (state.features, state.started) = (features, true);
         if !Self::multiport(&state) {
             // There is one port, and nobody has to say so.
-            for (port, _) in state.ports.iter_mut().zip(&self.specs).filter(|(_, spec)| spec.id == 0) {
+            let first = self.ports().into_iter().find(|(_, spec)| spec.id == 0);
+            if let Some(port) = first.and_then(|(port, _)| state.ports.get_mut(port)) {
                 (port.ready, port.guest_open) = (true, true);
             }
         }
@@ -200,7 +259,7 @@ impl VirtioDevice for VirtioSerial {
         *state = State {
             features: 0,
             started: false,
-            ports: self.specs.iter().map(|_| PortState::default()).collect(),
+            ports: vec![PortState::default(); state.ports.len()],
             outbox: VecDeque::new(),
             life: state.life.wrapping_add(1),
         };
@@ -217,7 +276,7 @@ impl VirtioDevice for VirtioSerial {
 
     fn restore(&self, state: &StateValue, check: bool) -> Result<(), StateError> {
         let new: State = from_state(self.name(), state)?;
-        if new.ports.len() != self.specs.len() || new.outbox.len() > control::MOST_MESSAGES {
+        if new.ports.len() != self.specs.load().len() || new.outbox.len() > control::MOST_MESSAGES {
             return Err(StateError::Malformed { device: self.name(), reason: "the ports are not these".into() });
         }
         if check {
@@ -236,7 +295,8 @@ impl VirtioDevice for VirtioSerial {
     fn inspect(&self, out: &mut Inspector) {
         let state = locked(&self.state).clone();
         out.field("max_ports", self.max_ports);
-        for (spec, port) in self.specs.iter().zip(&state.ports) {
+        let ports = self.ports();
+        for (spec, port) in ports.iter().filter_map(|(port, spec)| Some((spec, state.ports.get(*port)?))) {
             let kind = if spec.console { "console" } else { "port" };
             out.group(&format!("{kind} {}", spec.id), |out| {
                 out.field("name", &spec.name);

@@ -82,7 +82,7 @@ impl CharFrontend for PortEnd {
 impl VirtioSerial {
     /// Bytes of input that the guest has a buffer for.
     fn input_room(&self, port: usize) -> usize {
-        let Some(spec) = self.specs.get(port) else { return 0 };
+        let Some(spec) = self.spec(port) else { return 0 };
         let mut state = locked(&self.state);
         let started = state.started;
         let Some(state) = state.ports.get_mut(port).filter(|port| started && port.ready && port.guest_open) else {
@@ -108,7 +108,7 @@ impl VirtioSerial {
 
     /// Gives the guest input that there is room for.
     fn take_input(&self, port: usize, bytes: &[u8]) {
-        let Some(spec) = self.specs.get(port) else { return };
+        let Some(spec) = self.spec(port) else { return };
         let filled = {
             let mut state = locked(&self.state);
             // A reset since it was asked for room leaves nobody to read it.
@@ -123,13 +123,13 @@ impl VirtioSerial {
     /// The driver has added buffers for input.
     pub(super) fn offer_input(&self, port: usize) {
         let hungry = locked(&self.state).ports.get_mut(port).is_some_and(|port| std::mem::take(&mut port.hungry));
-        if let Some(spec) = self.specs.get(port).filter(|_| hungry) {
+        if let Some(spec) = self.spec(port).filter(|_| hungry) {
             spec.backend.input_ready();
         }
     }
 
     fn host_has_room(&self, port: usize) {
-        if let Some(spec) = self.specs.get(port) {
+        if let Some(spec) = self.spec(port) {
             self.kick(input_queue(spec.id) + 1);
         }
     }
@@ -138,7 +138,7 @@ impl VirtioSerial {
         self.kick(super::CONTROL_IN);
         // What waited for somebody who has gone is dropped.
         self.host_has_room(port);
-        let alone = self.first_console().map(|spec| spec.id) == self.specs.get(port).map(|spec| spec.id);
+        let alone = self.first_console().map(|spec| spec.id) == self.spec(port).map(|spec| spec.id);
         let by_config = {
             let state = locked(&self.state);
             state.started && state.features & (feature::SIZE | feature::MULTIPORT) == feature::SIZE
@@ -150,7 +150,7 @@ impl VirtioSerial {
 
     /// Moves output to the host, as much as it takes.
     pub(super) fn take_output(&self, port: usize) {
-        let Some(spec) = self.specs.get(port) else { return };
+        let Some(spec) = self.spec(port) else { return };
         let queue = input_queue(spec.id) + 1;
         for _ in 0..PIECES_AT_ONCE {
             // While nobody is there the bytes go nowhere, and so nothing waits.

@@ -262,3 +262,31 @@ fn random_accesses_and_rings() {
         }
     });
 }
+
+#[test]
+fn ports_come_and_go() {
+    let hosts = Hosts::new();
+    let (device, mut b) = hosts.bench(feature::MULTIPORT);
+    b.ready();
+    b.heard();
+    let spec = || PortSpec { id: 1, console: false, name: "org.late".to_owned(), backend: hosts.1.clone() };
+    for _ in 0..2 {
+        let end = device.plug(spec());
+        // In the buffer that `heard` left.
+        assert_eq!(b.queues[CONTROL_IN].used().len(), 1);
+        b.say(1, 3, 1);
+        b.say(1, 6, 1);
+        assert_eq!(b.heard(), [(1, 7, 1, b"org.late\0".to_vec()), (1, 6, 1, vec![])]);
+        b.queues[4].add(&[(DATA + 0x4000, 16, true)]);
+        assert_eq!(end.can_receive(), 16);
+        assert!(device.unplug(1) && !device.unplug(1));
+        assert_eq!(b.queues[CONTROL_IN].used().len(), 1, "the driver hears that it is gone");
+        assert_eq!(end.can_receive(), 0, "and its end takes nothing");
+        end.receive(b"late");
+        // What the driver still says of it goes nowhere.
+        b.say(1, 6, 1);
+        assert_eq!(b.heard(), []);
+    }
+    b.queues[IN].add(&[(DATA + 0x4000, 8, true)]);
+    assert_eq!(device.frontends()[1].can_receive(), 8, "others go on");
+}
