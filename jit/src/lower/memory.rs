@@ -1,6 +1,7 @@
 //! Guest memory: the TLB check and the access behind it.
 
 use super::alu::clif_ty;
+use super::share::Checked;
 use super::{Lower, Thunk};
 use crate::ir::op::RmwOp;
 use crate::ir::{Block, Inst, Op, Ty, mem};
@@ -24,6 +25,23 @@ pub(super) enum Need {
     WriteAligned,
 }
 
+impl Need {
+    pub(super) fn write(self) -> bool {
+        matches!(self, Self::Write | Self::Atomic | Self::WriteAligned)
+    }
+
+    pub(super) fn aligned(self) -> bool {
+        matches!(self, Self::Atomic | Self::ReadAligned | Self::WriteAligned)
+    }
+}
+
+/// Where guest memory is on the host.
+#[derive(Clone, Copy)]
+pub(super) struct Host {
+    pub base: Value,
+    pub offset: i32,
+}
+
 impl Lower<'_, '_> {
     /// `a` plus a constant.
     fn plus(&mut self, a: Value, n: i64) -> Value {
@@ -34,16 +52,37 @@ impl Lower<'_, '_> {
         self.b.ins().iadd(a, n)
     }
 
-    /// Host address of `bytes` bytes at the operation's first operand plus its constant. On a TLB miss, or for an access that crosses the page, is not aligned
-    /// as needed or goes to a device, the branch is taken, which leads to a miss stub.
-    pub(super) fn host(&mut self, base: Value, offset: i64, bytes: u64, need: Need) -> Value {
+    /// Host address of `bytes` bytes at `base` plus `offset`. On a TLB miss, or for an access that crosses the page, is not
+    /// aligned as needed or goes to a device, a branch is taken which leads to a miss stub.
+    pub(super) fn host(&mut self, base: Value, offset: i64, bytes: u64, need: Need) -> Host {
+        if let Some(host) = self.share(base, offset, bytes, need) {
+            self.b.ins().sequence_point();
+            return host;
+        }
         self.settle();
         self.b.ins().sequence_point();
-        let linear = self.plus(base, offset);
-        let write = matches!(need, Need::Write | Need::Atomic | Need::WriteAligned);
-        let aligned = matches!(need, Need::Atomic | Need::ReadAligned | Need::WriteAligned);
-        let mask = if aligned { !0xfffu64 | (bytes - 1) } else { !0xfff };
-        let last = if aligned || bytes == 1 { linear } else { self.plus(base, offset.wrapping_add(bytes as i64 - 1)) };
+        let (root, known) = self.root(base);
+        let first = known.wrapping_add(offset);
+        let last = if need.aligned() { first } else { first.wrapping_add(bytes as i64 - 1) };
+        if self.folded(base, 8).is_some() || i32::try_from(first).is_err() {
+            let linear = self.plus(base, offset);
+            let last = self.plus(linear, last - first);
+            let addend = self.check(linear, last, bytes, need);
+            return Host { base: self.b.ins().iadd(linear, addend), offset: 0 };
+        }
+        // Constants of their own: the check may be widened.
+        let (low, high) = (self.iconst(first), self.iconst(last));
+        let linear = self.b.ins().iadd(root, low);
+        let last_byte = self.b.ins().iadd(root, high);
+        let addend = self.check(linear, last_byte, bytes, need);
+        let base = self.b.ins().iadd(root, addend);
+        self.checks.add(Checked { root, base, need, first, last, bytes, low, high });
+        Host { base, offset: first as i32 }
+    }
+
+    /// The TLB check of what lies from `linear` to `last`; what to add to get host addresses.
+    fn check(&mut self, linear: Value, last: Value, bytes: u64, need: Need) -> Value {
+        let mask = if need.aligned() { !0xfffu64 | (bytes - 1) } else { !0xfff };
         let m = self.iconst(mask as i64);
         let mut page = self.b.ins().band(last, m);
         if self.wide_constant(linear) {
@@ -58,14 +97,14 @@ impl Lower<'_, '_> {
         let index = self.b.ins().band(index, slots);
         let entry = self.b.ins().iadd(self.env, index);
         let table = (offset_of!(CpuState, tlb) + Tlb::table_offset(self.mmu)) as i32;
+        let write = need.write();
         let tag_offset = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
         let tag = self.b.ins().load(I64, self.tlb_mem, entry, table + tag_offset as i32);
         let miss = self.b.ins().icmp(IntCC::NotEqual, page, tag);
         let code = 1 + (write as u8 | (self.mmu as u8) << 1);
         self.b.ins().trapnz(miss, TrapCode::unwrap_user(code));
         let addend_offset = table + offset_of!(TlbEntry, addend) as i32;
-        let addend = self.b.ins().load(I64, self.tlb_mem, entry, addend_offset);
-        self.b.ins().iadd(linear, addend)
+        self.b.ins().load(I64, self.tlb_mem, entry, addend_offset)
     }
 
     /// Something that the optimiser will fold to a constant which is no sign-extended 32-bit immediate.
@@ -109,7 +148,7 @@ impl Lower<'_, '_> {
                 let host = self.host(base, offset, bytes, Need::Write);
                 let v = self.int(i.b);
                 let v = self.narrow(i.ty, v);
-                self.b.ins().store(self.guest_mem, v, host, 0);
+                self.b.ins().store(self.guest_mem, v, host.base, host.offset);
             }
             Op::Rmw => {
                 let host = self.host(base, offset, bytes, Need::Atomic);
@@ -123,6 +162,7 @@ impl Lower<'_, '_> {
                     RmwOp::Xor => AtomicRmwOp::Xor,
                     RmwOp::Xchg => AtomicRmwOp::Xchg,
                 };
+                let host = self.address(host);
                 let old = self.b.ins().atomic_rmw(clif_ty(i.ty), self.guest_mem, op, host, v);
                 let old = self.widen(i.ty, old);
                 self.set(i.d, old);
@@ -131,6 +171,7 @@ impl Lower<'_, '_> {
                 let host = self.host(base, offset, bytes, Need::Atomic);
                 let (expected, new) = (self.int(i.b), self.int(i.c));
                 let (expected, new) = (self.narrow(i.ty, expected), self.narrow(i.ty, new));
+                let host = self.address(host);
                 let old = self.b.ins().atomic_cas(self.guest_mem, host, expected, new);
                 let old = self.widen(i.ty, old);
                 self.set(i.d, old);
@@ -138,13 +179,18 @@ impl Lower<'_, '_> {
         }
     }
 
-    pub(super) fn load_int(&mut self, ty: Ty, host: Value) -> Value {
+    /// A host address in one value.
+    pub(super) fn address(&mut self, host: Host) -> Value {
+        self.plus(host.base, host.offset.into())
+    }
+
+    pub(super) fn load_int(&mut self, ty: Ty, Host { base, offset }: Host) -> Value {
         let m = self.guest_mem;
         match ty {
-            Ty::I8 => self.b.ins().uload8(I64, m, host, 0),
-            Ty::I16 => self.b.ins().uload16(I64, m, host, 0),
-            Ty::I32 => self.b.ins().uload32(m, host, 0),
-            Ty::I64 => self.b.ins().load(I64, m, host, 0),
+            Ty::I8 => self.b.ins().uload8(I64, m, base, offset),
+            Ty::I16 => self.b.ins().uload16(I64, m, base, offset),
+            Ty::I32 => self.b.ins().uload32(m, base, offset),
+            Ty::I64 => self.b.ins().load(I64, m, base, offset),
         }
     }
 

@@ -11,6 +11,7 @@ mod divide;
 mod exits;
 mod flags;
 mod memory;
+mod share;
 mod vector;
 mod x87;
 
@@ -87,6 +88,11 @@ impl Thunk {
     /// Works on its operands alone, without a look at the state.
     fn is_pure(self) -> bool {
         matches!(self, Self::PureHelper | Self::Condition | Self::AllFlags)
+    }
+
+    /// May change what addresses are translated to.
+    fn may_remap(self) -> bool {
+        matches!(self, Self::Helper | Self::SegAddr)
     }
 }
 
@@ -266,6 +272,7 @@ struct Lower<'a, 'f> {
     /// Floating-point results in registers whose stores nothing has looked at yet, see [`vector::sticky`].
     unseen: [Option<clif::Value>; VECS],
     flags: Option<flags::Live>,
+    checks: share::Checks,
     thunks: [Option<FuncRef>; THUNKS],
     /// CLIF block of each guest block, and the guest block by RIP.
     blocks: Vec<clif::Block>,
@@ -308,6 +315,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             unsettled: Unsettled::default(),
             unseen: [None; VECS],
             flags: None,
+            checks: share::Checks::default(),
             thunks: [None; THUNKS],
             blocks,
             by_rip,
@@ -328,27 +336,29 @@ impl<'a, 'f> Lower<'a, 'f> {
         self.taken = carry::taken(&region.blocks, &sole);
         self.declare_parameters();
         self.enter_checked(0);
-        let mut after = Vec::with_capacity(region.blocks.len());
+        let mut after: Vec<(carry::Values, Option<flags::Live>, share::Holding)> = Vec::with_capacity(region.blocks.len());
         for (n, block) in region.blocks.iter().enumerate() {
             self.b.switch_to_block(self.blocks[n]);
             self.current = n;
             self.x87_lent = false;
             // Values of a block dominate a block that is reached from it alone.
             match sole[n].and_then(|p| after.get(p)) {
-                Some((values, flags)) => {
+                Some((values, flags, holding)) => {
                     self.resume(values);
                     self.flags = *flags;
+                    self.checks.set_holding(holding.clone());
                 }
                 None => {
                     self.take_parameters(n);
                     self.flags = None;
+                    self.checks.set_holding(Vec::new());
                 }
             }
             let out = self.flags_live_out(block, &entry_needs);
             let visible = dead_flags::visible(block, out);
             self.block(block, &visible);
             self.wrote_behind = false;
-            after.push((self.values(), self.flags));
+            after.push((self.values(), self.flags, self.checks.holding()));
         }
         self.b.seal_all_blocks();
     }
@@ -547,6 +557,9 @@ impl<'a, 'f> Lower<'a, 'f> {
     fn call(&mut self, t: Thunk, args: &[clif::Value]) -> Option<clif::Value> {
         if !t.is_pure() {
             self.settle();
+        }
+        if t.may_remap() {
+            self.checks.set_holding(Vec::new());
         }
         let f = self.thunk(t);
         let call = self.b.ins().call(f, args);

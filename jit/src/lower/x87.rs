@@ -60,7 +60,8 @@ impl Lower<'_, '_> {
         let argument = match n.memory {
             Some(m) => {
                 let linear = self.int(i.b);
-                Some(self.host(linear, 0, m.bytes, if m.write { Need::Write } else { Need::Read }))
+                let host = self.host(linear, 0, m.bytes, if m.write { Need::Write } else { Need::Read });
+                Some(self.address(host))
             }
             // The condition of FCMOV.
             None if i.b != Val::NONE.0 => Some(self.int(i.b)),

@@ -194,12 +194,12 @@ impl Lower<'_, '_> {
         let host = self.host(base, i.imm, bytes as u64, need);
         let v = match bytes {
             32 => {
-                let low = self.b.ins().load(I8X16, self.guest_mem, host, 0);
-                let high = self.b.ins().load(I8X16, self.guest_mem, host, 16);
+                let low = self.b.ins().load(I8X16, self.guest_mem, host.base, host.offset);
+                let high = self.b.ins().load(I8X16, self.guest_mem, host.base, host.offset + 16);
                 self.set_vec(i.d + HIGH as u16, high);
                 low
             }
-            16 => self.b.ins().load(I8X16, self.guest_mem, host, 0),
+            16 => self.b.ins().load(I8X16, self.guest_mem, host.base, host.offset),
             8 => {
                 let v = self.load_int(Ty::I64, host);
                 self.vec_of_int(v)
@@ -219,11 +219,11 @@ impl Lower<'_, '_> {
         let v = self.vec(i.b);
         if vec_bytes(i.ty) == 32 {
             let high = self.vec(i.b + HIGH as u16);
-            self.b.ins().store(self.guest_mem, v, host, 0);
-            self.b.ins().store(self.guest_mem, high, host, 16);
+            self.b.ins().store(self.guest_mem, v, host.base, host.offset);
+            self.b.ins().store(self.guest_mem, high, host.base, host.offset + 16);
             return;
         }
         let v = self.low_part(i.ty, v);
-        self.b.ins().store(self.guest_mem, v, host, 0);
+        self.b.ins().store(self.guest_mem, v, host.base, host.offset);
     }
 }
