@@ -6,6 +6,7 @@ use crate::fault::Fault;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
 use crate::runtime::contexts::Contexts;
+use crate::runtime::crossings::Crossings;
 use crate::runtime::debugger::Debugger;
 use crate::runtime::lockstep::Lockstep;
 use crate::runtime::tier::Tier;
@@ -61,6 +62,8 @@ pub struct Cpu {
     pub fpu_error: bool,
     /// Compares generated code with the interpreter as it runs (`check=on`).
     pub lockstep: Option<Box<Lockstep>>,
+    /// Accesses that cross a page.
+    pub(crate) crossings: Crossings,
 }
 
 impl Cpu {
@@ -92,6 +95,7 @@ impl Cpu {
             debugger: Debugger::default(),
             fpu_error: false,
             lockstep: None,
+            crossings: Crossings::default(),
         })
     }
 

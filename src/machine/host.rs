@@ -303,7 +303,7 @@ impl Machine {
         for (cpu, vcpu) in self.vcpus.numbered() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
             let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, full, .. } = stats;
-            let TierStats { lookups, links, requests, faults, heated, .. } = stats;
+            let TierStats { lookups, links, requests, faults, heated, narrowed, .. } = stats;
             let rows = [
                 ("blocks cached", cached as u64),
                 ("blocks interpreted", blocks),
@@ -317,6 +317,7 @@ impl Machine {
                 ("exits by exceptions", faults),
                 ("exits to compile hot code", heated),
                 ("exits for single instructions", interpreted),
+                ("regions made again without shared checks", narrowed),
                 ("times the code cache was full", full),
             ];
             let _ = writeln!(text, "CPU #{cpu}");

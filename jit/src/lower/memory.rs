@@ -76,7 +76,8 @@ impl Lower<'_, '_> {
         let last_byte = self.b.ins().iadd(root, high);
         let addend = self.check(linear, last_byte, bytes, need);
         let base = self.b.ins().iadd(root, addend);
-        self.checks.add(Checked { root, base, need, first, last, bytes, low, high });
+        let fixed = self.region.narrow >> self.current & 1 != 0;
+        self.checks.add(Checked { root, base, need, first, last, bytes, low, high, fixed });
         Host { base, offset: first as i32 }
     }
 

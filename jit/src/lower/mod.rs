@@ -105,6 +105,8 @@ pub struct Region {
     pub blocks: Vec<Arc<Block>>,
     /// Jumps between the blocks stay in the region. Else the end of each block leaves it.
     pub inner_jumps: bool,
+    /// Blocks, one bit each, that check each access alone.
+    pub narrow: u32,
 }
 
 /// A patchable way out to code on the same page.
@@ -336,7 +338,8 @@ impl<'a, 'f> Lower<'a, 'f> {
         self.taken = carry::taken(&region.blocks, &sole);
         self.declare_parameters();
         self.enter_checked(0);
-        let mut after: Vec<(carry::Values, Option<flags::Live>, share::Holding)> = Vec::with_capacity(region.blocks.len());
+        let mut after: Vec<(carry::Values, Option<flags::Live>, share::Holding)> =
+            Vec::with_capacity(region.blocks.len());
         for (n, block) in region.blocks.iter().enumerate() {
             self.b.switch_to_block(self.blocks[n]);
             self.current = n;

@@ -32,6 +32,8 @@ pub(super) struct Checked {
     /// The constants in the code for `first` and `last`.
     pub low: Value,
     pub high: Value,
+    /// Is not to be widened.
+    pub fixed: bool,
 }
 
 /// The checks of a region, and which of them hold.
@@ -91,7 +93,11 @@ impl Checked {
     }
 
     fn bounded(&self, first: i64, last: i64) -> Option<(i64, i64)> {
-        let fits = last - first <= MOST && i32::try_from(first).is_ok() && i32::try_from(last).is_ok();
+        let as_it_is = (first, last) == (self.first, self.last);
+        let fits = (as_it_is || !self.fixed)
+            && last - first <= MOST
+            && i32::try_from(first).is_ok()
+            && i32::try_from(last).is_ok();
         fits.then_some((first, last))
     }
 }

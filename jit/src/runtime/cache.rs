@@ -320,6 +320,26 @@ impl BlockCache {
         }
     }
 
+    /// The blocks with the byte at guest-physical `gpa` are to check each access alone: the regions they are in.
+    pub fn narrow(&mut self, gpa: u64) -> Vec<u32> {
+        let mut regions = Vec::new();
+        for slot in self.by_page.get(&(gpa & !(PAGE_SIZE - 1))).into_iter().flatten() {
+            let s = &mut self.slots[*slot];
+            if !s.narrow && s.overlaps(gpa, 1) {
+                s.narrow = true;
+                regions.extend(&s.regions);
+            }
+        }
+        regions.sort_unstable();
+        regions.dedup();
+        regions
+    }
+
+    /// See [`BlockCache::narrow`].
+    pub fn is_narrow(&self, slot: u32) -> bool {
+        self.slots.get(slot).is_some_and(|s| s.narrow)
+    }
+
     /// Number of blocks held.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -449,7 +469,7 @@ impl Cpu {
     }
 
     /// Guest-physical address of a fetch, through a small cache.
-    fn fetch_address(&mut self, linear: u64) -> Result<u64, Fault> {
+    pub(super) fn fetch_address(&mut self, linear: u64) -> Result<u64, Fault> {
         let page = linear & !(PAGE_SIZE - 1);
         let check = self.state.jump_check & (!0xffff_ffff | mode::MMU as u64);
         let slot = (linear >> 12) as usize & (FETCH_ENTRIES - 1);

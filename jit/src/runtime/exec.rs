@@ -332,9 +332,15 @@ pub fn thunk_bodies() -> [ThunkBody; crate::lower::THUNKS] {
 unsafe extern "C" fn tlb_miss(cpu: *mut Cpu, page: u64, kind: u64) {
     // SAFETY: `enter` holds the only reference and waits for generated code; nothing else uses it meanwhile.
     let cpu = unsafe { &mut *cpu };
-    if page & 0xfff == 0 {
-        let access = if kind & 1 != 0 { Access::Write } else { Access::Read };
-        cpu.fill_quietly((kind >> 1) as usize, page, access);
+    if page & 0xfff != 0 {
+        return;
+    }
+    let (index, access) = ((kind >> 1) as usize, if kind & 1 != 0 { Access::Write } else { Access::Read });
+    let e = cpu.state.tlb.entry(index, page);
+    // What hits was looked for in the entry of the page before it.
+    cpu.crossings.just_now = page == if access == Access::Write { e.write } else { e.read };
+    if !cpu.crossings.just_now {
+        cpu.fill_quietly(index, page, access);
     }
 }
 

@@ -4,6 +4,7 @@ mod arena;
 pub mod cache;
 pub mod compile;
 pub mod contexts;
+pub mod crossings;
 pub mod debugger;
 pub mod exec;
 pub mod lockstep;

@@ -132,6 +132,9 @@ impl Cpu {
             }
             Leave::Interpret => {
                 self.tier.stats.interpreted += 1;
+                if std::mem::take(&mut self.crossings.just_now) {
+                    self.note_crossing();
+                }
                 self.run_single()
             }
         }

@@ -104,6 +104,8 @@ pub struct Slot {
     pub requested: bool,
     /// It was found at other pages than `page`.
     pub moved: bool,
+    /// What its accesses have in common crosses a page too often to be checked at once.
+    pub narrow: bool,
     /// Linear page that it was found at first.
     pub page: u64,
 }

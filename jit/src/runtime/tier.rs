@@ -122,6 +122,8 @@ pub struct TierStats {
     pub heated: u64,
     /// Blocks the interpreter ran.
     pub blocks: u64,
+    /// Regions made again because what they check at once crossed pages too often.
+    pub narrowed: u64,
     /// Times all code was thrown away because there was no room for more.
     pub full: u64,
 }
@@ -434,13 +436,15 @@ impl Cpu {
         }
         slots[1..].sort_by_key(|s| self.blocks.key(*s).map_or(0, |k| k.rip));
         let (mut blocks, mut live) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
+        let mut narrow = 0;
         for s in slots {
             if let Some(block) = self.ir(s) {
+                narrow |= u32::from(self.blocks.is_narrow(s)) << blocks.len();
                 blocks.push(block);
                 live.push((s, self.blocks.serial(s)));
             }
         }
-        (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone }, live))
+        (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone, narrow }, live))
     }
 
     /// Page of the block in `slot`, as [`Compiled`] has it, and whether all of it lies there.
@@ -533,7 +537,7 @@ impl Cpu {
     pub(super) fn replace_code(&mut self, slot: u32, block: crate::ir::Block) {
         let memory = self.tier.memory.clone().expect("a compiling tier");
         let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
-        let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false };
+        let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false, narrow: 0 };
         let placed = compile_one(compiler, &region, &memory).expect("code for the block");
         let index = self.tier.enter(placed, &[slot], (0, false));
         self.blocks.set_code(slot, index);

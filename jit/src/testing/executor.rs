@@ -115,7 +115,7 @@ impl Compiling {
             let code = baseline::compile(&block, 0);
             self.memory.lock().place_block(&code)
         } else {
-            let region = Region { blocks: vec![block], inner_jumps: true };
+            let region = Region { blocks: vec![block], inner_jumps: true, narrow: 0 };
             compile_one(&mut self.compiler, &region, &self.memory)
         };
         placed.map(|p| p.entry)
