@@ -11,8 +11,8 @@ use std::mem::offset_of;
 pub(super) use crate::runtime::exec::{LEAVE_FAULT as FAULT, LEAVE_LOOKUP as LOOKUP};
 
 impl Emit<'_> {
-    /// Prologue (the four bytes that links skip), CPU pointer, request and heat.
-    pub(super) fn entry(&mut self, heat: usize) {
+    /// Prologue (the four bytes that links skip), CPU pointer, request and heat. Offset of the way in for forward links.
+    pub(super) fn entry(&mut self, heat: usize) -> u32 {
         let rip = self.block.rip;
         self.a.push(RBP);
         self.a.mov_frame();
@@ -21,9 +21,11 @@ impl Emit<'_> {
         self.a.alu_imm(Alu::Cmp, Ty::I32, Mem::at(RAX, 0), 0);
         let from = self.a.jcc(cc::NE);
         self.cold.push(Cold::Leave { from, rip, code: LEAVE_REQUEST });
+        let forward_entry = self.a.here() as u32;
         self.a.alu_imm(Alu::Sub, Ty::I32, state(offset_of!(CpuState, heat) + 4 * heat), 1);
         let from = self.a.jcc(cc::S);
         self.cold.push(Cold::Leave { from, rip, code: LEAVE_HOT });
+        forward_entry
     }
 
     /// Leaves with `rip`, that of the next instruction, if translated code was dropped meanwhile (it may be this code).
@@ -46,7 +48,7 @@ impl Emit<'_> {
         // On the same page the physical target is known: the mapping of the page is the one this code runs under.
         if (self.block.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
             self.cpu_to_rdi();
-            self.links.push(Link { site: self.a.here() as u32, rip });
+            self.links.push(Link { site: self.a.here() as u32, rip, forward: rip > self.block.rip });
             self.a.pop(RBP);
             // Set when the code is placed.
             self.a.jmp();

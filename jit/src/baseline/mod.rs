@@ -14,6 +14,7 @@ mod flags;
 mod integer;
 mod memory;
 mod regs;
+mod share;
 mod sse;
 mod vector;
 mod vregs;
@@ -52,6 +53,8 @@ pub struct Link {
     pub site: u32,
     /// RIP it leads to, in relative code an offset.
     pub rip: u64,
+    /// Leads to a higher RIP. No loop consists of such links alone, so they may pass by the look for requests.
+    pub forward: bool,
 }
 
 /// The host's instruction `xmm0 = op(xmm0, xmm1, imm8)` in five bytes, if it has one of that length.
@@ -81,6 +84,8 @@ pub struct Code {
     pub links: Vec<Link>,
     /// RIPs are offsets from the page that it runs at.
     pub relative: bool,
+    /// Offset of the way in for forward links of other baseline code: there RBX is set already.
+    pub forward_entry: u32,
 }
 
 /// What is emitted behind the block's code.
@@ -112,6 +117,12 @@ struct Emit<'a> {
     block: &'a Block,
     regs: Regs,
     vectors: VectorRegs,
+    /// Which accesses share a TLB check.
+    plan: share::Plan,
+    /// Whose host base is in each of the pseudo-registers for them.
+    shared: [Option<usize>; share::OPEN],
+    /// Number of the operation at hand.
+    at: usize,
     /// The host has AVX2.
     avx: bool,
     /// What the host's flags stand for now.
@@ -134,13 +145,16 @@ struct Emit<'a> {
     x87_lent: bool,
 }
 
-/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`].
-pub fn compile(block: &Block, heat: usize) -> Code {
+/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`]. `narrow`: each access is checked alone.
+pub fn compile(block: &Block, heat: usize, narrow: bool) -> Code {
     let mut e = Emit {
         a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48) },
         block,
         regs: Regs::new(),
         vectors: VectorRegs::new(),
+        plan: share::Plan::new(block, narrow),
+        shared: [None; share::OPEN],
+        at: 0,
         avx: host_has_avx2(),
         host: None,
         fused: false,
@@ -154,10 +168,10 @@ pub fn compile(block: &Block, heat: usize) -> Code {
         wrote_behind: false,
         x87_lent: false,
     };
-    e.entry(heat);
+    let forward_entry = e.entry(heat);
     e.body();
     e.cold();
-    Code { bytes: e.a.code, fixups: e.fixups, links: e.links, relative: block.is_relative() }
+    Code { bytes: e.a.code, fixups: e.fixups, links: e.links, relative: block.is_relative(), forward_entry }
 }
 
 /// For each operation, whether its operand `a` is a temporary that nothing reads after it.
@@ -206,6 +220,7 @@ impl Emit<'_> {
             }
             self.regs.unlock();
             self.vectors.unlock();
+            self.at = n;
             n += self.inst(n, i, visible[n]);
         }
     }

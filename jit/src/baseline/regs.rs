@@ -1,6 +1,7 @@
 //! Which host register holds which integer value within a block.
 
 use super::asm::Reg;
+use super::share::OPEN;
 use crate::state::VALS;
 
 /// No value, no register.
@@ -10,12 +11,15 @@ const POOL: [u8; 10] = [12, 13, 14, 15, 8, 9, 10, 11, 6, 7];
 /// Those of them that calls overwrite.
 const VOLATILE: u16 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 6 | 1 << 7;
 
+/// Values beside the guest's: host bases of shared checks, which are kept as long as there is room.
+pub const BASES: usize = VALS;
+
 /// The registers. Guest registers are in the state as well; a temporary may be in its register only.
 pub struct Regs {
     /// Value in each host register.
     holds: [u8; 16],
     /// Register of each value.
-    of: [u8; VALS],
+    of: [u8; VALS + OPEN],
     /// Registers whose value is not in the state.
     dirty: u16,
     /// Registers that the operation at hand uses.
@@ -26,7 +30,7 @@ pub struct Regs {
 
 impl Regs {
     pub fn new() -> Self {
-        Self { holds: [NONE; 16], of: [NONE; VALS], dirty: 0, locked: 0, next: 0 }
+        Self { holds: [NONE; 16], of: [NONE; VALS + OPEN], dirty: 0, locked: 0, next: 0 }
     }
 
     /// A new operation begins: no register is in use.
@@ -87,7 +91,7 @@ impl Regs {
     pub fn forget_temporaries(&mut self) {
         for r in POOL {
             let n = self.holds[r as usize];
-            if n != NONE && n >= 16 {
+            if n != NONE && (16..BASES).contains(&n.into()) {
                 self.drop_reg(r);
             }
         }

@@ -5,6 +5,7 @@ use super::share::Checked;
 use super::{Lower, Thunk};
 use crate::ir::op::RmwOp;
 use crate::ir::{Block, Inst, Op, Ty, mem};
+use crate::mmu::span::Span;
 use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
 use crate::state::CpuState;
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -62,23 +63,23 @@ impl Lower<'_, '_> {
         self.settle();
         self.b.ins().sequence_point();
         let (root, known) = self.root(base);
-        let first = known.wrapping_add(offset);
-        let last = if need.aligned() { first } else { first.wrapping_add(bytes as i64 - 1) };
-        if self.folded(base, 8).is_some() || i32::try_from(first).is_err() {
+        let span = Span::of(known.wrapping_add(offset), bytes as i64, need.write(), need.aligned());
+        if self.folded(base, 8).is_some() || i32::try_from(span.first).is_err() {
             let linear = self.plus(base, offset);
-            let last = self.plus(linear, last - first);
+            let last = self.plus(linear, span.last - span.first);
             let addend = self.check(linear, last, bytes, need);
             return Host { base: self.b.ins().iadd(linear, addend), offset: 0 };
         }
         // Constants of their own: the check may be widened.
-        let (low, high) = (self.iconst(first), self.iconst(last));
-        let linear = self.b.ins().iadd(root, low);
-        let last_byte = self.b.ins().iadd(root, high);
-        let addend = self.check(linear, last_byte, bytes, need);
+        let (first, last) = (self.iconst(span.first), self.iconst(span.last));
+        let (linear, end) = (self.b.ins().iadd(root, first), self.b.ins().iadd(root, last));
+        let addend = self.check(linear, end, bytes, need);
         let base = self.b.ins().iadd(root, addend);
-        let fixed = self.region.narrow >> self.current & 1 != 0;
-        self.checks.add(Checked { root, base, need, first, last, bytes, low, high, fixed });
-        Host { base, offset: first as i32 }
+        if need != Need::Atomic {
+            let fixed = self.region.narrow >> self.current & 1 != 0;
+            self.checks.add(Checked { root, base, span, first, last, fixed });
+        }
+        Host { base, offset: span.first as i32 }
     }
 
     /// The TLB check of what lies from `linear` to `last`; what to add to get host addresses.

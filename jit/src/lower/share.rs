@@ -1,17 +1,13 @@
-//! TLB checks that serve several accesses: what a block reaches from one base is checked once, at the first access, for
-//! all bytes together. They lie on one page nearly always; where they do not, the check fails and the instruction is
-//! interpreted, as any is that crosses a page.
+//! TLB checks that serve several accesses ([`Span`]): the first one's check is widened as others are found that lie close.
 //!
 //! An access that needs no check of its own cannot fault, so nothing has to be stored to the state before it. A check
-//! holds until code runs that may change translations: helpers, and what is not in line with the block. Writes are
-//! checked apart from reads: a page must not become dirty before it is written.
+//! holds until code runs that may change translations: helpers, and what is not in line with the block.
 
 use super::Lower;
 use super::memory::{Host, Need};
+use crate::mmu::span::Span;
 use cranelift_codegen::ir::{InstructionData, Opcode, Value, ValueDef};
 
-/// Most bytes that one check covers: the more, the more often they cross a page.
-const MOST: i64 = 256;
 /// Most checks that are remembered.
 const CHECKS: usize = 6;
 /// How many additions of constants are looked through.
@@ -23,15 +19,10 @@ pub(super) struct Checked {
     pub root: Value,
     /// The host address that belongs to the root.
     pub base: Value,
-    pub need: Need,
-    /// Offset of the first byte.
-    pub first: i64,
-    /// Offset of the last byte; for aligned accesses of `bytes` bytes, of the last one's first byte.
-    pub last: i64,
-    pub bytes: u64,
-    /// The constants in the code for `first` and `last`.
-    pub low: Value,
-    pub high: Value,
+    pub span: Span,
+    /// The constants in the code for the span's ends.
+    pub first: Value,
+    pub last: Value,
     /// Is not to be widened.
     pub fixed: bool,
 }
@@ -67,41 +58,6 @@ impl Checks {
     }
 }
 
-impl Checked {
-    /// First and last offset with which this check serves an access too.
-    fn widened(&self, first: i64, bytes: u64, need: Need) -> Option<(i64, i64)> {
-        if need == Need::Atomic || self.need == Need::Atomic || (need.write() && !self.need.write()) {
-            return None;
-        }
-        let end = first.checked_add(bytes as i64)?;
-        let low = self.first.min(first);
-        let last = if self.need.aligned() {
-            let size = self.bytes as i64;
-            if need.aligned() && ((first - self.first) % size != 0 || bytes != self.bytes) {
-                return None;
-            }
-            // Whole steps, so that all are aligned if one is.
-            let steps = |distance: i64| (distance + size - 1).div_euclid(size) * size;
-            let low = self.first - steps(self.first - low);
-            return self.bounded(low, self.last + steps(end - size - self.last).max(0));
-        } else if need.aligned() {
-            return None;
-        } else {
-            self.last.max(end - 1)
-        };
-        self.bounded(low, last)
-    }
-
-    fn bounded(&self, first: i64, last: i64) -> Option<(i64, i64)> {
-        let as_it_is = (first, last) == (self.first, self.last);
-        let fits = (as_it_is || !self.fixed)
-            && last - first <= MOST
-            && i32::try_from(first).is_ok()
-            && i32::try_from(last).is_ok();
-        fits.then_some((first, last))
-    }
-}
-
 impl Lower<'_, '_> {
     /// The value that `v` is a constant away from, and the constant.
     pub(super) fn root(&self, v: Value) -> (Value, i64) {
@@ -124,19 +80,18 @@ impl Lower<'_, '_> {
     /// Where an access goes on the host if a check made before serves it too, which is widened for it.
     pub(super) fn share(&mut self, base: Value, offset: i64, bytes: u64, need: Need) -> Option<Host> {
         let (root, known) = self.root(base);
-        let first = known.wrapping_add(offset);
-        i32::try_from(first).ok()?;
-        let Checks { made, holding } = &self.checks;
-        let (n, (low, last)) = holding.iter().rev().find_map(|n| {
-            let checked = made.get(*n).filter(|checked| checked.root == root)?;
-            Some((*n, checked.widened(first, bytes, need)?))
+        let at = known.wrapping_add(offset);
+        let access = Span::of(at, bytes as i64, need.write(), need.aligned());
+        let Checks { made, holding } = &mut self.checks;
+        let (n, span) = holding.iter().rev().find_map(|n| {
+            let checked = made.get(*n).filter(|checked| checked.root == root && need != Need::Atomic)?;
+            Some((*n, checked.span.with(access, checked.fixed)?))
         })?;
-        let checked = &mut self.checks.made[n];
-        (checked.first, checked.last) = (low, last);
-        let Checked { base, low: low_value, high: high_value, .. } = *checked;
-        self.set_constant(low_value, low);
-        self.set_constant(high_value, last);
-        Some(Host { base, offset: first as i32 })
+        made[n].span = span;
+        let Checked { base, first, last, .. } = made[n];
+        self.set_constant(first, span.first);
+        self.set_constant(last, span.last);
+        Some(Host { base, offset: at as i32 })
     }
 
     /// Gives a constant that was put into the code before another value.

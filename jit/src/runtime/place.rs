@@ -25,6 +25,8 @@ pub struct PlacedLink {
     pub rip: u64,
     /// Region that it is joined with.
     pub joined: Option<u32>,
+    /// May use the way in for forward links.
+    pub forward: bool,
     /// Offset in the arena of its `pop rbp; jmp rel32`.
     site: u32,
     /// Offset of the stub that it leads to while it is not joined.
@@ -32,8 +34,8 @@ pub struct PlacedLink {
 }
 
 impl PlacedLink {
-    fn new(rip: u64, site: usize, stub: usize) -> Self {
-        Self { rip, joined: None, site: site as u32, stub: stub as u32 }
+    fn new(rip: u64, forward: bool, site: usize, stub: usize) -> Self {
+        Self { rip, joined: None, forward, site: site as u32, stub: stub as u32 }
     }
 }
 
@@ -41,6 +43,8 @@ impl PlacedLink {
 pub struct Placed {
     /// Host address of its entry.
     pub entry: u64,
+    /// Host address of the way in for forward links of baseline code, which baseline code has; else of the one for links.
+    pub forward_entry: u64,
     /// Number of the first link; the others follow.
     pub first_link: u32,
     /// Its links.
@@ -139,7 +143,7 @@ impl CodeSpace {
             let reloc = c.relocs.iter().find(|(_, name)| name.namespace == NS_LINK && name.index == n as u32);
             let Some((offset, _)) = reloc else {
                 // A branch that is never taken: its way out is gone. The number stays, nobody leaves by it.
-                links.push(PlacedLink::new(link.rip, at, stub));
+                links.push(PlacedLink::new(link.rip, false, at, stub));
                 continue;
             };
             let site = (*offset as usize).checked_sub(2)?;
@@ -148,7 +152,7 @@ impl CodeSpace {
                 return None;
             }
             set_rel32(&mut code, *offset as usize, at, stub);
-            links.push(PlacedLink::new(link.rip, at + site, stub));
+            links.push(PlacedLink::new(link.rip, false, at + site, stub));
         }
         for (offset, name) in &c.relocs {
             match name.namespace {
@@ -163,7 +167,9 @@ impl CodeSpace {
             set_rel32(&mut code, s.displacement, at, stub);
         }
         self.arena.write(at, &code);
-        Some(Placed { entry: self.arena.address(at), first_link, links: links.into(), len: code.len() })
+        let entry = self.arena.address(at);
+        let forward_entry = entry + PROLOGUE.len() as u64;
+        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: code.len() })
     }
 
     /// Places the baseline code of a block. `None`: the arena is full.
@@ -185,9 +191,11 @@ impl CodeSpace {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
             let site = at + link.site as usize;
             self.aim(site + 2, stub);
-            links.push(PlacedLink::new(link.rip, site, stub));
+            links.push(PlacedLink::new(link.rip, link.forward, site, stub));
         }
-        Some(Placed { entry: self.arena.address(at), first_link, links: links.into(), len: c.bytes.len() })
+        let entry = self.arena.address(at);
+        let forward_entry = entry + u64::from(c.forward_entry);
+        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: c.bytes.len() })
     }
 
     /// Sets the 32-bit displacement at `at` to lead to `target`.
@@ -215,11 +223,12 @@ impl CodeSpace {
         self.arena.patch8(at, bytes);
     }
 
-    /// Points a link at the region with entry `target`: `jmp target + 4; nop` over `pop rbp; jmp stub`. The frame that
-    /// the target's prologue would set up is the one that `pop rbp` would have taken down.
-    pub fn join(&mut self, link: &PlacedLink, target: u64) {
+    /// Points a link at a region: `jmp target; nop` over `pop rbp; jmp stub`, where the target is behind the prologue. The
+    /// frame that this would set up is the one that `pop rbp` would have taken down.
+    pub fn join(&mut self, link: &PlacedLink, (entry, forward_entry): (u64, u64)) {
         let from = self.arena.address(link.site as usize) + 5;
-        let Ok(rel) = i32::try_from((target + PROLOGUE.len() as u64).wrapping_sub(from) as i64) else { return };
+        let target = if link.forward { forward_entry } else { entry + PROLOGUE.len() as u64 };
+        let Ok(rel) = i32::try_from(target.wrapping_sub(from) as i64) else { return };
         let r = rel.to_le_bytes();
         let site = link.site as usize;
         let mut bytes: [u8; 8] = self.arena.read(site);

@@ -54,6 +54,8 @@ struct Compiled {
     /// Slots of the blocks it was made from.
     slots: Box<[u32]>,
     entry: u64,
+    /// Where forward links of baseline code lead.
+    forward_entry: u64,
     /// Linear page of its head; of relative code the guest-physical one, with [`RELATIVE_PAGE`].
     page: u64,
     /// All its code lies on one page.
@@ -122,7 +124,7 @@ pub struct TierStats {
     pub heated: u64,
     /// Blocks the interpreter ran.
     pub blocks: u64,
-    /// Regions made again because what they check at once crossed pages too often.
+    /// Pieces of code thrown away because what they check at once crossed pages too often.
     pub narrowed: u64,
     /// Times all code was thrown away because there was no room for more.
     pub full: u64,
@@ -199,13 +201,13 @@ impl Tier {
         self.regions.get(index as usize)?.as_ref().map(|r| r.entry)
     }
 
-    /// Entry of a region that a link of region `owner` may lead to. One on another page, which it may be with the RIP's page
+    /// Entries of a region that a link of region `owner` may lead to. One on another page, which it may be with the RIP's page
     /// the same where the code segment's base is no multiple of a page, or that goes into a second page, is entered through
     /// the jump cache or the dispatcher only: both hold for one state of the mappings.
-    fn joinable(&self, owner: u32, target: u32) -> Option<u64> {
+    fn joinable(&self, owner: u32, target: u32) -> Option<(u64, u64)> {
         let from = self.regions.get(owner as usize)?.as_ref()?;
         let r = self.regions.get(target as usize)?.as_ref()?;
-        (r.one_page && r.page == from.page).then_some(r.entry)
+        (r.one_page && r.page == from.page).then_some((r.entry, r.forward_entry))
     }
 
     /// Slots of the blocks of region `index`.
@@ -225,10 +227,15 @@ impl Tier {
         if (link.rip ^ rip) & if relative { PAGE_SIZE - 1 } else { u64::MAX } != 0 {
             return;
         }
-        let Some(entry) = self.joinable(owner, target) else {
+        let Some(entries) = self.joinable(owner, target) else {
             return memory.lock().route_through_cache(&link);
         };
-        memory.lock().join(&link, entry);
+        memory.lock().join(&link, entries);
+        self.note_joined(owner, number, target);
+    }
+
+    /// Link `number` of region `owner` leads to `target` now.
+    fn note_joined(&mut self, owner: u32, number: u32, target: u32) {
         if let Some(Some(r)) = self.regions.get_mut(target as usize) {
             r.incoming.push(number);
         }
@@ -236,6 +243,24 @@ impl Tier {
             && let Some(link) = r.links.get_mut(number.wrapping_sub(r.first_link) as usize)
         {
             link.joined = Some(target);
+        }
+    }
+
+    /// Points the links that lead to the baseline code `below` at region `index`, which is better code of the same: those
+    /// that pass its entry by would never come there.
+    fn move_links(&mut self, below: u32, index: u32, memory: &CodeMemory) {
+        let Some(Some(r)) = self.regions.get_mut(below as usize) else { return };
+        let incoming = std::mem::take(&mut r.incoming);
+        for number in incoming {
+            let Some(owner) = self.link_owner.get(&number).copied() else { continue };
+            let Some(link) = self.link(owner, number) else { continue };
+            match self.joinable(owner, index) {
+                Some(entries) => {
+                    memory.lock().join(&link, entries);
+                    self.note_joined(owner, number, index);
+                }
+                None => memory.lock().unjoin(&link),
+            }
         }
     }
 
@@ -288,6 +313,7 @@ impl Tier {
         self.regions[index as usize] = Some(Compiled {
             slots: slots.into(),
             entry: done.entry,
+            forward_entry: done.forward_entry,
             page,
             one_page,
             over: None,
@@ -327,7 +353,7 @@ impl Cpu {
     fn compile_baseline(&mut self, slot: u32) -> Option<u32> {
         let heat = slot as usize % HEAT_ENTRIES;
         let block = self.ir(slot)?;
-        let code = baseline::compile(&block, heat);
+        let code = baseline::compile(&block, heat, self.blocks.is_narrow(slot));
         let placed = self.tier.memory.as_ref()?.lock().place_block(&code);
         let Some(placed) = placed else {
             self.drop_all_regions();
@@ -495,10 +521,11 @@ impl Cpu {
     fn put_over_baseline(&mut self, head: u32, index: u32) {
         let Some(below) = self.blocks.baseline(head) else { return };
         let (Some(memory), Some(from), Some(to)) =
-            (self.tier.memory.as_ref(), self.tier.entry(below), self.tier.entry(index))
+            (self.tier.memory.clone(), self.tier.entry(below), self.tier.entry(index))
         else {
             return;
         };
+        self.tier.move_links(below, index, &memory);
         let bytes = memory.lock().redirect(from, to);
         if let Some(Some(r)) = self.tier.regions.get_mut(index as usize) {
             r.over = Some((below, bytes));
