@@ -131,12 +131,15 @@ impl Emit<'_> {
 
     /// What stands behind the block.
     pub(super) fn cold(&mut self) {
-        for c in std::mem::take(&mut self.cold) {
+        // Some of it puts more there.
+        while let Some(c) = self.cold.pop() {
             match c {
                 Cold::Miss { from, again, kind, rip, vectors } => {
                     let routine = if vectors { Target::MissVectors } else { Target::Miss };
                     self.miss(from, again, kind, rip, routine);
                 }
+                Cold::Alone { from, access, vectors, back } => self.alone(from, access, vectors, back),
+                Cold::Lead(lead) => self.lead(&lead),
                 Cold::Fault { from } => {
                     self.a.land(from);
                     self.leave_with(LEAVE_FAULT);

@@ -20,9 +20,37 @@ pub(super) struct Need {
     pub aligned: bool,
 }
 
+/// A checked access.
+#[derive(Clone, Copy)]
+pub(super) struct Access {
+    base: Reg,
+    /// What it covers, from the base, within 2 GiB.
+    span: Span,
+    /// RIP of its instruction.
+    rip: u64,
+}
+
+/// The first access of a group, as emitted.
+#[derive(Clone, Copy)]
+pub(super) struct Lead {
+    /// The branch that is taken on a miss.
+    from: usize,
+    /// Where to compare again.
+    again: usize,
+    /// What the group covers.
+    together: Access,
+    /// Where the addend is kept.
+    addend: Reg,
+    /// What the access itself covers.
+    alone: Access,
+    /// Vector registers hold something.
+    vectors: bool,
+    /// Where the code goes on with the addend in RCX.
+    back: usize,
+}
+
 impl Emit<'_> {
-    /// The operand in host memory of `bytes` bytes at linear address a + imm. Goes through RCX or a register that is kept for
-    /// it; RDX, RCX and RAX change.
+    /// The operand in host memory of `bytes` bytes at linear address a + imm. Goes through RCX; RDX and RAX change.
     pub(super) fn host(&mut self, i: &Inst, bytes: i32, need: Need) -> Mem {
         // The constant of atomics is none of the address.
         let imm = if matches!(i.op, Op::Rmw | Op::Cas) { 0 } else { i.imm };
@@ -36,31 +64,41 @@ impl Emit<'_> {
                 base = RAX;
             }
         }
-        let share = self.plan.share(self.at);
+        let alone = Access { base, span: Span::of(disp.into(), bytes.into(), need.write, need.aligned), rip: self.rip };
+        let vectors = self.vectors.any();
+        // RAX does not last until the code beside.
+        let share = self.plan.share(self.at).filter(|_| base != RAX);
         let place = share.map_or(0, |s| s.group.place);
         if let Some(s) = share
             && self.shared[place] == Some(s.number)
             && let Some(addend) = self.regs.find(BASES + place)
         {
-            return Mem::indexed(base, addend, disp);
-        }
-        let Some(Share { group, number, distance, .. }) = share.filter(|s| !s.is_last) else {
-            self.check(base, Span::of(disp.into(), bytes.into(), need.write, need.aligned));
+            self.a.mov(RCX, addend);
+            self.a.test(Ty::I64, RCX, RCX);
+            let from = self.a.jcc(cc::E);
+            self.cold.push(Cold::Alone { from, access: alone, vectors, back: self.a.here() });
+        } else if let Some(Share { group, number, distance, .. }) = share.filter(|s| !s.is_last) {
+            let shift = i64::from(disp) - distance.wrapping_add(imm);
+            let (first, last) = (group.span.first.wrapping_add(shift), group.span.last.wrapping_add(shift));
+            let together = Access { span: Span { first, last, ..group.span }, ..alone };
+            let addend = self.scratch();
+            let (from, again) = self.check(together);
             self.load_addend(RCX);
-            return Mem::indexed(base, RCX, disp);
-        };
-        let shift = i64::from(disp) - distance.wrapping_add(imm);
-        let (first, last) = (group.span.first.wrapping_add(shift), group.span.last.wrapping_add(shift));
-        self.check(base, Span { first, last, ..group.span });
-        let addend = self.scratch();
-        self.load_addend(addend);
-        self.regs.bind(BASES + place, addend, false);
-        self.shared[place] = Some(number);
-        Mem::indexed(base, addend, disp)
+            self.a.mov(addend, RCX);
+            let lead = Lead { from, again, together, addend, alone, vectors, back: self.a.here() };
+            self.cold.push(Cold::Lead(lead));
+            self.regs.bind(BASES + place, addend, false);
+            self.shared[place] = Some(number);
+        } else {
+            self.check_alone(alone, vectors);
+            self.load_addend(RCX);
+        }
+        Mem::indexed(base, RCX, disp)
     }
 
-    /// The TLB check of what lies behind `base`, within 2 GiB; the offset of its entry is in RCX then.
-    fn check(&mut self, base: Reg, span: Span) {
+    /// The TLB check of an access; the offset of its entry is in RCX then. The branch that is taken on a miss, and where to
+    /// compare again.
+    fn check(&mut self, Access { base, span, .. }: Access) -> (usize, usize) {
         self.copy_address(Ty::I64, RDX, base, span.last as i32);
         let inside = if span.aligned { span.bytes as i32 - 1 } else { 0 };
         self.a.alu_imm(Alu::And, Ty::I64, RDX, -4096 | inside);
@@ -71,9 +109,44 @@ impl Emit<'_> {
         let again = self.a.here();
         let m = self.entry_field(tag);
         self.a.alu(Alu::Cmp, Ty::I64, RDX, m);
-        let from = self.a.jcc(cc::NE);
-        let kind = span.write as u8 | (self.mmu as u8) << 1;
-        self.cold.push(Cold::Miss { from, again, kind, rip: self.rip, vectors: self.vectors.any() });
+        (self.a.jcc(cc::NE), again)
+    }
+
+    /// The check of a single access.
+    fn check_alone(&mut self, access: Access, vectors: bool) {
+        let (from, again) = self.check(access);
+        self.cold.push(Cold::Miss { from, again, kind: self.kind(access.span), rip: access.rip, vectors });
+    }
+
+    /// What the routines for misses are told.
+    fn kind(&self, span: Span) -> u8 {
+        span.write as u8 | (self.mmu as u8) << 1
+    }
+
+    /// Beside the code: an access whose group crosses a page.
+    pub(super) fn alone(&mut self, from: usize, access: Access, vectors: bool, back: usize) {
+        self.a.land(from);
+        self.check_alone(access, vectors);
+        self.load_addend(RCX);
+        let to = self.a.jmp();
+        self.a.aim(to, back);
+    }
+
+    /// Beside the code: the check of a group failed, whose last page is in RDX. If it crosses a page, each access is checked
+    /// alone, which those that follow see by an addend of 0, what no memory has; else it is a miss as any.
+    pub(super) fn lead(&mut self, lead: &Lead) {
+        let Lead { from, again, together, addend, alone, vectors, back } = *lead;
+        self.a.land(from);
+        self.copy_address(Ty::I64, RAX, together.base, together.span.first as i32);
+        self.a.alu(Alu::Xor, Ty::I64, RAX, RDX);
+        self.a.alu_imm(Alu::Cmp, Ty::I64, RAX, 4096);
+        let miss = self.a.jcc(cc::B);
+        self.cold.push(Cold::Miss { from: miss, again, kind: self.kind(together.span), rip: together.rip, vectors });
+        self.check_alone(alone, vectors);
+        self.load_addend(RCX);
+        self.a.mov_imm(addend, 0);
+        let to = self.a.jmp();
+        self.a.aim(to, back);
     }
 
     /// Loads what is added to get host addresses, after [`Emit::check`].

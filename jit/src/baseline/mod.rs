@@ -93,6 +93,10 @@ enum Cold {
     /// A TLB miss: displacement that leads here, offset of the comparison to repeat, kind, RIP of the instruction, and
     /// whether vector registers hold something.
     Miss { from: usize, again: usize, kind: u8, rip: u64, vectors: bool },
+    /// An access whose group crosses a page.
+    Alone { from: usize, access: memory::Access, vectors: bool, back: usize },
+    /// The check of a group failed.
+    Lead(memory::Lead),
     /// Leaves with the pending fault.
     Fault { from: usize },
     /// Leaves before the instruction at `rip` with a code.
@@ -145,14 +149,14 @@ struct Emit<'a> {
     x87_lent: bool,
 }
 
-/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`]. `narrow`: each access is checked alone.
-pub fn compile(block: &Block, heat: usize, narrow: bool) -> Code {
+/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`].
+pub fn compile(block: &Block, heat: usize) -> Code {
     let mut e = Emit {
         a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48) },
         block,
         regs: Regs::new(),
         vectors: VectorRegs::new(),
-        plan: share::Plan::new(block, narrow),
+        plan: share::Plan::new(block),
         shared: [None; share::OPEN],
         at: 0,
         avx: host_has_avx2(),

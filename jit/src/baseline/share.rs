@@ -130,8 +130,8 @@ fn access(i: &Inst) -> Option<Span> {
 }
 
 impl Plan {
-    /// The groups of `block`; `fixed`: a check is for its own access alone, and serves those within it.
-    pub fn new(block: &Block, fixed: bool) -> Self {
+    /// The groups of `block`.
+    pub fn new(block: &Block) -> Self {
         let mut plan = Self::default();
         let accesses = block.insts.iter().filter(|i| access(i).is_some()).count();
         if accesses < 2 {
@@ -141,7 +141,7 @@ impl Plan {
         let mut open: Vec<usize> = Vec::with_capacity(OPEN);
         for (n, i) in block.insts.iter().enumerate() {
             if let Some(span) = access(i) {
-                plan.place(&mut open, n, origins.of[i.a as usize % VALS], span, fixed);
+                plan.place(&mut open, n, origins.of[i.a as usize % VALS], span);
             }
             if matches!(i.op, Op::Call | Op::SegAddr) {
                 open.clear();
@@ -154,12 +154,12 @@ impl Plan {
     }
 
     /// Finds a group for the access of operation `n`, whose base is `distance` away from where it comes from.
-    fn place(&mut self, open: &mut Vec<usize>, n: usize, (from, distance): (u32, i64), access: Span, fixed: bool) {
+    fn place(&mut self, open: &mut Vec<usize>, n: usize, (from, distance): (u32, i64), access: Span) {
         let (first, last) = (access.first.wrapping_add(distance), access.last.wrapping_add(distance));
         let access = Span { first, last, ..access };
         let found = open.iter().rev().find_map(|g| {
             let group = self.groups[*g];
-            let span = (group.from == from).then(|| group.span.with(access, fixed)).flatten()?;
+            let span = (group.from == from).then(|| group.span.with(access, false)).flatten()?;
             Some((*g, Group { span, until: n, count: group.count + 1, ..group }))
         });
         let group = match found {
@@ -198,11 +198,11 @@ mod tests {
     use crate::state::mode;
 
     /// The accesses of 64-bit code: number of the group, first and last offset of its check; `None`: one alone.
-    fn groups(bytes: &[u8], fixed: bool) -> Vec<Option<(usize, i64, i64)>> {
+    fn groups(bytes: &[u8]) -> Vec<Option<(usize, i64, i64)>> {
         let word = mode::CS64 | mode::CS32 | mode::FLAT | mode::CPL;
         let model = crate::cpuid::parse("max").expect("a model");
         let block = lift_block(bytes, 0x1000, word, &model, MAX_INSNS).expect("code");
-        let mut plan = Plan::new(&block, fixed);
+        let mut plan = Plan::new(&block);
         let accesses: Vec<usize> = plan.members.iter().map(|m| m.n).collect();
         let member = |n: usize| {
             let group = plan.members.iter().find(|m| m.n == n).expect("the access").group;
@@ -216,8 +216,7 @@ mod tests {
         // push rbx; push rbp; push r12; mov rax, [rsp+8]; mov [rdi], rax
         let code = [0x53, 0x55, 0x41, 0x54, 0x48, 0x8b, 0x44, 0x24, 8, 0x48, 0x89, 7];
         let stack = Some((0, -24, -1));
-        assert_eq!(groups(&code, false), [stack, stack, stack, stack, None]);
-        assert_eq!(groups(&code, true), [None, Some((1, -16, -9)), None, Some((1, -16, -9)), None]);
+        assert_eq!(groups(&code), [stack, stack, stack, stack, None]);
     }
 
     #[test]
@@ -225,13 +224,13 @@ mod tests {
         // mov rax, [rdi]; mov [rdi+8], rax; mov rcx, [rdi+16]; inc dword [rdi+4]
         let code = [0x48, 0x8b, 7, 0x48, 0x89, 0x47, 8, 0x48, 0x8b, 0x4f, 16, 0xff, 0x47, 4];
         let written = Some((1, 4, 23));
-        assert_eq!(groups(&code, false), [None, written, written, written, written]);
+        assert_eq!(groups(&code), [None, written, written, written, written]);
     }
 
     #[test]
     fn other_values_and_far_ones_are_checked_anew() {
         // mov rax, [rdi]; mov rdi, [rdi+8]; mov rcx, [rdi]; mov rdx, [rdi+0x200]
         let code = [0x48, 0x8b, 7, 0x48, 0x8b, 0x7f, 8, 0x48, 0x8b, 0xf, 0x48, 0x8b, 0x97, 0, 2, 0, 0];
-        assert_eq!(groups(&code, false), [Some((0, 0, 15)), Some((0, 0, 15)), None, None]);
+        assert_eq!(groups(&code), [Some((0, 0, 15)), Some((0, 0, 15)), None, None]);
     }
 }

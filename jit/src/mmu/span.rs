@@ -1,6 +1,6 @@
 //! What one TLB check covers: the accesses of generated code that lie close together are checked at once, for all bytes
-//! from the first to the last. These lie on one page nearly always; where they do not, the check fails and the instruction
-//! is interpreted, as any is that crosses a page.
+//! from the first to the last. These lie on one page nearly always. Where they do not, baseline code checks each access
+//! alone, and a region leaves the instruction to the interpreter, as any that crosses a page.
 //!
 //! Writes are not served by a check for reading, nor is one widened to write: a page must not become dirty before it is
 //! written. An access within a page that is checked for writing may be read.

@@ -320,21 +320,19 @@ impl BlockCache {
         }
     }
 
-    /// The blocks with the byte at guest-physical `gpa` are to check each access alone: their baseline code, and the regions
-    /// they are in.
-    pub fn narrow(&mut self, gpa: u64) -> (Vec<u32>, Vec<u32>) {
-        let (mut baseline, mut regions) = (Vec::new(), Vec::new());
+    /// In regions, the blocks with the byte at guest-physical `gpa` are to check each access alone: the regions they are in.
+    pub fn narrow(&mut self, gpa: u64) -> Vec<u32> {
+        let mut regions = Vec::new();
         for slot in self.by_page.get(&(gpa & !(PAGE_SIZE - 1))).into_iter().flatten() {
             let s = &mut self.slots[*slot];
             if !s.narrow && s.overlaps(gpa, 1) {
                 s.narrow = true;
-                baseline.extend(s.baseline.get());
                 regions.extend(&s.regions);
             }
         }
         regions.sort_unstable();
         regions.dedup();
-        (baseline, regions)
+        regions
     }
 
     /// See [`BlockCache::narrow`].

@@ -1,6 +1,6 @@
-//! Accesses that cross a page where generated code checks several at once ([`crate::mmu::span`]). A check that fails
-//! for that alone leaves an instruction to the interpreter; where this happens so often that it costs more than the
-//! sharing saves, the code is made again with a check for each access.
+//! Accesses that cross a page where a region checks several at once ([`crate::mmu::span`]). A check that fails for that
+//! alone leaves an instruction to the interpreter; where this happens so often that it costs more than the sharing saves,
+//! the region is made again with a check for each access. (Baseline code has both in itself.)
 
 use crate::cpu::Cpu;
 use std::time::{Duration, Instant};
@@ -56,13 +56,12 @@ impl Cpu {
         }
         let linear = self.state.linear_rip();
         let Ok(gpa) = self.fetch_address(linear) else { return };
-        let ((baseline, regions), mut heads) = (self.blocks.narrow(gpa), Vec::new());
+        let (regions, mut heads) = (self.blocks.narrow(gpa), Vec::new());
         for region in &regions {
             heads.extend(self.tier.slots(*region).first());
         }
-        self.tier.stats.narrowed += (baseline.len() + heads.len()) as u64;
+        self.tier.stats.narrowed += heads.len() as u64;
         self.drop_regions(regions);
-        self.drop_regions(baseline);
         for head in heads {
             self.propose(head);
         }

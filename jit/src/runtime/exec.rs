@@ -353,7 +353,6 @@ unsafe extern "C" fn tlb_fill(cpu: *mut Cpu, page: u64, entry: u64, kind: u64) -
     let cpu = unsafe { &mut *cpu };
     // A misaligned atomic access, or one whose last byte lies on another page than its first.
     if page & (PAGE_SIZE - 1) != 0 || tlb::entry_offset(page) != entry {
-        cpu.crossings.just_now = page & (PAGE_SIZE - 1) == 0;
         return 0;
     }
     let (index, access) = ((kind >> 1) as usize, if kind & 1 != 0 { Access::Write } else { Access::Read });

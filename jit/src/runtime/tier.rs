@@ -124,7 +124,7 @@ pub struct TierStats {
     pub heated: u64,
     /// Blocks the interpreter ran.
     pub blocks: u64,
-    /// Pieces of code thrown away because what they check at once crossed pages too often.
+    /// Regions made again because what they check at once crossed pages too often.
     pub narrowed: u64,
     /// Times all code was thrown away because there was no room for more.
     pub full: u64,
@@ -353,7 +353,7 @@ impl Cpu {
     fn compile_baseline(&mut self, slot: u32) -> Option<u32> {
         let heat = slot as usize % HEAT_ENTRIES;
         let block = self.ir(slot)?;
-        let code = baseline::compile(&block, heat, self.blocks.is_narrow(slot));
+        let code = baseline::compile(&block, heat);
         let placed = self.tier.memory.as_ref()?.lock().place_block(&code);
         let Some(placed) = placed else {
             self.drop_all_regions();
