@@ -9,6 +9,7 @@ use crate::runtime::contexts::Contexts;
 use crate::runtime::crossings::Crossings;
 use crate::runtime::debugger::Debugger;
 use crate::runtime::lockstep::Lockstep;
+use crate::runtime::sampler::Sampler;
 use crate::runtime::tier::Tier;
 use crate::shared::{Mailbox, Shared};
 use crate::state::{CpuState, HEAT_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
@@ -64,6 +65,8 @@ pub struct Cpu {
     pub lockstep: Option<Box<Lockstep>>,
     /// Accesses that cross a page.
     pub(crate) crossings: Crossings,
+    /// Who tells which code is hot.
+    pub(crate) sampler: Option<Arc<Sampler>>,
 }
 
 impl Cpu {
@@ -96,6 +99,7 @@ impl Cpu {
             fpu_error: false,
             lockstep: None,
             crossings: Crossings::default(),
+            sampler: None,
         })
     }
 

@@ -11,12 +11,13 @@ pub use crate::runtime::lockstep::CheckStats;
 use crate::runtime::lockstep::Lockstep;
 pub use crate::runtime::perf_map::PerfMap;
 use crate::runtime::place::CodeMemory;
+use crate::runtime::sampler::Sampler;
 pub use crate::runtime::tier::TierStats;
 use crate::saved::{SavedVcpu, Unfit};
 use crate::shared::Shared;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Which compiled code is held against the interpreter as it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +112,10 @@ pub(crate) struct Requests {
     /// Generated code leaves while this is not zero. Set with every request; the run loop clears it before it looks at
     /// the bits, so that a request that cannot be served yet does not keep code from running.
     pub attention: AtomicU32,
+    /// The run loop is at work.
+    pub running: AtomicBool,
+    /// The sampler wants to know where.
+    pub sample: AtomicBool,
 }
 
 /// What other threads hold of a vCPU. Cheap to clone.
@@ -129,6 +134,21 @@ impl VcpuHandle {
     /// Takes request bits back.
     pub fn clear(&self, bits: u32) {
         self.requests.bits.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Asks a running vCPU to note where it is; `false`: it does not run.
+    pub(crate) fn sample(&self) -> bool {
+        let runs = self.runs();
+        if runs {
+            self.requests.sample.store(true, Ordering::SeqCst);
+            self.requests.attention.store(1, Ordering::SeqCst);
+        }
+        runs
+    }
+
+    /// Whether the run loop is at work.
+    pub(crate) fn runs(&self) -> bool {
+        self.requests.running.load(Ordering::SeqCst)
     }
 
     /// The request bits now set.
@@ -207,6 +227,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     board: Arc<dyn Board>,
     compilers: Option<Arc<CompileService>>,
+    /// Tells which code is hot; none in `sync` mode, where code counts.
+    sampler: Option<Arc<Sampler>>,
     sync: bool,
     check: Check,
     code_cache: usize,
@@ -222,9 +244,13 @@ impl Engine {
         config.sync |= config.check != Check::Off;
         let shared = Arc::new(Shared::new(ram, config.topology));
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
+        let sampler = match config.jit && !config.sync {
+            true => Some(Arc::new(Sampler::start().map_err(|e| EngineError::Host(e.to_string()))?)),
+            false => None,
+        };
         let (sync, code_cache) = (config.sync, config.code_cache);
         let check = if config.jit { config.check } else { Check::Off };
-        Ok(Arc::new(Self { shared, board, compilers, sync, check, code_cache, perf_map: config.perf_map }))
+        Ok(Arc::new(Self { shared, board, compilers, sampler, sync, check, code_cache, perf_map: config.perf_map }))
     }
 
     /// Tells that something other than a vCPU wrote guest memory (DMA, a loader): translations of it are dropped.
@@ -280,6 +306,7 @@ impl Vcpu {
             let sync = engine.sync.then(Compiler::new).transpose().map_err(|e| host(e.to_string()))?;
             let memory = CodeMemory::new(engine.code_cache).map_err(|e| host(e.to_string()))?;
             cpu.tier.configure(service.clone(), memory, sync);
+            cpu.use_sampler(engine.sampler.clone());
             cpu.tier.write_map(engine.perf_map.clone());
             if engine.check != Check::Off {
                 cpu.tier.wait_until_checked();

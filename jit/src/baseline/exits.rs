@@ -4,7 +4,7 @@ use super::asm::{Alu, Mem, RAX, RBP, RBX, RCX, RDI, RDX, Shift, cc};
 use super::{BIAS, Cold, Emit, Link, Target, state};
 use crate::ir::{Inst, Ty};
 use crate::mmu::ram::PAGE_SIZE;
-use crate::runtime::exec::{LEAVE_FAULT, LEAVE_HOT, LEAVE_LOOKUP, LEAVE_REQUEST};
+use crate::runtime::exec::{LEAVE_ENTRY, LEAVE_FAULT, LEAVE_HOT, LEAVE_LOOKUP};
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, jump_slot, mode};
 use std::mem::offset_of;
 
@@ -12,7 +12,7 @@ pub(super) use crate::runtime::exec::{LEAVE_FAULT as FAULT, LEAVE_LOOKUP as LOOK
 
 impl Emit<'_> {
     /// Prologue (the four bytes that links skip), CPU pointer, request and heat. Offset of the way in for forward links.
-    pub(super) fn entry(&mut self, heat: usize) -> u32 {
+    pub(super) fn entry(&mut self, heat: Option<usize>) -> u32 {
         let rip = self.block.rip;
         self.a.push(RBP);
         self.a.mov_frame();
@@ -20,11 +20,13 @@ impl Emit<'_> {
         self.a.load(Ty::I64, RAX, state(offset_of!(CpuState, requests)));
         self.a.alu_imm(Alu::Cmp, Ty::I32, Mem::at(RAX, 0), 0);
         let from = self.a.jcc(cc::NE);
-        self.cold.push(Cold::Leave { from, rip, code: LEAVE_REQUEST });
+        self.cold.push(Cold::Leave { from, rip, code: LEAVE_ENTRY });
         let forward_entry = self.a.here() as u32;
-        self.a.alu_imm(Alu::Sub, Ty::I32, state(offset_of!(CpuState, heat) + 4 * heat), 1);
-        let from = self.a.jcc(cc::S);
-        self.cold.push(Cold::Leave { from, rip, code: LEAVE_HOT });
+        if let Some(heat) = heat {
+            self.a.alu_imm(Alu::Sub, Ty::I32, state(offset_of!(CpuState, heat) + 4 * heat), 1);
+            let from = self.a.jcc(cc::S);
+            self.cold.push(Cold::Leave { from, rip, code: LEAVE_HOT });
+        }
         forward_entry
     }
 

@@ -149,8 +149,8 @@ struct Emit<'a> {
     x87_lent: bool,
 }
 
-/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`].
-pub fn compile(block: &Block, heat: usize) -> Code {
+/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`], if it counts.
+pub fn compile(block: &Block, heat: Option<usize>) -> Code {
     let mut e = Emit {
         a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48) },
         block,

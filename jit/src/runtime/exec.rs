@@ -32,6 +32,8 @@ pub enum Leave {
     Link,
     /// At its start: baseline code has run often enough to be compiled better.
     Hot,
+    /// At its start: baseline code has seen that a request is pending.
+    Entry,
 }
 
 /// Codes in EAX.
@@ -46,6 +48,8 @@ pub const LEAVE_INTERPRET: u32 = 3;
 pub const LEAVE_LINK: u32 = 4;
 /// See [`Leave::Hot`].
 pub const LEAVE_HOT: u32 = 5;
+/// See [`Leave::Entry`].
+pub const LEAVE_ENTRY: u32 = 6;
 
 // The trampoline leaves the CPU pointer in RBP: each region's frame starts by pushing it, so that `[rbp]` in a region
 // finds the CPU without a register of its own. Regions are entered with RDI = CPU and end by tail calls, so the return
@@ -288,6 +292,7 @@ impl Cpu {
             LEAVE_INTERPRET => Leave::Interpret,
             LEAVE_LINK => Leave::Link,
             LEAVE_HOT => Leave::Hot,
+            LEAVE_ENTRY => Leave::Entry,
             _ => Leave::Lookup,
         }
     }

@@ -11,5 +11,6 @@ pub mod lockstep;
 pub mod perf_map;
 pub mod place;
 mod run;
+pub mod sampler;
 mod slots;
 pub mod tier;

@@ -12,6 +12,8 @@ impl Cpu {
     pub fn run_loop(&mut self) -> Exit {
         self.load_mxcsr();
         self.shared.crowd.enter();
+        self.requests.running.store(true, Ordering::SeqCst);
+        self.sampler.as_ref().inspect(|s| s.runs());
         let exit = loop {
             // A request that was withdrawn leaves attention behind, for which generated code would leave for ever.
             let attention = self.requests.attention.load(Ordering::Relaxed) != 0;
@@ -30,6 +32,7 @@ impl Cpu {
             }
         };
         self.shared.crowd.leave();
+        self.requests.running.store(false, Ordering::SeqCst);
         self.leave_mxcsr();
         exit
     }
@@ -130,6 +133,13 @@ impl Cpu {
                 self.is_hot(slot);
                 Ok(())
             }
+            Leave::Entry => {
+                if self.requests.sample.swap(false, Ordering::SeqCst) {
+                    let slot = self.find_block(false)?;
+                    self.propose(slot);
+                }
+                Ok(())
+            }
             Leave::Interpret => {
                 self.tier.stats.interpreted += 1;
                 if std::mem::take(&mut self.crossings.just_now) {
@@ -146,6 +156,8 @@ impl Cpu {
     fn service(&mut self) -> Option<Exit> {
         loop {
             self.requests.attention.store(0, Ordering::SeqCst);
+            // What no baseline code noticed is no sample of it.
+            self.requests.sample.store(false, Ordering::SeqCst);
             if let Some(report) = self.lockstep.as_mut().and_then(|l| l.take_report()) {
                 return Some(Exit::Diverged(report));
             }

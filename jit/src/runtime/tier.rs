@@ -4,6 +4,7 @@ use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, replies};
 use super::perf_map::{Maker, PerfMap};
 use super::place::{CodeMemory, Placed, PlacedLink};
+use super::sampler::Sampler;
 use crate::baseline;
 use crate::cpu::Cpu;
 use crate::ir::Op;
@@ -20,10 +21,9 @@ use std::sync::Arc;
 const WARM: u32 = 6;
 /// The same in `sync` mode, where tests want code early.
 const WARM_SYNC: u32 = 2;
-/// Runs of baseline code after which it asks for better: what the compilation of a region costs is some hundred thousand
-/// runs of a block.
-const HOT: i32 = 200_000;
-/// The same in `sync` mode.
+/// Samples after which a block is compiled better: what the compilation of a region costs is some milliseconds, too.
+const SAMPLES: u32 = 2;
+/// Runs of baseline code after which it asks for better, in `sync` mode.
 const HOT_SYNC: i32 = 8;
 /// Most blocks in a region (cranelift.md: more cost too much to compile).
 const REGION_BLOCKS: usize = 20;
@@ -81,7 +81,10 @@ pub struct Tier {
     sync: Option<Box<Compiler>>,
     /// Interpreted runs after which a block gets baseline code; `None`: it never does, and `hot` counts interpreted runs.
     warm: Option<u32>,
+    /// Runs of baseline code after which it asks for better.
     hot: i32,
+    /// Code does not count its runs: the sampler tells what is hot.
+    sampled: bool,
     next_job: u64,
     pending: FxHashMap<u64, Pending>,
     /// Hot blocks that wait for a compiler: (how often they asked, slot, serial number).
@@ -137,7 +140,8 @@ impl Default for Tier {
             memory: None,
             sync: None,
             warm: Some(WARM),
-            hot: HOT,
+            hot: HOT_SYNC,
+            sampled: false,
             next_job: 0,
             pending: FxHashMap::default(),
             proposals: BinaryHeap::new(),
@@ -177,6 +181,7 @@ impl Tier {
     /// Chooses who runs blocks first.
     #[cfg(any(test, feature = "testing"))]
     pub fn set_first(&mut self, first: First) {
+        self.sampled = false;
         (self.warm, self.hot) = match first {
             First::Interpreter => (Some(WARM_SYNC), HOT_SYNC),
             First::Baseline => (Some(1), i32::MAX),
@@ -353,7 +358,7 @@ impl Cpu {
     fn compile_baseline(&mut self, slot: u32) -> Option<u32> {
         let heat = slot as usize % HEAT_ENTRIES;
         let block = self.ir(slot)?;
-        let code = baseline::compile(&block, heat);
+        let code = baseline::compile(&block, (!self.tier.sampled).then_some(heat));
         let placed = self.tier.memory.as_ref()?.lock().place_block(&code);
         let Some(placed) = placed else {
             self.drop_all_regions();
@@ -386,9 +391,19 @@ impl Cpu {
         self.propose(slot);
     }
 
+    /// Leaves it to `sampler` which code is hot, if there is one.
+    pub fn use_sampler(&mut self, sampler: Option<Arc<Sampler>>) {
+        self.tier.sampled = sampler.is_some();
+        sampler.as_ref().inspect(|s| s.watch(self.handle()));
+        self.sampler = sampler;
+    }
+
     /// Proposes the region of a block to the compilers.
     pub(super) fn propose(&mut self, slot: u32) {
         let Some(asked) = self.blocks.count_request(slot) else { return };
+        if self.tier.sampled && asked < SAMPLES {
+            return;
+        }
         self.tier.proposals.push((asked, slot, self.blocks.serial(slot)));
         self.feed_compilers();
     }

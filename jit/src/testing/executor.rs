@@ -112,7 +112,7 @@ impl Compiling {
             }
         }
         let placed = if tier == Tier::Baseline {
-            let code = baseline::compile(&block, 0);
+            let code = baseline::compile(&block, Some(0));
             self.memory.lock().place_block(&code)
         } else {
             let region = Region { blocks: vec![block], inner_jumps: true, narrow: 0 };

@@ -322,7 +322,7 @@ impl Cpu {
             Leave::Lookup | Leave::Link => Some(Ok(())),
             Leave::Fault => Some(Err(self.pending_fault.take().unwrap_or(Fault::UD))),
             Leave::Request if self.state.rip == rip && !finish_all => None,
-            Leave::Interpret | Leave::Request | Leave::Hot => Some(self.finish(subject)),
+            Leave::Interpret | Leave::Request | Leave::Hot | Leave::Entry => Some(self.finish(subject)),
         };
         if wanted != 0 {
             self.requests.attention.store(wanted, Ordering::SeqCst);
