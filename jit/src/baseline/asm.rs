@@ -122,6 +122,10 @@ pub enum Map {
 #[derive(Default)]
 pub struct Asm {
     pub code: Vec<u8>,
+    /// Where code begins that will be placed apart from what is before it.
+    pub cold: Option<usize>,
+    /// Branches between the two: offsets of the displacement and of the target.
+    pub across: Vec<(u32, u32)>,
 }
 
 impl Asm {
@@ -465,6 +469,9 @@ impl Asm {
 
     /// Points the displacement at `at` to `target`.
     pub fn aim(&mut self, at: usize, target: usize) {
+        if self.cold.is_some_and(|cold| (at < cold) != (target < cold)) {
+            self.across.push((at as u32, target as u32));
+        }
         let rel = (target as i64 - (at as i64 + 4)) as i32;
         self.code[at..at + 4].copy_from_slice(&rel.to_le_bytes());
     }

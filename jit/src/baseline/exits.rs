@@ -108,12 +108,7 @@ impl Emit<'_> {
         self.cpu_to_rdi();
         self.a.pop(RBP);
         self.a.jmp_mem(entry(offset_of!(JumpEntry, code)));
-        self.a.land(other);
-        self.a.land(old);
-        if let Some(from) = from {
-            self.store_rip(offset_of!(CpuState, branch_rip), from);
-        }
-        self.leave_with(LEAVE_LOOKUP);
+        self.cold.push(Cold::Unknown { from: [other, old], branch: from });
     }
 
     /// Branches on an integer.
@@ -146,6 +141,13 @@ impl Emit<'_> {
                     self.a.land(from);
                     self.leave_with(LEAVE_FAULT);
                 }
+                Cold::Unknown { from, branch } => {
+                    from.into_iter().for_each(|from| self.a.land(from));
+                    if let Some(branch) = branch {
+                        self.store_rip(offset_of!(CpuState, branch_rip), branch);
+                    }
+                    self.leave_with(LEAVE_LOOKUP);
+                }
                 Cold::Leave { from, rip, code } => {
                     self.a.land(from);
                     self.set_rip(rip);
@@ -164,10 +166,6 @@ impl Emit<'_> {
                     self.a.aim(to, back);
                 }
             }
-        }
-        // Links are patched eight bytes at a time.
-        for _ in 0..8 {
-            self.a.byte(0xcc);
         }
     }
 

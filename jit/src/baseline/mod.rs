@@ -82,6 +82,10 @@ pub struct Code {
     pub fixups: Vec<(u32, Target)>,
     /// Ways out.
     pub links: Vec<Link>,
+    /// Where what is seldom reached begins, which is placed elsewhere.
+    pub cold: u32,
+    /// Branches between the two parts: offset of the displacement, and of the target.
+    pub across: Vec<(u32, u32)>,
     /// RIPs are offsets from the page that it runs at.
     pub relative: bool,
     /// Offset of the way in for forward links of other baseline code: there RBX is set already.
@@ -99,6 +103,8 @@ enum Cold {
     Lead(memory::Lead),
     /// Leaves with the pending fault.
     Fault { from: usize },
+    /// Leaves for a target that is not in the jump cache; `branch`: RIP of an indirect branch.
+    Unknown { from: [usize; 2], branch: Option<u64> },
     /// Leaves before the instruction at `rip` with a code.
     Leave { from: usize, rip: u64, code: u32 },
     /// Calls a helper and goes on.
@@ -152,7 +158,7 @@ struct Emit<'a> {
 /// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`], if it counts.
 pub fn compile(block: &Block, heat: Option<usize>) -> Code {
     let mut e = Emit {
-        a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48) },
+        a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48), ..Asm::default() },
         block,
         regs: Regs::new(),
         vectors: VectorRegs::new(),
@@ -174,8 +180,19 @@ pub fn compile(block: &Block, heat: Option<usize>) -> Code {
     };
     let forward_entry = e.entry(heat);
     e.body();
+    let cold = e.a.here();
+    e.a.cold = Some(cold);
     e.cold();
-    Code { bytes: e.a.code, fixups: e.fixups, links: e.links, relative: block.is_relative(), forward_entry }
+    let (bytes, across) = (e.a.code, e.a.across);
+    Code {
+        bytes,
+        cold: cold as u32,
+        across,
+        fixups: e.fixups,
+        links: e.links,
+        relative: block.is_relative(),
+        forward_entry,
+    }
 }
 
 /// For each operation, whether its operand `a` is a temporary that nothing reads after it.

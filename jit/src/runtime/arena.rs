@@ -1,20 +1,27 @@
 //! Memory for generated code: one memfd, mapped once writable and once executable, never both through one mapping.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Bytes of code after which the writable mapping is trimmed.
 const TRIM: usize = 4 << 20;
 
-/// The code memory. Offsets count from its start; generated code runs at `address(offset)`.
+/// The code memory. Offsets count from its start; generated code runs at `address(offset)`. Code that runs often is laid
+/// from the start on, what is seldom reached from the end down: so the host's caches hold more of the former.
 pub struct Arena {
     rw: *mut u8,
     rx: *mut u8,
     len: usize,
-    used: usize,
-    /// Up to here the writable mapping holds no pages.
-    trimmed: usize,
+    /// Where the free room begins and ends.
+    free: Range<usize>,
+    /// Up to here, and from there on, the writable mapping holds no pages.
+    trimmed: Range<usize>,
 }
+
+/// How far the memory is filled, to go back to.
+#[derive(Clone)]
+pub struct Mark(Range<usize>);
 
 // SAFETY: the mappings belong to this structure alone and live as long as it; access is through `&mut self` for writes.
 unsafe impl Send for Arena {}
@@ -40,46 +47,57 @@ impl Arena {
         };
         let rw = map(libc::PROT_READ | libc::PROT_WRITE)?;
         let rx = map(libc::PROT_READ | libc::PROT_EXEC)?;
-        Ok(Self { rw, rx, len, used: 0, trimmed: 0 })
+        Ok(Self { rw, rx, len, free: 0..len, trimmed: 0..len })
     }
 
-    /// Bytes in use.
-    pub fn used(&self) -> usize {
-        self.used
+    /// Bytes left.
+    pub fn room(&self) -> usize {
+        self.free.len()
     }
 
-    /// Bytes in all.
-    pub fn len(&self) -> usize {
-        self.len
+    /// How far it is filled now.
+    pub fn mark(&self) -> Mark {
+        Mark(self.free.clone())
     }
 
-    /// Takes `len` bytes, 16-byte aligned; `None` when full.
+    /// Takes `len` bytes for code that runs often, 16-byte aligned; `None` when full.
     pub fn alloc(&mut self, len: usize) -> Option<usize> {
-        let at = self.used.next_multiple_of(16);
-        let end = at.checked_add(len)?;
-        if end > self.len {
-            return None;
-        }
-        self.used = end;
-        if at / TRIM > self.trimmed / TRIM {
-            self.trim(at / TRIM * TRIM);
+        let at = self.free.start.next_multiple_of(16);
+        let end = at.checked_add(len).filter(|end| *end <= self.free.end)?;
+        self.free.start = end;
+        let full = at / TRIM * TRIM;
+        if full > self.trimmed.start {
+            self.trim(0..full);
+            self.trimmed.start = full;
         }
         Some(at)
     }
 
-    /// Takes what lies before `end` out of the writable mapping, which only patches touch from now on: else code would
-    /// count twice in the memory that the process holds.
-    fn trim(&mut self, end: usize) {
-        // SAFETY: a shared mapping of our own file: its pages stay, only this mapping's hold on them goes. Nobody holds
-        // a reference into it.
-        unsafe { libc::madvise(self.rw.cast(), end, libc::MADV_DONTNEED) };
-        self.trimmed = end;
+    /// Takes `len` bytes for code that is seldom reached; `None` when full.
+    pub fn alloc_cold(&mut self, len: usize) -> Option<usize> {
+        let at = self.free.end.checked_sub(len).filter(|at| *at >= self.free.start)?;
+        let full = self.free.end.next_multiple_of(TRIM);
+        self.free.end = at;
+        if full < self.trimmed.end {
+            self.trim(full..self.len);
+            self.trimmed.end = full;
+        }
+        Some(at)
     }
 
-    /// Gives everything from `mark` on back. Nothing there may be run any more.
-    pub fn rewind(&mut self, mark: usize) {
-        self.used = mark.min(self.used);
-        self.trimmed = self.trimmed.min(self.used / TRIM * TRIM);
+    /// Takes a range of whole pages out of the writable mapping, which only patches touch from now on: else code would
+    /// count twice in the memory that the process holds.
+    fn trim(&mut self, range: Range<usize>) {
+        // SAFETY: a shared mapping of our own file, of which this is a part: its pages stay, only this mapping's hold on
+        // them goes. Nobody holds a reference into it.
+        unsafe { libc::madvise(self.rw.add(range.start).cast(), range.len(), libc::MADV_DONTNEED) };
+    }
+
+    /// Gives everything since `mark` back. Nothing there may be run any more.
+    pub fn rewind(&mut self, Mark(mark): Mark) {
+        self.free = mark;
+        self.trimmed.start = self.trimmed.start.min(self.free.start / TRIM * TRIM);
+        self.trimmed.end = self.trimmed.end.max(self.free.end.next_multiple_of(TRIM)).min(self.len);
     }
 
     /// Address that the byte at `offset` executes at.
@@ -125,5 +143,40 @@ impl Drop for Arena {
             libc::munmap(self.rw.cast(), self.len);
             libc::munmap(self.rx.cast(), self.len);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_are_filled_until_they_meet_and_given_back() {
+        let mut arena = Arena::new(1 << 20).expect("memory");
+        let mark = arena.mark();
+        let (mut last, mut first) = (0, 1 << 20);
+        while let (Some(hot), Some(cold)) = (arena.alloc(1000), arena.alloc_cold(500)) {
+            assert!(hot % 16 == 0 && hot >= last && cold + 500 <= first && hot + 1000 <= cold);
+            arena.write(hot, &[0x90; 1000]);
+            arena.write(cold, &[0xcc; 500]);
+            (last, first) = (hot + 1000, cold);
+        }
+        assert!(arena.room() < 1516);
+        assert_eq!((arena.read::<2>(last - 2), arena.read::<2>(first)), ([0x90; 2], [0xcc; 2]));
+        arena.rewind(mark);
+        assert_eq!((arena.room(), arena.alloc(16), arena.alloc_cold(16)), (1 << 20, Some(0), Some((1 << 20) - 16)));
+    }
+
+    #[test]
+    fn code_stays_when_the_writable_mapping_lets_go_of_it() {
+        let mut arena = Arena::new(16 << 20).expect("memory");
+        let (low, high) = (arena.alloc(64).expect("room"), arena.alloc_cold(64).expect("room"));
+        arena.write(low, &[1; 64]);
+        arena.write(high, &[2; 64]);
+        for len in [5 << 20, 64] {
+            assert!(arena.alloc(len).is_some() && arena.alloc_cold(len).is_some());
+        }
+        assert_eq!((arena.trimmed.start, arena.trimmed.end), (4 << 20, 12 << 20));
+        assert_eq!((arena.read::<4>(low), arena.read::<4>(high)), ([1; 4], [2; 4]));
     }
 }

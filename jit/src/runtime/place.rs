@@ -1,6 +1,6 @@
 //! Placing a compiled region in the arena: calls fixed, TLB checks pointed at miss stubs, ways out given link stubs.
 
-use super::arena::Arena;
+use super::arena::{Arena, Mark};
 use super::exec::{self, LEAVE_LINK, ThunkBody};
 use crate::baseline::{self, Target};
 use crate::lower::{Compiled, NS_LINK, NS_THUNK, THUNKS, inline_code};
@@ -73,7 +73,7 @@ impl CodeMemory {
 pub struct CodeSpace {
     arena: Arena,
     next_link: u32,
-    after_thunks: usize,
+    after_thunks: Mark,
     miss: usize,
     abandon: usize,
     lookup: usize,
@@ -102,18 +102,18 @@ impl CodeSpace {
         for (at, to) in [miss, abandon, lookup, fill, fill_vectors].into_iter().zip(exec::stub_targets()) {
             write_jump(&mut arena, at, to);
         }
-        let after_thunks = arena.used();
+        let after_thunks = arena.mark();
         Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup, fill, fill_vectors })
     }
 
     /// So full that a region may not fit.
     pub fn is_nearly_full(&self) -> bool {
-        self.arena.used() + (1 << 18) > self.arena.len()
+        self.arena.room() < 1 << 18
     }
 
     /// Forgets all regions. None may be running or be entered again.
     pub fn clear(&mut self) {
-        self.arena.rewind(self.after_thunks);
+        self.arena.rewind(self.after_thunks.clone());
     }
 
     /// Places a region. `None`: the arena is full, or the code is not of the expected shape.
@@ -122,7 +122,7 @@ impl CodeSpace {
             tracing::warn!("generated code starts without the expected prologue");
             return None;
         }
-        let mark = self.arena.used();
+        let mark = self.arena.mark();
         let placed = self.try_place(c);
         if placed.is_none() {
             self.arena.rewind(mark);
@@ -174,28 +174,36 @@ impl CodeSpace {
 
     /// Places the baseline code of a block. `None`: the arena is full.
     pub fn place_block(&mut self, c: &baseline::Code) -> Option<Placed> {
-        let at = self.arena.alloc(c.bytes.len())?;
-        self.arena.write(at, &c.bytes);
+        let (hot, cold) = c.bytes.split_at(c.cold as usize);
+        // Room to read and write eight bytes at a link at the end.
+        let at = self.arena.alloc(hot.len() + 8)?;
+        let cold_at = self.arena.alloc_cold(cold.len())?;
+        self.arena.write(at, hot);
+        self.arena.write(cold_at, cold);
+        let place = |offset: usize| if offset < hot.len() { at + offset } else { cold_at + offset - hot.len() };
+        for (from, to) in &c.across {
+            self.aim(place(*from as usize), place(*to as usize));
+        }
         for (offset, target) in &c.fixups {
             let to = match target {
                 Target::Thunk(t) => *t as usize * THUNK_SIZE,
                 Target::Miss => self.fill,
                 Target::MissVectors => self.fill_vectors,
             };
-            self.aim(at + *offset as usize, to);
+            self.aim(place(*offset as usize), to);
         }
         let first_link = self.next_link;
         self.next_link = self.next_link.wrapping_add(c.links.len() as u32);
         let mut links = Vec::with_capacity(c.links.len());
         for (n, link) in c.links.iter().enumerate() {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
-            let site = at + link.site as usize;
+            let site = place(link.site as usize);
             self.aim(site + 2, stub);
             links.push(PlacedLink::new(link.rip, link.forward, site, stub));
         }
         let entry = self.arena.address(at);
         let forward_entry = entry + u64::from(c.forward_entry);
-        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: c.bytes.len() })
+        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: hot.len() })
     }
 
     /// Sets the 32-bit displacement at `at` to lead to `target`.
@@ -279,7 +287,7 @@ impl CodeSpace {
         s.push(0xb8);
         s.extend(LEAVE_LINK.to_le_bytes());
         s.push(0xc3);
-        let at = self.arena.alloc(s.len())?;
+        let at = self.arena.alloc_cold(s.len())?;
         self.arena.write(at, &s);
         Some(at)
     }
@@ -310,7 +318,7 @@ impl CodeSpace {
     /// Writes the stub of one check: fill the TLB, compare again, go on or abandon the frame.
     fn write_miss_stub(&mut self, s: &MissStub, code_at: usize) -> Option<usize> {
         let len = 5 + 5 + 5 + s.compare.len() + 2 + 5 + 10 + 5;
-        let at = self.arena.alloc(len)?;
+        let at = self.arena.alloc_cold(len)?;
         let mut b = Vec::with_capacity(len);
         match s.page {
             Page::Register(n) => {
