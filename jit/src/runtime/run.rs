@@ -134,7 +134,9 @@ impl Cpu {
                 Ok(())
             }
             Leave::Entry => {
+                self.tier.stats.requests += 1;
                 if self.requests.sample.swap(false, Ordering::SeqCst) {
+                    self.tier.stats.heated += 1;
                     let slot = self.find_block(false)?;
                     self.propose(slot);
                 }
