@@ -5,7 +5,7 @@
 //! whatever `-D` says. What is off costs one load of a cached decision at each place of
 //! use: `tracing` asks [`Subscriber::register_callsite`] once and again only when the set of items changes.
 
-use crate::cli::config::{LogConfig, TraceConfig};
+use crate::cli::config::{LogConfig, Messages, TraceConfig};
 use brolga_devices::trace;
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -58,6 +58,28 @@ pub fn set_file(path: &Path) -> io::Result<()> {
 /// Whether `-d item` is on. For switches that are more than messages (`nochain`).
 pub fn enabled(item: &str) -> bool {
     index(item).is_some_and(|i| ENABLED.load(Ordering::Relaxed) >> i & 1 != 0)
+}
+
+/// What warnings and errors begin with: `-msg`, and the machine's name.
+static BEGIN: OnceLock<(Messages, Option<String>)> = OnceLock::new();
+
+/// Has warnings and errors begin as `messages` says, from now on.
+pub fn begin_messages(messages: Messages, name: Option<&str>) {
+    BEGIN.get_or_init(|| (messages, name.map(str::to_owned)));
+}
+
+/// What a message begins with now.
+pub fn beginning() -> String {
+    let Some((messages, name)) = BEGIN.get() else { return String::new() };
+    let mut text = String::new();
+    if messages.timestamp {
+        text += &chrono::Utc::now().format("%Y-%m-%dT%H:%M:%S%.6fZ ").to_string();
+    }
+    if let (true, Some(name)) = (messages.guest_name, name) {
+        text += name;
+        text.push(' ');
+    }
+    text
 }
 
 /// Names of the enabled items.
@@ -159,7 +181,7 @@ impl Log {
     fn warn(&self, level: &str, text: String) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != text {
-            let _ = io::stderr().write_all(format!("{}: {level}: {text}", self.program).as_bytes());
+            let _ = io::stderr().write_all(format!("{}{}: {level}: {text}", beginning(), self.program).as_bytes());
             *last = text;
         }
     }

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         Ok(Some(status)) => return status,
         Err(e) => return fail(&program, &format!("{e:#}")),
     }
+    log::begin_messages(config.messages, config.name.as_deref());
     let ended = run(*config);
     monitor::settle();
     match ended {
@@ -86,6 +87,6 @@ fn run(config: Config) -> anyhow::Result<i32> {
 fn fail(program: &str, message: &str) -> ExitCode {
     let line: String =
         message.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect();
-    eprintln!("{program}: {line}");
+    eprintln!("{}{program}: {line}", log::beginning());
     ExitCode::FAILURE
 }

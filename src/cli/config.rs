@@ -103,6 +103,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `-trace`.
     pub trace: TraceConfig,
+    /// `-msg`.
+    pub messages: Messages,
     /// `-profile`.
     pub profile: Option<ProfileConfig>,
     /// `-perfmap`: perf(1) is told where generated code lies.
@@ -743,6 +745,15 @@ pub enum WatchdogAction {
     Debug,
     /// The guest goes on.
     None,
+}
+
+/// `-msg`: what warnings and errors begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Messages {
+    /// The time.
+    pub timestamp: bool,
+    /// The machine's name.
+    pub guest_name: bool,
 }
 
 /// `-profile`.

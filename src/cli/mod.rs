@@ -20,6 +20,7 @@ mod help;
 mod later;
 mod logging;
 mod machine;
+mod manners;
 mod memory;
 mod network;
 mod objects;
@@ -135,6 +136,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
         trace: traces::settle(&arguments)?,
+        messages: manners::messages(&arguments)?,
         profile: logging::profile(&arguments)?,
         perf_map: arguments.flag("perfmap"),
         identity,
@@ -164,6 +166,7 @@ fn absent(arguments: &Arguments) -> Result<()> {
         ("display", "there is no display yet; use -display none, or -nographic for a console"),
         ("parallel", "there is no parallel port; use -parallel none"),
     ];
+    manners::check(arguments)?;
     for (name, why) in ABSENT {
         if let Some(value) = arguments.all(name).iter().find(|v| *v != "none") {
             bail!("-{name} {value}: {why}");
