@@ -64,7 +64,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(MACHINE, "M", Times::Merge, "NAME[,...]", "the same as -machine"),
     row(MACHINE, "cpu", Times::Once, "MODEL[,+F,-F,F=on|off]", "processor model and features, e.g. -cpu Nehalem,-aes (-cpu help)"),
     row(MACHINE, "m", Times::Merge, "SIZE", "guest memory in MiB, or with k, M, G, T, e.g. -m 2G"),
-    row(MACHINE, "smp", Times::Merge, "N", "number of processors; also sockets=, dies=, cores=, threads="),
+    row(MACHINE, "smp", Times::Merge, "N", "number of processors; also maxcpus= (more may come), sockets=, dies=, cores=, threads="),
     row(MACHINE, "rtc", Times::Merge, "KEY=VALUE,...", "clock: base=utc|localtime|2006-06-17T16:01:21, clock=host|rt|vm"),
     row(MACHINE, "smbios", Times::Many, "type=N,KEY=VALUE,...", "fields of SMBIOS types 0, 1, 2, 3, 11, e.g. -smbios type=1,serial=A1"),
     row(MACHINE, "acpitable", Times::Many, "KEY=VALUE,...", "one more ACPI table: data=FILE:FILE for its body, with sig, rev, oem_id, oem_table_id, oem_rev, asl_compiler_id, asl_compiler_rev; or file=FILE with its header"),

@@ -98,6 +98,9 @@ impl Machine {
         let mut inventory = self.inventory();
         let mut next = inventory.collected.drives.clone();
         let again = next.forget_node(name).map_err(|error| Fault::new(error.to_string()))?;
+        if !self.disks.shelved().iter().any(|(spec, _)| spec.node.as_deref() == Some(name)) {
+            return Err(Fault::new(format!("Node {name} is in use")));
+        }
         self.close_shelved(name)?;
         inventory.collected.drives = next;
         for below in &again {

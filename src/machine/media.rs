@@ -34,6 +34,8 @@ struct Slot {
     spec: DriveSpec,
     drive: Option<Arc<dyn MediumDrive>>,
     medium: Mutex<Option<Arc<dyn Disk>>>,
+    /// The medium is a node, which is there when it has been taken out.
+    node: Mutex<Option<DriveSpec>>,
 }
 
 /// All drives of a machine. Locks: a slot's medium is held while it changes; drives and disks are called with it held.
@@ -110,8 +112,9 @@ impl Media {
         if let Some(disk) = &disk {
             self.disks.label(disk, &name, &path);
         }
+        let node = Mutex::new(spec.node.is_some().then(|| spec.clone()));
         let (tray_open, medium) = (AtomicBool::new(false), Mutex::new(disk));
-        slots.push(Arc::new(Slot { name, path, tray_open, spec, drive, medium }));
+        slots.push(Arc::new(Slot { name, path, tray_open, spec, drive, medium, node }));
     }
 
     /// A drive's device is gone: its image is closed, or goes back to those that no device has.
@@ -123,13 +126,14 @@ impl Media {
         };
         let Some(slot) = slot else { return Ok(()) };
         let medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match medium {
+        let node = slot.node.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (medium, node) {
             // Nodes stay.
-            Some(disk) if spec.node.is_some() => {
-                self.disks.put_back(spec, disk);
+            (Some(disk), Some(spec)) => {
+                self.disks.put_back(&spec, disk);
                 Ok(())
             }
-            medium => medium.map_or(Ok(()), |disk| self.disks.remove(&disk)),
+            (medium, _) => medium.map_or(Ok(()), |disk| self.disks.remove(&disk)),
         }
     }
 
@@ -231,7 +235,9 @@ impl Media {
             | MediumChange::OpenTray { drive, force }
             | MediumChange::Insert { drive, force, .. } => (drive, *force),
             // The tray is open, or it closes: the guest's lock is about opening it.
-            MediumChange::CloseTray { drive } | MediumChange::Remove { drive } => (drive, true),
+            MediumChange::CloseTray { drive }
+            | MediumChange::Remove { drive }
+            | MediumChange::InsertNode { drive, .. } => (drive, true),
         };
         let (slot, drive) = self.find(name)?;
         if drive.locked() && !drive.tray_open() && !force {
@@ -250,6 +256,7 @@ impl Media {
             MediumChange::Insert { file, format, read_only, .. } => {
                 self.open(&slot, file, format, *read_only).and_then(|disk| self.put(&slot, Some(disk)))
             }
+            MediumChange::InsertNode { node, .. } => self.lay_in(&slot, node),
             MediumChange::OpenTray { .. } | MediumChange::CloseTray { .. } => {
                 let open = matches!(change, MediumChange::OpenTray { .. });
                 // Without a tray there is nothing to do, as in QEMU.
@@ -267,7 +274,28 @@ impl Media {
         let mut medium = slot.medium.lock().unwrap_or_else(PoisonError::into_inner);
         drive.change(new.clone());
         let old = std::mem::replace(&mut *medium, new);
-        old.map_or(Ok(()), |old| self.disks.remove(&old))
+        let node = slot.node.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (old, node) {
+            // Nodes stay.
+            (Some(old), Some(spec)) => {
+                self.disks.put_back(&spec, old);
+                Ok(())
+            }
+            (old, _) => old.map_or(Ok(()), |old| self.disks.remove(&old)),
+        }
+    }
+
+    /// Lays an image that no device has in an open tray.
+    fn lay_in(&self, slot: &Slot, node: &str) -> Result<(), String> {
+        let Some((spec, disk)) = self.disks.take_down(node) else { return Err(format!("Node '{node}' not found")) };
+        self.disks.label(&disk, &slot.name, &slot.path);
+        self.put(slot, Some(disk))?;
+        *slot.node.lock().unwrap_or_else(PoisonError::into_inner) = Some(spec);
+        // Whoever laid it in closes the tray.
+        if let Some(drive) = &slot.drive {
+            drive.set_tray(true);
+        }
+        Ok(())
     }
 
     fn open(

@@ -67,6 +67,13 @@ pub enum MediumChange {
         /// What `info block` calls the drive.
         drive: String,
     },
+    /// An image that no device has is laid in an open, empty tray, which stays open.
+    InsertNode {
+        /// What `info block` calls the drive.
+        drive: String,
+        /// The image's name.
+        node: String,
+    },
     /// The medium is taken out of an open tray.
     Remove {
         /// What `info block` calls the drive.

@@ -265,3 +265,32 @@ fn images_change_their_size() {
     assert_eq!(missing, "Cannot find device='zz' nor node-name=''");
     assert!(refused(client.run("block_resize", json!({"device": "d", "size": -1}))).contains(">0 size"));
 }
+
+#[test]
+fn nodes_are_media() {
+    let scratch = Scratch::new("media-files");
+    let path = image(&scratch, "cd");
+    let machine = Machine::start("media", &["-S", "-device", "ide-cd,id=cd"]);
+    let mut client = machine.client();
+    let node = json!({"driver": "raw", "node-name": "m", "read-only": true,
+        "file": {"driver": "file", "filename": path, "node-name": "f", "read-only": true}});
+    assert_eq!(client.run("blockdev-add", node), Ok(json!({})));
+    let insert = json!({"id": "cd", "node-name": "m"});
+    assert!(refused(client.run("blockdev-insert-medium", insert.clone())).starts_with("Tray of the device"));
+    for _ in 0..2 {
+        assert_eq!(client.run("blockdev-open-tray", json!({"id": "cd"})), Ok(json!({})));
+        let missing = json!({"id": "cd", "node-name": "zz"});
+        assert_eq!(refused(client.run("blockdev-insert-medium", missing)), "Node 'zz' not found");
+        assert_eq!(client.run("blockdev-insert-medium", insert.clone()), Ok(json!({})));
+        assert!(refused(client.run("blockdev-insert-medium", insert.clone())).starts_with("There already is a medium"));
+        assert_eq!(client.run("blockdev-close-tray", json!({"id": "cd"})), Ok(json!({})));
+        let drives = client.run("query-block", json!({})).unwrap();
+        assert_eq!((&drives[0]["inserted"]["node-name"], &drives[0]["tray_open"]), (&json!("m"), &json!(false)));
+        assert_eq!(refused(client.run("blockdev-del", json!({"node-name": "m"}))), "Node m is in use");
+        assert_eq!(client.run("blockdev-open-tray", json!({"id": "cd"})), Ok(json!({})));
+        assert_eq!(client.run("blockdev-remove-medium", json!({"id": "cd"})), Ok(json!({})));
+        assert_eq!(client.run("query-block", json!({})).unwrap()[0].get("inserted"), None);
+        assert_eq!(client.run("blockdev-close-tray", json!({"id": "cd"})), Ok(json!({})));
+    }
+    assert_eq!(client.run("blockdev-del", json!({"node-name": "m"})), Ok(json!({})));
+}

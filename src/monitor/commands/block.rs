@@ -167,6 +167,19 @@ pub static TABLE: &[Command] = &[
     ]),
     Command::qmp("blockdev-close-tray", "close a drive's tray", |call| tray(call, false))
         .args(&[opt("device", Ty::Str, Place::Absent), opt("id", Ty::Str, Place::Absent)]),
+    Command::qmp("blockdev-insert-medium", "lay a node in an open tray that is empty", |call| {
+        let drive = named(call)?;
+        let node = call.word("node-name")?.to_owned();
+        if drive.tray_open == Some(false) {
+            return Err(Fault::new(format!("Tray of the device '{}' is not open", drive.name)));
+        }
+        if drive.medium.is_some() {
+            return Err(Fault::new(format!("There already is a medium in device '{}'", drive.name)));
+        }
+        call.host.change_medium(&MediumChange::InsertNode { drive: drive.name, node })?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("id", Ty::Str, Place::Absent), arg("node-name", Ty::Str, Place::Absent)]),
     Command::qmp("blockdev-remove-medium", "take the medium out of an open tray", remove).args(&[arg(
         "id",
         Ty::Str,
