@@ -28,6 +28,7 @@ mod show;
 mod snapshot;
 
 pub use info::describe;
+pub use show::snapshot_json;
 
 use crate::words::suggest;
 use anyhow::{Result, anyhow};

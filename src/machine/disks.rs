@@ -1,5 +1,6 @@
 //! Drives as devices use them: requests go to a drive's threads, completions come back on the I/O thread.
 
+pub mod images;
 pub mod snapshots;
 
 use super::Request;
@@ -25,7 +26,7 @@ use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 /// Threads of a drive, at most: a disk has as many requests under way.
@@ -85,10 +86,13 @@ impl Disks {
             requests: self.requests.clone(),
             events: self.events.clone(),
             label: Mutex::default(),
-            node: spec.node.clone().unwrap_or_else(|| self.next_name()),
-            file_node: spec.file_node.clone().unwrap_or_else(|| self.next_name()),
+            names: Mutex::new(Names {
+                node: spec.node.clone().unwrap_or_else(|| self.next_name()),
+                file_node: spec.file_node.clone().unwrap_or_else(|| self.next_name()),
+                path: spec.file.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+            }),
+            gate: RwLock::default(),
             clients: Mutex::default(),
-            path: spec.file.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             gone: AtomicBool::new(false),
             collecting: Mutex::default(),
             state: Mutex::default(),
@@ -200,13 +204,15 @@ impl Disks {
     pub fn describe(&self, disk: &Arc<dyn Disk>) -> Option<MediumInfo> {
         let disk = self.find(disk)?;
         let options = disk.drive.options();
-        let image = brolga::img::describe(&disk.path, disk.drive.image());
-        let depth = std::iter::successors(Some(disk.drive.image()), |image| image.qcow2().ok()?.backing()).count();
+        let (image, names) = (disk.drive.image(), locked(&disk.names).clone());
+        let depth = std::iter::successors(Some(&image), |image| image.qcow2().ok()?.backing()).count();
+        let format = image.format().name();
+        let image = brolga::img::describe(&names.path, &image);
         Some(MediumInfo {
-            file: disk.path.clone(),
-            format: disk.drive.image().format().name(),
-            node: disk.node.clone(),
-            file_node: disk.file_node.clone(),
+            file: names.path,
+            format,
+            node: names.node,
+            file_node: names.file_node,
             read_only: disk.read_only(),
             depth: depth - 1,
             detect_zeroes: options.detect_zeroes.name(),
@@ -233,6 +239,7 @@ impl Disks {
                 (state.stopped, state.stopped_for) = (false, None);
                 std::mem::take(&mut state.held)
             };
+            let _open = disk.gate.read().unwrap_or_else(PoisonError::into_inner);
             disk.queue.submit_all(held);
         }
     }
@@ -275,16 +282,24 @@ struct State {
     ledger: Ledger,
 }
 
-/// A drive. `collecting` is held while devices hear of completions; `state` is a leaf.
-struct HostDisk {
-    what: String,
-    path: String,
+/// What an image is called.
+#[derive(Clone)]
+struct Names {
     /// Its name among images.
     node: String,
-    /// Its drive's name and device.
-    label: Mutex<Option<(String, String)>>,
     /// The name of the file below it.
     file_node: String,
+    path: String,
+}
+
+/// A drive. `gate` is held while a request is submitted, and by those who keep requests out; `collecting` is held while devices hear of completions; `state` is a leaf.
+struct HostDisk {
+    what: String,
+    names: Mutex<Names>,
+    /// Requests come through it.
+    gate: RwLock<()>,
+    /// Its drive's name and device.
+    label: Mutex<Option<(String, String)>>,
     /// Who wants to know of another size.
     clients: Mutex<Vec<Weak<dyn DiskClient>>>,
     events: Arc<Events>,
@@ -488,7 +503,7 @@ impl HostDisk {
         let data = json!({
             "qom-path": path,
             "device": device,
-            "node-name": self.node,
+            "node-name": locked(&self.names).node,
             "operation": if write { "write" } else { "read" },
             "action": action,
             "nospace": error.is_no_space(),
@@ -545,6 +560,7 @@ impl Disk for HostDisk {
 
     fn submit(&self, request: DiskRequest, token: u64, client: Weak<dyn DiskClient>) {
         trace_event!(events::BLOCK, "{}", describe(&request));
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let (kind, len) = Kind::of(&request);
         let (offset, operation, target) = self.translate(request);
         let tag = {

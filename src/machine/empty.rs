@@ -4,8 +4,8 @@ use crate::background;
 use crate::chardev::Chardevs;
 use crate::cli::config::{Actions, Config};
 use crate::monitor::{
-    Commands, Control, DriveInfo, Events, JobSpec, Jobs, MediumChange, MonitorHost, PciInfo, Plugging, Pointer,
-    Progress, RunState, SnapshotAction, Topic,
+    BlockWork, Commands, Control, DriveInfo, Events, JobSpec, Jobs, MediumChange, MonitorHost, PciInfo, Plugging,
+    Pointer, Progress, RunState, SnapshotAction, Topic,
 };
 use anyhow::{Result, bail};
 use brolga_devices::services::Reception;
@@ -102,6 +102,8 @@ impl Empty {
 }
 
 impl Plugging for Empty {}
+
+impl BlockWork for Empty {}
 
 impl MonitorHost for Empty {
     fn control(&self, what: Control) {

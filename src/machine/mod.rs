@@ -2,10 +2,12 @@
 
 mod acpi;
 mod bars;
+mod block_jobs;
 mod board;
 mod bridges;
 mod cards;
 mod control;
+mod copying;
 mod debug;
 mod disk_statistics;
 mod disks;

@@ -20,7 +20,7 @@ const LEAVES: [(u32, u32); 6] = [(1, 0), (7, 0), (7, 1), (0xd, 0), (0xd, 1), (0x
 
 /// What is to be kept or brought back.
 struct Chosen {
-    /// Disks; the first one holds the machine's state.
+    /// Disks; the first one is to hold the machine's state.
     keepers: Vec<Keeper>,
 }
 
@@ -179,10 +179,13 @@ impl Machine {
     }
 
     fn load(&self, tag: &str, chosen: &Chosen) -> Result<(), String> {
-        let Some(holder) = chosen.holder() else { return Ok(()) };
+        if let Some(name) = self.jobs.busy(None) {
+            return Err(format!("a job works on '{name}': cancel it, or wait for its end"));
+        }
         let all = chosen.all_with(tag)?;
-        let state = all.iter().find(|(keeper, _)| keeper.is(holder)).map(|(_, snapshot)| snapshot);
-        let Some(state) = state.filter(|snapshot| snapshot.vm_state_size != 0) else {
+        // The first disk has it, unless disks have come or gone since.
+        let state = all.iter().find(|(_, snapshot)| snapshot.vm_state_size != 0);
+        let Some((holder, state)) = state else {
             return Err(format!(
                 "'{tag}' has no state of a machine, only disks; go back to it with brolga-img snapshot -a"
             ));

@@ -1,6 +1,7 @@
 //! What the monitor needs from the machine. `machine` implements it; tests use a fake.
 
 use super::Commands;
+use super::block_work::BlockWork;
 use super::events::Events;
 use super::jobs::Jobs;
 use super::plugging::Plugging;
@@ -346,7 +347,7 @@ pub trait CharHost: Send + Sync {
 }
 
 /// The machine as a monitor sees it. Methods may wait for vCPUs to reach a safe point, never for the guest.
-pub trait MonitorHost: Plugging {
+pub trait MonitorHost: Plugging + BlockWork {
     /// Does `what`.
     fn control(&self, what: Control);
     /// Keeps the machine's state, brings it back or forgets it; or says why not.

@@ -115,6 +115,8 @@ pub static BLOCK_INFO: Object = Object::new(
 pub enum Verb {
     /// It is to stop.
     Cancel,
+    /// It is to stop, or to end without further consequences if it is ready.
+    Leave,
     /// A ready one is to end.
     Complete,
     /// It is to wait.
@@ -130,7 +132,7 @@ pub enum Verb {
 impl Verb {
     fn name(self) -> &'static str {
         match self {
-            Self::Cancel => "cancel",
+            Self::Cancel | Self::Leave => "cancel",
             Self::Complete => "complete",
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -143,7 +145,7 @@ impl Verb {
     fn fits(self, status: Status) -> bool {
         use Status::{Concluded, Created, Paused, Pending, Ready, Running, Waiting};
         match self {
-            Self::Cancel => matches!(status, Created | Running | Paused | Ready | Waiting | Pending),
+            Self::Cancel | Self::Leave => matches!(status, Created | Running | Paused | Ready | Waiting | Pending),
             Self::Complete => status == Ready,
             Self::Pause => matches!(status, Created | Running | Ready),
             Self::Resume => status == Paused,
@@ -151,6 +153,17 @@ impl Verb {
             Self::Dismiss => status == Concluded,
         }
     }
+}
+
+/// What a ready job is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// To end, and the copy takes the disk's place.
+    Complete,
+    /// To end, and the disk stays what it is.
+    Leave,
+    /// To stop.
+    Stop,
 }
 
 /// What a job is.
@@ -183,7 +196,7 @@ struct State {
     resumes: Status,
     error: Option<String>,
     finalize: bool,
-    complete: bool,
+    word: Option<Word>,
 }
 
 /// A job. `state` is a leaf.
@@ -203,6 +216,20 @@ struct Job {
 pub struct Jobs {
     events: Arc<Events>,
     jobs: Mutex<Vec<Arc<Job>>>,
+    /// Disks that jobs work on.
+    busy: Arc<Mutex<Vec<String>>>,
+}
+
+/// A disk that a job works on, as long as it lives.
+pub struct Busy(Arc<Mutex<Vec<String>>>, String);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut busy = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = busy.iter().position(|name| *name == self.1) {
+            busy.swap_remove(at);
+        }
+    }
 }
 
 impl Job {
@@ -340,30 +367,33 @@ impl Progress {
     }
 
     /// It could end now: the user is told. Returns at once.
-    #[cfg(test)]
     pub fn ready(&self) {
         if self.job.move_on(Status::Running, Status::Ready) {
             self.job.block_event("BLOCK_JOB_READY", None);
         }
     }
 
-    /// Waits up to `most` for a word of the user's: `Some(true)`: it is to end, `Some(false)`: to stop.
-    #[cfg(test)]
-    pub fn word(&self, most: Duration) -> Option<bool> {
+    /// So many bytes are to be done yet.
+    pub fn more(&self, left: u64) {
+        self.job.total.store(self.job.current.load(Ordering::SeqCst).saturating_add(left), Ordering::SeqCst);
+    }
+
+    /// Waits up to `most` for a word of the user's.
+    pub fn word(&self, most: Duration) -> Option<Word> {
         let state = self.job.state();
-        let idle = |state: &mut State| !state.complete && !self.cancelled();
+        let idle = |state: &mut State| state.word.is_none() && !self.cancelled();
         let (state, _) = self.job.changed.wait_timeout_while(state, most, idle).unwrap_or_else(PoisonError::into_inner);
         if self.cancelled() {
-            return Some(false);
+            return Some(Word::Stop);
         }
-        state.complete.then_some(true)
+        state.word
     }
 }
 
 impl Jobs {
     /// No jobs; `events` hear of those to come.
     pub fn new(events: Arc<Events>) -> Arc<Self> {
-        Arc::new(Self { events, jobs: Mutex::default() })
+        Arc::new(Self { events, ..Self::default() })
     }
 
     fn jobs(&self) -> MutexGuard<'_, Vec<Arc<Job>>> {
@@ -378,7 +408,7 @@ impl Jobs {
         finish: impl FnOnce(bool) -> Result<(), String> + Send + 'static,
     ) -> Result<(), String> {
         let state =
-            State { status: Status::Created, resumes: Status::Running, error: None, finalize: false, complete: false };
+            State { status: Status::Created, resumes: Status::Running, error: None, finalize: false, word: None };
         let job = Arc::new(Job {
             speed: spec.speed.into(),
             spec,
@@ -455,6 +485,22 @@ impl Jobs {
         job.become_(Status::Null);
     }
 
+    /// A job works on the disk `name` until the result goes; none if one does already.
+    pub fn occupy(&self, name: &str) -> Option<Busy> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if busy.iter().any(|other| other == name) {
+            return None;
+        }
+        busy.push(name.to_owned());
+        Some(Busy(self.busy.clone(), name.to_owned()))
+    }
+
+    /// A disk that a job works on: `name`, or any.
+    pub fn busy(&self, name: Option<&str>) -> Option<String> {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.iter().find(|other| name.is_none_or(|name| *other == name)).cloned()
+    }
+
     fn find(&self, id: &str) -> Option<Arc<Job>> {
         self.jobs().iter().find(|job| job.spec.id == id).cloned()
     }
@@ -485,8 +531,10 @@ impl Jobs {
                 return Err(format!("Job '{id}' in state '{status}' cannot accept command verb '{verb}'"));
             }
             match verb {
-                Verb::Cancel => job.cancelled.store(true, Ordering::SeqCst),
-                Verb::Complete => state.complete = true,
+                // A copy that is as the disk is stays so.
+                Verb::Leave if status == Status::Ready => state.word = Some(Word::Leave),
+                Verb::Cancel | Verb::Leave => job.cancelled.store(true, Ordering::SeqCst),
+                Verb::Complete => state.word = Some(Word::Complete),
                 Verb::Pause => state.resumes = status,
                 Verb::Finalize => state.finalize = true,
                 Verb::Resume | Verb::Dismiss => {}
@@ -497,7 +545,7 @@ impl Jobs {
             Verb::Dismiss => self.forget(&job),
             Verb::Pause => job.become_(Status::Paused),
             Verb::Resume => job.become_(status),
-            Verb::Cancel | Verb::Complete | Verb::Finalize => job.changed.notify_all(),
+            Verb::Cancel | Verb::Leave | Verb::Complete | Verb::Finalize => job.changed.notify_all(),
         }
         Ok(())
     }
@@ -617,7 +665,10 @@ mod tests {
         let work = move |progress: &Progress| {
             told.recv().unwrap();
             progress.ready();
-            while progress.word(Duration::from_millis(1)).is_none() {}
+            assert_eq!(
+                std::iter::repeat_with(|| progress.word(Duration::from_millis(1))).flatten().next(),
+                Some(Word::Complete)
+            );
             Ok(())
         };
         jobs.start(spec.clone(), work, |_| Ok(())).unwrap();

@@ -1,6 +1,7 @@
 //! The monitor: commands that people type (HMP) and programs send (QMP) to look at and steer the machine. Both come from one
 //! [`table`]: names, arguments with types, handlers; `help` and QMP's introspection are made from it.
 
+mod block_work;
 mod call;
 mod commands;
 mod core_file;
@@ -21,13 +22,14 @@ mod table;
 mod tests;
 mod types;
 
+pub use block_work::{BlockJob, BlockTask, BlockWork, ImageChange};
 pub use events::Events;
 pub use fault::{Class, Fault};
 pub use host::{
     CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, Kept, MediumChange, MediumInfo, MonitorHost,
     PciInfo, PciRegion, Pointer, RunState, SnapshotAction, Topic,
 };
-pub use jobs::{JobSpec, Jobs, Progress};
+pub use jobs::{JobSpec, Jobs, Progress, Word};
 pub use plugging::{DeviceInfo, ObjectInfo, Plugging};
 pub use qmp::{Qmp, settle};
 

@@ -1,5 +1,6 @@
 //! Commands of both monitors on a machine that is not one.
 
+use super::block_work::BlockWork;
 use super::call::{Call, State};
 use super::host::*;
 use super::plugging::{DeviceInfo, Plugging};
@@ -28,6 +29,8 @@ struct Fake {
     jobs: Arc<Jobs>,
     texts: Mutex<Vec<String>>,
 }
+
+impl BlockWork for Fake {}
 
 impl Plugging for Fake {
     fn device_add(&self, value: &str) -> Result<(), Fault> {

@@ -6,6 +6,7 @@ mod clients;
 mod commands;
 mod harness;
 mod hotplug;
+mod images;
 mod processors;
 mod saving;
 mod schema;

@@ -4,16 +4,18 @@ mod filter;
 pub mod keys;
 mod overlay;
 mod policy;
+mod switch;
 #[cfg(test)]
 mod tests;
 
 pub use policy::{DetectZeroes, DiscardMode, ErrorAction, Verdict};
+pub use switch::Watcher;
 
 use super::qcow2::TableCaches;
 use super::{Aio, BlockBackend, BlockError, CacheMode, Format, Image, Layer, OpenOptions, Result, open};
-use filter::Filter;
 use std::path::Path;
 use std::sync::Arc;
+use switch::Switch;
 
 /// What a drive is to be like. The defaults are those of `-drive`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,8 +103,7 @@ impl DriveOptions {
 /// An open drive.
 #[derive(Clone)]
 pub struct Drive {
-    backend: Arc<dyn BlockBackend>,
-    image: Image,
+    backend: Arc<Switch>,
     options: DriveOptions,
 }
 
@@ -130,8 +131,7 @@ impl Drive {
 
     /// The drive that an open image is; of `options` only what concerns requests counts.
     pub fn of(image: Image, options: &DriveOptions) -> Drive {
-        let backend = Arc::new(Filter::new(image.clone(), options));
-        Drive { backend, image, options: options.clone() }
+        Drive { backend: Arc::new(Switch::new(image, options)), options: options.clone() }
     }
 
     /// The disk, for devices.
@@ -140,8 +140,18 @@ impl Drive {
     }
 
     /// The image behind it; with `snapshot` the temporary one.
-    pub fn image(&self) -> &Image {
-        &self.image
+    pub fn image(&self) -> Image {
+        self.backend.image()
+    }
+
+    /// From now on the disk is `image`. No request may be under way: some move bytes without coming back here.
+    pub fn replace(&self, image: Image) {
+        self.backend.replace(image, &self.options);
+    }
+
+    /// Tells `watcher`, and nobody else, of changes. No request may be under way.
+    pub fn watch(&self, watcher: Option<Arc<dyn Watcher>>) {
+        self.backend.watch(watcher);
     }
 
     /// What it was opened with.

@@ -113,7 +113,7 @@ impl Qcow2 {
     }
 
     /// Opens an image that names no backing file, over one that is open already.
-    pub(super) fn open_over(file: Arc<dyn Storage>, backing: Image) -> Result<Qcow2> {
+    pub fn open_over(file: Arc<dyn Storage>, backing: Image) -> Result<Qcow2> {
         let header = Header::read(&*file)?;
         let meta = Meta::load(file.clone(), None, header, &TableCaches::default())?;
         Ok(Qcow2::assemble(file, meta, false, Some(backing)))

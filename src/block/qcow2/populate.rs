@@ -2,15 +2,16 @@
 
 use super::Qcow2;
 use super::write::Plan;
-use crate::block::Result;
+use crate::block::{BlockBackend, Result, check_range};
 
 /// Bytes copied at once.
 const CHUNK: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Copies the clusters of a range, checked before, that come from the backing file. Requests
+    /// Copies the clusters of a range on the disk that come from the backing file. Requests
     /// of the guest may run meanwhile: they wait for the copy of their clusters or it for them.
-    pub(in crate::block) fn populate(&self, offset: u64, len: u64) -> Result<()> {
+    pub fn populate(&self, offset: u64, len: u64) -> Result<()> {
+        check_range(offset, len, self.len())?;
         if self.read_only {
             return Ok(());
         }

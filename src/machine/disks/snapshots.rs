@@ -18,12 +18,12 @@ pub struct Keeper {
 
 impl HostDisk {
     /// What the user calls it.
-    fn shown(&self) -> String {
-        locked(&self.label).as_ref().map_or_else(|| self.node.clone(), |(name, _)| name.clone())
+    pub(super) fn shown(&self) -> String {
+        locked(&self.label).as_ref().map_or_else(|| locked(&self.names).node.clone(), |(name, _)| name.clone())
     }
 
-    fn is_called(&self, name: &str) -> bool {
-        self.node == name || locked(&self.label).as_ref().is_some_and(|(label, _)| label == name)
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        locked(&self.names).node == name || locked(&self.label).as_ref().is_some_and(|(label, _)| label == name)
     }
 
     /// The disk, if its image keeps content.
@@ -34,7 +34,7 @@ impl HostDisk {
             _ => Err(format!(
                 "Device '{name}' is writable but does not support snapshots; convert {} to qcow2 (brolga-img convert -O \
                  qcow2), or give it snapshot=on or readonly=on",
-                self.path
+                locked(&self.names).path
             )),
         }
     }

@@ -2,6 +2,7 @@
 
 mod about;
 mod block;
+mod block_work;
 mod chars;
 mod control;
 mod devices;
@@ -24,6 +25,7 @@ pub static TABLES: &[&[Command]] = &[
     processors::TABLE,
     memory::TABLE,
     block::TABLE,
+    block_work::TABLE,
     snapshots::TABLE,
     screen::TABLE,
     network::TABLE,

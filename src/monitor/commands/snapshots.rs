@@ -58,8 +58,11 @@ pub static TABLE: &[Command] = &[
     Command::qmp("job-finalize", "make a job's work permanent", |call| tell(call, Verb::Finalize)).args(ID),
     Command::qmp("job-pause", "have a job wait", |call| tell(call, Verb::Pause)).args(ID),
     Command::qmp("job-resume", "have a job go on", |call| tell(call, Verb::Resume)).args(ID),
-    Command::qmp("block-job-cancel", "stop work on a drive", |call| tell_block(call, Verb::Cancel))
-        .args(&[arg("device", Ty::Str, Place::Absent), opt("force", Ty::Bool, Place::Absent)]),
+    Command::qmp("block-job-cancel", "stop work on a drive", |call| {
+        let verb = if call.switch("force") { Verb::Cancel } else { Verb::Leave };
+        tell_block(call, verb)
+    })
+    .args(&[arg("device", Ty::Str, Place::Absent), opt("force", Ty::Bool, Place::Absent)]),
     Command::qmp("block-job-complete", "end work on a drive that is ready", |call| tell_block(call, Verb::Complete))
         .args(DEVICE),
     Command::qmp("block-job-pause", "have work on a drive wait", |call| tell_block(call, Verb::Pause)).args(DEVICE),

@@ -1,0 +1,183 @@
+//! Disks whose images become others while the guest uses them.
+
+use super::{Disks, HostDisk};
+use brolga::block::drive::Watcher;
+use brolga::block::qcow2::{CreateOptions, Qcow2, create_in};
+use brolga::block::{BlockBackend, Format, HostFile, Image, OpenOptions, open};
+use brolga_devices::wire::locked;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+/// A disk by its name.
+#[derive(Clone)]
+pub struct NamedDisk(Arc<HostDisk>);
+
+/// An image that a disk is to become.
+pub struct Successor {
+    image: Image,
+    path: PathBuf,
+    /// Its name among images; one is made up if none.
+    node: Option<String>,
+}
+
+impl Disks {
+    /// The disk of a drive, or of an image, of that name.
+    pub fn named(&self, name: &str) -> Option<NamedDisk> {
+        self.all().into_iter().find(|disk| disk.is_called(name)).map(NamedDisk)
+    }
+
+    /// Runs `work` while none of `disks` has a request under way, and new ones wait.
+    pub fn still<R>(&self, disks: &[NamedDisk], work: impl FnOnce() -> R) -> R {
+        // In one order, whoever asks; each once.
+        let mut all: Vec<&Arc<HostDisk>> = disks.iter().map(|disk| &disk.0).collect();
+        all.sort_by_key(|disk| Arc::as_ptr(disk));
+        all.dedup_by_key(|disk| Arc::as_ptr(disk));
+        let gates: Vec<_> = all.iter().map(|disk| disk.gate.write().unwrap_or_else(PoisonError::into_inner)).collect();
+        all.iter().for_each(|disk| disk.queue.drain());
+        let result = work();
+        drop(gates);
+        result
+    }
+
+    /// The disk is its successor from now on. It has no request under way.
+    pub fn succeed(&self, disk: &NamedDisk, next: Successor) {
+        let node = next.node.unwrap_or_else(|| self.next_name());
+        disk.0.drive.replace(next.image);
+        let mut names = locked(&disk.0.names);
+        names.path = next.path.display().to_string();
+        (names.node, names.file_node) = (node, self.next_name());
+    }
+}
+
+impl NamedDisk {
+    /// What jobs on it are called.
+    pub fn name(&self) -> String {
+        self.0.shown()
+    }
+
+    /// The disk that the guest sees.
+    pub fn backend(&self) -> Arc<dyn BlockBackend> {
+        self.0.drive.backend()
+    }
+
+    /// Its image.
+    pub fn image(&self) -> Image {
+        self.0.drive.image()
+    }
+
+    /// Where its image is.
+    fn path(&self) -> PathBuf {
+        PathBuf::from(locked(&self.0.names).path.clone())
+    }
+
+    /// Whoever has to know of changes. It has no request under way.
+    pub fn watch(&self, watcher: Option<Arc<dyn Watcher>>) {
+        self.0.drive.watch(watcher);
+    }
+
+    /// That it can be written and has a file that others can name.
+    pub fn check(&self) -> Result<(), String> {
+        let name = self.name();
+        if self.backend().read_only() {
+            return Err(format!("Device '{name}' is read only"));
+        }
+        match self.0.drive.options().snapshot {
+            true => Err(format!("Device '{name}' has snapshot=on: its writes are gone at the end anyway")),
+            false => Ok(()),
+        }
+    }
+
+    /// A new image over the present one, or one that is there and made for it (`existing`).
+    pub fn overlay(&self, file: &str, existing: bool, node: Option<String>) -> Result<Successor, String> {
+        self.check()?;
+        let (path, old) = (PathBuf::from(file), self.image());
+        let below = std::fs::canonicalize(self.path()).map_err(|e| format!("{}: {e}", self.path().display()))?;
+        if path.exists() && std::fs::canonicalize(&path).is_ok_and(|path| path == below) {
+            return Err(format!("{file}: the disk's own image cannot be over itself"));
+        }
+        if !existing {
+            let new = HostFile::create(&path).map_err(|e| e.to_string())?;
+            new.lock(true).map_err(|e| e.to_string())?;
+            let below = below.to_str().ok_or("the image's path is not UTF-8")?.to_owned();
+            let size = self.backend().len();
+            let options =
+                CreateOptions { size, backing: Some((below, Some(old.format()))), ..CreateOptions::default() };
+            create_in(Arc::new(new), &options).map_err(|e| e.to_string())?;
+        }
+        let opened = HostFile::open_with(&path, true, self.0.drive.options().cache).map_err(|e| e.to_string())?;
+        opened.lock(true).map_err(|e| e.to_string())?;
+        let image = Qcow2::open_over(Arc::new(opened), old).map_err(|e| e.to_string())?;
+        if image.len() < self.backend().len() {
+            return Err(format!("{file}: it is smaller than the disk"));
+        }
+        Ok(Successor { image: Image::Qcow2(Arc::new(image)), path, node })
+    }
+
+    /// The image below, if it is one that can be written: the disk was it before.
+    pub fn below(&self) -> Result<Successor, String> {
+        let image = self.image();
+        let below = image.qcow2().ok().and_then(|image| image.backing().cloned());
+        let below = below.ok_or_else(|| format!("Device '{}' has no backing file", self.name()))?;
+        if below.backend().read_only() {
+            return Err(format!(
+                "{}: it is open for reading only; end the machine and use brolga-img commit",
+                below.file().name()
+            ));
+        }
+        let path = PathBuf::from(below.file().name());
+        Ok(Successor { image: below, path, node: None })
+    }
+
+    /// Whether the image itself holds something at `offset`, and not only what is below it.
+    pub fn holds(&self, offset: u64, len: u64) -> bool {
+        let backend = self.backend();
+        let (mut at, end) = (offset, offset.saturating_add(len).min(backend.len()));
+        while at < end {
+            // What cannot be looked up is copied, which then says why.
+            let Ok(extent) = backend.map(at, end - at) else { return true };
+            if extent.depth == 0 && extent.content != brolga::block::Content::Hole {
+                return true;
+            }
+            at = extent.offset.saturating_add(extent.len).max(at + 1);
+        }
+        false
+    }
+}
+
+impl Successor {
+    /// A file that a disk of `len` bytes is copied to: a new one, or one that is there.
+    pub fn target(file: &str, format: &str, existing: bool, len: u64, node: Option<String>) -> Result<Self, String> {
+        let (path, format) = (PathBuf::from(file), Format::from_name(format).map_err(|e| e.to_string())?);
+        if !existing {
+            create(&path, format, len)?;
+        }
+        let options = OpenOptions { format: Some(format), lock: true, ..OpenOptions::default() };
+        let image = open(&path, &options).map_err(|e| e.to_string())?;
+        match image.backend().len() {
+            found if found < len => Err(format!("{file}: it has {found} bytes, and the disk has {len}")),
+            _ => Ok(Self { image, path, node }),
+        }
+    }
+
+    /// The disk that it is.
+    pub fn backend(&self) -> Arc<dyn BlockBackend> {
+        self.image.backend()
+    }
+
+    /// Makes all of it durable.
+    pub fn settle(&self) -> Result<(), String> {
+        self.backend().flush().map_err(|e| e.to_string())
+    }
+}
+
+fn create(path: &Path, format: Format, len: u64) -> Result<(), String> {
+    let made = match format {
+        Format::Qcow2 => {
+            let file = HostFile::create(path).and_then(|file| file.lock(true).map(|()| file));
+            file.and_then(|file| create_in(Arc::new(file), &CreateOptions { size: len, ..CreateOptions::default() }))
+        }
+        Format::Raw => HostFile::create(path).and_then(|file| brolga::block::Storage::set_len(&file, len)),
+        Format::Foreign(name) => return Err(format!("{name} images cannot be written; there are raw and qcow2")),
+    };
+    made.map_err(|e| e.to_string())
+}

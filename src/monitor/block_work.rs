@@ -1,0 +1,103 @@
+//! What the monitor needs from the machine to work on images that are in use.
+
+use super::fault::Fault;
+
+/// A change of images that takes effect with others at one moment, or not at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageChange {
+    /// A new image over a disk's present one.
+    Overlay {
+        /// The drive or image.
+        device: String,
+        /// The new image's file.
+        file: String,
+        /// It is there already.
+        existing: bool,
+        /// Its name among images.
+        node: Option<String>,
+    },
+    /// A snapshot in the image itself.
+    Internal {
+        /// The drive or image.
+        device: String,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// Nothing of it is to happen.
+    Abort,
+}
+
+/// What a block job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockTask {
+    /// Copies what the disk is now.
+    Backup,
+    /// Copies the disk and follows it.
+    Mirror,
+    /// Takes over what the image has from below.
+    Stream,
+    /// Writes what the image has to the one below, which takes its place.
+    Commit,
+}
+
+impl BlockTask {
+    /// As QMP names it.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Mirror => "mirror",
+            Self::Stream => "stream",
+            Self::Commit => "commit",
+        }
+    }
+}
+
+/// A block job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockJob {
+    /// What it does.
+    pub task: BlockTask,
+    /// Its name; the drive's if none.
+    pub id: Option<String>,
+    /// The drive or image.
+    pub device: String,
+    /// The file to copy to.
+    pub target: String,
+    /// Its format.
+    pub format: String,
+    /// It is there already.
+    pub existing: bool,
+    /// Only what the image itself holds is copied, not what is below it.
+    pub top: bool,
+    /// The copy's name among images.
+    pub node: Option<String>,
+    /// Bytes a second; 0: no limit.
+    pub speed: u64,
+    /// It does not wait for `job-finalize`.
+    pub auto_finalize: bool,
+    /// It is forgotten when it is over.
+    pub auto_dismiss: bool,
+}
+
+/// The machine as those see it who work on its images. One that says nothing else has none.
+pub trait BlockWork: Send + Sync {
+    /// Makes changes at one moment, or none of them.
+    fn change_images(&self, _changes: &[ImageChange]) -> Result<(), Fault> {
+        Err(Fault::new("this machine has no drives"))
+    }
+
+    /// Deletes a snapshot in a drive's image, by its id, its name, or both; what it was.
+    fn delete_internal(
+        &self,
+        _device: &str,
+        _id: Option<&str>,
+        _name: Option<&str>,
+    ) -> Result<serde_json::Value, Fault> {
+        Err(Fault::new("this machine has no drives"))
+    }
+
+    /// Starts a block job.
+    fn start_block_job(&self, _job: BlockJob) -> Result<(), Fault> {
+        Err(Fault::new("this machine has no drives"))
+    }
+}

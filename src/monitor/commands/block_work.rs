@@ -1,0 +1,165 @@
+//! Work on images that are in use: snapshots, copies, chains that grow and shrink.
+
+use crate::monitor::block_work::{BlockJob, BlockTask, ImageChange};
+use crate::monitor::call::Call;
+use crate::monitor::fault::Fault;
+use crate::monitor::table::{Arg, Command, Outcome, Place, arg, opt};
+use crate::monitor::types::{Enum, Object, Ty, member, optional};
+use serde_json::{Map, Value};
+
+static MODES: Enum = Enum { name: "NewImageMode", values: &["existing", "absolute-paths"] };
+static SYNC: Enum = Enum { name: "MirrorSyncMode", values: &["top", "full"] };
+static OVERLAY: Object = Object::new(
+    "BlockdevSnapshotSync",
+    &[
+        optional("device", Ty::Str),
+        optional("node-name", Ty::Str),
+        member("snapshot-file", Ty::Str),
+        optional("snapshot-node-name", Ty::Str),
+        optional("format", Ty::Str),
+        optional("mode", Ty::Enum(&MODES)),
+    ],
+);
+static INTERNAL: Object =
+    Object::new("BlockdevSnapshotInternal", &[member("device", Ty::Str), member("name", Ty::Str)]);
+static NOTHING: Object = Object::new("Abort", &[]);
+static OVERLAY_CASE: Object = Object::new("BlockdevSnapshotSyncWrapper", &[member("data", Ty::Object(&OVERLAY))]);
+static INTERNAL_CASE: Object = Object::new("BlockdevSnapshotInternalWrapper", &[member("data", Ty::Object(&INTERNAL))]);
+static NOTHING_CASE: Object = Object::new("AbortWrapper", &[member("data", Ty::Object(&NOTHING))]);
+static ACTIONS: Enum = Enum {
+    name: "TransactionActionKind",
+    values: &["abort", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync"],
+};
+static ACTION: Object = Object::new("TransactionAction", &[member("type", Ty::Enum(&ACTIONS))]).with(
+    "type",
+    &[
+        ("abort", &NOTHING_CASE),
+        ("blockdev-snapshot-internal-sync", &INTERNAL_CASE),
+        ("blockdev-snapshot-sync", &OVERLAY_CASE),
+    ],
+);
+
+const OVERLAY_ARGS: &[Arg] = &[
+    opt("device", Ty::Str, Place::Absent),
+    opt("node-name", Ty::Str, Place::Absent),
+    arg("snapshot-file", Ty::Str, Place::Absent),
+    opt("snapshot-node-name", Ty::Str, Place::Absent),
+    opt("format", Ty::Str, Place::Absent),
+    opt("mode", Ty::Enum(&MODES), Place::Absent),
+];
+const COPY_ARGS: &[Arg] = &[
+    opt("job-id", Ty::Str, Place::Absent),
+    arg("device", Ty::Str, Place::Absent),
+    arg("target", Ty::Str, Place::Absent),
+    opt("format", Ty::Str, Place::Absent),
+    arg("sync", Ty::Enum(&SYNC), Place::Absent),
+    opt("mode", Ty::Enum(&MODES), Place::Absent),
+    opt("node-name", Ty::Str, Place::Absent),
+    opt("speed", Ty::Int, Place::Absent),
+    opt("auto-finalize", Ty::Bool, Place::Absent),
+    opt("auto-dismiss", Ty::Bool, Place::Absent),
+];
+const CHAIN_ARGS: &[Arg] = &[
+    opt("job-id", Ty::Str, Place::Absent),
+    arg("device", Ty::Str, Place::Absent),
+    opt("speed", Ty::Int, Place::Absent),
+    opt("auto-finalize", Ty::Bool, Place::Absent),
+    opt("auto-dismiss", Ty::Bool, Place::Absent),
+];
+
+pub static TABLE: &[Command] = &[
+    Command::qmp("transaction", "changes of images at one moment, or none of them", |call| {
+        let actions = call.get("actions").and_then(Value::as_array).cloned().unwrap_or_default();
+        let changes = actions.iter().map(action).collect::<Result<Vec<_>, _>>()?;
+        call.host.change_images(&changes)?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("actions", Ty::Array(&Ty::Object(&ACTION)), Place::Absent)]),
+    Command::qmp("blockdev-snapshot-sync", "a new image over a drive's present one", |call| {
+        call.host.change_images(&[overlay(&call.args)?])?;
+        Ok(Value::Null)
+    })
+    .args(OVERLAY_ARGS),
+    Command::qmp("blockdev-snapshot-internal-sync", "a snapshot in a drive's image", |call| {
+        call.host.change_images(&[internal(&call.args)])?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("device", Ty::Str, Place::Absent), arg("name", Ty::Str, Place::Absent)]),
+    Command::qmp("blockdev-snapshot-delete-internal-sync", "delete a snapshot in a drive's image", |call| {
+        if call.text("id").is_none() && call.text("name").is_none() {
+            return Err("Name or id must be provided".into());
+        }
+        call.host.delete_internal(call.word("device")?, call.text("id"), call.text("name"))
+    })
+    .args(&[
+        arg("device", Ty::Str, Place::Absent),
+        opt("id", Ty::Str, Place::Absent),
+        opt("name", Ty::Str, Place::Absent),
+    ])
+    .returns(Ty::Any),
+    Command::qmp("drive-backup", "copy what a drive is now, while it is used", |call| start(call, BlockTask::Backup))
+        .args(COPY_ARGS),
+    Command::qmp("drive-mirror", "copy a drive and follow it", |call| start(call, BlockTask::Mirror)).args(COPY_ARGS),
+    Command::qmp("block-stream", "copy what a drive has from below into its image", |call| {
+        start(call, BlockTask::Stream)
+    })
+    .args(CHAIN_ARGS),
+    Command::qmp("block-commit", "write a drive's image to the one below, which takes its place", |call| {
+        start(call, BlockTask::Commit)
+    })
+    .args(CHAIN_ARGS),
+];
+
+fn text(data: &Map<String, Value>, key: &str) -> Option<String> {
+    data.get(key).and_then(Value::as_str).map(str::to_owned)
+}
+
+fn overlay(data: &Map<String, Value>) -> Result<ImageChange, Fault> {
+    let device = match (text(data, "device"), text(data, "node-name")) {
+        (Some(device), None) | (None, Some(device)) => device,
+        _ => return Err("Need exactly one of 'device' and 'node-name'".into()),
+    };
+    if let Some(format) = text(data, "format").filter(|format| format != "qcow2") {
+        return Err(Fault::new(format!("'{format}' images cannot be over others; use qcow2")));
+    }
+    Ok(ImageChange::Overlay {
+        device,
+        file: text(data, "snapshot-file").unwrap_or_default(),
+        existing: text(data, "mode").as_deref() == Some("existing"),
+        node: text(data, "snapshot-node-name"),
+    })
+}
+
+fn internal(data: &Map<String, Value>) -> ImageChange {
+    let [device, name] = ["device", "name"].map(|key| text(data, key).unwrap_or_default());
+    ImageChange::Internal { device, name }
+}
+
+fn action(action: &Value) -> Result<ImageChange, Fault> {
+    let data = action["data"].as_object().cloned().unwrap_or_default();
+    match action["type"].as_str() {
+        Some("blockdev-snapshot-sync") => overlay(&data),
+        Some("blockdev-snapshot-internal-sync") => Ok(internal(&data)),
+        _ => Ok(ImageChange::Abort),
+    }
+}
+
+fn start(call: &mut Call<'_>, task: BlockTask) -> Outcome {
+    let owned = |key: &str| call.text(key).map(str::to_owned);
+    let on = |key: &str| call.get(key).and_then(Value::as_bool).unwrap_or(true);
+    let speed = call.get("speed").map_or(Some(0), Value::as_u64);
+    call.host.start_block_job(BlockJob {
+        task,
+        id: owned("job-id"),
+        device: call.word("device")?.to_owned(),
+        target: owned("target").unwrap_or_default(),
+        format: owned("format").unwrap_or_else(|| "qcow2".to_owned()),
+        existing: call.text("mode") == Some("existing"),
+        top: call.text("sync") == Some("top"),
+        node: owned("node-name"),
+        speed: speed.ok_or("Invalid parameter 'speed'")?,
+        auto_finalize: on("auto-finalize"),
+        auto_dismiss: on("auto-dismiss"),
+    })?;
+    Ok(Value::Null)
+}
