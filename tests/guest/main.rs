@@ -8,6 +8,7 @@ mod boot;
 mod bridges;
 mod console;
 mod crash;
+mod debugger;
 mod disk_errors;
 mod disks;
 mod firmware;
