@@ -199,10 +199,11 @@ struct State {
     word: Option<Word>,
 }
 
-/// A job. `state` is a leaf.
+/// A job. Locks: `order` is held while a change is made and told of; `state` is a leaf.
 struct Job {
     spec: JobSpec,
     events: Arc<Events>,
+    order: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
     cancelled: AtomicBool,
@@ -242,6 +243,12 @@ impl Job {
     }
 
     fn become_(&self, status: Status) {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.set(status);
+    }
+
+    /// Events come in the order of the changes: `order` is held.
+    fn set(&self, status: Status) {
         self.state().status = status;
         self.changed.notify_all();
         self.events.emit("JOB_STATUS_CHANGE", json!({ "status": status.name(), "id": self.spec.id }));
@@ -249,9 +256,10 @@ impl Job {
 
     /// Moves on from what it was, unless it is not that any more.
     fn move_on(&self, from: Status, to: Status) -> bool {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let still = self.state().status == from;
         if still {
-            self.become_(to);
+            self.set(to);
         }
         still
     }
@@ -413,6 +421,7 @@ impl Jobs {
             speed: spec.speed.into(),
             spec,
             events: self.events.clone(),
+            order: Mutex::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             cancelled: AtomicBool::new(false),
