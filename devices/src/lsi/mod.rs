@@ -17,9 +17,10 @@ use crate::pci::PciFunction;
 use crate::pci::bar::{Bar, BarError, BarKind};
 use crate::pci::config::{ConfigSpace, Identity, command, reg as config_reg};
 use crate::pci::endpoint::Endpoint;
+use crate::scsi::drive::{Drive, Units};
 use crate::scsi::{Unit, UnitState};
 use crate::services::{
-    Clock, Disk, DiskClient, DiskDone, Dma, Doorbell, IrqLine, MediumDrive, TimerService, TimerTarget, WorkService,
+    Clock, DiskClient, DiskDone, Dma, Doorbell, IrqLine, MediumDrive, TimerService, TimerTarget, WorkService,
     WorkTarget,
 };
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
@@ -260,10 +261,6 @@ impl Lsi {
         Arc::new(Drive { host: self.clone(), place: (target, lun) })
     }
 
-    fn with_unit<R>(&self, place: Place, f: impl FnOnce(&mut Unit) -> R) -> Option<R> {
-        locked(&self.state).wires.units.get_mut(&place).map(f)
-    }
-
     /// Notes what outputs should be. Call it with the state's lock held, then [`Lsi::flush`] without.
     fn update(&self, state: &State) {
         let disabled = self.endpoint.read(config_reg::COMMAND, 2) as u16 & command::INTX_DISABLE != 0;
@@ -363,32 +360,9 @@ impl Lsi {
     }
 }
 
-/// A CD drive as the user reaches it.
-struct Drive {
-    host: Arc<Lsi>,
-    place: Place,
-}
-
-impl MediumDrive for Drive {
-    fn change(&self, medium: Option<Arc<dyn Disk>>) {
-        self.host.with_unit(self.place, |unit| unit.change_medium(medium));
-    }
-
-    fn locked(&self) -> bool {
-        self.host.with_unit(self.place, |unit| unit.drive().is_some_and(|drive| drive.locked())) == Some(true)
-    }
-
-    fn tray_open(&self) -> bool {
-        self.host.with_unit(self.place, |unit| unit.drive().is_some_and(|drive| drive.tray_open())) == Some(true)
-    }
-
-    fn ask(&self) {
-        self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.eject_requested()));
-    }
-
-    fn set_tray(&self, open: bool) -> bool {
-        self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.move_tray(open)));
-        true
+impl Units<Place> for Lsi {
+    fn reach(&self, place: Place, f: &mut dyn FnMut(&mut Unit)) {
+        locked(&self.state).wires.units.get_mut(&place).map(f);
     }
 }
 

@@ -3,6 +3,7 @@
 //! A [`Unit`] says what a command comes to; whoever carries commands moves the data and asks the disk.
 
 pub mod disk;
+pub(crate) mod drive;
 pub mod identity;
 pub(crate) mod luns;
 mod mode;

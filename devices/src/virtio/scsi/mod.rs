@@ -7,6 +7,7 @@ mod tests;
 
 use super::queue::{Chain, Queues};
 use super::{Parts, VirtioDevice};
+use crate::scsi::drive::{Drive, Units};
 use crate::scsi::steps::{self, Next, Step};
 use crate::scsi::{Unit, UnitState};
 use crate::services::{Disk, DiskClient, DiskDone, DiskRequest, Dma, Doorbell, MediumDrive, WorkService, WorkTarget};
@@ -254,32 +255,9 @@ impl VirtioScsi {
     }
 }
 
-/// A CD drive as the user reaches it.
-struct Drive {
-    host: Arc<VirtioScsi>,
-    place: Place,
-}
-
-impl MediumDrive for Drive {
-    fn change(&self, medium: Option<Arc<dyn Disk>>) {
-        self.host.with_unit(self.place, |unit| unit.change_medium(medium));
-    }
-
-    fn locked(&self) -> bool {
-        self.host.with_unit(self.place, |unit| unit.drive().is_some_and(|drive| drive.locked())) == Some(true)
-    }
-
-    fn tray_open(&self) -> bool {
-        self.host.with_unit(self.place, |unit| unit.drive().is_some_and(|drive| drive.tray_open())) == Some(true)
-    }
-
-    fn ask(&self) {
-        self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.eject_requested()));
-    }
-
-    fn set_tray(&self, open: bool) -> bool {
-        self.host.with_unit(self.place, |unit| unit.drive().map(|drive| drive.move_tray(open)));
-        true
+impl Units<Place> for VirtioScsi {
+    fn reach(&self, place: Place, f: &mut dyn FnMut(&mut Unit)) {
+        self.with_unit(place, f);
     }
 }
 
