@@ -2,7 +2,7 @@
 
 use super::asm::{Alu, Mem, RAX, RBP, RBX, RCX, RDI, RDX, Shift, cc};
 use super::{BIAS, Cold, Emit, Link, Target, state};
-use crate::ir::{Inst, Ty};
+use crate::ir::{Inst, Op, Ty};
 use crate::mmu::ram::PAGE_SIZE;
 use crate::runtime::exec::{LEAVE_ENTRY, LEAVE_FAULT, LEAVE_HOT, LEAVE_LOOKUP};
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, jump_slot, mode};
@@ -50,7 +50,8 @@ impl Emit<'_> {
         // On the same page the physical target is known: the mapping of the page is the one this code runs under.
         if (self.block.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
             self.cpu_to_rdi();
-            self.links.push(Link { site: self.a.here() as u32, rip, forward: rip > self.block.rip });
+            let forward = rip > self.block.rip && !self.ends_with_call();
+            self.links.push(Link { site: self.a.here() as u32, rip, forward });
             self.a.pop(RBP);
             // Set when the code is placed.
             self.a.jmp();
@@ -66,6 +67,14 @@ impl Emit<'_> {
         }
         let entry = offset_of!(CpuState, jump_cache) + jump_slot(rip) * size_of::<JumpEntry>();
         self.through_cache(|part| state(entry + part), None);
+    }
+
+    /// The block ends with a call, which pushes. Those look for requests where they lead, so that who samples the guest
+    /// finds functions.
+    fn ends_with_call(&self) -> bool {
+        let last = self.block.insts.last().map(|i| i.off);
+        let mut of_last = self.block.insts.iter().rev().take_while(|i| Some(i.off) == last);
+        self.block.insts.last().is_some_and(|i| i.op == Op::Jmp) && of_last.any(|i| i.op == Op::Store)
     }
 
     pub(super) fn jump_indirect(&mut self, i: &Inst) {

@@ -53,7 +53,7 @@ pub struct Link {
     pub site: u32,
     /// RIP it leads to, in relative code an offset.
     pub rip: u64,
-    /// Leads to a higher RIP. No loop consists of such links alone, so they may pass by the look for requests.
+    /// A jump to a higher RIP. No loop consists of such links alone, so they may pass by the look for requests.
     pub forward: bool,
 }
 
