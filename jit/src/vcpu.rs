@@ -306,6 +306,7 @@ impl Vcpu {
             let sync = engine.sync.then(Compiler::new).transpose().map_err(|e| host(e.to_string()))?;
             let memory = CodeMemory::new(engine.code_cache).map_err(|e| host(e.to_string()))?;
             cpu.tier.configure(service.clone(), memory, sync);
+            cpu.blocks.hold_for(engine.code_cache);
             cpu.use_sampler(engine.sampler.clone());
             cpu.tier.write_map(engine.perf_map.clone());
             if engine.check != Check::Off {

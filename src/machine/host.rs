@@ -302,8 +302,9 @@ impl Machine {
         let mut text = String::new();
         for (cpu, vcpu) in self.vcpus.numbered() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
-            let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, full, .. } = stats;
-            let TierStats { lookups, links, requests, faults, heated, narrowed, .. } = stats;
+            let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, evictions, .. } = stats;
+            let TierStats { lookups, links, requests, faults, heated, narrowed, evicted, evicted_bytes, aged, .. } =
+                stats;
             let rows = [
                 ("blocks cached", cached as u64),
                 ("blocks interpreted", blocks),
@@ -318,7 +319,10 @@ impl Machine {
                 ("exits to compile hot code", heated),
                 ("exits for single instructions", interpreted),
                 ("regions made again without shared checks", narrowed),
-                ("times the code cache was full", full),
+                ("blocks dropped as there were too many", aged),
+                ("times old code made room for new", evictions),
+                ("  pieces of code thrown away", evicted),
+                ("  bytes thrown away", evicted_bytes),
             ];
             let _ = writeln!(text, "CPU #{cpu}");
             let checks = vcpu.with(|vcpu| vcpu.check_statistics()).flatten().map(check_rows);

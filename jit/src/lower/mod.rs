@@ -149,6 +149,16 @@ pub enum LowerError {
     Cranelift(String),
 }
 
+/// What a host has at least, by the levels of the x86-64 psABI.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// Up to SSE4.2 and POPCNT.
+    V2,
+    /// Up to AVX2, BMI and FMA.
+    V3,
+}
+
 /// A compiler with its reusable memory; one per thread.
 pub struct Compiler {
     isa: Arc<dyn TargetIsa>,
@@ -159,6 +169,23 @@ pub struct Compiler {
 impl Compiler {
     /// A compiler for this host.
     pub fn new() -> Result<Self, LowerError> {
+        Self::for_host(cranelift_native::builder().map_err(|e| LowerError::Cranelift(e.to_string()))?)
+    }
+
+    /// A compiler for any host of a level.
+    #[cfg(test)]
+    pub fn pinned(level: Level) -> Result<Self, LowerError> {
+        let cranelift = |e: String| LowerError::Cranelift(e);
+        let mut host = cranelift_native::builder_with_options(false).map_err(|e| cranelift(e.to_string()))?;
+        let v3: &[&str] = &["has_avx", "has_avx2", "has_fma", "has_bmi1", "has_bmi2", "has_lzcnt"];
+        let v2 = ["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
+        for feature in v2.iter().chain(if level == Level::V3 { v3 } else { &[] }) {
+            host.enable(feature).map_err(|e| cranelift(e.to_string()))?;
+        }
+        Self::for_host(host)
+    }
+
+    fn for_host(host: cranelift_codegen::isa::Builder) -> Result<Self, LowerError> {
         let mut flags = settings::builder();
         let verify = if cfg!(debug_assertions) { "true" } else { "false" };
         for (name, value) in [
@@ -172,10 +199,7 @@ impl Compiler {
         ] {
             flags.set(name, value).map_err(|e| LowerError::Cranelift(e.to_string()))?;
         }
-        let isa = cranelift_native::builder()
-            .map_err(|e| LowerError::Cranelift(e.to_string()))?
-            .finish(settings::Flags::new(flags))
-            .map_err(|e| LowerError::Cranelift(e.to_string()))?;
+        let isa = host.finish(settings::Flags::new(flags)).map_err(|e| LowerError::Cranelift(e.to_string()))?;
         Ok(Self { isa, context: Context::new(), builder: FunctionBuilderContext::new() })
     }
 

@@ -18,8 +18,12 @@ use std::sync::Arc;
 const FETCH_BYTES: u64 = 512;
 /// Those, and what an instruction that crosses has on the next page.
 const FETCH_ROOM: usize = FETCH_BYTES as usize + 16;
-/// Most blocks held; then all go, and what still runs comes back.
+/// Most blocks held; then the oldest go, and what still runs comes back.
 const BLOCKS_KEPT: usize = 1 << 20;
+/// At least so many are.
+const BLOCKS_LEAST: usize = 1 << 14;
+/// Bytes of code memory for which one is: a block has rather more code than this, if it has any.
+const BYTES_PER_BLOCK: usize = 128;
 /// Bytes that are tried first, which most blocks fit in; for a single instruction.
 const FETCH_FIRST: usize = 96;
 const FETCH_ONE: usize = 16;
@@ -119,13 +123,24 @@ impl BlockCache {
         self.most = most;
     }
 
-    /// Drops all blocks; the pages that they lay on.
-    fn clear(&mut self) -> Vec<u64> {
+    /// Holds as many blocks as are of use with `bytes` of code memory.
+    pub fn hold_for(&mut self, bytes: usize) {
+        self.most = (bytes / BYTES_PER_BLOCK).clamp(BLOCKS_LEAST, BLOCKS_KEPT);
+    }
+
+    /// Drops a quarter of the blocks: first those without code, the oldest first. The pages that they lay on, with the
+    /// granules of what stays there.
+    fn drop_oldest(&mut self) -> Vec<(u64, u64)> {
         debug_assert_eq!(self.running, None, "a block is out");
-        self.slots.clear();
-        self.with_ir.clear();
-        self.forget_addresses();
-        std::mem::take(&mut self.by_page).into_keys().collect()
+        let rank = |s: &Slot| (s.code.get().is_some(), s.serial);
+        let mut ranks: Vec<_> = self.slots.all().filter(|s| s.serial != 0).map(rank).collect();
+        if ranks.is_empty() {
+            return Vec::new();
+        }
+        let quarter = ranks.len() / 4;
+        let last = *ranks.select_nth_unstable(quarter).1;
+        let pages: Vec<u64> = self.by_page.keys().copied().collect();
+        pages.into_iter().map(|page| (page, self.drop_from(page, |s| rank(s) <= last))).collect()
     }
 
     /// How often translated code was dropped because its bytes were written.
@@ -297,6 +312,20 @@ impl BlockCache {
         }
     }
 
+    /// The block has no better code than baseline code.
+    pub fn lacks_better(&self, slot: u32) -> bool {
+        self.slots.get(slot).is_some_and(|s| s.code == s.baseline)
+    }
+
+    /// A region was thrown away, to make room. Its head ran often enough to have code again after fewer runs: after those
+    /// that are left when `runs` count as made.
+    pub fn region_evicted(&mut self, slot: u32, region: u32, runs: u32) {
+        self.region_gone(slot, region);
+        if let Some(s) = self.slots.get_mut(slot).filter(|s| s.code == Number::NONE) {
+            s.runs = runs;
+        }
+    }
+
     /// A region was thrown away.
     pub fn region_gone(&mut self, slot: u32, region: u32) {
         let Some(s) = self.slots.get_mut(slot) else { return };
@@ -306,16 +335,6 @@ impl BlockCache {
         }
         if s.code.get() == Some(region) {
             s.code = s.baseline;
-            s.requested = false;
-        }
-    }
-
-    /// All regions were thrown away.
-    pub fn forget_code(&mut self) {
-        for s in self.slots.all_mut() {
-            s.regions = Vec::new();
-            s.code = Number::NONE;
-            s.baseline = Number::NONE;
             s.requested = false;
         }
     }
@@ -345,13 +364,13 @@ impl BlockCache {
         self.slots.len()
     }
 
-    /// Drops blocks of `page` that overlap the range; returns the granules of those that stay.
-    fn drop_overlapping(&mut self, page: u64, gpa: u64, len: u64) -> u64 {
+    /// Drops blocks of `page`; returns the granules of those that stay.
+    fn drop_from(&mut self, page: u64, goes: impl Fn(&Slot) -> bool) -> u64 {
         let Some(mut list) = self.by_page.remove(&page) else { return 0 };
         let mut left = 0;
         list.retain(|slot| {
             let s = &self.slots[*slot];
-            if s.overlaps(gpa, len) {
+            if goes(s) {
                 self.drop_block(*slot, page);
                 return false;
             }
@@ -435,7 +454,7 @@ impl Cpu {
             }
             None => {
                 if self.blocks.len() >= self.blocks.most {
-                    self.drop_all_blocks();
+                    self.drop_oldest_blocks();
                 }
                 self.lift_node(key, linear)?
             }
@@ -641,12 +660,14 @@ impl Cpu {
         }
     }
 
-    /// Throws away all blocks with their code. None may be running.
-    fn drop_all_blocks(&mut self) {
-        self.drop_all_regions();
-        for page in self.blocks.clear() {
-            self.keep_marks(page, 0);
+    /// There are too many blocks: the oldest go, with their code. None may be running.
+    fn drop_oldest_blocks(&mut self) {
+        let before = self.blocks.len();
+        for (page, left) in self.blocks.drop_oldest() {
+            self.keep_marks(page, left);
         }
+        self.tier.stats.aged += (before - self.blocks.len()) as u64;
+        self.forget_dropped();
     }
 
     /// Drops translated code that overlaps `len` bytes at guest-physical `gpa`.
@@ -654,10 +675,17 @@ impl Cpu {
         let first = gpa & !(PAGE_SIZE - 1);
         let last = gpa.saturating_add(len.max(1) - 1) & !(PAGE_SIZE - 1);
         for page in (first..=last).step_by(PAGE_SIZE as usize) {
-            let left = self.blocks.drop_overlapping(page, gpa, len);
+            let left = self.blocks.drop_from(page, |s| s.overlaps(gpa, len));
             self.keep_marks(page, left);
         }
         self.blocks.invalidations += 1;
+        self.forget_dropped();
+        self.note_once();
+        self.state.code_stale = 1;
+    }
+
+    /// Makes blocks just dropped unknown to all that knows of them.
+    fn forget_dropped(&mut self) {
         let dead = std::mem::take(&mut self.blocks.dead_regions);
         self.drop_regions(dead);
         while let Some(rip) = self.blocks.dead_rips.pop() {
@@ -666,8 +694,6 @@ impl Cpu {
         if std::mem::take(&mut self.blocks.dead_anywhere) {
             self.mappings_changed();
         }
-        self.note_once();
-        self.state.code_stale = 1;
     }
 }
 

@@ -1,6 +1,6 @@
 //! The compile threads: regions in, placed code out. vCPUs never wait for them (except in `sync` mode).
 
-use super::place::{CodeMemory, Placed};
+use super::place::{CodeMemory, Placed, Unplaced};
 use crate::lift;
 use crate::lower::{Compiler, Region};
 use crate::vcpu::{EngineConfig, EngineError, VcpuHandle, request};
@@ -27,8 +27,8 @@ pub struct Job {
 pub struct Done {
     /// Number of the job.
     pub id: u64,
-    /// The code; `None` if it could not be compiled or placed.
-    pub placed: Option<Placed>,
+    /// The code, or why there is none.
+    pub placed: Result<Placed, Unplaced>,
 }
 
 /// The compilers of an engine.
@@ -78,7 +78,7 @@ fn work(mut compiler: Compiler, queue: &Receiver<Job>) {
 }
 
 /// Compiles and places one region.
-pub fn compile_one(compiler: &mut Compiler, region: &Region, memory: &CodeMemory) -> Option<Placed> {
+pub fn compile_one(compiler: &mut Compiler, region: &Region, memory: &CodeMemory) -> Result<Placed, Unplaced> {
     match compiler.compile(region) {
         Ok(compiled) => {
             let rip = region.blocks[0].rip;
@@ -87,7 +87,7 @@ pub fn compile_one(compiler: &mut Compiler, region: &Region, memory: &CodeMemory
         }
         Err(e) => {
             tracing::warn!("region at {:#x} keeps the code it has: {e}", region.blocks[0].rip);
-            None
+            Err(Unplaced::Refused)
         }
     }
 }

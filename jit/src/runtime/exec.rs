@@ -1,5 +1,8 @@
 //! Entering generated code, and what it calls.
 
+#[cfg(test)]
+pub mod steps;
+
 use crate::baseline;
 use crate::cpu::Cpu;
 use crate::fault::Fault;

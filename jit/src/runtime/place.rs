@@ -1,6 +1,6 @@
 //! Placing a compiled region in the arena: calls fixed, TLB checks pointed at miss stubs, ways out given link stubs.
 
-use super::arena::{Arena, Mark};
+use super::arena::Arena;
 use super::exec::{self, LEAVE_LINK, ThunkBody};
 use crate::baseline::{self, Target};
 use crate::lower::{Compiled, NS_LINK, NS_THUNK, THUNKS, inline_code};
@@ -14,6 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const THUNK_SIZE: usize = 16;
 /// Bytes of a region's `push rbp; mov rbp, rsp`, which a joined link jumps over.
 const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+
+/// Bytes of a link stub, and of the stub of a TLB check at most.
+const LINK_STUB: usize = 35;
+const MISS_STUB: usize = 52;
+/// Most bytes of code memory: jumps reach 2 GiB.
+const MOST: usize = (1 << 31) - (1 << 20);
 
 /// Offset in a link stub where RAX and the state hold the target's RIP.
 const STUB_RIP_SET: usize = 19;
@@ -51,6 +57,17 @@ pub struct Placed {
     pub links: Box<[PlacedLink]>,
     /// Bytes of its code.
     pub len: usize,
+    /// Number of the part of the code memory that it lies in.
+    pub part: u64,
+}
+
+/// Why code was not placed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unplaced {
+    /// There was no room.
+    Full,
+    /// It could not be compiled, is not of the expected shape, or does not fit anywhere.
+    Refused,
 }
 
 /// Code memory of a processor, where its compile jobs place what they made. Lock order: nothing is locked while it is held.
@@ -73,7 +90,6 @@ impl CodeMemory {
 pub struct CodeSpace {
     arena: Arena,
     next_link: u32,
-    after_thunks: Mark,
     miss: usize,
     abandon: usize,
     lookup: usize,
@@ -84,10 +100,8 @@ pub struct CodeSpace {
 impl CodeSpace {
     /// Code memory of `len` bytes with the thunks at its start.
     fn new(len: usize) -> std::io::Result<Self> {
-        let mut arena = Arena::new(len.max(1 << 20))?;
-        let thunks = arena
-            .alloc((THUNKS + exec::stub_targets().len()) * THUNK_SIZE)
-            .expect("the arena holds more than its thunks");
+        let mut arena = Arena::new(len.clamp(1 << 20, MOST), (THUNKS + exec::stub_targets().len()) * THUNK_SIZE)?;
+        let thunks = 0;
         for (n, body) in exec::thunk_bodies().into_iter().enumerate() {
             let at = thunks + n * THUNK_SIZE;
             match body {
@@ -102,32 +116,47 @@ impl CodeSpace {
         for (at, to) in [miss, abandon, lookup, fill, fill_vectors].into_iter().zip(exec::stub_targets()) {
             write_jump(&mut arena, at, to);
         }
-        let after_thunks = arena.mark();
-        Ok(Self { arena, next_link: 0, after_thunks, miss, abandon, lookup, fill, fill_vectors })
+        Ok(Self { arena, next_link: 0, miss, abandon, lookup, fill, fill_vectors })
     }
 
-    /// So full that a region may not fit.
-    pub fn is_nearly_full(&self) -> bool {
-        self.arena.room() < 1 << 18
+    /// Number of the part to empty, the one filled longest ago, if there may not be room for the next piece of code.
+    pub fn to_empty(&self) -> Option<u64> {
+        self.arena.to_empty()
     }
 
-    /// Forgets all regions. None may be running or be entered again.
-    pub fn clear(&mut self) {
-        self.arena.rewind(self.after_thunks.clone());
+    /// Forgets all code in part number `part`, if that is the oldest: the bytes that it had. None of it may be running or be
+    /// entered again, and nothing there may be patched.
+    pub fn empty(&mut self, part: u64) -> usize {
+        self.arena.empty(part)
     }
 
-    /// Places a region. `None`: the arena is full, or the code is not of the expected shape.
-    pub fn place(&mut self, c: &Compiled) -> Option<Placed> {
+    /// Host addresses of all code.
+    #[cfg(test)]
+    pub fn addresses(&self) -> std::ops::Range<u64> {
+        self.arena.address(0)..self.arena.address(self.arena.len())
+    }
+
+    /// Whether code placed in part number `part` is still there.
+    pub fn holds(&self, part: u64) -> bool {
+        self.arena.holds(part)
+    }
+
+    /// Places a region.
+    pub fn place(&mut self, c: &Compiled) -> Result<Placed, Unplaced> {
         if !c.code.starts_with(&PROLOGUE) {
             tracing::warn!("generated code starts without the expected prologue");
-            return None;
+            return Err(Unplaced::Refused);
+        }
+        let len = c.code.len() + 8 + c.links.len() * LINK_STUB + c.sites.len() * MISS_STUB;
+        if !self.arena.reserve(len) {
+            return Err(if self.arena.can_hold(len) { Unplaced::Full } else { Unplaced::Refused });
         }
         let mark = self.arena.mark();
         let placed = self.try_place(c);
         if placed.is_none() {
             self.arena.rewind(mark);
         }
-        placed
+        placed.ok_or(Unplaced::Refused)
     }
 
     fn try_place(&mut self, c: &Compiled) -> Option<Placed> {
@@ -169,11 +198,15 @@ impl CodeSpace {
         self.arena.write(at, &code);
         let entry = self.arena.address(at);
         let forward_entry = entry + PROLOGUE.len() as u64;
-        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: code.len() })
+        let part = self.arena.filling();
+        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: code.len(), part })
     }
 
-    /// Places the baseline code of a block. `None`: the arena is full.
+    /// Places the baseline code of a block. `None`: there is no room for it.
     pub fn place_block(&mut self, c: &baseline::Code) -> Option<Placed> {
+        if !self.arena.reserve(c.bytes.len() + 8 + c.links.len() * LINK_STUB) {
+            return None;
+        }
         let (hot, cold) = c.bytes.split_at(c.cold as usize);
         // Room to read and write eight bytes at a link at the end.
         let at = self.arena.alloc(hot.len() + 8)?;
@@ -203,7 +236,8 @@ impl CodeSpace {
         }
         let entry = self.arena.address(at);
         let forward_entry = entry + u64::from(c.forward_entry);
-        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: hot.len() })
+        let part = self.arena.filling();
+        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: hot.len(), part })
     }
 
     /// Sets the 32-bit displacement at `at` to lead to `target`.
@@ -266,7 +300,7 @@ impl CodeSpace {
 
     /// Code behind a way out that is not joined: leaves with the link's number and RIP. RDI is the CPU.
     fn link_stub(&mut self, number: u32, rip: u64, relative: bool) -> Option<usize> {
-        let mut s = Vec::with_capacity(42);
+        let mut s = Vec::with_capacity(LINK_STUB);
         if relative {
             // mov eax, offset; add rax, [rdi + code_base]
             s.push(0xb8);
@@ -287,6 +321,7 @@ impl CodeSpace {
         s.push(0xb8);
         s.extend(LEAVE_LINK.to_le_bytes());
         s.push(0xc3);
+        debug_assert_eq!(s.len(), LINK_STUB);
         let at = self.arena.alloc_cold(s.len())?;
         self.arena.write(at, &s);
         Some(at)
@@ -318,6 +353,7 @@ impl CodeSpace {
     /// Writes the stub of one check: fill the TLB, compare again, go on or abandon the frame.
     fn write_miss_stub(&mut self, s: &MissStub, code_at: usize) -> Option<usize> {
         let len = 5 + 5 + 5 + s.compare.len() + 2 + 5 + 10 + 5;
+        debug_assert!(len <= MISS_STUB);
         let at = self.arena.alloc_cold(len)?;
         let mut b = Vec::with_capacity(len);
         match s.page {

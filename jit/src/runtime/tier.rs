@@ -1,9 +1,11 @@
 //! Promotion: which blocks are hot, what regions they form, what becomes of finished code.
 
+mod evict;
+
 use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, replies};
 use super::perf_map::{Maker, PerfMap};
-use super::place::{CodeMemory, Placed, PlacedLink};
+use super::place::{CodeMemory, Placed, PlacedLink, Unplaced};
 use super::sampler::Sampler;
 use crate::baseline;
 use crate::cpu::Cpu;
@@ -62,6 +64,10 @@ struct Compiled {
     one_page: bool,
     /// The baseline code that leads here, with the bytes that this took from it.
     over: Option<(u32, [u8; 8])>,
+    /// The region that this baseline code leads to.
+    under: Option<u32>,
+    /// Number of the part of the code memory that it lies in.
+    part: u64,
     first_link: u32,
     links: Box<[PlacedLink]>,
     /// Links that lead here.
@@ -129,8 +135,14 @@ pub struct TierStats {
     pub blocks: u64,
     /// Regions made again because what they check at once crossed pages too often.
     pub narrowed: u64,
-    /// Times all code was thrown away because there was no room for more.
-    pub full: u64,
+    /// Times that code was thrown away to make room, that placed longest ago.
+    pub evictions: u64,
+    /// Pieces of code thrown away so.
+    pub evicted: u64,
+    /// Bytes of code memory made free so.
+    pub evicted_bytes: u64,
+    /// Blocks dropped because there were too many.
+    pub aged: u64,
 }
 
 impl Default for Tier {
@@ -188,6 +200,12 @@ impl Tier {
             First::Cranelift => (None, 1),
             First::EachInTurn => (Some(2), 2),
         };
+    }
+
+    /// Baseline code counts no runs, as where a sampler tells what is hot.
+    #[cfg(test)]
+    pub fn count_no_runs(&mut self) {
+        self.sampled = true;
     }
 
     /// Compiles with `service` from now on, or not at all.
@@ -277,7 +295,6 @@ impl Tier {
     /// Throws a region away: nothing leads to it any more. Returns the slots it had.
     fn kill(&mut self, index: u32) -> Box<[u32]> {
         let Some(r) = self.regions.get_mut(index as usize).and_then(Option::take) else { return Box::default() };
-        self.stats.dropped += 1;
         if let Some(memory) = self.memory.clone() {
             let mut space = memory.lock();
             for number in &r.incoming {
@@ -290,10 +307,14 @@ impl Tier {
                 }
             }
             if let Some((below, bytes)) = r.over
-                && let Some(entry) = self.entry(below)
+                && let Some(Some(baseline)) = self.regions.get_mut(below as usize)
             {
-                space.restore(entry, bytes);
+                space.restore(baseline.entry, bytes);
+                baseline.under = None;
             }
+        }
+        if let Some(Some(above)) = r.under.and_then(|above| self.regions.get_mut(above as usize)) {
+            above.over = None;
         }
         for (n, link) in r.links.iter().enumerate() {
             let number = r.first_link.wrapping_add(n as u32);
@@ -322,6 +343,8 @@ impl Tier {
             page,
             one_page,
             over: None,
+            under: None,
+            part: done.part,
             first_link: done.first_link,
             links: done.links,
             incoming: Vec::new(),
@@ -359,11 +382,8 @@ impl Cpu {
         let heat = slot as usize % HEAT_ENTRIES;
         let block = self.ir(slot)?;
         let code = baseline::compile(&block, (!self.tier.sampled).then_some(heat));
-        let placed = self.tier.memory.as_ref()?.lock().place_block(&code);
-        let Some(placed) = placed else {
-            self.drop_all_regions();
-            return None;
-        };
+        self.make_room();
+        let placed = self.tier.memory.as_ref()?.lock().place_block(&code)?;
         let rip = self.state.rip;
         tracing::trace!(target: "out_asm", pc = rip, "baseline code of {:#x}\n{}", rip, lift::disassemble_host(&code.bytes));
         self.state.heat[heat] = self.tier.hot;
@@ -508,20 +528,20 @@ impl Cpu {
     fn install(&mut self, done: Done) {
         let Some(pending) = self.tier.pending.remove(&done.id) else { return };
         let live = pending.slots.iter().all(|(s, serial)| self.blocks.serial(*s) == *serial && *serial != 0);
-        let Some(placed) = done.placed else {
-            return self.tier_full(&pending, live);
-        };
-        if !live {
-            // Its guest code changed while it was compiled. The head may be hot again soon.
-            if let Some((head, serial)) = pending.slots.first()
-                && self.blocks.serial(*head) == *serial
-            {
-                self.blocks.set_requested(*head, false);
-            }
-            return;
-        }
+        self.make_room();
         let slots: Vec<u32> = pending.slots.iter().map(|(s, _)| *s).collect();
-        let head = slots[0];
+        let Some(head) = slots.first().copied() else { return };
+        let gone = |part| !self.tier.memory.as_ref().is_some_and(|m| m.lock().holds(part));
+        let again = !live
+            || match &done.placed {
+                Ok(placed) => gone(placed.part),
+                Err(why) => *why == Unplaced::Full,
+            };
+        if again && pending.slots.first().is_some_and(|(s, serial)| self.blocks.serial(*s) == *serial) {
+            // Its guest code changed while it was compiled, or there was no room. It may be hot again soon.
+            self.blocks.set_requested(head, false);
+        }
+        let Some(placed) = done.placed.ok().filter(|_| !again && self.blocks.lacks_better(head)) else { return };
         self.tell_placed(Maker::Cranelift, &placed, head);
         let index = self.tier.enter(placed, &slots, self.place_of(head));
         self.tier.stats.compiled += 1;
@@ -542,36 +562,12 @@ impl Cpu {
         };
         self.tier.move_links(below, index, &memory);
         let bytes = memory.lock().redirect(from, to);
+        if let Some(Some(r)) = self.tier.regions.get_mut(below as usize) {
+            r.under = Some(index);
+        }
         if let Some(Some(r)) = self.tier.regions.get_mut(index as usize) {
             r.over = Some((below, bytes));
         }
-    }
-
-    /// No room for a region: when the arena is full all code goes, and comes back as it is needed.
-    fn tier_full(&mut self, pending: &Pending, live: bool) {
-        let full = self.tier.memory.as_ref().is_some_and(|m| m.lock().is_nearly_full());
-        if !full {
-            // Not a matter of room: the block keeps the code it has.
-            return;
-        }
-        self.drop_all_regions();
-        if let Some((head, _)) = pending.slots.first().filter(|_| live) {
-            self.blocks.set_requested(*head, false);
-        }
-    }
-
-    /// All code goes: there is no room for more.
-    pub(super) fn drop_all_regions(&mut self) {
-        let Some(memory) = self.tier.memory.clone() else { return };
-        self.tier.stats.full += 1;
-        for n in 0..self.tier.regions.len() as u32 {
-            self.tier.kill(n);
-        }
-        self.blocks.forget_code();
-        memory.lock().clear();
-        self.tier.pending.clear();
-        self.tier.proposals.clear();
-        self.mappings_changed();
     }
 
     /// Code made from `block` in place of the code of the block in `slot`: a compiler's mistake.
@@ -602,7 +598,9 @@ impl Cpu {
     /// Throws away regions whose blocks were dropped.
     pub(super) fn drop_regions(&mut self, regions: Vec<u32>) {
         for index in regions {
-            for slot in self.tier.kill(index) {
+            let slots = self.tier.kill(index);
+            self.tier.stats.dropped += u64::from(!slots.is_empty());
+            for slot in slots {
                 self.blocks.region_gone(slot, index);
                 if let Some(rip) = self.blocks.only_rip(slot) {
                     self.state.forget_jump(rip);

@@ -1,5 +1,7 @@
 //! A processor with a little memory and a recording board, for the tests of this directory.
 
+pub mod walk;
+
 use crate::board::Board;
 use crate::cpu::Cpu;
 use crate::cpuid::CpuModel;

@@ -102,12 +102,12 @@ impl Compiling {
     }
 
     /// Compiles the block and places its code: where it starts. What was compiled before is dropped when the code memory is
-    /// nearly full.
+    /// full.
     pub(super) fn compile(&mut self, block: Arc<Block>, tier: Tier) -> Option<u64> {
         {
             let mut space = self.memory.lock();
-            if space.is_nearly_full() {
-                space.clear();
+            if let Some(part) = space.to_empty() {
+                space.empty(part);
                 self.last = None;
             }
         }
@@ -116,7 +116,7 @@ impl Compiling {
             self.memory.lock().place_block(&code)
         } else {
             let region = Region { blocks: vec![block], inner_jumps: true, narrow: 0 };
-            compile_one(&mut self.compiler, &region, &self.memory)
+            compile_one(&mut self.compiler, &region, &self.memory).ok()
         };
         placed.map(|p| p.entry)
     }

@@ -58,8 +58,8 @@ impl Machine {
         self.cpu.run_block(&program.block).is_ok()
     }
 
-    /// Lifts, optimises, compiles and places the block at RIP, dropping what was compiled before when the code memory
-    /// is nearly full. `tier`: baseline or Cranelift's code.
+    /// Lifts, optimises, compiles and places the block at RIP, dropping what was compiled long before when the code
+    /// memory is full. `tier`: baseline or Cranelift's code.
     ///
     /// # Panics
     /// If the bytes end within the first instruction.

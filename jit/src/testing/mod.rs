@@ -407,4 +407,6 @@ mod cases;
 #[cfg(test)]
 mod filetests;
 #[cfg(test)]
+mod kernels;
+#[cfg(test)]
 mod supervisor;

@@ -22,7 +22,36 @@ pub fn host_has_required() -> bool {
 
 /// The host has what AVX, AVX2, FMA and F16C of a guest are done with.
 pub fn host_has_avx2() -> bool {
+    #[cfg(test)]
+    if let Some(pinned) = PINNED.get() {
+        return pinned;
+    }
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+#[cfg(test)]
+thread_local! {
+    static PINNED: std::cell::Cell<Option<bool>> = const { std::cell::Cell::new(None) };
+}
+
+/// While it lives, code made by this thread is for a host with or without AVX2, whatever this one has.
+#[cfg(test)]
+pub struct Pinned(());
+
+#[cfg(test)]
+impl Pinned {
+    /// For a host with AVX2 (which this one must have if the code is run) or without.
+    pub fn avx2(has: bool) -> Self {
+        PINNED.set(Some(has));
+        Self(())
+    }
+}
+
+#[cfg(test)]
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        PINNED.set(None);
+    }
 }
 
 #[inline(always)]

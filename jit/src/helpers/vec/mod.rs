@@ -21,6 +21,8 @@ use mxcsr::{ldmxcsr, stmxcsr, vec_checked};
 use std::mem::offset_of;
 use xsave::{fxrstor, fxsave, xrstor, xsave};
 
+#[cfg(test)]
+pub use host::Pinned;
 pub use host::{fma_fn, host_has_avx2, host_has_required, vec_fn, vec_from_int_fn, vec_to_int_fn};
 pub use masked::{Gather, Masked};
 pub use mxcsr::{Checked, Halves};

@@ -3,8 +3,9 @@ use crate::ir::{Inst, Op};
 use crate::lower::Compiler;
 use crate::runtime::compile::CompileService;
 use crate::runtime::place::CodeMemory;
+use crate::runtime::tier::First;
 use crate::state::reg;
-use crate::system::testing::{self, place};
+use crate::system::testing::{self, place, walk};
 use crate::vcpu::{EngineConfig, Exit};
 use iced_x86::code_asm::{CodeAssembler, *};
 
@@ -93,6 +94,24 @@ fn same_both_ways(regions: bool) {
         "{s:?}"
     );
     assert!(s.finished > 0, "stores across pages are the interpreter's: {s:?}");
+}
+
+#[test]
+fn code_that_makes_room_and_comes_back_is_the_same_both_ways() {
+    for (regions, first, steps) in [(false, First::Interpreter, 20_000), (true, First::Cranelift, 3000)] {
+        let mut g = guest_checking(regions);
+        let memory = CodeMemory::new(1 << 20).expect("memory for generated code");
+        let service =
+            CompileService::start(&EngineConfig { sync: true, ..EngineConfig::default() }).expect("compilers");
+        g.cpu.tier.configure(Arc::new(service), memory, Compiler::new().ok());
+        g.cpu.tier.set_first(first);
+        walk::put(&mut g, 3000, steps);
+        g.run();
+        assert_eq!(walk::result(&g), walk::expected(3000, steps));
+        let (s, tier) = (stats(&g), g.cpu.tier.stats);
+        assert!(s.compared > steps && s.differences == 0, "{s:?}");
+        assert!(tier.evictions >= 3 && (tier.compiled > 0) == regions, "{tier:?}");
+    }
 }
 
 #[test]

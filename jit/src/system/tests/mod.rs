@@ -15,6 +15,7 @@ macro_rules! suite {
             mod alignment;
             mod debugger;
             mod delivery;
+            mod eviction;
             mod far;
             mod floats;
             mod memory_order;
