@@ -53,8 +53,41 @@ impl Form {
     }
 }
 
-/// Pieces of an image to be stored: offset and bytes.
-type Pieces = Vec<(u64, Vec<u8>)>;
+/// Bytes of the largest area.
+const AREA: usize = (EXTENDED + AVX_SIZE) as usize;
+/// Most pieces of one: x87 state (two), MXCSR, XMM registers, AVX state, header.
+const PIECES: usize = 6;
+
+/// An area to be stored in pieces.
+struct Area {
+    bytes: [u8; AREA],
+    /// Offset and length, in the order in which they are looked at and stored.
+    pieces: [(usize, usize); PIECES],
+    count: usize,
+}
+
+impl Area {
+    fn new() -> Self {
+        Self { bytes: [0; AREA], pieces: [(0, 0); PIECES], count: 0 }
+    }
+
+    /// Adds a piece of `len` bytes at `offset`, which are to be filled in.
+    fn piece(&mut self, offset: u64, len: usize) -> &mut [u8] {
+        let at = offset as usize;
+        self.pieces[self.count] = (at, len);
+        self.count += 1;
+        &mut self.bytes[at..at + len]
+    }
+
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        self.piece(offset, bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// The pieces: offset and bytes.
+    fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.pieces[..self.count].iter().map(|(at, len)| (*at as u64, &self.bytes[*at..at + len]))
+    }
+}
 
 impl Cpu {
     /// XMM registers that the current mode reaches.
@@ -62,8 +95,11 @@ impl Cpu {
         if self.state.long64() { 16 } else { 8 }
     }
 
-    fn xmm_bytes(&self, part: usize) -> Vec<u8> {
-        (0..self.xmm_count()).flat_map(|n| self.state.vecs[part * HIGH + n].to_le_bytes()).collect()
+    /// Puts the halves of the YMM registers, low (`part` 0) or high (1), into an area.
+    fn put_xmm(&self, area: &mut Area, offset: u64, part: usize) {
+        let registers = &self.state.vecs[part * HIGH..][..self.xmm_count()];
+        let (bytes, _) = area.piece(offset, 16 * registers.len()).as_chunks_mut::<16>();
+        bytes.iter_mut().zip(registers).for_each(|(b, v)| *b = v.to_le_bytes());
     }
 
     fn set_xmm_bytes(&mut self, part: usize, bytes: &[u8]) {
@@ -72,10 +108,17 @@ impl Cpu {
         }
     }
 
-    fn mxcsr_bytes(&self) -> Vec<u8> {
-        let mut v = self.state.mxcsr.to_le_bytes().to_vec();
-        v.extend(DEFINED.to_le_bytes());
-        v
+    /// Puts MXCSR and its mask into an area.
+    fn put_mxcsr(&self, area: &mut Area) {
+        let both = u64::from(self.state.mxcsr) | u64::from(DEFINED) << 32;
+        area.put(MXCSR, &both.to_le_bytes());
+    }
+
+    /// Puts x87 state into an area.
+    fn put_x87(&self, area: &mut Area, form: Form) {
+        let (head, registers) = self.state.x87.image(form.wide);
+        area.put(0, &head);
+        area.put(32, &registers);
     }
 
     /// An area of `bytes` bytes lies at canonical addresses, the first of them a multiple of `align`.
@@ -89,12 +132,12 @@ impl Cpu {
     }
 
     /// Stores all pieces, or faults and stores none.
-    fn store_pieces(&mut self, base: u64, pieces: &Pieces) -> Result<(), Fault> {
-        for (offset, bytes) in pieces {
-            self.probe_write(base.wrapping_add(*offset), bytes.len() as u64)?;
+    fn store_area(&mut self, base: u64, area: &Area) -> Result<(), Fault> {
+        for (offset, bytes) in area.pieces() {
+            self.probe_write(base.wrapping_add(offset), bytes.len() as u64)?;
         }
-        for (offset, bytes) in pieces {
-            self.store_bytes(base.wrapping_add(*offset), bytes)?;
+        for (offset, bytes) in area.pieces() {
+            self.store_bytes(base.wrapping_add(offset), bytes)?;
         }
         Ok(())
     }
@@ -131,15 +174,15 @@ pub(super) fn fxsave(cpu: &mut Cpu, address: u64, form: u64, _: u64) -> Result<u
     cpu.check_area(address, Form::unpack(form), HEADER, 16)?;
     // The last byte is looked at first (measured).
     cpu.probe_write(address.wrapping_add(HEADER - 1), 1)?;
-    let (head, registers) = cpu.state.x87.image(Form::unpack(form).wide);
-    let mut pieces = vec![(0, head.to_vec()), (32, registers.to_vec())];
+    let mut area = Area::new();
+    cpu.put_x87(&mut area, Form::unpack(form));
     // Without OSFXSR the SSE part is left out (SDM 2A FXSAVE); MXCSR and its mask come along.
     cpu.sync_mxcsr();
-    pieces.push((MXCSR, cpu.mxcsr_bytes()));
+    cpu.put_mxcsr(&mut area);
     if cpu.state.cr4 & cr4::OSFXSR != 0 {
-        pieces.push((XMM, cpu.xmm_bytes(0)));
+        cpu.put_xmm(&mut area, XMM, 0);
     }
-    cpu.store_pieces(address, &pieces)?;
+    cpu.store_area(address, &area)?;
     Ok(0)
 }
 
@@ -180,33 +223,30 @@ pub(super) fn xsave(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Result
         in_use |= SSE;
     }
     let written = if skips { in_use } else { rfbm };
-    let mut pieces = Pieces::new();
+    let mut area = Area::new();
     if written & X87 != 0 {
-        let (head, registers) = cpu.state.x87.image(form.wide);
-        pieces.push((0, head.to_vec()));
-        pieces.push((32, registers.to_vec()));
+        cpu.put_x87(&mut area, form);
     }
     let mxcsr = if form.compact { written & SSE } else { rfbm & (SSE | AVX) };
     if mxcsr != 0 {
-        pieces.push((MXCSR, cpu.mxcsr_bytes()));
+        cpu.put_mxcsr(&mut area);
     }
     if written & SSE != 0 {
-        pieces.push((XMM, cpu.xmm_bytes(0)));
+        cpu.put_xmm(&mut area, XMM, 0);
     }
     if written & AVX != 0 {
-        pieces.push((EXTENDED, cpu.xmm_bytes(1)));
+        cpu.put_xmm(&mut area, EXTENDED, 1);
     }
     if form.compact {
-        let mut header = in_use.to_le_bytes().to_vec();
-        header.extend((rfbm | COMPACT).to_le_bytes());
-        pieces.push((HEADER, header));
+        let header = u128::from(in_use) | u128::from(rfbm | COMPACT) << 64;
+        area.put(HEADER, &header.to_le_bytes());
     } else {
         let mut old = [0; 8];
         cpu.load_bytes(address.wrapping_add(HEADER), &mut old)?;
         let bv = u64::from_le_bytes(old) & !rfbm | in_use;
-        pieces.push((HEADER, bv.to_le_bytes().to_vec()));
+        area.put(HEADER, &bv.to_le_bytes());
     }
-    cpu.store_pieces(address, &pieces)?;
+    cpu.store_area(address, &area)?;
     Ok(0)
 }
 
@@ -237,7 +277,7 @@ pub(super) fn xrstor(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Resul
     cpu.load_bytes(address.wrapping_add(HEADER), &mut header)?;
     let (bv, compact) = check_header(cpu, &header, form)?;
     let restored = rfbm & bv;
-    let mut image = vec![0; (EXTENDED + AVX_SIZE) as usize];
+    let mut image = [0; AREA];
     if restored & (X87 | SSE) != 0 || !compact {
         cpu.load_bytes(address, &mut image[..HEADER as usize])?;
     }
@@ -261,9 +301,8 @@ pub(super) fn xrstor(cpu: &mut Cpu, address: u64, form: u64, mask: u64) -> Resul
     }
     for (component, part, at) in [(SSE, 0, XMM), (AVX, 1, EXTENDED)] {
         if rfbm & component != 0 {
-            let from = if bv & component != 0 { at as usize } else { EXTENDED as usize };
-            let bytes = if bv & component != 0 { image[from..].to_vec() } else { vec![0; 256] };
-            cpu.set_xmm_bytes(part, &bytes);
+            let initial = [0; 16 * HIGH];
+            cpu.set_xmm_bytes(part, if bv & component != 0 { &image[at as usize..] } else { &initial });
         }
     }
     if let Some(v) = mxcsr {
