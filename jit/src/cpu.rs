@@ -76,6 +76,7 @@ impl Cpu {
         let mailbox = shared.join(VcpuHandle { requests: requests.clone() });
         let mut state = CpuState::zeroed();
         state.requests = &raw const requests.attention;
+        state.counter = shared.counter.as_ref().map_or(std::ptr::null(), Arc::as_ptr);
         Box::new(Self {
             state,
             index,
@@ -192,6 +193,7 @@ impl Cpu {
             | bit(s.rflags & flag::TF != 0, mode::TF)
             | bit(s.dr[7] & 0xff != 0 || self.debugger.alone(), mode::STEP)
             | bit(s.xcr0 & 6 == 6, mode::AVX)
+            | bit(self.shared.counter.is_some(), mode::COUNTED)
             | (mmu as u32) << mode::MMU_SHIFT;
         self.update_jump_check();
     }
@@ -274,9 +276,34 @@ impl Cpu {
         }
     }
 
-    /// The run loop has something to look at that a closed window would keep out.
+    /// The run loop has something to look at that a closed window would keep out. In counted execution it has looked already,
+    /// behind the instruction that opened the window: only so does the count not depend on when others ask.
     pub fn request_waits(&self) -> bool {
-        self.state.rflags & crate::state::flag::IF != 0 && self.requests.attention.load(Ordering::Relaxed) != 0
+        !self.is_counted()
+            && self.state.rflags & crate::state::flag::IF != 0 && self.requests.attention.load(Ordering::Relaxed) != 0
+    }
+
+    /// Instructions are counted.
+    #[inline(always)]
+    pub fn is_counted(&self) -> bool {
+        self.state.mode & mode::COUNTED != 0
+    }
+
+    /// Counts `instructions`, in counted execution.
+    #[inline(always)]
+    pub fn count_done(&self, instructions: u64) {
+        if let Some(counter) = &self.shared.counter {
+            counter.add(instructions);
+        }
+    }
+
+    /// In counted execution, the run loop is to look around right behind the instruction at hand: it raised a request, or
+    /// brought the limit nearer.
+    #[inline(always)]
+    pub fn is_cut(&self) -> bool {
+        self.is_counted()
+            && (self.requests.attention.load(Ordering::Relaxed) != 0
+                || self.shared.counter.as_ref().is_some_and(|c| c.was_cut()))
     }
 
     /// Other threads want something of this vCPU.
@@ -309,6 +336,7 @@ impl CpuState {
             helper_result: 0,
             host_rsp: 0,
             requests: std::ptr::null(),
+            counter: std::ptr::null(),
             code_stale: 0,
             zero: 0,
             branch_rip: 0,

@@ -52,6 +52,7 @@ impl Cpu {
         while let Some(inst) = block.insts.get(at) {
             if inst.off != off {
                 self.set_rip(block, block.rip_after(at - 1));
+                self.count_done(1);
                 return Ok(());
             }
             match self.step(block, inst) {
@@ -113,7 +114,7 @@ impl Cpu {
 
     #[inline(always)]
     fn stale_after_store(&self) -> Step {
-        if self.blocks.running_is_stale() { Step::Stale } else { Step::Next }
+        if self.blocks.running_is_stale() || self.is_cut() { Step::Stale } else { Step::Next }
     }
 
     #[inline(always)]
@@ -136,6 +137,9 @@ impl Cpu {
                 let linear = self.val(i.a).wrapping_add(i.imm as u64);
                 let v = self.load_flags(i.ty, linear, i.c)?;
                 self.put(i, v);
+                if self.is_cut() {
+                    return Ok(Step::Stale);
+                }
             }
             Op::Store => {
                 let linear = self.val(i.a).wrapping_add(i.imm as u64);
@@ -164,6 +168,7 @@ impl Cpu {
                 return Ok(Step::End);
             }
             Op::Dispatch => return Ok(Step::End),
+            Op::Count => self.count_done(self.opt(i.a).wrapping_add(i.imm as u64)),
             Op::Call => {
                 self.set_rip(block, block.rip.wrapping_add(i.off as u64));
                 let (a, b, c) = (self.opt(i.a), self.opt(i.b), self.opt(i.c));

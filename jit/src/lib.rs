@@ -3,6 +3,7 @@
 
 mod baseline;
 pub mod board;
+mod counter;
 mod cpu;
 pub mod cpuid;
 mod fault;
@@ -22,5 +23,6 @@ mod system;
 pub mod testing;
 mod vcpu;
 
+pub use counter::Counter;
 pub use saved::{SavedVcpu, Unfit};
 pub use vcpu::*;

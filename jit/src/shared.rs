@@ -1,5 +1,6 @@
 //! What the virtual processors of an engine share, and how they leave messages for one another.
 
+use crate::counter::Counter;
 use crate::cpuid::Topology;
 use crate::mmu::code_map::{CodeMap, CodeMarks, granules};
 use crate::mmu::ram::{PAGE_SIZE, Ram};
@@ -17,6 +18,8 @@ pub struct Shared {
     pub topology: Topology,
     /// Held by a locked operation that crosses a page: no other one crosses meanwhile.
     pub page_crossing: Mutex<()>,
+    /// Counts instructions, in counted execution.
+    pub counter: Option<Arc<Counter>>,
     /// How many processors run guest code, and the host's cores.
     pub crowd: Crowd,
     /// Address lines held at zero.
@@ -112,6 +115,7 @@ impl Shared {
             code_map,
             topology,
             page_crossing: Mutex::default(),
+            counter: None,
             crowd: Crowd::default(),
             masked_lines: 0.into(),
             mailboxes: RwLock::default(),
@@ -123,6 +127,11 @@ impl Shared {
         let mailbox = Arc::new(Mailbox::new(handle, &self.ram));
         self.mailboxes.write().unwrap_or_else(PoisonError::into_inner).push(mailbox.clone());
         mailbox
+    }
+
+    /// There is more than one processor.
+    pub fn several(&self) -> bool {
+        self.mailboxes().len() > 1
     }
 
     fn mailboxes(&self) -> RwLockReadGuard<'_, Vec<Arc<Mailbox>>> {

@@ -1,5 +1,6 @@
 //! The processor's registers and mode. `#[repr(C)]`: generated code reads and writes it by offset.
 
+use crate::counter::Counter;
 use crate::mmu::tlb::Tlb;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicU32;
@@ -288,6 +289,8 @@ pub struct CpuState {
     pub host_rsp: u64,
     /// The request word that other threads set ([`crate::request`]).
     pub requests: *const AtomicU32,
+    /// The counter of counted execution ([`mode::COUNTED`]); else null.
+    pub counter: *const Counter,
     /// The request bits were seen by generated code, or translated code was dropped: leave at the next boundary.
     pub code_stale: u32,
     /// Always 0: what generated code adds to a constant to hide it from the optimiser.
@@ -403,6 +406,8 @@ pub mod mode {
     pub const STEP: u32 = 1 << 20;
     /// Segments FS and GS are usable without checks (64-bit mode, or flat limit and writable).
     pub const FSGS_FLAT: u32 = 1 << 21;
+    /// Instructions are counted ([`crate::counter`]); the same all the time.
+    pub const COUNTED: u32 = 1 << 22;
     /// Of translated code only, not of the state: its RIPs are offsets from the page it runs at, [`super::CpuState::code_base`],
     /// so that it serves wherever its page is mapped.
     pub const RELATIVE: u32 = 1 << 30;

@@ -1,6 +1,7 @@
 //! The engine's face: what the program uses to make and run virtual processors.
 
 use crate::board::Board;
+use crate::counter::Counter;
 use crate::cpu::Cpu;
 use crate::cpuid::{CpuModel, Topology};
 use crate::lower::Compiler;
@@ -45,6 +46,8 @@ pub struct EngineConfig {
     pub code_cache: usize,
     /// How the machine's processors are spread.
     pub topology: Topology,
+    /// Counts instructions; processors run one at a time then. Not together with `check`.
+    pub counter: Option<Arc<Counter>>,
     /// Where generated code lies is written here.
     pub perf_map: Option<PerfMap>,
 }
@@ -57,6 +60,7 @@ impl Default for EngineConfig {
             check: Check::Off,
             code_cache: 256 << 20,
             topology: Topology::default(),
+            counter: None,
             perf_map: None,
         }
     }
@@ -84,6 +88,8 @@ pub enum Exit {
     Diverged(String),
     /// INIT arrived at an application processor: it waits for a start-up message.
     WaitForStartUp,
+    /// Counted execution came to its limit ([`Counter::set_limit`]).
+    Counted,
     /// Stopped by a breakpoint, watchpoint or finished single step of the debugger.
     Debug,
 }
@@ -242,7 +248,9 @@ impl Engine {
             return Err(EngineError::Host("this processor lacks SSE4.2".to_owned()));
         }
         config.sync |= config.check != Check::Off;
-        let shared = Arc::new(Shared::new(ram, config.topology));
+        let mut shared = Shared::new(ram, config.topology);
+        shared.counter = config.counter.take();
+        let shared = Arc::new(shared);
         let compilers = if config.jit { Some(Arc::new(CompileService::start(&config)?)) } else { None };
         let sampler = match config.jit && !config.sync {
             true => Some(Arc::new(Sampler::start().map_err(|e| EngineError::Host(e.to_string()))?)),

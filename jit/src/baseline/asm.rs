@@ -103,6 +103,7 @@ pub mod cc {
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
     pub const BE: u8 = 6;
+    pub const A: u8 = 7;
     pub const S: u8 = 8;
     pub const L: u8 = 12;
 }

@@ -2,7 +2,8 @@
 
 use super::asm::{Alu, Mem, RAX, RBP, RBX, RCX, RDI, RDX, Shift, cc};
 use super::{BIAS, Cold, Emit, Link, Target, state};
-use crate::ir::{Inst, Op, Ty};
+use crate::counter::Counter;
+use crate::ir::{Inst, Op, Ty, Val};
 use crate::mmu::ram::PAGE_SIZE;
 use crate::runtime::exec::{LEAVE_ENTRY, LEAVE_FAULT, LEAVE_HOT, LEAVE_LOOKUP};
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, jump_slot, mode};
@@ -22,6 +23,9 @@ impl Emit<'_> {
         let from = self.a.jcc(cc::NE);
         self.cold.push(Cold::Leave { from, rip, code: LEAVE_ENTRY });
         let forward_entry = self.a.here() as u32;
+        if self.is_counted() {
+            self.admit(rip);
+        }
         if let Some(heat) = heat {
             self.a.alu_imm(Alu::Sub, Ty::I32, state(offset_of!(CpuState, heat) + 4 * heat), 1);
             let from = self.a.jcc(cc::S);
@@ -35,7 +39,34 @@ impl Emit<'_> {
         self.flags_clobbered();
         self.a.alu_imm(Alu::Cmp, Ty::I32, state(offset_of!(CpuState, code_stale)), 0);
         let from = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Stale { from, rip });
+    }
+
+    pub(super) fn is_counted(&self) -> bool {
+        self.block.mode & mode::COUNTED != 0
+    }
+
+    /// Leaves before the block, which begins at `rip`, unless all of it fits below the limit of counted execution.
+    fn admit(&mut self, rip: u64) {
+        self.a.load(Ty::I64, RAX, state(offset_of!(CpuState, counter)));
+        self.a.load(Ty::I64, RCX, Mem::at(RAX, offset_of!(Counter, count) as i32));
+        self.a.alu_imm(Alu::Add, Ty::I64, RCX, self.block.count.into());
+        self.a.alu(Alu::Cmp, Ty::I64, RCX, Mem::at(RAX, offset_of!(Counter, limit) as i32));
+        let from = self.a.jcc(cc::A);
         self.cold.push(Cold::Leave { from, rip, code: LEAVE_LOOKUP });
+    }
+
+    /// Counts `n` instructions and as many as integer `more` says, if there is one; keeps the host's flags.
+    pub(super) fn count_done(&mut self, n: i32, more: u16) {
+        let sum = match more {
+            v if v == Val::NONE.0 => Mem::at(RCX, n),
+            v => Mem::indexed(RCX, self.int(v), n),
+        };
+        let count = Mem::at(RAX, offset_of!(Counter, count) as i32);
+        self.a.load(Ty::I64, RAX, state(offset_of!(CpuState, counter)));
+        self.a.load(Ty::I64, RCX, count);
+        self.a.lea(Ty::I64, RCX, sum);
+        self.a.store(Ty::I64, count, RCX);
     }
 
     /// Leaves; RIP is in the state.
@@ -50,7 +81,8 @@ impl Emit<'_> {
         // On the same page the physical target is known: the mapping of the page is the one this code runs under.
         if (self.block.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
             self.cpu_to_rdi();
-            let forward = rip > self.block.rip && !self.ends_with_call();
+            // In counted execution what a block raised is noticed at its end, whoever runs it.
+            let forward = rip > self.block.rip && !self.ends_with_call() && !self.is_counted();
             self.links.push(Link { site: self.a.here() as u32, rip, forward });
             self.a.pop(RBP);
             // Set when the code is placed.
@@ -155,6 +187,14 @@ impl Emit<'_> {
                     if let Some(branch) = branch {
                         self.store_rip(offset_of!(CpuState, branch_rip), branch);
                     }
+                    self.leave_with(LEAVE_LOOKUP);
+                }
+                Cold::Stale { from, rip } => {
+                    self.a.land(from);
+                    if self.is_counted() {
+                        self.count_done(1, Val::NONE.0);
+                    }
+                    self.set_rip(rip);
                     self.leave_with(LEAVE_LOOKUP);
                 }
                 Cold::Leave { from, rip, code } => {

@@ -29,6 +29,7 @@ pub(super) fn leaves_host_flags(op: Op) -> bool {
             | Op::ClearHigh
             | Op::SetFlags
             | Op::GetCond
+            | Op::Count
     )
 }
 

@@ -105,6 +105,8 @@ enum Cold {
     Fault { from: usize },
     /// Leaves for a target that is not in the jump cache; `branch`: RIP of an indirect branch.
     Unknown { from: [usize; 2], branch: Option<u64> },
+    /// Leaves before the instruction at `rip`, behind one that was not counted: translated code was dropped.
+    Stale { from: usize, rip: u64 },
     /// Leaves before the instruction at `rip` with a code.
     Leave { from: usize, rip: u64, code: u32 },
     /// Calls a helper and goes on.
@@ -275,6 +277,7 @@ impl Emit<'_> {
             Op::JmpInd => self.jump_indirect(i),
             Op::Br => self.branch_if_set(i),
             Op::Dispatch => self.leave_with(exits::LOOKUP),
+            Op::Count => self.count_done(i.imm as i32, i.a),
             _ => self.alu_op(n, i),
         }
         1

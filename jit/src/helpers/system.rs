@@ -345,6 +345,11 @@ const PAUSES: u32 = 1024;
 
 /// A loop with PAUSE waits for another processor (SDM 2B, PAUSE), which perhaps has no core at the moment.
 fn pause(c: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
+    if let Some(counter) = c.shared.counter.as_ref().filter(|_| c.shared.several()) {
+        // The others do not run before this one stops: behind this instruction.
+        counter.lower_limit(counter.count().wrapping_add(1));
+        return Ok(0);
+    }
     c.pauses = c.pauses.wrapping_add(1);
     let due = |every: u32| c.pauses.is_multiple_of(every);
     if due(PAUSES) || due(PAUSES_CROWDED) && c.shared.crowd.too_many() {

@@ -340,6 +340,29 @@ impl Builder {
         self.terminate(Op::Br, cond, rip as i64);
     }
 
+    /// Number of operations.
+    pub fn len(&self) -> usize {
+        self.insts.len()
+    }
+
+    /// The operations from `start` on.
+    pub fn since(&self, start: usize) -> &[Inst] {
+        self.insts.get(start..).unwrap_or_default()
+    }
+
+    /// Counts `n` instructions, or as many as `more` says beside.
+    pub fn count(&mut self, more: Option<Val>, n: u16) {
+        self.push(Op::Count, Ty::I64, [Val::NONE.0, more.unwrap_or(Val::NONE).0, Val::NONE.0, Val::NONE.0], n.into());
+    }
+
+    /// Counts `n` instructions before operation `at` of the current instruction.
+    pub fn count_before(&mut self, at: usize, n: u16) {
+        self.count(None, n);
+        if let Some(moved) = self.insts.get_mut(at..) {
+            moved.rotate_right(1);
+        }
+    }
+
     /// Ends the block with RIP already in the state.
     pub fn dispatch(&mut self) {
         self.terminate(Op::Dispatch, Val::NONE, 0);

@@ -201,6 +201,10 @@ ops! {
     /// The same the other way.
     VSetState "vsetstate" true (No Vec No No) true EFFECT;
 
+    // Counted execution.
+    /// imm, and a if there is one, more guest instructions were executed.
+    Count "count" false (No IntOpt No No) true EFFECT;
+
     // Everything else, and the ways out.
     /// d = helper imm (a, b, c).
     Call "call" false (IntOpt IntOpt IntOpt IntOpt) true FAULT.or(EFFECT);

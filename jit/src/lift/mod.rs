@@ -27,7 +27,8 @@ pub use disasm::{disassemble, disassemble_host};
 
 use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;
-use crate::ir::{Block, Builder, Inst, Ty, Val};
+use crate::ir::op::Traits;
+use crate::ir::{Block, Builder, Inst, Op, Ty, Val};
 use crate::mmu::ram::PAGE_SIZE;
 use crate::state::{CpuState, mode};
 use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Instruction};
@@ -67,6 +68,8 @@ pub struct Lifter<'a> {
     pub unwatched: bool,
     /// What segments forbid is raised by the access, not where the address is made.
     pub limits_later: bool,
+    /// In counted execution: instructions done that are not counted yet.
+    uncounted: u16,
     /// YMM registers whose high half is known to be zero, one bit each.
     pub clear_high: u16,
 }
@@ -83,6 +86,7 @@ impl<'a> Lifter<'a> {
             shadow: false,
             unwatched: false,
             limits_later: false,
+            uncounted: 0,
             clear_high: 0,
         }
     }
@@ -115,6 +119,27 @@ impl Lifter<'_> {
     /// Linear address of the page that relative code runs at.
     fn code_base(&mut self) -> Val {
         self.b.get_state(Ty::I64, std::mem::offset_of!(CpuState, code_base))
+    }
+    /// In counted execution, counts the instruction whose operations start at `start`, and those before it: before what
+    /// may leave the block or look at the count there is to be none uncounted but the instruction itself, and none at the
+    /// end of the block.
+    fn charge(&mut self, start: usize, ends: bool) {
+        if !self.has(mode::COUNTED) {
+            return;
+        }
+        let (ops, mut before) = (self.b.since(start), self.uncounted);
+        let leaves = ops.iter().any(|i| i.op.info().traits.has(Traits::FAULT));
+        let counts = ops.iter().any(|i| i.op == Op::Count);
+        let raises = ops.last().is_some_and(|i| i.op == Op::Raise);
+        self.uncounted = if ends { 0 } else { 1 + if leaves { 0 } else { before } };
+        if ends && !leaves {
+            before = before.wrapping_add(1);
+        } else if ends && !raises && !counts {
+            self.b.count_before(self.b.len() - 1, 1);
+        }
+        if before > 0 && (leaves || ends) {
+            self.b.count_before(start, before);
+        }
     }
     /// Privilege level.
     pub fn cpl(&self) -> u32 {
@@ -179,7 +204,11 @@ pub fn lift_into(
                 return Err(LiftError::NeedMoreBytes);
             }
             l.b.start_insn(block.len);
+            let start = l.b.len();
             l.b.jmp(block.end_rip());
+            // It is no instruction of its own.
+            l.uncounted = l.uncounted.wrapping_sub(1);
+            l.charge(start, true);
             break;
         }
         l.rip = block.wrap(rip.wrapping_add(off as u64));
@@ -187,6 +216,7 @@ pub fn lift_into(
         l.b.start_insn(off as u16);
         l.b.insn_len((end - off) as u8);
         l.unwatched = !l.shadow && max_insns > 1;
+        let start = l.b.len();
         let flow = if insn.is_invalid() && bytes.len() - off > 15 && end - off >= 15 {
             // SDM 2A 2.3.11: longer than 15 bytes is #GP. The decoder stops at the limit and calls it invalid.
             l.b.raise_code(vec_no::GP, 0);
@@ -196,19 +226,21 @@ pub fn lift_into(
         };
         block.len = end as u16;
         block.count += 1;
+        let room = block.count < max_insns && end < bytes.len() && !reaches(rip, l.next, stop);
         match flow {
-            Flow::End => break,
-            Flow::Next if block.count < max_insns && end < bytes.len() && !reaches(rip, l.next, stop) => {}
-            Flow::Next => {
-                l.b.jmp(l.next);
-                break;
-            }
+            Flow::End => {}
+            Flow::Next if room => {}
+            Flow::Next => l.b.jmp(l.next),
             Flow::EndAfter => {
                 let next = l.rip_value(l.next);
                 l.b.set_state(Ty::I64, std::mem::offset_of!(CpuState, rip), next);
                 l.b.dispatch();
-                break;
             }
+        }
+        let ends = flow != Flow::Next || !room;
+        l.charge(start, ends);
+        if ends {
+            break;
         }
     }
     block.insts = l.b.finish();

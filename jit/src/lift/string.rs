@@ -7,7 +7,7 @@ use crate::helpers::string as helper;
 use crate::ir::flags::CcKind;
 use crate::ir::op::Op;
 use crate::ir::{Ty, Val};
-use crate::state::{CpuState, flag, reg};
+use crate::state::{CpuState, flag, mode, reg};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use std::mem::offset_of;
 
@@ -67,6 +67,11 @@ impl Lifter<'_> {
         let moves = if id == helper::REP_MOVS || id == helper::REP_STOS { helper::MOVES } else { 0 };
         let how = self.b.iconst((helper::pack(f.ty, f.address, f.seg, until_equal) | moves) as i64);
         let again = self.b.call(id, &[how]);
+        if self.has(mode::COUNTED) {
+            // Where it stops on the way depends on who wants something when: it counts when it is done.
+            let done = self.b.op2(Op::Xor, Ty::I64, again, 1);
+            self.b.count(Some(done), 0);
+        }
         self.b.br(again, self.rip);
         Flow::End
     }

@@ -68,6 +68,10 @@ fn flags_and_interrupts(l: &mut Lifter, i: &Instruction) -> Option<Flow> {
         Mnemonic::Cli => l.cli(),
         Mnemonic::Sti => {
             l.b.call(helper::STI, &[]);
+            if l.has(mode::COUNTED) {
+                // The shadow ends in the same place whatever block the instruction behind is in.
+                return Some(Flow::EndAfter);
+            }
             l.shadow = true;
             Flow::Next
         }

@@ -1,6 +1,7 @@
 //! Control flow: within the region, to other code, to the dispatcher; helpers.
 
 use super::{Lower, NS_LINK, Thunk, tail_signature};
+use crate::counter::Counter;
 use crate::helpers::{self, HelperId, effect};
 use crate::ir::{Block, Inst, Val};
 use crate::mmu::ram::PAGE_SIZE;
@@ -48,23 +49,62 @@ impl Lower<'_, '_> {
         self.cold_exit(failed, |this| this.exit(Thunk::ExitFault));
     }
 
-    /// Leaves before the instruction at `rip` if translated code was dropped meanwhile (it may be this code).
-    pub(super) fn exit_if_stale(&mut self, rip: u64) {
+    /// Leaves before the instruction at `rip` if translated code was dropped meanwhile (it may be this code); `uncounted`
+    /// instructions were done that are not counted.
+    pub(super) fn exit_if_stale(&mut self, rip: u64, uncounted: i64) {
         let m = self.state_mem;
         let stale = self.b.ins().load(I32, m, self.env, offset_of!(CpuState, code_stale) as i32);
         self.cold_exit(stale, |this| {
+            if this.is_counted() && uncounted != 0 {
+                this.count_done(uncounted, None);
+            }
             this.set_rip(rip);
             this.exit(Thunk::ExitLookup);
         });
     }
 
-    /// Enters guest block `n` unless a request is pending: at the region's entry and on back edges.
+    pub(super) fn is_counted(&self) -> bool {
+        self.region.blocks[0].mode & mode::COUNTED != 0
+    }
+
+    /// Counts `n` instructions and `more`.
+    pub(super) fn count_done(&mut self, n: i64, more: Option<Value>) {
+        let m = self.state_mem;
+        let counter = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, counter) as i32);
+        let count = self.b.ins().load(I64, m, counter, offset_of!(Counter, count) as i32);
+        let by = self.iconst(n);
+        let count = self.b.ins().iadd(count, by);
+        let count = more.map_or(count, |more| self.b.ins().iadd(count, more));
+        self.b.ins().store(m, count, counter, offset_of!(Counter, count) as i32);
+    }
+
+    /// Not zero if guest block `n` does not fit below the limit of counted execution (32 bits).
+    fn beyond_limit(&mut self, n: usize) -> Value {
+        let m = self.state_mem;
+        let counter = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, counter) as i32);
+        let count = self.b.ins().load(I64, m, counter, offset_of!(Counter, count) as i32);
+        let offset = self.iconst(offset_of!(Counter, limit) as i64);
+        let place = self.b.ins().iadd(counter, offset);
+        // Atomic: others lower it at any time.
+        let limit = self.b.ins().atomic_load(I64, m, place);
+        let by = self.iconst(self.region.blocks[n].count.into());
+        let end = self.b.ins().iadd(count, by);
+        let beyond = self.b.ins().icmp(IntCC::UnsignedGreaterThan, end, limit);
+        self.b.ins().uextend(I32, beyond)
+    }
+
+    /// Enters guest block `n` unless a request is pending: at the region's entry and on back edges. In counted execution all
+    /// ways into a block come here.
     pub(super) fn enter_checked(&mut self, n: usize) {
         let rip = self.region.blocks[n].rip;
         let arguments = self.arguments(n);
         let m = self.state_mem;
         let word = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, requests) as i32);
-        let pending = self.b.ins().atomic_load(I32, m, word);
+        let mut pending = self.b.ins().atomic_load(I32, m, word);
+        if self.is_counted() {
+            let beyond = self.beyond_limit(n);
+            pending = self.b.ins().bor(pending, beyond);
+        }
         self.cold_exit(pending, |this| {
             this.set_rip(rip);
             this.store_flags_aside();
@@ -79,9 +119,9 @@ impl Lower<'_, '_> {
         self.settle();
         if let Some(n) = self.by_rip.get(&rip).copied() {
             if self.wrote_behind {
-                self.exit_if_stale(rip);
+                self.exit_if_stale(rip, 0);
             }
-            if n <= self.current {
+            if n <= self.current || self.is_counted() {
                 self.enter_checked(n);
             } else {
                 let (target, arguments) = (self.blocks[n], self.arguments(n));
@@ -174,7 +214,7 @@ impl Lower<'_, '_> {
         self.settle();
         let (taken, other) = (i.imm as u64, block.end_rip());
         let forward = |this: &mut Self, rip: u64| {
-            let n = this.by_rip.get(&rip).copied().filter(|n| *n > this.current && !this.wrote_behind)?;
+            let n = this.by_rip.get(&rip).copied().filter(|n| *n > this.current && !this.wrote_behind && !this.is_counted())?;
             Some((this.blocks[n], this.arguments(n)))
         };
         let (to_taken, to_other) = (forward(self, taken), forward(self, other));

@@ -436,7 +436,7 @@ impl<'a, 'f> Lower<'a, 'f> {
     fn start_insn(&mut self, block: &Block, n: usize) {
         let rip = self.rip_of(block, &block.insts[n]);
         if std::mem::take(&mut self.wrote_behind) {
-            self.exit_if_stale(n.checked_sub(1).map_or(rip, |before| block.rip_after(before)));
+            self.exit_if_stale(n.checked_sub(1).map_or(rip, |before| block.rip_after(before)), 1);
         }
         self.rips.push(block.written(rip));
         self.b.set_srcloc(SourceLoc::new(self.rips.len() as u32 - 1));
@@ -463,6 +463,10 @@ impl<'a, 'f> Lower<'a, 'f> {
             Op::JmpInd => self.jump_indirect(block, i),
             Op::Br => self.branch(block, i),
             Op::Dispatch => self.exit(Thunk::ExitLookup),
+            Op::Count => {
+                let more = (i.a != Val::NONE.0).then(|| self.int(i.a));
+                self.count_done(i.imm, more);
+            }
             _ => self.alu_op(i),
         }
     }

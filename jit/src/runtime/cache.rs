@@ -273,6 +273,11 @@ impl BlockCache {
         (!s.moved).then(|| s.rip())
     }
 
+    /// Number of instructions of the block in a slot.
+    pub fn insns(&self, slot: u32) -> u64 {
+        self.slots.get(slot).map_or(0, |s| s.insns.into())
+    }
+
     /// The block does not cross into a second page.
     pub fn within_page(&self, slot: u32) -> bool {
         self.slots.get(slot).is_some_and(|s| s.serial != 0 && s.second_page().is_none())

@@ -399,6 +399,9 @@ unsafe extern "C" fn call_helper(cpu: *mut Cpu, id: u64, a: u64, b: u64, c: u64)
     if cpu.debugger.entered() {
         cpu.drop_watched();
     }
+    if cpu.is_cut() {
+        cpu.state.code_stale = 1;
+    }
     cpu.leave_with(result)
 }
 

@@ -21,6 +21,12 @@ impl Cpu {
             if wanted && let Some(exit) = self.service() {
                 break exit;
             }
+            if let Some(counter) = &self.shared.counter {
+                counter.looked();
+                if counter.reached() {
+                    break Exit::Counted;
+                }
+            }
             if self.debugger.on() {
                 match self.run_debugged() {
                     Some(exit) => break exit,
@@ -58,6 +64,9 @@ impl Cpu {
             return self.run_single();
         }
         let slot = self.find_block(false)?;
+        if self.shared.counter.as_ref().is_some_and(|c| !c.admits(self.blocks.insns(slot))) {
+            return self.run_single();
+        }
         if let Some(region) = self.blocks.code(slot).or_else(|| self.count_run(slot)) {
             return if self.lockstep.is_some() { self.run_in_lockstep(slot, region) } else { self.run_code(region) };
         }
@@ -147,7 +156,8 @@ impl Cpu {
                 if std::mem::take(&mut self.crossings.just_now) {
                     self.note_crossing();
                 }
-                self.run_single()
+                // A limit that was lowered meanwhile comes first.
+                if self.is_cut() { Ok(()) } else { self.run_single() }
             }
         }
     }

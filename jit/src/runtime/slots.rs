@@ -106,6 +106,8 @@ pub struct Slot {
     pub moved: bool,
     /// What its accesses have in common crosses a page too often to be checked at once.
     pub narrow: bool,
+    /// Instructions in it.
+    pub insns: u8,
     /// Linear page that it was found at first.
     pub page: u64,
 }
@@ -115,7 +117,8 @@ const _: () = assert!(size_of::<Slot>() <= 120);
 impl Slot {
     /// A block that just came to be; [`Slots::insert`] gives it a serial number.
     pub fn new(key: Key, page: u64, len: u16, second_page: Option<u64>, block: Arc<Block>) -> Self {
-        Self { key, page, len, second_page: second_page.unwrap_or(u64::MAX), block: Some(block), ..Self::default() }
+        let insns = u8::try_from(block.count).unwrap_or(u8::MAX);
+        Self { key, page, len, insns, second_page: second_page.unwrap_or(u64::MAX), block: Some(block), ..Self::default() }
     }
 
     /// RIP that it was found at first.

@@ -3,6 +3,7 @@
 pub mod walk;
 
 use crate::board::Board;
+use crate::counter::Counter;
 use crate::cpu::Cpu;
 use crate::cpuid::CpuModel;
 use crate::cpuid::Topology;
@@ -14,7 +15,7 @@ use crate::runtime::tier::First;
 use crate::shared::Shared;
 use crate::vcpu::EngineConfig;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Bytes of RAM at address 0.
 pub const RAM: u64 = 4 << 20;
@@ -38,6 +39,8 @@ pub struct FakeBoard {
     pub fpu_errors: Mutex<Vec<bool>>,
     /// IGNNE#.
     pub ignore_fpu_errors: AtomicBool,
+    /// Instructions are the time, in counted execution.
+    pub counter: OnceLock<Arc<Counter>>,
 }
 
 impl Board for FakeBoard {
@@ -80,7 +83,7 @@ impl Board for FakeBoard {
         self.ignore_fpu_errors.load(Ordering::Relaxed)
     }
     fn tsc(&self) -> u64 {
-        self.tsc.load(Ordering::Relaxed)
+        self.counter.get().map_or_else(|| self.tsc.load(Ordering::Relaxed), |counter| counter.count())
     }
 }
 
@@ -202,6 +205,22 @@ impl<const TIER: u8> Guest<TIER> {
         g.cpu.set_gpr(reg::RSP, 0x7000);
         g.cpu.update_mode();
         g
+    }
+
+    /// Counts instructions, which are what the time stamp counter shows.
+    pub fn counted(mut self) -> Self {
+        let counter = Arc::new(Counter::default());
+        counter.set_limit(u64::MAX);
+        self.cpu.state.counter = Arc::as_ptr(&counter);
+        Arc::get_mut(&mut self.cpu.shared).expect("nobody else has it").counter = Some(counter.clone());
+        self.board.counter.set(counter).expect("counted once");
+        self.cpu.update_mode();
+        self
+    }
+
+    /// What counts.
+    pub fn counter(&self) -> Arc<Counter> {
+        self.board.counter.get().expect("a guest that is counted").clone()
     }
 
     fn with_tables() -> Self {

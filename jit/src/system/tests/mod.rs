@@ -13,6 +13,7 @@ macro_rules! suite {
 
             mod address_spaces;
             mod alignment;
+            mod counted;
             mod debugger;
             mod delivery;
             mod eviction;
