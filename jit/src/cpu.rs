@@ -280,7 +280,8 @@ impl Cpu {
     /// behind the instruction that opened the window: only so does the count not depend on when others ask.
     pub fn request_waits(&self) -> bool {
         !self.is_counted()
-            && self.state.rflags & crate::state::flag::IF != 0 && self.requests.attention.load(Ordering::Relaxed) != 0
+            && self.state.rflags & crate::state::flag::IF != 0
+            && self.requests.attention.load(Ordering::Relaxed) != 0
     }
 
     /// Instructions are counted.

@@ -214,7 +214,11 @@ impl Lower<'_, '_> {
         self.settle();
         let (taken, other) = (i.imm as u64, block.end_rip());
         let forward = |this: &mut Self, rip: u64| {
-            let n = this.by_rip.get(&rip).copied().filter(|n| *n > this.current && !this.wrote_behind && !this.is_counted())?;
+            let n = this
+                .by_rip
+                .get(&rip)
+                .copied()
+                .filter(|n| *n > this.current && !this.wrote_behind && !this.is_counted())?;
             Some((this.blocks[n], this.arguments(n)))
         };
         let (to_taken, to_other) = (forward(self, taken), forward(self, other));

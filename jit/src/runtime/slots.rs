@@ -118,7 +118,15 @@ impl Slot {
     /// A block that just came to be; [`Slots::insert`] gives it a serial number.
     pub fn new(key: Key, page: u64, len: u16, second_page: Option<u64>, block: Arc<Block>) -> Self {
         let insns = u8::try_from(block.count).unwrap_or(u8::MAX);
-        Self { key, page, len, insns, second_page: second_page.unwrap_or(u64::MAX), block: Some(block), ..Self::default() }
+        Self {
+            key,
+            page,
+            len,
+            insns,
+            second_page: second_page.unwrap_or(u64::MAX),
+            block: Some(block),
+            ..Self::default()
+        }
     }
 
     /// RIP that it was found at first.

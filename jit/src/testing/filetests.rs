@@ -4,19 +4,21 @@
 //! - `test verifier`: a case is a block of IR; expected is what the verifier says.
 //! - `test passes`: a case is a block; expected are its operations after the passes.
 //! - `test run`: a case is a block and `; run BEFORE => AFTER` lines, registers and memory as in the one-line cases
-//!   ([`super::cases`]); it is run by the interpreter, as written and after the passes, and as code of both compilers.
+//!   ([`super::cases`]), with `count=N` for the instructions that it counts; it is run by the interpreter, as written and after the passes, and as code of both compilers.
 //!
 //! Lines that start with `;>` after a case are what is expected; `BROLGA_BLESS=1` writes them anew. Other lines that start
 //! with `;` are for the reader.
 
 use super::cases::{CODE, DATA, Side, assign, bytes};
 use super::*;
+use crate::counter::Counter;
 use crate::fault::Fault;
 use crate::ir::Block;
 use crate::ir::op::ALL;
 use crate::ir::{Op, parse, text, verify};
 use crate::passes;
 use crate::runtime::exec::Leave;
+use crate::state::mode;
 use std::path::PathBuf;
 
 /// A case: what is given, what is expected, `run` lines.
@@ -131,6 +133,19 @@ fn optimised(given: &str) -> String {
 }
 
 impl Machine {
+    /// With something for `count` to count in; translated code has it only where a case does.
+    fn with_counter(mut self) -> Self {
+        let counter = Arc::new(Counter::default());
+        counter.set_limit(u64::MAX);
+        self.cpu.state.counter = Arc::as_ptr(&counter);
+        Arc::get_mut(&mut self.cpu.shared).expect("nobody else has it").counter = Some(counter);
+        self
+    }
+
+    fn counter(&self) -> &Counter {
+        self.cpu.shared.counter.as_ref().expect("a machine with one")
+    }
+
     /// Runs a block of IR that stands for no guest code.
     fn run_ir(&mut self, block: &Block, tier: Tier) -> Result<(), Fault> {
         if matches!(tier, Tier::Lifted | Tier::Optimised) {
@@ -161,6 +176,9 @@ fn differences(found: &Registers, wanted: &Registers) -> String {
 fn run_case(m: &mut Machine, case: &Case, tier: Tier) {
     let mut block = parsed(&case.given);
     block.mode = m.cpu.state.mode;
+    if block.insts.iter().all(|i| i.op != Op::Count) {
+        block.mode &= !mode::COUNTED;
+    }
     verify::check(&block).expect("correct IR");
     if tier != Tier::Lifted {
         passes::run(&mut block);
@@ -177,6 +195,7 @@ fn run_case(m: &mut Machine, case: &Case, tier: Tier) {
         }
         m.set_registers(&regs);
         m.cpu.load_mxcsr();
+        let counted = m.counter().count();
         let outcome = match m.run_ir(&block, tier) {
             Ok(()) => Outcome::Done,
             Err(f) => Outcome::Fault { vector: f.vector, error: f.error.unwrap_or(0), address: f.address },
@@ -185,9 +204,13 @@ fn run_case(m: &mut Machine, case: &Case, tier: Tier) {
         if !after.contains("fault=") {
             regs.rip = block.end_rip();
         }
-        after.split_whitespace().for_each(|w| assign(w, &mut regs, &mut wanted));
+        let count = after.split_whitespace().find_map(|w| w.strip_prefix("count="));
+        let count = count.map_or(0, |n| u64::from_str_radix(n, 16).expect("a count"));
+        let registers = after.split_whitespace().filter(|w| !w.starts_with("count="));
+        registers.for_each(|w| assign(w, &mut regs, &mut wanted));
         let what = format!("{tier:?}, run {run}\n{}", case.given);
         assert_eq!(outcome, wanted.fault.unwrap_or(Outcome::Done), "{what}");
+        assert_eq!(m.counter().count() - counted, count, "instructions counted, {what}");
         let wrong = differences(&m.registers(), &regs);
         assert!(wrong.is_empty(), "{what}found, wanted:\n{wrong}");
         for (at, b) in &wanted.memory {
@@ -209,7 +232,7 @@ fn test(name: &str) -> Vec<Op> {
         ["passes"] => file.check(optimised),
         ["verifier"] => file.check(|c| verify::check(&parsed(c)).err().unwrap_or_else(|| "correct".into())),
         ["run"] => {
-            let mut m = machine(Bits::B64);
+            let mut m = machine(Bits::B64).with_counter();
             for tier in [Tier::Lifted, Tier::Optimised, Tier::Baseline, Tier::Compiled] {
                 file.cases.iter().for_each(|c| run_case(&mut m, c, tier));
             }
