@@ -2,9 +2,10 @@
 
 use crate::cli::config::{RtcBase, RtcClock, RtcConfig};
 use brolga_devices::services::Clock;
+use brolga_jit::Counter;
 use nix::time::{ClockId, clock_gettime};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const NS_PER_S: i128 = 1_000_000_000;
@@ -34,7 +35,15 @@ pub struct GuestClock {
     stopped_at: AtomicU64,
     /// Host monotonic time at guest time 0, while running; before the host's own beginning it wraps around.
     origin: AtomicU64,
+    counted: Option<Counted>,
     wall: WallClock,
+}
+
+/// Guest time by executed instructions: the count times 2^`shift`, and `bias`. `sequence` guards the two as the rest.
+struct Counted {
+    counter: Arc<Counter>,
+    shift: AtomicU32,
+    bias: AtomicU64,
 }
 
 const RUNNING: u64 = u64::MAX;
@@ -47,8 +56,63 @@ impl GuestClock {
             sequence: AtomicU32::new(0),
             stopped_at: AtomicU64::new(0),
             origin: AtomicU64::new(0),
+            counted: None,
             wall: WallClock::new(rtc),
         }
+    }
+
+    /// A clock that goes on by 2^`shift` ns with each instruction that `counter` counts, and when it is put forward.
+    pub fn by_instructions(rtc: RtcConfig, counter: Arc<Counter>, shift: u8) -> Self {
+        let counted = Counted { counter, shift: AtomicU32::new(shift.into()), bias: AtomicU64::new(0) };
+        Self { counted: Some(counted), ..Self::new(rtc) }
+    }
+
+    /// What counts the instructions that time follows, if it follows any.
+    pub fn counter(&self) -> Option<&Arc<Counter>> {
+        self.counted.as_ref().map(|c| &c.counter)
+    }
+
+    /// The instruction count at which guest time reaches `guest_ns`; all ones if it does not follow a count.
+    pub fn count_at(&self, guest_ns: u64) -> u64 {
+        let Some(c) = &self.counted else { return u64::MAX };
+        let (shift, bias) = self.consistent(|| (c.shift.load(Ordering::Relaxed), c.bias.load(Ordering::Relaxed)));
+        // Time wraps around where a state was loaded whose time is less than what the count alone gives.
+        match guest_ns.wrapping_sub(bias) {
+            ahead if (ahead as i64) < 0 => 0,
+            ahead => ahead.div_ceil(1 << shift),
+        }
+    }
+
+    /// Puts guest time that follows instructions forward to `guest_ns`, never back.
+    pub fn put_forward(&self, guest_ns: u64) {
+        let ahead = guest_ns.saturating_sub(self.now_ns());
+        self.recount(|shift, bias, _| (shift, bias.wrapping_add(ahead)));
+    }
+
+    /// Nanoseconds for an instruction, as a power of two.
+    pub fn shift(&self) -> u8 {
+        self.counted.as_ref().map_or(0, |c| c.shift.load(Ordering::Relaxed) as u8)
+    }
+
+    /// An instruction takes 2^`shift` ns from now on.
+    pub fn set_shift(&self, shift: u8) {
+        self.recount(|old, bias, count| {
+            let (before, after) = (count.wrapping_shl(old), count.wrapping_shl(shift.into()));
+            (shift.into(), bias.wrapping_add(before).wrapping_sub(after))
+        });
+    }
+
+    /// Replaces (`shift`, `bias`) by what `f(shift, bias, count)` says.
+    fn recount(&self, f: impl FnOnce(u32, u64, u64) -> (u32, u64)) {
+        let Some(c) = &self.counted else { return };
+        let _writer = self.writer.lock().unwrap_or_else(|e| e.into_inner());
+        self.sequence.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        let before = (c.shift.load(Ordering::Relaxed), c.bias.load(Ordering::Relaxed));
+        let (shift, bias) = f(before.0, before.1, c.counter.count());
+        c.shift.store(shift, Ordering::Relaxed);
+        c.bias.store(bias, Ordering::Relaxed);
+        self.sequence.fetch_add(1, Ordering::Release);
     }
 
     /// Guest time stands still from now on.
@@ -71,14 +135,18 @@ impl GuestClock {
     pub fn set(&self, guest_ns: u64) {
         // The largest value says that the clock runs.
         let guest_ns = guest_ns.min(RUNNING - 1);
+        self.recount(|shift, _, count| (shift, guest_ns.wrapping_sub(count.wrapping_shl(shift))));
         self.change(|host, stopped, _| match stopped {
             RUNNING => (RUNNING, host.wrapping_sub(guest_ns)),
             _ => (guest_ns, 0),
         });
     }
 
-    /// Host monotonic time at which guest time reaches `guest_ns`; `None` while paused.
+    /// Host monotonic time at which guest time reaches `guest_ns`; `None` while paused, and if it does not follow the host's.
     pub fn host_deadline(&self, guest_ns: u64) -> Option<u64> {
+        if self.counted.is_some() {
+            return None;
+        }
         let (stopped, origin, host) = self.snapshot();
         let left = guest_ns.saturating_sub(host.wrapping_sub(origin));
         (stopped == RUNNING).then(|| host.saturating_add(left))
@@ -99,14 +167,20 @@ impl GuestClock {
 
     /// A consistent (`stopped_at`, `origin`, host monotonic time): the time was read while they held.
     fn snapshot(&self) -> (u64, u64, u64) {
+        self.consistent(|| {
+            let (stopped, origin) = (self.stopped_at.load(Ordering::Relaxed), self.origin.load(Ordering::Relaxed));
+            (stopped, origin, host_monotonic_ns())
+        })
+    }
+
+    /// What `read` reads while no writer is at work.
+    fn consistent<T>(&self, read: impl Fn() -> T) -> T {
         loop {
             let before = self.sequence.load(Ordering::Acquire);
-            let stopped = self.stopped_at.load(Ordering::Relaxed);
-            let origin = self.origin.load(Ordering::Relaxed);
-            let host = host_monotonic_ns();
+            let found = read();
             fence(Ordering::Acquire);
             if before & 1 == 0 && self.sequence.load(Ordering::Relaxed) == before {
-                return (stopped, origin, host);
+                return found;
             }
             std::hint::spin_loop();
         }
@@ -115,6 +189,12 @@ impl GuestClock {
 
 impl Clock for GuestClock {
     fn now_ns(&self) -> u64 {
+        if let Some(c) = &self.counted {
+            return self.consistent(|| {
+                let (shift, bias) = (c.shift.load(Ordering::Relaxed), c.bias.load(Ordering::Relaxed));
+                c.counter.count().wrapping_shl(shift).wrapping_add(bias)
+            });
+        }
         match self.snapshot() {
             (RUNNING, origin, host) => host.wrapping_sub(origin),
             (stopped, ..) => stopped,
@@ -207,6 +287,22 @@ mod tests {
             assert!((time..time + 60_000_000_000).contains(&clock.now_ns()));
             clock.pause();
         }
+    }
+
+    #[test]
+    fn time_by_instructions_goes_on_from_where_it_is_put() {
+        let counter = Arc::new(Counter::default());
+        let clock = GuestClock::by_instructions(RtcConfig::default(), counter.clone(), 3);
+        assert_eq!((clock.now_ns(), clock.count_at(0), clock.count_at(8), clock.count_at(9)), (0, 0, 1, 2));
+        clock.resume();
+        assert_eq!((clock.now_ns(), clock.host_deadline(5)), (0, None), "the host's time does not count");
+        clock.put_forward(1001);
+        clock.put_forward(7);
+        assert_eq!((clock.now_ns(), clock.count_at(1001), clock.count_at(1010)), (1001, 0, 2));
+        clock.set_shift(0);
+        assert_eq!((clock.now_ns(), clock.count_at(1010), clock.shift()), (1001, 9, 0));
+        clock.set(5);
+        assert_eq!((clock.now_ns(), clock.count_at(4), clock.count_at(6)), (5, 0, 1), "what is past is due");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 
 /// Timers that may fire in one round before posted work and descriptors get their turn.
@@ -53,6 +53,7 @@ impl IoThread {
             tasks: sender,
             watchers: Mutex::default(),
             stopping: AtomicBool::new(false),
+            armed_sooner: OnceLock::new(),
         });
         let in_thread = shared.clone();
         let thread = std::thread::Builder::new().name("io".into()).spawn(move || in_thread.run(&tasks))?;
@@ -104,6 +105,35 @@ impl IoHandle {
     /// Makes the loop ask all watchers for their interest anew.
     pub fn wake(&self) {
         self.0.ring();
+    }
+}
+
+/// Timers where guest time follows instructions: the thread of the processor that runs makes them fire.
+impl IoHandle {
+    /// Makes all timers fire that are due by now; whether there were any.
+    pub fn fire_due(&self) -> bool {
+        self.0.fire_due()
+    }
+
+    /// The earliest deadline.
+    pub fn next_deadline(&self) -> Option<u64> {
+        lock(&self.0.timers).armed.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Processors stop at the instruction at which the earliest timer is due, at `most` at the latest, but not before they
+    /// come to `least`.
+    pub fn limit_instructions(&self, least: u64, most: u64) {
+        let Some(counter) = self.0.clock.counter() else { return };
+        // Under the lock, or a timer that is armed meanwhile would be overlooked.
+        let timers = lock(&self.0.timers);
+        let due = timers.armed.first().map_or(u64::MAX, |&(deadline, _)| self.0.clock.count_at(deadline));
+        counter.set_limit(due.min(most).max(least));
+    }
+
+    /// Calls `tell` from now on when a timer is armed whose deadline is the earliest.
+    pub fn when_armed_sooner(&self, tell: impl Fn() + Send + Sync + 'static) {
+        // Called once, where the machine is built.
+        let _ = self.0.armed_sooner.set(Box::new(tell));
     }
 }
 
@@ -167,6 +197,15 @@ impl Timer for GuestTimer {
     fn arm(&self, deadline_ns: u64) {
         let mut timers = lock(&self.shared.timers);
         timers.set(self.id, Some(deadline_ns));
+        if let Some(counter) = self.shared.clock.counter() {
+            counter.lower_limit(self.shared.clock.count_at(deadline_ns));
+            let first = timers.armed.first() == Some(&(deadline_ns, self.id));
+            drop(timers);
+            if let Some(tell) = self.shared.armed_sooner.get().filter(|_| first) {
+                tell();
+            }
+            return;
+        }
         if timers.programmed.is_none_or(|p| deadline_ns < p) {
             self.shared.program(&mut timers);
         }
@@ -236,6 +275,8 @@ struct Shared {
     tasks: Sender<Task>,
     watchers: Mutex<Vec<Arc<dyn FdWatcher>>>,
     stopping: AtomicBool,
+    /// Told of earlier deadlines where guest time follows instructions.
+    armed_sooner: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// A panic while one of these locks is held leaves plain data behind that is still consistent.
@@ -270,7 +311,9 @@ impl Shared {
     fn run(&self, tasks: &Receiver<Task>) {
         loop {
             self.wait();
-            self.fire_due();
+            if self.clock.counter().is_none() {
+                self.fire_due();
+            }
             // What these post comes after timers and descriptors have had their turn.
             let run_posted = || (0..tasks.len()).filter_map(|_| tasks.try_recv().ok()).for_each(|task| task());
             run_posted();
@@ -314,19 +357,25 @@ impl Shared {
         }
     }
 
-    fn fire_due(&self) {
+    fn fire_due(&self) -> bool {
+        let mut any = false;
         let now = self.clock.now_ns();
         for _ in 0..FIRES_PER_ROUND {
             let due = lock(&self.timers).pop_due(now);
             let Some((target, tag)) = due else { break };
+            any = true;
             if let Some(target) = target.upgrade() {
                 target.timer_fired(tag, now);
             }
+        }
+        if self.clock.counter().is_some() {
+            return any;
         }
         let mut timers = lock(&self.timers);
         if timers.armed.first().map(|&(deadline, _)| deadline) != timers.programmed || timers.programmed <= Some(now) {
             self.program(&mut timers);
         }
+        any
     }
 }
 

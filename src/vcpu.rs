@@ -2,6 +2,7 @@
 
 mod bed;
 mod nap;
+mod turns;
 
 /// What [`bed`] is made of; `tools/loom` has something else in its place.
 mod sync {
@@ -14,8 +15,11 @@ use brolga_jit::{Exit, SavedVcpu, Unfit, Vcpu, VcpuHandle, request};
 use nap::Nap;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
+pub use turns::Turns;
+use turns::{Idle, Member};
 
 /// The request word of a processor, as [`VcpuHandle`] has it.
 pub trait Requests: Clone + Send + Sync + 'static {
@@ -122,7 +126,21 @@ pub struct VcpuThread<P: Processor = Vcpu> {
     bed: Bed<Gate<P>>,
     /// Tells others that `parked` changed.
     parked: Condvar,
+    /// Processors run one at a time.
+    turns: Option<Arc<Turns>>,
+    halt: Halt,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A halt as those see it that give turns.
+#[derive(Default)]
+struct Halt {
+    /// The requests that end it; 0: there is none.
+    until: AtomicU32,
+    /// So does a change of memory.
+    or_store: AtomicBool,
+    /// [`Turns::moment`] of the last look at memory.
+    looked: AtomicU64,
 }
 
 /// A processor with what waits for it.
@@ -176,10 +194,12 @@ impl VcpuThread {
 const STACK: usize = 16 << 20;
 
 impl<P: Processor> VcpuThread<P> {
-    /// Starts the thread of processor `index`; `make` makes the processor there. The thread is held.
+    /// Starts the thread of processor `index`; `make` makes the processor there. The thread is held. With `turns` it runs
+    /// guest code when it is its turn.
     pub fn spawn(
         index: u32,
         events: Arc<dyn VcpuEvents>,
+        turns: Option<Arc<Turns>>,
         make: impl FnOnce() -> Result<P> + Send + 'static,
     ) -> Result<Arc<Self>> {
         let (tell, told) = mpsc::sync_channel::<Result<Arc<Self>>>(1);
@@ -189,7 +209,11 @@ impl<P: Processor> VcpuThread<P> {
                 Ok(processor) => processor,
                 Err(error) => return drop(tell.send(Err(error))),
             };
-            let this = Arc::new(Self::new(index, processor.requests()));
+            let this = Arc::new(Self::new(index, processor.requests(), turns));
+            if let Some(turns) = &this.turns {
+                let this: Arc<dyn Member> = this.clone();
+                turns.join(index, Arc::downgrade(&this));
+            }
             let _report = ReportPanic { index, events: events.clone() };
             let _ended = MarkEnded(this.clone());
             if tell.send(Ok(this.clone())).is_ok() {
@@ -202,7 +226,7 @@ impl<P: Processor> VcpuThread<P> {
         Ok(this)
     }
 
-    fn new(index: u32, requests: P::Requests) -> Self {
+    fn new(index: u32, requests: P::Requests, turns: Option<Arc<Turns>>) -> Self {
         let gate = Gate {
             hold: true,
             quit: false,
@@ -211,13 +235,27 @@ impl<P: Processor> VcpuThread<P> {
             start_up: None,
             parked: false,
         };
-        Self { index, requests, bed: Bed::new(gate), parked: Condvar::new(), thread: Mutex::new(None) }
+        Self {
+            index,
+            requests,
+            bed: Bed::new(gate),
+            parked: Condvar::new(),
+            turns,
+            halt: Halt::default(),
+            thread: Mutex::new(None),
+        }
     }
 
     /// Sets request bits and wakes the processor if it is halted.
     pub fn raise(&self, bits: u32) {
         self.requests.raise(bits);
         self.bed.written();
+        self.stir();
+    }
+
+    /// Who waits for something to execute is to look around.
+    fn stir(&self) {
+        self.turns.as_ref().inspect(|turns| turns.stir());
     }
 
     /// Whether the processor is halted, or waits to be started.
@@ -243,6 +281,7 @@ impl<P: Processor> VcpuThread<P> {
             gate.start_up = Some(vector);
             drop(gate);
             self.bed.changed();
+            self.stir();
         }
     }
 
@@ -265,6 +304,7 @@ impl<P: Processor> VcpuThread<P> {
     pub fn release(&self) {
         self.gate().hold = false;
         self.bed.changed();
+        self.stir();
     }
 
     /// Runs `f` on the thread between guest instructions, held or not, and waits for what it returns. `None` if the
@@ -317,10 +357,21 @@ impl<P: Processor> VcpuThread<P> {
     fn run(&self, processor: &mut P, events: &dyn VcpuEvents) {
         let mut nap = Nap::default();
         while self.next(processor) {
+            if let Some(turns) = &self.turns {
+                self.halt.until.store(0, Ordering::SeqCst);
+                turns.begin();
+            }
             match processor.run() {
-                Exit::Halted => self.sleep(processor, &mut nap),
+                Exit::Halted => match &self.turns {
+                    Some(turns) => self.idle(processor, turns),
+                    None => self.sleep(processor, &mut nap),
+                },
+                Exit::Counted => self.turns.iter().for_each(|turns| turns.came_to_limit(self.index)),
                 Exit::Requested => {}
-                Exit::WaitForStartUp => self.gate().waiting = true,
+                Exit::WaitForStartUp => {
+                    self.turns.iter().for_each(|turns| turns.give_up(self.index));
+                    self.gate().waiting = true;
+                }
                 Exit::TripleFault(dump) => {
                     self.gate().hold = true;
                     events.triple_fault(self.index, dump);
@@ -343,12 +394,19 @@ impl<P: Processor> VcpuThread<P> {
         // Before the gate is looked at: its changes come before the request.
         self.requests.clear(request::EXIT);
         loop {
+            if let Some(turns) = &self.turns {
+                drop(gate);
+                self.take_part(turns);
+                gate = self.gate();
+            }
             if gate.quit {
                 return false;
             }
             if let Some(task) = gate.tasks.pop_front() {
                 drop(gate);
                 task(processor);
+                // It may be another processor now.
+                self.halt.until.store(0, Ordering::SeqCst);
                 gate = self.gate();
             } else if gate.hold {
                 gate.parked = true;
@@ -361,10 +419,48 @@ impl<P: Processor> VcpuThread<P> {
                 // An INIT that came while waiting has nothing left to do.
                 self.requests.clear(request::INIT);
                 processor.start_up(vector);
-            } else if gate.waiting {
+            } else if gate.waiting || self.turns.as_ref().is_some_and(|turns| !turns.is_turn_of(self.index)) {
                 gate = self.bed.wait(gate);
             } else {
                 return true;
+            }
+        }
+    }
+
+    /// Between two looks at the gate: whoever cannot run leaves its turn to others, and who can has that of one who cannot.
+    fn take_part(&self, turns: &Turns) {
+        if !self.is_able() {
+            turns.start_pace();
+            turns.give_up(self.index);
+        } else if !turns.is_turn_of(self.index) {
+            turns.offer(self.index);
+        }
+    }
+
+    /// The processor halted, and it is its turn: another one has it, or all wait for time to pass.
+    fn idle(&self, processor: &P, turns: &Turns) {
+        let mask = processor.wake_mask();
+        self.halt.or_store.store(processor.waits_for_store(), Ordering::SeqCst);
+        self.halt.looked.store(turns.moment(), Ordering::SeqCst);
+        self.halt.until.store(mask, Ordering::SeqCst);
+        let due = || self.requests.pending() & mask != 0 || processor.store_seen();
+        let wanted = |gate: &Gate<P>| gate.quit || gate.hold || !gate.tasks.is_empty();
+        let mut since = None;
+        loop {
+            turns.look();
+            if due() || wanted(&self.gate()) || turns.pass(self.index, false) {
+                return;
+            }
+            if let Idle::Wait(time) = turns.idle(&mut since) {
+                turns.set_waits(true);
+                // Once in that time.
+                let waited = std::cell::Cell::new(false);
+                let ready = |gate: &Gate<P>| waited.get() || due() || turns.was_stirred() || wanted(gate);
+                self.bed.sleep(ready, || {
+                    waited.set(time.is_some());
+                    time
+                });
+                turns.set_waits(false);
             }
         }
     }
@@ -380,6 +476,30 @@ impl<P: Processor> VcpuThread<P> {
             self.bed.sleep(ready, || processor.waits_for_store().then(|| nap.doze()));
         }
         nap.end();
+    }
+}
+
+impl<P: Processor> Member for VcpuThread<P> {
+    fn is_able(&self) -> bool {
+        let gate = self.gate();
+        !gate.quit && !gate.hold && (!gate.waiting || gate.start_up.is_some())
+    }
+
+    fn wants(&self, moment: u64) -> bool {
+        let until = self.halt.until.load(Ordering::SeqCst);
+        until == 0
+            || self.requests.pending() & until != 0
+            || self.waits_for_store() && self.halt.looked.load(Ordering::SeqCst) != moment
+    }
+
+    fn waits_for_store(&self) -> bool {
+        self.halt.until.load(Ordering::SeqCst) != 0 && self.halt.or_store.load(Ordering::SeqCst)
+    }
+
+    fn call(&self) {
+        // Whoever has the lock has looked already, and is to be asleep when it is called.
+        drop(self.gate());
+        self.bed.changed();
     }
 }
 
@@ -410,6 +530,7 @@ impl<P: Processor> Drop for MarkEnded<P> {
         drop(gate);
         drop(tasks);
         self.0.parked.notify_all();
+        self.0.turns.iter().for_each(|turns| turns.give_up(self.0.index));
     }
 }
 
@@ -512,7 +633,7 @@ mod tests {
         let seen = Arc::new(Seen::default());
         let in_thread = seen.clone();
         let make = move || Ok(Fake { word: Word::default(), seen: in_thread, interrupts_on, exits });
-        let thread = VcpuThread::spawn(index, seen.clone(), make).unwrap();
+        let thread = VcpuThread::spawn(index, seen.clone(), None, make).unwrap();
         (seen, thread)
     }
 

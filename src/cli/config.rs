@@ -6,6 +6,7 @@
 pub mod network;
 pub mod peripherals;
 pub mod sharing;
+mod time;
 
 use super::devices::Devices;
 use crate::gdb::Endpoint;
@@ -19,6 +20,7 @@ use peripherals::Peripherals;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+pub use time::{IcountConfig, RtcBase, RtcClock, RtcConfig};
 
 /// Everything a machine is made from.
 #[derive(Clone, Debug)]
@@ -69,6 +71,8 @@ pub struct Config {
     pub smbios: SmbiosConfig,
     /// `-rtc`.
     pub rtc: RtcConfig,
+    /// `-icount`.
+    pub icount: Option<IcountConfig>,
     /// All host ends of character devices. Others name them by [`CharId`].
     pub chardevs: Vec<CharSpec>,
     /// `-serial`: COM1 to COM4; `None` where the port does not exist.
@@ -535,39 +539,6 @@ pub struct SmbiosChassis {
     pub asset: Option<String>,
     /// `sku=`.
     pub sku: Option<String>,
-}
-
-/// `-rtc`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RtcConfig {
-    /// `base=`.
-    pub base: RtcBase,
-    /// `clock=`.
-    pub clock: RtcClock,
-}
-
-/// What the guest's wall clock shows at start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RtcBase {
-    /// The host's UTC.
-    #[default]
-    Utc,
-    /// The host's local time.
-    LocalTime,
-    /// This time, in seconds since 1970-01-01T00:00:00.
-    At(i64),
-}
-
-/// What drives the guest's wall clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RtcClock {
-    /// The host's wall clock: follows its adjustments and goes on while the guest is paused.
-    #[default]
-    Host,
-    /// Guest time: stands still while the guest is paused.
-    Vm,
-    /// The host's monotonic clock: goes on while the guest is paused, without the host's adjustments.
-    Monotonic,
 }
 
 /// Index of a host end in [`Config::chardevs`].

@@ -28,6 +28,8 @@ fn merged(arguments: &Arguments, option: &str, implied: Option<&'static str>) ->
     Ok(merged)
 }
 
+/// Most that `-icount shift=` takes: an instruction lasts 1024 ns.
+const MOST_SHIFT: u64 = 10;
 /// Keys that name drives for the flash chips.
 const FLASH: [&str; 2] = ["pflash0", "pflash1"];
 
@@ -150,7 +152,12 @@ fn is_version(text: &str) -> bool {
 }
 
 /// How code of the processors is executed: the first accelerator named that there is.
-pub fn engine(arguments: &Arguments, machine_accel: Option<&str>, topology: Topology) -> Result<EngineConfig> {
+pub fn engine(
+    arguments: &Arguments,
+    machine_accel: Option<&str>,
+    topology: Topology,
+    counted: bool,
+) -> Result<EngineConfig> {
     let mut options = arguments.all("accel").to_vec();
     let from_machine = machine_accel.is_some();
     if let Some(list) = machine_accel {
@@ -168,7 +175,7 @@ pub fn engine(arguments: &Arguments, machine_accel: Option<&str>, topology: Topo
         let mut keys = KeyValues::parse("-accel", value, Some("accel"))?;
         let name = keys.take("accel")?.unwrap_or_default();
         match name.as_str() {
-            "jit" | "tcg" | "interp" => return accelerator(&name, keys, topology.processors()),
+            "jit" | "tcg" | "interp" => return accelerator(&name, keys, topology.processors(), counted),
             "kvm" | "xen" | "hvf" | "whpx" | "nvmm" | "mshv" | "hax" => {
                 refusal.get_or_insert(anyhow!("{shown} {name}: not supported yet; use -accel jit"));
             }
@@ -181,7 +188,7 @@ pub fn engine(arguments: &Arguments, machine_accel: Option<&str>, topology: Topo
     Err(refusal.unwrap_or_else(|| anyhow!("-accel: no accelerator named; use -accel jit")))
 }
 
-fn accelerator(name: &str, mut keys: KeyValues, processors: u32) -> Result<EngineConfig> {
+fn accelerator(name: &str, mut keys: KeyValues, processors: u32, counted: bool) -> Result<EngineConfig> {
     let mut engine = EngineConfig { jit: name != "interp", ..EngineConfig::default() };
     if let Some(sync) = keys.take_switch("sync")? {
         if sync && !engine.jit {
@@ -206,7 +213,10 @@ fn accelerator(name: &str, mut keys: KeyValues, processors: u32) -> Result<Engin
         engine.check = check;
     }
     keys.take_as("thread", |t| match t {
-        "single" if processors > 1 => Err("each of several processors has a thread; use thread=multi".to_owned()),
+        "multi" if counted => Err("with -icount one processor runs at a time; use thread=single".to_owned()),
+        "single" if processors > 1 && !counted => {
+            Err("each of several processors has a thread; use thread=multi".to_owned())
+        }
         "single" | "multi" => Ok(()),
         _ => Err(format!("'{t}' is neither single nor multi")),
     })?;
@@ -303,6 +313,32 @@ pub fn rtc(arguments: &Arguments) -> Result<RtcConfig> {
     rtc.base = base.unwrap_or_default();
     rtc.clock = clock.unwrap_or_default();
     Ok(rtc)
+}
+
+/// `-icount`.
+pub fn icount(arguments: &Arguments) -> Result<Option<IcountConfig>> {
+    let Some(mut keys) = merged(arguments, "icount", Some("shift"))? else { return Ok(None) };
+    for key in ["rr", "rrfile", "rrsnapshot"] {
+        if let Some(value) = keys.take(key)? {
+            return Err(keys.error(
+                key,
+                &value,
+                format_args!("recording and replaying is not supported; leave {key}= out"),
+            ));
+        }
+    }
+    let shift = keys.take_as("shift", |t| match t {
+        "auto" => Ok(None),
+        _ => values::number_in(t, 0, MOST_SHIFT).map(|n| Some(n as u8)).map_err(|e| format!("{e}, or auto")),
+    })?;
+    let (align, sleep) = (keys.take_switch("align")?, keys.take_switch("sleep")?.unwrap_or(true));
+    let Some(shift) = shift else { bail!("-icount: no shift; use shift=auto, or shift=0 to shift={MOST_SHIFT}") };
+    keys.finish()?;
+    let align = align.unwrap_or(false);
+    if align && !sleep {
+        bail!("-icount align=on: sleep=off lets guest time run ahead; leave one of them out");
+    }
+    Ok(Some(IcountConfig { shift, sleep, align }))
 }
 
 /// `-action`, `-no-reboot`, `-no-shutdown`.

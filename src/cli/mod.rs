@@ -81,9 +81,13 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     }
     let (machine, accel) = machine::board(&arguments)?;
     let (topology, processors) = machine::topology(&arguments)?;
-    let engine = machine::engine(&arguments, accel.as_deref(), topology)?;
+    let icount = machine::icount(&arguments)?;
+    let engine = machine::engine(&arguments, accel.as_deref(), topology, icount.is_some())?;
     if engine.check != Check::Off && topology.processors() > 1 {
         bail!("-accel check=: compiled code is checked on one processor only; use -smp 1");
+    }
+    if engine.check != Check::Off && icount.is_some() {
+        bail!("-icount: code that is checked runs twice; leave -accel check= out");
     }
     let chars = chars::settle(&arguments)?;
     let mut devices = devices::settle(&arguments, chars, network::netdevs(&arguments)?, Drives::collect(&arguments)?)?;
@@ -120,6 +124,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         acpi_tables: firmware::acpi_tables(&arguments)?,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
+        icount,
         chardevs: devices.chars.chardevs.clone(),
         serials: devices.chars.serials,
         monitors: devices.chars.monitors.clone(),

@@ -14,7 +14,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("full-screen", CONSOLE),
     ("g", CONSOLE),
     ("global", "give the property to the device itself with -device or -machine"),
-    ("icount", ""),
     ("incoming", ""),
     ("iscsi", DISKS),
     ("k", ""),

@@ -51,7 +51,7 @@ use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Commands, Control, Events, Fault, Jobs, Kept, MonitorHost, RunState, SnapshotAction};
 use crate::net::Netdevs;
 use crate::profile::Profile;
-use crate::vcpu::{VcpuEvents, VcpuThread};
+use crate::vcpu::{Turns, VcpuEvents, VcpuThread};
 use acpi::AcpiConfig;
 use anyhow::{Context, Result, anyhow};
 use board::PcBoard;
@@ -152,6 +152,8 @@ pub struct Machine {
     debugger: Mutex<Option<gdb::Handle>>,
     /// `-profile`.
     profile: Option<Profile>,
+    /// Processors run one at a time (`-icount`).
+    turns: Option<Arc<Turns>>,
     /// How the last dump went, and its bytes.
     last_dump_file: Mutex<Option<Option<u64>>>,
 }
@@ -161,7 +163,10 @@ pub fn run(config: Config) -> Result<i32> {
     if config.machine.kind == MachineKind::None {
         return empty::run(&config);
     }
-    let clock = Arc::new(GuestClock::new(config.rtc));
+    let clock = Arc::new(match &config.icount {
+        Some(icount) => Turns::clock(icount, config.rtc),
+        None => GuestClock::new(config.rtc),
+    });
     let io = IoThread::spawn(clock.clone()).context("cannot start the I/O thread")?;
     let (machine, chardevs, requests) = Machine::build(&config, clock, io.handle())?;
     machine.load_guest()?;
@@ -248,6 +253,7 @@ impl Machine {
             EngineConfig {
                 topology: config.topology,
                 perf_map: config.perf_map.then(debug::perf_map).transpose()?,
+                counter: clock.counter().cloned(),
                 ..config.engine.clone()
             },
             ram.clone(),
@@ -259,8 +265,9 @@ impl Machine {
         memory.connect(engine.clone());
         shadow.connect(engine.clone());
         video.connect(engine.clone());
+        let turns = config.icount.and_then(|icount| Turns::new(icount, clock.clone(), io.clone()));
         let vcpus = (0..config.processors).zip(&links).map(|(number, link)| {
-            let vcpu = spawn_vcpu(&config.cpu, &engine, number, &requests)?;
+            let vcpu = spawn_vcpu(&config.cpu, &engine, number, &requests, turns.clone())?;
             link.connect(vcpu.clone());
             Ok(vcpu)
         });
@@ -284,6 +291,7 @@ impl Machine {
             ram,
             shadow,
             engine,
+            turns,
             clock,
             io,
             media: Media::new(std::mem::take(&mut pc.drives.plugged), disks.clone(), config, events),
@@ -350,10 +358,11 @@ fn spawn_vcpu(
     engine: &Arc<Engine>,
     number: u32,
     requests: &Sender<Request>,
+    turns: Option<Arc<Turns>>,
 ) -> Result<Arc<VcpuThread>> {
     let events: Arc<dyn VcpuEvents> = Arc::new(FromVcpus(requests.clone()));
     let (engine, model) = (engine.clone(), model.clone());
-    VcpuThread::spawn(number, events, move || Ok(Vcpu::new(&engine, number, &model)?))
+    VcpuThread::spawn(number, events, turns, move || Ok(Vcpu::new(&engine, number, &model)?))
         .with_context(|| format!("cannot start the thread of vCPU {number}"))
 }
 

@@ -100,7 +100,8 @@ impl Machine {
         let thread = match self.vcpus.parked(number) {
             Some(thread) => thread,
             None => {
-                let started = super::spawn_vcpu(&self.config.cpu, &self.engine, number, &self.requests);
+                let started =
+                    super::spawn_vcpu(&self.config.cpu, &self.engine, number, &self.requests, self.turns.clone());
                 let thread = started.map_err(|error| Fault::new(format!("{error:#}")))?;
                 if let Some(link) = self.parts.links.get(number as usize) {
                     link.connect(thread.clone());
