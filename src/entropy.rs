@@ -9,14 +9,61 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, Weak};
 
-/// Opens `source`; bytes come on the I/O thread.
-pub fn open(source: &EntropySource, io: &IoHandle) -> Result<Arc<dyn Entropy>> {
+/// Where random bytes come from that no source was named for.
+pub enum Randomness {
+    /// The host's own generator.
+    Host,
+    /// A generator that gives the same bytes in each run (`-seed`); its state. What it gives is no secret.
+    Seeded(Mutex<u64>),
+}
+
+impl Randomness {
+    /// The host's, or that with this seed.
+    pub fn new(seed: Option<u64>) -> Self {
+        seed.map_or(Self::Host, |seed| Self::Seeded(Mutex::new(seed)))
+    }
+
+    /// Fills `bytes`. Fails only before the host itself has gathered randomness, at its start.
+    pub fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Host => {
+                for part in bytes.chunks_mut(HOST_AT_ONCE) {
+                    if getrandom(&mut *part, GetRandomFlags::empty())? != part.len() {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
+                }
+            }
+            Self::Seeded(state) => {
+                let mut state = locked(state);
+                bytes
+                    .chunks_mut(8)
+                    .for_each(|part| part.copy_from_slice(&next(&mut state).to_le_bytes()[..part.len()]));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// So many bytes the host gives without being interrupted (getrandom(2)).
+const HOST_AT_ONCE: usize = 256;
+
+/// The next number of the generator SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+/// Opens `source`; bytes come on the I/O thread. `seed`: what the built-in one starts from, if not from the host's.
+pub fn open(source: &EntropySource, seed: Option<u64>, io: &IoHandle) -> Result<Arc<dyn Entropy>> {
     let path = match source {
-        EntropySource::Builtin => return Ok(Arc::new(Builtin(io.clone()))),
+        EntropySource::Builtin => return Ok(Arc::new(Builtin(io.clone(), Arc::new(Randomness::new(seed))))),
         EntropySource::File(path) => path,
     };
     let name = format!("-object rng-random,filename={}", path.display());
@@ -33,17 +80,17 @@ pub fn open(source: &EntropySource, io: &IoHandle) -> Result<Arc<dyn Entropy>> {
     Ok(source)
 }
 
-/// The host's own generator.
-struct Builtin(IoHandle);
+/// Bytes of no source in particular.
+struct Builtin(IoHandle, Arc<Randomness>);
 
 impl Entropy for Builtin {
     fn request(&self, len: usize, client: Weak<dyn EntropyClient>) {
+        let randomness = self.1.clone();
         self.0.post(move || {
             let Some(client) = client.upgrade() else { return };
             let mut bytes = vec![0; len];
-            // Fails only before the host itself has gathered randomness, at its start.
-            match getrandom(&mut bytes, GetRandomFlags::empty()) {
-                Ok(n) => client.entropy(bytes.get(..n).unwrap_or_default()),
+            match randomness.fill(&mut bytes) {
+                Ok(()) => client.entropy(&bytes),
                 Err(error) => tracing::warn!("random bytes: {error}"),
             }
         });
@@ -116,11 +163,27 @@ mod tests {
     }
 
     #[test]
+    fn a_seed_gives_the_same_bytes_each_time_and_another_one_others() {
+        let bytes = |seed| {
+            let (randomness, mut bytes) = (Randomness::new(seed), [[0; 13]; 2]);
+            bytes.iter_mut().for_each(|bytes| randomness.fill(bytes).unwrap());
+            bytes
+        };
+        let first = bytes(Some(5));
+        assert_eq!(first, bytes(Some(5)));
+        assert_ne!(first[0], first[1]);
+        assert!(first != bytes(Some(6)) && bytes(None) != bytes(None));
+        // The generator's numbers for the seed 1234567, as its authors' program gives them.
+        let mut state = 1_234_567;
+        assert_eq!((next(&mut state), next(&mut state)), (6_457_827_717_110_365_317, 3_203_168_211_198_807_973));
+    }
+
+    #[test]
     fn both_sources_give_bytes_when_they_have_them() {
         let io = IoThread::spawn(Arc::new(GuestClock::new(RtcConfig::default()))).unwrap();
         let (sender, got) = unbounded();
         let client: Arc<dyn EntropyClient> = Arc::new(Client(sender));
-        let source = open(&EntropySource::Builtin, &io.handle()).unwrap();
+        let source = open(&EntropySource::Builtin, None, &io.handle()).unwrap();
         source.request(32, Arc::downgrade(&client));
         let bytes = got.recv_timeout(Duration::from_secs(20)).unwrap();
         assert!(bytes.len() == 32 && bytes != [0; 32]);
@@ -128,12 +191,12 @@ mod tests {
         let path = std::env::temp_dir().join(format!("brolga-entropy-{}", std::process::id()));
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut writer = File::options().read(true).write(true).open(&path).unwrap();
-        let source = open(&EntropySource::File(path.clone()), &io.handle()).unwrap();
+        let source = open(&EntropySource::File(path.clone()), None, &io.handle()).unwrap();
         std::fs::remove_file(&path).unwrap();
         source.request(4, Arc::downgrade(&client));
         assert!(got.recv_timeout(Duration::from_millis(50)).is_err());
         writer.write_all(b"abcdef").unwrap();
         assert_eq!(got.recv_timeout(Duration::from_secs(20)).unwrap(), b"abcd");
-        assert!(open(&EntropySource::File("/".into()), &io.handle()).is_err());
+        assert!(open(&EntropySource::File("/".into()), None, &io.handle()).is_err());
     }
 }

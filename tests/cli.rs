@@ -173,6 +173,25 @@ fn values() {
         with(&["-device", "isa-debug-exti,iobase=0xf4"]),
         "-device isa-debug-exti: unknown model; did you mean isa-debug-exit?"
     );
+    assert_eq!(with(&["-icount", "11"]), "-icount shift=11: 11 is out of range: 0 to 10, or auto");
+    assert_eq!(with(&["-icount", "sleep=off"]), "-icount: no shift; use shift=auto, or shift=0 to shift=10");
+    assert_eq!(
+        with(&["-icount", "shift=1,sleep=off,align=on"]),
+        "-icount align=on: sleep=off lets guest time run ahead; leave one of them out"
+    );
+    assert_eq!(
+        with(&["-icount", "shift=1,rr=record,rrfile=x"]),
+        "-icount rr=record: recording and replaying is not supported; leave rr= out"
+    );
+    assert_eq!(
+        with(&["-icount", "1", "-accel", "tcg,thread=multi", "-smp", "2"]),
+        "-accel thread=multi: with -icount one processor runs at a time; use thread=single"
+    );
+    assert_eq!(
+        with(&["-icount", "1", "-accel", "jit,check=on"]),
+        "-icount: code that is checked runs twice; leave -accel check= out"
+    );
+    assert!(with(&["-seed", "x"]).starts_with("-seed x: "));
     assert_eq!(
         with(&["-global", "x.y=z"]),
         "-global: not supported yet; give the property to the device itself with -device or -machine"

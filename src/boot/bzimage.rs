@@ -5,10 +5,9 @@ use super::image::Image;
 use super::placement::Placement;
 use super::zero_page::{SetupHeader, ZeroPage, field, rng_seed_node};
 use super::{Guest, entry, initrd_start, refuse};
+use crate::entropy::Randomness;
 use anyhow::{Context, Result, bail};
 use brolga_jit::Registers;
-use std::fs::File;
-use std::io::Read;
 
 /// Where the boot parameters go.
 const ZERO_PAGE: u64 = 0x1_0000;
@@ -55,7 +54,7 @@ pub fn load(guest: &Guest, head: &[u8], placement: &mut Placement) -> Result<Reg
         place_initrd(guest, header, initrd, needs_until, &mut page, placement)?;
     }
     if header.version() >= 0x209 {
-        placement.put("the random seed for the kernel", SETUP_DATA, &rng_seed_node(&random_seed()?))?;
+        placement.put("the random seed for the kernel", SETUP_DATA, &rng_seed_node(&random_seed(guest.seed)?))?;
         page.set_u64(field::SETUP_DATA, SETUP_DATA);
     }
     placement.put("the kernel's boot parameters", ZERO_PAGE, page.bytes())?;
@@ -118,10 +117,8 @@ fn place_initrd(
     Ok(())
 }
 
-fn random_seed() -> Result<[u8; SEED_LEN]> {
+fn random_seed(from: Option<u64>) -> Result<[u8; SEED_LEN]> {
     let mut seed = [0; SEED_LEN];
-    File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut seed))
-        .context("cannot read /dev/urandom for the guest's random seed")?;
+    Randomness::new(from).fill(&mut seed).context("the host has no random seed for the guest yet")?;
     Ok(seed)
 }

@@ -53,6 +53,7 @@ struct Kernel {
     /// `-initrd` read as a multiboot kernel's list of modules.
     modules: Vec<ModuleFile>,
     append: String,
+    seed: Option<u64>,
 }
 
 /// A file of a multiboot kernel's `-initrd`.
@@ -79,6 +80,8 @@ struct Guest<'a> {
     initrd: Option<&'a Image>,
     modules: &'a [ModuleFile],
     append: &'a str,
+    /// `-seed`.
+    seed: Option<u64>,
     layout: Layout,
     rsdp: Option<u64>,
     long_mode: bool,
@@ -180,7 +183,7 @@ impl Kernel {
                 initrd = Some(Image::open("-initrd", path)?);
             }
         }
-        Ok(Self { image, initrd, modules, append: config.boot.append.clone() })
+        Ok(Self { image, initrd, modules, append: config.boot.append.clone(), seed: config.seed })
     }
 
     fn guest(&self, facts: Facts) -> Guest<'_> {
@@ -189,6 +192,7 @@ impl Kernel {
             initrd: self.initrd.as_ref(),
             modules: &self.modules,
             append: &self.append,
+            seed: self.seed,
             layout: facts.layout,
             rsdp: facts.rsdp,
             long_mode: facts.long_mode,

@@ -71,6 +71,8 @@ pub struct Config {
     pub smbios: SmbiosConfig,
     /// `-rtc`.
     pub rtc: RtcConfig,
+    /// `-seed`: random bytes for the guest are the same in each run.
+    pub seed: Option<u64>,
     /// `-icount`.
     pub icount: Option<IcountConfig>,
     /// All host ends of character devices. Others name them by [`CharId`].

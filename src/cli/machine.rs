@@ -315,6 +315,12 @@ pub fn rtc(arguments: &Arguments) -> Result<RtcConfig> {
     Ok(rtc)
 }
 
+/// `-seed`.
+pub fn seed(arguments: &Arguments) -> Result<Option<u64>> {
+    let Some(text) = arguments.one("seed") else { return Ok(None) };
+    values::number(text).map(Some).map_err(|e| anyhow!("-seed {text}: {e}"))
+}
+
 /// `-icount`.
 pub fn icount(arguments: &Arguments) -> Result<Option<IcountConfig>> {
     let Some(mut keys) = merged(arguments, "icount", Some("shift"))? else { return Ok(None) };

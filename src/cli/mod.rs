@@ -124,6 +124,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         acpi_tables: firmware::acpi_tables(&arguments)?,
         smbios: smbios::settle(&arguments)?,
         rtc: machine::rtc(&arguments)?,
+        seed: machine::seed(&arguments)?,
         icount,
         chardevs: devices.chars.chardevs.clone(),
         serials: devices.chars.serials,

@@ -36,7 +36,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("runas", ""),
     ("sandbox", ""),
     ("sd", DISKS),
-    ("seed", ""),
     ("set", "give the property to the device itself with -device or -machine"),
     ("shim", ""),
     ("smb", NETWORK),

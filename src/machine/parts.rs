@@ -61,7 +61,7 @@ impl Parts {
             power: self.power.clone(),
             links: &self.links,
             disk: &|spec| self.disks.open(spec),
-            entropy: &|source| entropy::open(source, &self.io),
+            entropy: &|source| entropy::open(source, config.seed, &self.io),
             console: &|id| {
                 let (port, input) = (self.chardevs.port(id), self.input.clone());
                 Console { backend: port.backend(), connect: Box::new(move |device| port.connect(input.guard(device))) }

@@ -68,7 +68,7 @@ fn build(args: &[&str]) -> Result<Fixture> {
         power: power.clone(),
         links: &[Arc::new(CpuLink::default())],
         disk: &|_| Ok(None),
-        entropy: &|source| crate::entropy::open(source, &io.handle()),
+        entropy: &|source| crate::entropy::open(source, None, &io.handle()),
         console: &|_| {
             let (backend, host) = (host.clone(), host.clone());
             Console { backend, connect: Box::new(move |device| *locked(&host.device) = Some(device)) }

@@ -7,6 +7,7 @@
 //! error codes for reserved bits, #GP in place of #SS for non-canonical stack addresses.
 #![forbid(unsafe_code)]
 
+mod counted;
 mod gdb;
 mod logs;
 mod profile;
