@@ -1,10 +1,9 @@
 /* What time it is, asked in every way, and where the timers' interrupts come: with -icount a matter of the instructions
- * executed alone, so that everything printed is the same in each run. Without -icount it prints something else each time.
- *
- * The first line is exact: with -icount shift=1 an instruction takes two counts of the TSC.
- *
- * expect: twelve instructions: 0000000000000018
- */
+   executed alone, so that everything printed is the same in each run. Without -icount it prints something else each time.
+   The first line is exact: with -icount shift=1 an instruction takes two counts of the TSC.
+
+expect: twelve instructions: 0000000000000018
+*/
 #include "bare.h"
 
 #define HPET 0xfed00000
