@@ -12,11 +12,12 @@ use crate::runtime::lockstep::Lockstep;
 use crate::runtime::sampler::Sampler;
 use crate::runtime::tier::Tier;
 use crate::shared::{Mailbox, Shared};
-use crate::state::{CpuState, HEAT_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
+use crate::state::{CpuState, HEAT_ENTRIES, JUMP_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
 use crate::system::mwait::{Line, Mwait};
 use crate::vcpu::{Requests, VcpuHandle};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use zerocopy::FromZeros;
 
 /// A virtual processor. The state comes first: generated code gets a pointer to it and helpers cast it back.
 #[repr(C)]
@@ -343,7 +344,7 @@ impl CpuState {
             branch_rip: 0,
             exit_link: 0,
             jump_check: 1 << 32,
-            jump_cache: [JumpEntry { rip: 0, check: 0, code: 0, unused: 0 }; _],
+            jump_cache: <[JumpEntry; JUMP_ENTRIES]>::new_box_zeroed().expect("a size that fits, or no memory at all"),
             heat: [0; HEAT_ENTRIES],
             segs: Default::default(),
             ldtr: Default::default(),

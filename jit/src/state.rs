@@ -4,6 +4,7 @@ use crate::counter::Counter;
 use crate::mmu::tlb::Tlb;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicU32;
+use zerocopy::FromZeros;
 
 /// General registers and instruction-local temporaries share one index space, see [`crate::ir::Val`].
 pub const VALS: usize = 64;
@@ -238,12 +239,15 @@ pub struct Msrs {
     pub mc_banks: [[u64; 4]; 10],
 }
 
-/// Entries of the jump cache.
-pub const JUMP_ENTRIES: usize = 65536;
+/// Entries of the jump cache: a compiler's run goes through more than a hundred thousand blocks.
+pub const JUMP_ENTRIES: usize = 262_144;
+
+/// The jump cache, apart from the state: of its pages only those are there that a guest's code needs.
+pub type JumpCache = Box<[JumpEntry; JUMP_ENTRIES]>;
 
 /// Where generated code for a RIP starts; read by generated code.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromZeros)]
 pub struct JumpEntry {
     /// RIP.
     pub rip: u64,
@@ -302,7 +306,7 @@ pub struct CpuState {
     /// What entries of the jump cache must carry to be valid now: generation of the mappings and the mode word.
     pub jump_check: u64,
     /// Generated code by RIP.
-    pub jump_cache: [JumpEntry; JUMP_ENTRIES],
+    pub jump_cache: JumpCache,
     /// Runs that baseline code has left before it asks to be compiled better; blocks share them by number.
     pub heat: [i32; HEAT_ENTRIES],
     /// ES, CS, SS, DS, FS, GS.

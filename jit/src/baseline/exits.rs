@@ -97,8 +97,9 @@ impl Emit<'_> {
         if self.block.is_relative() {
             return self.jump_to_rax(None);
         }
-        let entry = offset_of!(CpuState, jump_cache) + jump_slot(rip) * size_of::<JumpEntry>();
-        self.through_cache(|part| state(entry + part), None);
+        let entry = jump_slot(rip) * size_of::<JumpEntry>();
+        self.a.load(Ty::I64, RCX, state(offset_of!(CpuState, jump_cache)));
+        self.through_cache(|part| Mem::at(RCX, (entry + part) as i32), None);
     }
 
     /// The block ends with a call, which pushes. Those look for requests where they lead, so that who samples the guest
@@ -129,8 +130,8 @@ impl Emit<'_> {
         self.a.alu(Alu::Xor, Ty::I32, RCX, RAX);
         self.a.alu_imm(Alu::And, Ty::I32, RCX, JUMP_ENTRIES as i32 - 1);
         self.a.shift_imm(Shift::Shl, Ty::I32, RCX, size_of::<JumpEntry>().trailing_zeros() as u8);
-        let base = offset_of!(CpuState, jump_cache) as i32 - BIAS;
-        self.through_cache(|part| Mem::indexed(RBX, RCX, base + part as i32), from);
+        self.a.alu(Alu::Add, Ty::I64, RCX, state(offset_of!(CpuState, jump_cache)));
+        self.through_cache(|part| Mem::at(RCX, part as i32), from);
     }
 
     /// Goes to the RIP in RAX and in the state through an entry of the jump cache, or leaves and tells that the branch is

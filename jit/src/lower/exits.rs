@@ -175,21 +175,21 @@ impl Lower<'_, '_> {
         if self.region.blocks[0].mode & mode::FLAT == 0 {
             return self.exit(Thunk::ExitLookup);
         }
-        let at = self.b.ins().iadd(self.env, entry);
-        let base = offset_of!(CpuState, jump_cache) as i32;
-        let tag = self.b.ins().load(I64, m, at, base + offset_of!(JumpEntry, rip) as i32);
+        let cache = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, jump_cache) as i32);
+        let at = self.b.ins().iadd(cache, entry);
+        let tag = self.b.ins().load(I64, m, at, offset_of!(JumpEntry, rip) as i32);
         let hit = self.b.ins().icmp(IntCC::Equal, rip, tag);
         let (maybe, out, on) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         self.b.set_cold_block(out);
         self.b.ins().brif(hit, maybe, &[], out, &[]);
         self.b.switch_to_block(maybe);
-        let check = self.b.ins().load(I64, m, at, base + offset_of!(JumpEntry, check) as i32);
+        let check = self.b.ins().load(I64, m, at, offset_of!(JumpEntry, check) as i32);
         let now = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, jump_check) as i32);
         let valid = self.b.ins().icmp(IntCC::Equal, now, check);
         self.b.ins().brif(valid, on, &[], out, &[]);
         self.b.switch_to_block(on);
         self.set_code_base(rip, from.is_some());
-        let code = self.b.ins().load(I64, m, at, base + offset_of!(JumpEntry, code) as i32);
+        let code = self.b.ins().load(I64, m, at, offset_of!(JumpEntry, code) as i32);
         let signature = self.b.import_signature(tail_signature());
         self.b.ins().return_call_indirect(signature, code, &[self.env]);
         self.b.switch_to_block(out);

@@ -104,7 +104,7 @@ core::arch::global_asm!(
     "xor rcx, rax",
     "and ecx, {jump_mask}",
     "shl ecx, {jump_shift}",
-    "lea rcx, [rdi + rcx + {jump_cache}]",
+    "add rcx, [rdi + {jump_cache}]",
     "cmp [rcx + {entry_rip}], rax",
     "jne 3f",
     "mov rdx, [rdi + {jump_check}]",
