@@ -427,9 +427,15 @@ impl Asm {
         self.code.push(0x58 | r.0 & 7);
     }
 
-    /// `push imm8`.
-    pub fn push_imm8(&mut self, v: u8) {
-        self.code.extend_from_slice(&[0x6a, v]);
+    /// `push imm`.
+    pub fn push_imm(&mut self, v: i32) {
+        match i8::try_from(v) {
+            Ok(v) => self.code.extend_from_slice(&[0x6a, v as u8]),
+            Err(_) => {
+                self.byte(0x68);
+                self.code.extend_from_slice(&v.to_le_bytes());
+            }
+        }
     }
 
     /// `mov rbp, rsp`, in the encoding that compilers use.

@@ -221,9 +221,9 @@ impl Emit<'_> {
 
     /// Fills the TLB and compares again; if there is nothing to fill, abandons the frame. The routine finds the RIP
     /// behind the jump that follows its call.
-    fn miss(&mut self, from: usize, again: usize, kind: u8, rip: u64, routine: Target) {
+    fn miss(&mut self, from: usize, again: usize, kind: u32, rip: u64, routine: Target) {
         self.a.land(from);
-        self.a.push_imm8(kind);
+        self.a.push_imm(kind as i32);
         let at = self.a.call();
         self.fixup(at, routine);
         let to = self.a.jmp();

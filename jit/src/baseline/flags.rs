@@ -7,6 +7,7 @@ use crate::ir::op::Traits;
 use crate::ir::vecop::VecToInt;
 use crate::ir::{Inst, Op, Ty, Val};
 use crate::lower::Thunk;
+use crate::passes::flag_notes::Note;
 use crate::state::{CpuState, flag};
 use std::mem::offset_of;
 
@@ -148,8 +149,11 @@ impl Emit<'_> {
             self.a.test(i.ty, res, res);
             native = true;
         }
-        if visible || readers.later || readers.soon && !native {
-            self.store_flags(i, kind);
+        let read = readers.later || readers.soon && !native;
+        match self.notes[n] {
+            Some(note) if !read => self.leave_to_note(i, note),
+            _ if visible || read => self.store_flags(i, kind),
+            _ => {}
         }
         self.flags = Some((kind, i.ty));
         self.fused = native;
@@ -159,9 +163,28 @@ impl Emit<'_> {
     }
 
     fn store_flags(&mut self, i: &Inst, kind: CcKind) {
-        let res = self.int(i.a);
         self.a.store_imm(Ty::I32, cc_op(), pack(kind, i.ty) as i32);
+        self.store_result(i);
+        self.store_source(i);
+    }
+
+    /// Stores of the flags what the note to the accesses behind cannot tell.
+    fn leave_to_note(&mut self, i: &Inst, note: Note) {
+        if note.stores_result() {
+            self.store_result(i);
+        }
+        if note.stores_source() {
+            self.store_source(i);
+        }
+        self.next_note = note;
+    }
+
+    fn store_result(&mut self, i: &Inst) {
+        let res = self.int(i.a);
         self.a.store(Ty::I64, cc_res(), res);
+    }
+
+    fn store_source(&mut self, i: &Inst) {
         if i.b == Val::IMM.0 {
             return self.store_const(cc_src(), i.imm as u64);
         }

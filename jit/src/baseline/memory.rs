@@ -8,6 +8,7 @@ use crate::ir::op::RmwOp;
 use crate::ir::{Inst, Op, Ty, mem};
 use crate::mmu::span::Span;
 use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
+use crate::passes::flag_notes::Note;
 use crate::state::CpuState;
 use std::mem::offset_of;
 
@@ -28,6 +29,8 @@ pub(super) struct Access {
     span: Span,
     /// RIP of its instruction.
     rip: u64,
+    /// What a miss is told of the flags.
+    note: Note,
 }
 
 /// The first access of a group, as emitted.
@@ -64,7 +67,7 @@ impl Emit<'_> {
                 base = RAX;
             }
         }
-        let alone = Access { base, span: Span::of(disp.into(), bytes.into(), need.write, need.aligned), rip: self.rip };
+        let alone = Access { base, span: Span::of(disp.into(), bytes.into(), need.write, need.aligned), rip: self.rip, note: self.note };
         let vectors = self.vectors.any();
         // RAX does not last until the code beside.
         let share = self.plan.share(self.at).filter(|_| base != RAX);
@@ -115,12 +118,12 @@ impl Emit<'_> {
     /// The check of a single access.
     fn check_alone(&mut self, access: Access, vectors: bool) {
         let (from, again) = self.check(access);
-        self.cold.push(Cold::Miss { from, again, kind: self.kind(access.span), rip: access.rip, vectors });
+        self.cold.push(Cold::Miss { from, again, kind: self.kind(access), rip: access.rip, vectors });
     }
 
     /// What the routines for misses are told.
-    fn kind(&self, span: Span) -> u8 {
-        span.write as u8 | (self.mmu as u8) << 1
+    fn kind(&self, access: Access) -> u32 {
+        access.note.with_kind(access.span.write as u32 | (self.mmu as u32) << 1)
     }
 
     /// Beside the code: an access whose group crosses a page.
@@ -141,7 +144,7 @@ impl Emit<'_> {
         self.a.alu(Alu::Xor, Ty::I64, RAX, RDX);
         self.a.alu_imm(Alu::Cmp, Ty::I64, RAX, 4096);
         let miss = self.a.jcc(cc::B);
-        self.cold.push(Cold::Miss { from: miss, again, kind: self.kind(together.span), rip: together.rip, vectors });
+        self.cold.push(Cold::Miss { from: miss, again, kind: self.kind(together), rip: together.rip, vectors });
         self.check_alone(alone, vectors);
         self.load_addend(RCX);
         self.a.mov_imm(addend, 0);

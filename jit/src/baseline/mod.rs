@@ -25,6 +25,7 @@ use crate::ir::op::Field;
 use crate::ir::vecop::VecOp;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::lower::Thunk;
+use crate::passes::flag_notes::{self, Note};
 use crate::passes::dead_flags;
 use crate::state::{CpuState, VALS, mode};
 use asm::{Asm, Mem, RBX, RDI, Reg};
@@ -96,7 +97,7 @@ pub struct Code {
 enum Cold {
     /// A TLB miss: displacement that leads here, offset of the comparison to repeat, kind, RIP of the instruction, and
     /// whether vector registers hold something.
-    Miss { from: usize, again: usize, kind: u8, rip: u64, vectors: bool },
+    Miss { from: usize, again: usize, kind: u32, rip: u64, vectors: bool },
     /// An access whose group crosses a page.
     Alone { from: usize, access: memory::Access, vectors: bool, back: usize },
     /// The check of a group failed.
@@ -143,6 +144,11 @@ struct Emit<'a> {
     fused: bool,
     /// Kind and width of the guest's flags, if known; they are in the state or in the host's flags.
     flags: Option<(crate::ir::flags::CcKind, Ty)>,
+    /// For operations whose flags only a miss shows, what it is to be told.
+    notes: Vec<Option<Note>>,
+    /// What misses are told now, and from the next instruction on.
+    note: Note,
+    next_note: Note,
     /// For each operation, whether its first operand is read for the last time.
     dies: Vec<bool>,
     fixups: Vec<(u32, Target)>,
@@ -171,6 +177,9 @@ pub fn compile(block: &Block, heat: Option<usize>) -> Code {
         host: None,
         fused: false,
         flags: None,
+        notes: Vec::new(),
+        note: Note::NONE,
+        next_note: Note::NONE,
         dies: last_reads(block),
         fixups: Vec::new(),
         links: Vec::new(),
@@ -234,6 +243,7 @@ impl Emit<'_> {
     fn body(&mut self) {
         let block = self.block;
         let visible = dead_flags::visible(block, true);
+        self.notes = flag_notes::notes(block, &visible, true);
         let mut off = None;
         let mut n = 0;
         while let Some(i) = block.insts.get(n) {
@@ -252,6 +262,7 @@ impl Emit<'_> {
     fn start_insn(&mut self, n: usize) {
         let off = self.block.insts[n].off;
         self.rip = self.block.wrap(self.block.rip.wrapping_add(off as u64));
+        self.note = self.next_note;
         self.regs.forget_temporaries();
         self.vectors.forget_temporaries();
         if std::mem::take(&mut self.wrote_behind) {
@@ -263,6 +274,9 @@ impl Emit<'_> {
     fn inst(&mut self, n: usize, i: &Inst, visible: bool) -> usize {
         if !flags::leaves_host_flags(i.op) {
             self.flags_clobbered();
+        }
+        if dead_flags::overwrites(i) {
+            self.next_note = Note::NONE;
         }
         match i.op {
             Op::Load | Op::Store | Op::Rmw | Op::Cas => self.memory_op(i),

@@ -3,6 +3,7 @@
 use super::{Lower, Thunk};
 use crate::ir::flags::{CcKind, pack};
 use crate::ir::{Inst, Op, Ty};
+use crate::passes::flag_notes::Note;
 use crate::state::{CpuState, VALS};
 use cranelift_codegen::ir::condcodes::{CondCode, FloatCC, IntCC};
 use cranelift_codegen::ir::types::{I32, I64};
@@ -27,9 +28,9 @@ pub(super) struct Live {
 }
 
 impl Lower<'_, '_> {
-    pub(super) fn flag_op(&mut self, i: &Inst, visible: bool) {
+    pub(super) fn flag_op(&mut self, i: &Inst, visible: bool, note: Option<Note>) {
         match i.op {
-            Op::SetFlags => self.set_flags(i, visible),
+            Op::SetFlags => self.set_flags(i, visible, note),
             Op::SetFlagsCarry => {
                 let (res, src, carry) = (self.int(i.a), self.int(i.b), self.int(i.c));
                 let base = self.iconst(pack(CcKind::from_u16(i.imm as u16), i.ty) as i64);
@@ -61,7 +62,7 @@ impl Lower<'_, '_> {
         }
     }
 
-    fn set_flags(&mut self, i: &Inst, visible: bool) {
+    fn set_flags(&mut self, i: &Inst, visible: bool, note: Option<Note>) {
         let (res, src) = (self.int(i.a), self.src(i));
         let kind = CcKind::from_u16(i.c);
         let difference = match self.known[i.a as usize % VALS].difference {
@@ -70,9 +71,22 @@ impl Lower<'_, '_> {
         };
         let floats = self.known[i.a as usize % VALS].floats.filter(|_| kind == CcKind::Raw);
         self.flags = Some(Live { kind, ty: i.ty, res, src, op: None, difference, floats, stored: false });
-        if visible {
+        if let Some(note) = note {
+            self.leave_to_note(note, res, src);
+        } else if visible {
             self.store_flags();
         }
+    }
+
+    /// Stores of the flags what the note to the accesses behind cannot tell.
+    fn leave_to_note(&mut self, note: Note, res: Value, src: Value) {
+        if note.stores_result() {
+            self.b.ins().store(self.state_mem, res, self.env, offset_of!(CpuState, cc_res) as i32);
+        }
+        if note.stores_source() {
+            self.b.ins().store(self.state_mem, src, self.env, offset_of!(CpuState, cc_src) as i32);
+        }
+        self.note = note;
     }
 
     /// Sets the flags if a count is not zero: the old ones must be in the state, the choice is stored.

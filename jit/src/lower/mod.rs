@@ -18,6 +18,7 @@ mod x87;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::mmu::tlb::MMU_INDEXES;
 use crate::passes::dead_flags;
+use crate::passes::flag_notes::{self, Note};
 use crate::state::{CpuState, VALS, VECS};
 use cranelift_codegen::ir::{
     self as clif, AbiParam, AliasRegionData, ExtFuncData, ExternalName, FuncRef, InstBuilder, MemFlagsData, Signature,
@@ -125,6 +126,15 @@ pub struct MemSite {
     pub kind: u32,
 }
 
+/// A guest instruction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Its RIP as [`Block::written`] has it.
+    pub rip: u64,
+    /// What misses in it are told of the flags.
+    pub note: Note,
+}
+
 /// A compiled region, not yet placed.
 pub struct Compiled {
     /// Machine code.
@@ -133,8 +143,8 @@ pub struct Compiled {
     pub relocs: Vec<(u32, UserExternalName)>,
     /// TLB checks.
     pub sites: Vec<MemSite>,
-    /// RIP of guest instructions ([`Block::written`]) by start offset in the code, ascending.
-    pub rips: Vec<(u32, u64)>,
+    /// Guest instructions by start offset in the code, ascending.
+    pub places: Vec<(u32, Place)>,
     /// Ways out.
     pub links: Vec<LinkTarget>,
     /// RIPs are offsets from the page that it runs at.
@@ -209,11 +219,11 @@ impl Compiler {
         let func = &mut self.context.func;
         func.signature = tail_signature();
         func.name = clif::UserFuncName::user(2, 0);
-        let (rips, links) = {
+        let (places, links) = {
             let mut b = FunctionBuilder::new(func, &mut self.builder);
             let mut lower = Lower::new(&mut b, region);
             lower.region();
-            let out = (lower.rips, lower.links);
+            let out = (lower.places, lower.links);
             b.finalize(self.isa.frontend_config());
             out
         };
@@ -240,14 +250,14 @@ impl Compiler {
         let sites = code.buffer.traps().iter().filter(|t| kind(t) < 2 * MMU_INDEXES as u32);
         let sites = sites.map(|t| MemSite { ud2: t.offset, kind: kind(t) });
         let starts = code.buffer.get_srclocs_sorted().iter().filter(|l| !l.loc.is_default());
-        let rip_of = |l: &cranelift_codegen::MachSrcLoc<cranelift_codegen::Final>| {
-            (l.start, rips.get(l.loc.bits() as usize).copied().unwrap_or(0))
+        let place_of = |l: &cranelift_codegen::MachSrcLoc<cranelift_codegen::Final>| {
+            (l.start, places.get(l.loc.bits() as usize).copied().unwrap_or_default())
         };
         Ok(Compiled {
             code: code.code_buffer().to_vec(),
             relocs,
             sites: sites.collect(),
-            rips: starts.map(rip_of).collect(),
+            places: starts.map(place_of).collect(),
             links,
             relative: region.blocks[0].is_relative(),
         })
@@ -311,7 +321,11 @@ struct Lower<'a, 'f> {
     wrote_behind: bool,
     /// The host's x87 is sure to hold the guest's registers.
     x87_lent: bool,
-    rips: Vec<u64>,
+    places: Vec<Place>,
+    /// For operations of the block whose flags only a miss shows, what it is to be told.
+    notes: Vec<Option<Note>>,
+    /// What misses are told from the next instruction on.
+    note: Note,
     links: Vec<LinkTarget>,
 }
 
@@ -350,7 +364,9 @@ impl<'a, 'f> Lower<'a, 'f> {
             mmu: ((mode & crate::state::mode::MMU) >> crate::state::mode::MMU_SHIFT) as usize,
             wrote_behind: false,
             x87_lent: false,
-            rips: Vec::new(),
+            places: Vec::new(),
+            notes: Vec::new(),
+            note: Note::NONE,
             links: Vec::new(),
         }
     }
@@ -383,6 +399,8 @@ impl<'a, 'f> Lower<'a, 'f> {
             }
             let out = self.flags_live_out(block, &entry_needs);
             let visible = dead_flags::visible(block, out);
+            self.notes = flag_notes::notes(block, &visible, out);
+            self.note = Note::NONE;
             self.block(block, &visible);
             self.wrote_behind = false;
             after.push((self.values(), self.flags, self.checks.holding()));
@@ -427,7 +445,11 @@ impl<'a, 'f> Lower<'a, 'f> {
                 off = Some(i.off);
                 self.start_insn(block, n);
             }
-            self.inst(block, i, visible[n]);
+            if dead_flags::overwrites(i) {
+                self.note = Note::NONE;
+            }
+            let note = self.notes[n];
+            self.inst(block, i, visible[n], note);
             self.keep_comparison(block, visible, n);
         }
     }
@@ -438,8 +460,8 @@ impl<'a, 'f> Lower<'a, 'f> {
         if std::mem::take(&mut self.wrote_behind) {
             self.exit_if_stale(n.checked_sub(1).map_or(rip, |before| block.rip_after(before)), 1);
         }
-        self.rips.push(block.written(rip));
-        self.b.set_srcloc(SourceLoc::new(self.rips.len() as u32 - 1));
+        self.places.push(Place { rip: block.written(rip), note: self.note });
+        self.b.set_srcloc(SourceLoc::new(self.places.len() as u32 - 1));
         for k in &mut self.known[Val::TEMP0 as usize..] {
             *k = Known::default();
         }
@@ -450,10 +472,10 @@ impl<'a, 'f> Lower<'a, 'f> {
         block.wrap(block.rip.wrapping_add(i.off as u64))
     }
 
-    fn inst(&mut self, block: &Block, i: &Inst, visible: bool) {
+    fn inst(&mut self, block: &Block, i: &Inst, visible: bool, note: Option<Note>) {
         match i.op {
             Op::Load | Op::Store | Op::Rmw | Op::Cas => self.memory_op(i),
-            Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetCond | Op::GetFlags => self.flag_op(i, visible),
+            Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetCond | Op::GetFlags => self.flag_op(i, visible, note),
             op if op.is_vector() => self.vector_op(i),
             Op::GetState | Op::SetState => self.state_op(i),
             Op::SegAddr => self.seg_addr(block, i),

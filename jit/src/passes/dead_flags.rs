@@ -100,12 +100,22 @@ impl Temps {
 /// For each operation that sets flags, whether they must be in the state: somebody may look after a fault or an exit.
 /// Readers in the block itself do not count, they get the flags as values; `setflagsif`, which keeps old ones, does.
 pub fn visible(block: &Block, live_out: bool) -> Vec<bool> {
+    visible_to(block, live_out, true)
+}
+
+/// The same, but for what accesses to memory may show that fault.
+pub fn visible_without_accesses(block: &Block, live_out: bool) -> Vec<bool> {
+    visible_to(block, live_out, false)
+}
+
+fn visible_to(block: &Block, live_out: bool, accesses: bool) -> Vec<bool> {
     let mut live = live_out;
     let mut out = vec![false; block.insts.len()];
     for (n, i) in block.insts.iter().enumerate().rev() {
         let traits = i.op.info().traits;
         let ends = block.insts.get(n + 1).is_none_or(|next| next.off != i.off);
-        if ends && stores(&block.insts[..=n]) {
+        let counts = accesses || !is_access(i.op);
+        if ends && counts && stores(&block.insts[..=n]) {
             live = true;
         }
         let (reads, sets) = flag_use(i);
@@ -113,7 +123,7 @@ pub fn visible(block: &Block, live_out: bool) -> Vec<bool> {
             out[n] = live;
             live = live && traits.has(Traits::MAY_SET_FLAGS);
         }
-        if i.op == Op::Call && reads || traits.has(Traits::FAULT) && faults(i) {
+        if i.op == Op::Call && reads || counts && traits.has(Traits::FAULT) && faults(i) {
             live = true;
         }
     }
@@ -171,6 +181,16 @@ fn stores(insts: &[Inst]) -> bool {
 
 fn faults(i: &Inst) -> bool {
     i.op != Op::Call || helpers::helper(HelperId(i.imm as u16)).effects & effect::FAULTS != 0
+}
+
+/// The operation's way to fault is a TLB check.
+pub fn is_access(op: Op) -> bool {
+    matches!(op, Op::Load | Op::Store | Op::Rmw | Op::Cas | Op::VLoad | Op::VStore)
+}
+
+/// The operation sets the flags in any case.
+pub fn overwrites(i: &Inst) -> bool {
+    flag_use(i).1 && !i.op.info().traits.has(Traits::MAY_SET_FLAGS)
 }
 
 /// Whether an operation reads and sets the flags.

@@ -1,6 +1,7 @@
 //! Passes over the IR: each one function over one block, a line in [`run`].
 
 pub mod dead_flags;
+pub mod flag_notes;
 
 use crate::ir::Block;
 

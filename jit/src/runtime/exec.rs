@@ -13,6 +13,7 @@ use crate::lower::Thunk;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::mmu::tlb;
 use crate::mmu::walk::Access;
+use crate::passes::flag_notes::Note;
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS};
 use std::mem::offset_of;
 
@@ -340,6 +341,8 @@ pub fn thunk_bodies() -> [ThunkBody; crate::lower::THUNKS] {
 unsafe extern "C" fn tlb_miss(cpu: *mut Cpu, page: u64, kind: u64) {
     // SAFETY: `enter` holds the only reference and waits for generated code; nothing else uses it meanwhile.
     let cpu = unsafe { &mut *cpu };
+    let (note, kind) = Note::split(kind as u32);
+    note.carry_out(&mut cpu.state);
     if page & 0xfff != 0 {
         return;
     }
@@ -359,6 +362,8 @@ unsafe extern "C" fn tlb_miss(cpu: *mut Cpu, page: u64, kind: u64) {
 unsafe extern "C" fn tlb_fill(cpu: *mut Cpu, page: u64, entry: u64, kind: u64) -> u64 {
     // SAFETY: as in `tlb_miss`.
     let cpu = unsafe { &mut *cpu };
+    let (note, kind) = Note::split(kind as u32);
+    note.carry_out(&mut cpu.state);
     // A misaligned atomic access, or one whose last byte lies on another page than its first.
     if page & (PAGE_SIZE - 1) != 0 || tlb::entry_offset(page) != entry {
         return 0;

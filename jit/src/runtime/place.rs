@@ -426,15 +426,15 @@ impl MissStub {
             return None;
         };
         let at = jcc.ip() as u32;
-        let known = c.rips.partition_point(|(start, _)| *start <= at);
-        let rip = c.rips.get(known.checked_sub(1)?)?.1;
+        let known = c.places.partition_point(|(start, _)| *start <= at);
+        let instruction = c.places.get(known.checked_sub(1)?)?.1;
         Some(Self {
             page,
-            kind,
+            kind: instruction.note.with_kind(kind),
             compare: c.code[cmp.ip() as usize..cmp.next_ip() as usize].to_vec(),
             displacement: at as usize + 2,
             back: jcc.next_ip() as usize,
-            rip,
+            rip: instruction.rip,
         })
     }
 }
