@@ -267,16 +267,11 @@ pub const fn jump_slot(rip: u64) -> usize {
     (rip ^ rip >> 12) as usize & (JUMP_ENTRIES - 1)
 }
 
-/// Everything generated code touches.
+/// Everything generated code touches. What it touches most comes first, within reach of short displacements.
 #[repr(C)]
 pub struct CpuState {
-    /// General registers 0..=15, then temporaries of the current instruction.
-    pub vals: [u64; VALS],
-    /// RIP/EIP/IP: offset in CS of the instruction being executed (at block ends: of the next).
-    pub rip: u64,
-    /// Page that RIPs of relative code count from ([`mode::RELATIVE`]): linear address of the page RIP was on at the start of
-    /// the block. Who goes from block to block sets it, except on one page.
-    pub code_base: u64,
+    /// The request word that other threads set ([`crate::request`]).
+    pub requests: *const AtomicU32,
     /// Lazy flags: what made them, see [`crate::ir::flags::CcOp`].
     pub cc_op: u32,
     /// The mode word: all that lift reads of the mode, see [`mode`].
@@ -285,14 +280,19 @@ pub struct CpuState {
     pub cc_res: u64,
     /// Lazy flags: source.
     pub cc_src: u64,
+    /// General registers 0..=15, then temporaries of the current instruction.
+    pub vals: [u64; VALS],
+    /// RIP/EIP/IP: offset in CS of the instruction being executed (at block ends: of the next).
+    pub rip: u64,
+    /// Page that RIPs of relative code count from ([`mode::RELATIVE`]): linear address of the page RIP was on at the start of
+    /// the block. Who goes from block to block sets it, except on one page.
+    pub code_base: u64,
     /// RFLAGS without the six arithmetic flags (bit 1 set).
     pub rflags: u64,
     /// Result slot of helpers called from generated code.
     pub helper_result: u64,
     /// Host stack pointer of the entry trampoline, for exits that abandon a frame.
     pub host_rsp: u64,
-    /// The request word that other threads set ([`crate::request`]).
-    pub requests: *const AtomicU32,
     /// The counter of counted execution ([`mode::COUNTED`]); else null.
     pub counter: *const Counter,
     /// The request bits were seen by generated code, or translated code was dropped: leave at the next boundary.

@@ -122,6 +122,8 @@ pub(crate) struct Requests {
     pub running: AtomicBool,
     /// The sampler wants to know where.
     pub sample: AtomicBool,
+    /// Baseline code has told it.
+    pub sampled: AtomicBool,
 }
 
 /// What other threads hold of a vCPU. Cheap to clone.

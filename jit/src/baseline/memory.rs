@@ -67,7 +67,12 @@ impl Emit<'_> {
                 base = RAX;
             }
         }
-        let alone = Access { base, span: Span::of(disp.into(), bytes.into(), need.write, need.aligned), rip: self.rip, note: self.note };
+        let alone = Access {
+            base,
+            span: Span::of(disp.into(), bytes.into(), need.write, need.aligned),
+            rip: self.rip,
+            note: self.note,
+        };
         let vectors = self.vectors.any();
         // RAX does not last until the code beside.
         let share = self.plan.share(self.at).filter(|_| base != RAX);

@@ -2,7 +2,7 @@
 //! does (`cargo bench -- compile`), so that a block leaves the interpreter after a few runs; what turns out to be hot is
 //! compiled again, in regions, by Cranelift.
 //!
-//! Shape of the code: RBX holds the CPU (plus [`BIAS`], so that the general registers are within reach of a byte
+//! Shape of the code: RBX holds the CPU (plus [`BIAS`], so that the general registers and the flags are within reach of a byte
 //! displacement), values live in ten host registers and the vector registers within a block, guest registers are written through, and RAX, RCX and
 //! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions
 //! ([`crate::lower`]), so both kinds of code lead to each other.
@@ -25,8 +25,8 @@ use crate::ir::op::Field;
 use crate::ir::vecop::VecOp;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::lower::Thunk;
-use crate::passes::flag_notes::{self, Note};
 use crate::passes::dead_flags;
+use crate::passes::flag_notes::{self, Note};
 use crate::state::{CpuState, VALS, mode};
 use asm::{Asm, Mem, RBX, RDI, Reg};
 use regs::Regs;
@@ -34,7 +34,7 @@ use std::mem::offset_of;
 use vregs::VectorRegs;
 
 /// What RBX is ahead of the CPU's address.
-pub const BIAS: i32 = 120;
+pub const BIAS: i32 = 128;
 
 /// What a call or jump out of the code leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -475,7 +475,9 @@ impl<'a, 'f> Lower<'a, 'f> {
     fn inst(&mut self, block: &Block, i: &Inst, visible: bool, note: Option<Note>) {
         match i.op {
             Op::Load | Op::Store | Op::Rmw | Op::Cas => self.memory_op(i),
-            Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetCond | Op::GetFlags => self.flag_op(i, visible, note),
+            Op::SetFlags | Op::SetFlagsCarry | Op::SetFlagsIf | Op::GetCond | Op::GetFlags => {
+                self.flag_op(i, visible, note)
+            }
             op if op.is_vector() => self.vector_op(i),
             Op::GetState | Op::SetState => self.state_op(i),
             Op::SegAddr => self.seg_addr(block, i),

@@ -64,8 +64,7 @@ impl Note {
             CONSTANT => i64::from((self.0 << 1) as i32 >> 20) as u64,
             n => state.vals[n as usize & 15],
         };
-        (state.cc_res, state.cc_src) =
-            (word(self.0 >> RES & 31, state.cc_res), word(self.0 >> SRC & 31, state.cc_src));
+        (state.cc_res, state.cc_src) = (word(self.0 >> RES & 31, state.cc_res), word(self.0 >> SRC & 31, state.cc_src));
     }
 }
 

@@ -145,6 +145,7 @@ impl Cpu {
             Leave::Entry => {
                 self.tier.stats.requests += 1;
                 if self.requests.sample.swap(false, Ordering::SeqCst) {
+                    self.requests.sampled.store(true, Ordering::Relaxed);
                     self.tier.stats.heated += 1;
                     let slot = self.find_block(false)?;
                     self.propose(slot);
