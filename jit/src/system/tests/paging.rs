@@ -5,6 +5,7 @@ use crate::state::{cr0, cr4, efer, flag, reg};
 use super::Guest;
 use crate::system::testing::{place::*};
 use iced_x86::code_asm::*;
+use iced_x86::IcedError;
 
 const P: u64 = 1;
 const W: u64 = 2;
@@ -397,4 +398,45 @@ fn legacy_paging_with_large_pages() {
     assert_eq!(g.cpu.gpr(reg::RAX), 0x1234);
     assert_eq!(g.frame(0), e::P | e::W);
     assert_eq!(g.read32(PAGING + 8) >> 5 & 3, 1, "accessed, not dirty");
+}
+
+/// Flags that a faulting access shows to its handler, and nobody else: ADD overwrites them.
+#[test]
+fn a_fault_shows_flags_that_nobody_else_reads() {
+    type Setter = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let cases: [(Setter, u64); 6] = [
+        // -1 + 1, from the registers.
+        (|a| a.add(rax, rbx), flag::CF | flag::PF | flag::AF | flag::ZF),
+        // The same, and neither result nor source last until the fault.
+        (
+            |a| {
+                a.add(rax, rbx)?;
+                a.mov(rax, qword_ptr(DATA + 8))?;
+                a.mov(rbx, qword_ptr(DATA + 8))
+            },
+            flag::CF | flag::PF | flag::AF | flag::ZF,
+        ),
+        // 3 - 0x12345: a result that no register gets, a constant beyond those in notes.
+        (|a| a.cmp(ecx, 0x12345), flag::CF | flag::PF | flag::AF | flag::SF),
+        // 3 - 0 in memory.
+        (|a| a.cmp(rcx, qword_ptr(DATA + 8)), flag::PF),
+        (|a| a.sub(ecx, 4), flag::CF | flag::PF | flag::AF | flag::SF),
+        (|a| a.and(rcx, rbx), 0),
+    ];
+    for (n, (setter, want)) in cases.into_iter().enumerate() {
+        let mut g = Guest::long();
+        g.page(DATA + 0x1000, 0);
+        for (register, v) in [(reg::RAX, u64::MAX), (reg::RBX, 1), (reg::RCX, 3)] {
+            g.cpu.set_gpr(register, v);
+        }
+        g.code(|a| {
+            setter(a)?;
+            a.mov(rdx, qword_ptr(DATA))?;
+            a.mov(rdx, qword_ptr(DATA + 0x1000))?;
+            a.add(rsi, rdi)?;
+            a.hlt()
+        });
+        g.expect(vector::PF);
+        assert_eq!(g.frame(3) & flag::ARITH, want, "case {n}");
+    }
 }
