@@ -11,6 +11,7 @@ use crate::runtime::debugger::Debugger;
 use crate::runtime::lockstep::Lockstep;
 use crate::runtime::sampler::Sampler;
 use crate::runtime::tier::Tier;
+use crate::seeded::Seeded;
 use crate::shared::{Mailbox, Shared};
 use crate::state::{CpuState, HEAT_ENTRIES, JUMP_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
 use crate::system::mwait::{Line, Mwait};
@@ -46,6 +47,8 @@ pub struct Cpu {
     pub tier: Tier,
     /// PAUSE instructions executed, wrapping.
     pub pauses: u32,
+    /// Where RDRAND and RDSEED get their numbers, if not from the host.
+    pub random: Option<Seeded>,
     /// MONITOR armed on this guest-physical line.
     pub monitor: Option<u64>,
     /// What the line held then.
@@ -91,6 +94,7 @@ impl Cpu {
             mailbox,
             tier: Tier::default(),
             pauses: 0,
+            random: None,
             monitor: None,
             monitored: None,
             mwait: None,

@@ -16,6 +16,7 @@ pub mod mmu;
 mod passes;
 mod runtime;
 mod saved;
+mod seeded;
 mod shared;
 mod state;
 mod system;
@@ -25,4 +26,5 @@ mod vcpu;
 
 pub use counter::Counter;
 pub use saved::{SavedVcpu, Unfit};
+pub use seeded::Seeded;
 pub use vcpu::*;

@@ -15,6 +15,7 @@ use crate::runtime::place::CodeMemory;
 use crate::runtime::sampler::Sampler;
 pub use crate::runtime::tier::TierStats;
 use crate::saved::{SavedVcpu, Unfit};
+use crate::seeded::Seeded;
 use crate::shared::Shared;
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub struct EngineConfig {
     pub code_cache: usize,
     /// How the machine's processors are spread.
     pub topology: Topology,
+    /// RDRAND and RDSEED give numbers from this seed, not the host's.
+    pub seed: Option<u64>,
     /// Counts instructions; processors run one at a time then. Not together with `check`.
     pub counter: Option<Arc<Counter>>,
     /// Where generated code lies is written here.
@@ -60,6 +63,7 @@ impl Default for EngineConfig {
             check: Check::Off,
             code_cache: 256 << 20,
             topology: Topology::default(),
+            seed: None,
             counter: None,
             perf_map: None,
         }
@@ -240,6 +244,7 @@ pub struct Engine {
     sync: bool,
     check: Check,
     code_cache: usize,
+    seed: Option<u64>,
     perf_map: Option<PerfMap>,
 }
 
@@ -260,7 +265,17 @@ impl Engine {
         };
         let (sync, code_cache) = (config.sync, config.code_cache);
         let check = if config.jit { config.check } else { Check::Off };
-        Ok(Arc::new(Self { shared, board, compilers, sampler, sync, check, code_cache, perf_map: config.perf_map }))
+        Ok(Arc::new(Self {
+            shared,
+            board,
+            compilers,
+            sampler,
+            sync,
+            check,
+            code_cache,
+            seed: config.seed,
+            perf_map: config.perf_map,
+        }))
     }
 
     /// Tells that something other than a vCPU wrote guest memory (DMA, a loader): translations of it are dropped.
@@ -311,6 +326,8 @@ impl Vcpu {
         };
         let mut cpu = Cpu::new(index, engine.shared.clone(), board, Arc::new(model.clone()));
         cpu.lockstep = lockstep;
+        // The first sequence is for others.
+        cpu.random = engine.seed.map(|seed| Seeded::new(seed, u64::from(index) + 2));
         if let Some(service) = &engine.compilers {
             let host = |e: String| EngineError::Host(e);
             let sync = engine.sync.then(Compiler::new).transpose().map_err(|e| host(e.to_string()))?;

@@ -119,6 +119,6 @@ fn place_initrd(
 
 fn random_seed(from: Option<u64>) -> Result<[u8; SEED_LEN]> {
     let mut seed = [0; SEED_LEN];
-    Randomness::new(from).fill(&mut seed).context("the host has no random seed for the guest yet")?;
+    Randomness::new(from, 0).fill(&mut seed).context("the host has no random seed for the guest yet")?;
     Ok(seed)
 }

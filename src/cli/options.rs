@@ -105,7 +105,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(DEVICES, "net", Times::Many, "nic[,...]|KIND[,...]", "the same in two options: -net nic -net user; or none"),
     row(RUN, "accel", Times::Many, "NAME[,KEY=VALUE...]", "jit, interp or tcg (= jit), e.g. -accel jit,sync=on,tb-size=128; check=on checks compiled code (-accel help)"),
     row(RUN, "icount", Times::Merge, "[shift=]N|auto[,sleep=off][,align=on]", "guest time follows executed instructions, 2^N ns each, one processor at a time; sleep=off skips the time in which all are halted, align=on waits for the host's time, e.g. -icount shift=2,sleep=off"),
-    row(RUN, "seed", Times::Once, "N", "random bytes that the guest gets (a kernel's seed, rng-builtin) are the same in each run with N"),
+    row(RUN, "seed", Times::Once, "N", "random bytes that the guest gets (a kernel's seed, RDRAND, rng-builtin) are the same in each run with N"),
     row(RUN, "S", Times::Flag, "", "do not start the guest before 'cont' in the monitor"),
     row(RUN, "loadvm", Times::Once, "NAME", "go on from the state that 'savevm NAME' in the monitor kept in the disks"),
     row(LOOK, "perfmap", Times::Flag, "", "write /tmp/perf-PID.map, by which perf(1) names generated code after the guest's"),

@@ -254,6 +254,7 @@ impl Machine {
                 topology: config.topology,
                 perf_map: config.perf_map.then(debug::perf_map).transpose()?,
                 counter: clock.counter().cloned(),
+                seed: config.seed,
                 ..config.engine.clone()
             },
             ram.clone(),

@@ -292,6 +292,9 @@ fn crc32(_: &mut Cpu, crc: u64, data: u64, bytes: u64) -> Result<u64, Fault> {
 fn random(cpu: &mut Cpu, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
     // The next call gives another word.
     cpu.note_once();
+    if let Some(random) = &mut cpu.random {
+        return Ok(random.next_word());
+    }
     thread_local! {
         static POOL: std::cell::RefCell<Pool> = const { std::cell::RefCell::new(Pool { words: [0; 64], left: 0 }) };
     }
