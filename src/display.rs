@@ -1,7 +1,7 @@
 //! Pictures of the screen, as files.
 
+use brolga::descriptors;
 use brolga_devices::vga::Picture;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
 /// Forms of a picture file.
@@ -28,7 +28,7 @@ impl ImageFormat {
 /// Writes a picture to a new file.
 pub fn save(picture: &Picture, path: &str, format: ImageFormat) -> Result<(), String> {
     let reason = |e: io::Error| crate::cli::os_reason(&e);
-    let file = File::create(path).map_err(|e| format!("failed to open file '{path}': {}", reason(e)))?;
+    let file = descriptors::create(path).map_err(|e| format!("failed to open file '{path}': {}", reason(e)))?;
     let mut out = BufWriter::new(file);
     let written = write(picture, format, &mut out).and_then(|()| out.flush());
     written.map_err(|e| format!("{path}: the picture cannot be written: {}", reason(e)))

@@ -2,5 +2,6 @@
 #![deny(unsafe_code)]
 
 pub mod block;
+pub mod descriptors;
 pub mod img;
 pub mod words;

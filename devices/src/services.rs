@@ -110,6 +110,12 @@ pub trait CharFrontend: Send + Sync {
     fn output_ready(&self) {}
     /// Somebody came to the other end or left it, or its size changed. On any thread; returns at once.
     fn host_changed(&self) {}
+    /// Descriptors of the host's that come with the bytes that are received next; most have no use for them.
+    fn receive_descriptors(&self, _descriptors: Vec<std::os::fd::OwnedFd>) {}
+    /// Whether another host end may take the place of its own: it keeps nothing that belongs to who is there.
+    fn swaps(&self) -> bool {
+        true
+    }
 }
 
 /// Why the machine is asked to stop or start anew.

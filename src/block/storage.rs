@@ -2,6 +2,7 @@
 
 use super::direct::Direct;
 use super::{BlockError, CacheMode, Result, Transfer};
+use crate::descriptors::{self, Access};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::{SFlag, fstat};
@@ -99,7 +100,9 @@ impl HostFile {
     pub fn open_with(path: &Path, write: bool, cache: CacheMode) -> Result<HostFile> {
         let name = path.to_string_lossy();
         let flags = if cache.direct { libc::O_DIRECT } else { 0 };
-        let file = File::options().read(true).write(write).custom_flags(flags).open(path);
+        let access = if write { Access::Both } else { Access::Read };
+        let file = descriptors::open(path, access, flags)
+            .unwrap_or_else(|| File::options().read(true).write(write).custom_flags(flags).open(path));
         let file = file.map_err(|e| match e.raw_os_error() {
             Some(libc::EINVAL) if cache.direct => BlockError::Unsupported {
                 name: name.to_string(),
@@ -134,7 +137,10 @@ impl HostFile {
 
     /// Creates a file, or empties the one that is there.
     pub fn create(path: &Path) -> Result<HostFile> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        let handed =
+            descriptors::open(path, Access::Both, 0).map(|file| file.and_then(|file| file.set_len(0).map(|()| file)));
+        let file =
+            handed.unwrap_or_else(|| File::options().read(true).write(true).create(true).truncate(true).open(path));
         HostFile::new(path, file.map_err(|e| failed(&path.to_string_lossy(), "cannot create", e))?)
     }
 

@@ -1,6 +1,7 @@
 //! Files that are loaded into the guest. They stay open, so that a reset loads them again even if they were unlinked.
 
 use anyhow::{Context, Result, bail};
+use brolga::descriptors::{self, Access};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,9 @@ pub struct Image {
 impl Image {
     /// Opens `path`, which `option` named.
     pub fn open(option: &'static str, path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("{option} {}: cannot open the file", path.display()))?;
+        let file = descriptors::open(path, Access::Read, 0)
+            .unwrap_or_else(|| File::open(path))
+            .with_context(|| format!("{option} {}: cannot open the file", path.display()))?;
         if !file.metadata().is_ok_and(|m| m.is_file()) {
             bail!("{option} {}: not a regular file; give the path of an image file", path.display());
         }

@@ -1,6 +1,7 @@
 //! Files, FIFOs and the host's own character devices as host ends.
 
 use anyhow::{Result, anyhow};
+use brolga::descriptors::{self, Access};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use std::fs::File;
 use std::io::{self, IsTerminal};
@@ -21,13 +22,16 @@ fn failed(label: &str, what: &str, path: &Path, how: &str, e: &io::Error) -> any
 
 /// A file for output.
 pub fn open(label: &str, path: &Path, append: bool) -> Result<File> {
-    let open = File::options().create(true).write(true).append(append).truncate(!append).open(path);
+    let flags = if append { nix::libc::O_APPEND } else { 0 };
+    let open = descriptors::open(path, Access::Write, flags)
+        .unwrap_or_else(|| File::options().create(true).write(true).append(append).truncate(!append).open(path));
     open.map_err(|e| failed(label, "file:", path, "written", &e))
 }
 
 /// A file for input.
 pub fn open_input(label: &str, path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| failed(label, "file,input-path=", path, "read", &e))
+    let open = descriptors::open(path, Access::Read, 0).unwrap_or_else(|| File::open(path));
+    open.map_err(|e| failed(label, "file,input-path=", path, "read", &e))
 }
 
 /// Opened for both, FIFOs never end and nobody waits for the other side.

@@ -3,6 +3,9 @@
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +19,9 @@ pub trait InputSink: Send + Sync {
     /// Takes as much of `input` as it can from its front, and passes on what it kept earlier. Called with new input
     /// and whenever a device can take more (`CharBackend::input_ready`).
     fn pump(&self, input: &mut Vec<u8>);
+
+    /// Descriptors that come with the bytes that are pumped next; who has no use for them closes them.
+    fn descriptors(&self, _descriptors: Vec<OwnedFd>) {}
 }
 
 /// Wakes the input thread. Waking is cheap when nothing waits for it.
@@ -24,13 +30,26 @@ pub struct Waker {
     event: Arc<EventFd>,
     /// Input waits for a device to take it.
     stuck: Arc<AtomicBool>,
+    /// The host end is taken away.
+    stopped: Arc<AtomicBool>,
 }
 
 impl Waker {
     /// A waker for a thread to come.
     pub fn new() -> nix::Result<Self> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { event: Arc::new(event), stuck: Arc::default() })
+        Ok(Self { event: Arc::new(event), stuck: Arc::default(), stopped: Arc::default() })
+    }
+
+    /// The host end is taken away: its threads end.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        let _ = self.event.write(1);
+    }
+
+    /// Whether it is.
+    pub fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     /// A device can take more.
@@ -43,8 +62,30 @@ impl Waker {
 
     /// Waits until it is woken.
     fn wait(&self) {
-        let _ = poll(&mut [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        self.pause(PollTimeout::NONE);
+    }
+
+    /// Waits for some time, or until it is woken.
+    pub fn pause(&self, time: PollTimeout) {
+        let _ = poll(&mut [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)], time);
         let _ = self.event.read();
+    }
+
+    /// Waits until `source` has something; `false`: the host end is taken away.
+    pub fn wait_for(&self, source: &impl AsFd) -> std::io::Result<bool> {
+        while !self.stopped() {
+            let mut fds = [(self.event.as_fd()), source.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let ready = fds[1].revents().is_some_and(|events| !events.is_empty());
+            let _ = self.event.read();
+            if ready && !self.stopped() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Says that input waits, so that the next [`Waker::wake`] counts.
@@ -58,7 +99,7 @@ impl Waker {
 pub fn start(source: OwnedFd, waker: Waker, sink: Arc<dyn InputSink>) -> std::io::Result<()> {
     thread::Builder::new().name("input".into()).spawn(move || {
         let mut left = read(source, &waker, &*sink, |bytes, data| data.extend_from_slice(bytes));
-        loop {
+        while !waker.stopped() {
             waker.set_stuck();
             sink.pump(&mut left);
             waker.wait();
@@ -76,6 +117,7 @@ pub fn read_to_end(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, decode:
 /// Reads `source` for `sink` to its end: what the sink has not taken yet.
 fn read(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, mut decode: impl FnMut(&[u8], &mut Vec<u8>)) -> Vec<u8> {
     let mut input = Vec::with_capacity(READ_AHEAD);
+    let unix = rustix::net::sockopt::socket_domain(&source).is_ok_and(|domain| domain == AddressFamily::UNIX);
     loop {
         // Before looking whether the device has room: room made after that look wakes us again.
         waker.set_stuck();
@@ -93,9 +135,14 @@ fn read(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, mut decode: impl F
         }
         let readable = fds.get(1).and_then(PollFd::revents).is_some_and(|r| !r.is_empty());
         let _ = waker.event.read();
+        if waker.stopped() {
+            return input;
+        }
         if readable {
             let mut buf = [0; READ_AHEAD];
-            match nix::unistd::read(&source, &mut buf) {
+            let got =
+                if unix { with_descriptors(&source, &mut buf, sink) } else { nix::unistd::read(&source, &mut buf) };
+            match got {
                 Ok(n) if n > 0 => decode(&buf[..n], &mut input),
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
                 // End of file, or the terminal hung up.
@@ -103,6 +150,28 @@ fn read(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, mut decode: impl F
             }
         }
     }
+}
+
+/// Most descriptors that come with one message.
+const MOST: usize = 16;
+
+/// Reads from a Unix socket; descriptors that come along are handed to `sink`.
+fn with_descriptors(source: &OwnedFd, buf: &mut [u8], sink: &dyn InputSink) -> nix::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let parts = &mut [IoSliceMut::new(buf)];
+    let message = recvmsg(source, parts, &mut control, RecvFlags::CMSG_CLOEXEC);
+    let message = message.map_err(|e| Errno::from_raw(e.raw_os_error()))?;
+    let mut descriptors = Vec::new();
+    for entry in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = entry {
+            descriptors.extend(rights);
+        }
+    }
+    if !descriptors.is_empty() {
+        sink.descriptors(descriptors);
+    }
+    Ok(message.bytes)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod bridge;
 mod files;
 mod input;
+mod later;
 mod mux;
 mod outlet;
 mod output;
@@ -14,6 +15,7 @@ mod ring;
 mod stream;
 mod telnet;
 pub mod terminal;
+mod way;
 
 pub use mux::FocusListener;
 pub use stream::{held_by, listen_unix};
@@ -22,21 +24,18 @@ use crate::background;
 use crate::cli::config::{CharId, CharKind, CharSpec, Config};
 use crate::monitor::{CharHost, CharInfo, Control, Facts, Monitor, MonitorHost, Qmp};
 use crate::signals;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use brolga_devices::services::{CharBackend, CharFrontend};
 use input::{InputSink, Waker};
 use mux::{Mux, MuxPort};
 use outlet::Outlet;
-use output::Output;
 use plain::Plain;
 use ring::Ring;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::thread;
 use std::time::Duration;
-use stream::Stream;
+use way::{Changed, Way};
 
 /// How long an output may make no progress at the end of the process before what is left is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,28 +43,32 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The same where the process ends for another reason, and for the last datagrams and messages.
 const LAST: Duration = Duration::from_secs(1);
 
-/// A host end.
+/// A host end's inner side.
 enum HostEnd {
     Plain(Arc<Plain>),
     Mux(Arc<Mux>),
 }
 
+/// A host end.
+struct End {
+    spec: CharSpec,
+    way: Way,
+    host: HostEnd,
+    /// A device or monitor uses it.
+    used: bool,
+}
+
+/// What Ctrl-A x does.
+type Quit = Arc<dyn Fn() + Send + Sync>;
+
 /// All host ends of a machine.
 pub struct Chardevs {
-    ends: Vec<HostEnd>,
-    specs: Vec<CharSpec>,
-    /// Standard input's reader to be, if a host end has it.
-    stdin: Option<(usize, Waker)>,
-    /// Files to read, with their host ends and what wakes their readers.
-    inputs: Mutex<Vec<(usize, OwnedFd, Waker)>>,
-    /// Those in memory.
-    rings: BTreeMap<usize, Arc<Ring>>,
-    /// Streams that nobody listens to yet, with their host ends.
-    streams: Mutex<Vec<(usize, Stream)>>,
-    /// Host ends that a device or monitor uses.
-    used: BTreeSet<usize>,
-    /// Names of pseudo-terminals, by host end.
-    ptys: BTreeMap<usize, String>,
+    /// By [`CharId`]; those that were taken away leave their place empty.
+    ends: RwLock<Vec<Option<End>>>,
+    program: String,
+    escape: u8,
+    /// Set when reading starts: host ends that come later start at once.
+    quit: OnceLock<Quit>,
     /// Monitors live as long as the host ends.
     monitors: Mutex<Vec<Arc<Monitor>>>,
     /// Those for programs too.
@@ -106,106 +109,105 @@ impl CharPort {
     }
 }
 
+impl HostEnd {
+    fn new(way: &Way, spec: &CharSpec, escape: u8) -> Result<Self> {
+        let (outlet, waker) = (way.outlet.clone(), way.waker.clone());
+        Ok(if spec.mux {
+            Self::Mux(Mux::new(outlet, waker.map_or_else(Waker::new, Ok)?, escape))
+        } else {
+            Self::Plain(Plain::new(outlet, waker))
+        })
+    }
+
+    /// Who takes the input; `quit` is what Ctrl-A x does there.
+    fn sink(&self, quit: &Quit) -> Arc<dyn InputSink> {
+        match self {
+            Self::Plain(plain) => plain.clone(),
+            Self::Mux(mux) => {
+                mux.on_quit(quit.clone());
+                mux.clone()
+            }
+        }
+    }
+
+    /// Who hears of peers.
+    fn changed(&self) -> Changed {
+        match self {
+            Self::Plain(plain) => {
+                let plain = plain.clone();
+                Arc::new(move |open| {
+                    if open {
+                        plain.opened();
+                    }
+                    plain.host_changed();
+                })
+            }
+            Self::Mux(mux) => {
+                let mux = mux.clone();
+                Arc::new(move |open| {
+                    if open {
+                        mux.opened();
+                    }
+                    mux.host_changed();
+                })
+            }
+        }
+    }
+}
+
 impl Chardevs {
     /// Opens the host ends that `config` names. Nothing is read and the terminal stays as it is before [`Self::start`].
     pub fn open(config: &Config) -> Result<Self> {
-        let mut this = Self {
-            ends: Vec::new(),
-            specs: config.chardevs.clone(),
-            stdin: None,
-            inputs: Mutex::default(),
-            rings: BTreeMap::new(),
-            streams: Mutex::default(),
-            used: used(config),
-            ptys: BTreeMap::new(),
+        let this = Self {
+            ends: RwLock::default(),
+            program: config.identity.program.clone(),
+            escape: config.mux_escape,
+            quit: OnceLock::new(),
             monitors: Mutex::default(),
             controls: Mutex::default(),
         };
         for (i, spec) in config.chardevs.iter().enumerate() {
-            let end = this.open_one(i, spec, config)?;
-            this.ends.push(end);
+            let end = this.open_one(spec)?;
+            if let Some(name) = &end.way.pty {
+                // Where scripts look for it.
+                println!("char device redirected to {name} (label {})", spec.label);
+            }
+            this.put(CharId(i), end);
         }
         Ok(this)
     }
 
-    fn open_one(&mut self, index: usize, spec: &CharSpec, config: &Config) -> Result<HostEnd> {
-        let (outlet, waker) = match &spec.kind {
-            CharKind::Null => (Outlet::to(None), None),
-            CharKind::File { path, append, input } => {
-                let output = Output::start(spec.label.clone(), files::open(&spec.label, path, *append)?)?;
-                let input = input.as_ref().map(|input| files::open_input(&spec.label, input)).transpose()?;
-                let waker = input.map(|input| self.read(index, input.into())).transpose()?;
-                (Outlet::to(Some(output)), waker)
-            }
-            CharKind::Pipe(path) => self.both_ways(index, &spec.label, files::open_pipes(&spec.label, path)?)?,
-            CharKind::Tty(path) => self.both_ways(index, &spec.label, files::open_tty(&spec.label, path)?)?,
-            CharKind::Ring { size } => {
-                let ring = Arc::new(Ring::new(*size));
-                self.rings.insert(index, ring.clone());
-                (Outlet::to_ring(ring), None)
-            }
-            CharKind::Udp { to, from } => {
-                let stream = Stream::udp(&spec.label, to, from)?;
-                self.keep(index, stream)
-            }
-            CharKind::Stdio { .. } => {
-                let stdout = std::io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
-                let output = Output::start("stdout".into(), stdout.into())?;
-                let waker = Waker::new().context("standard input")?;
-                self.stdin = Some((index, waker.clone()));
-                (Outlet::to_terminal(output), Some(waker))
-            }
-            CharKind::Socket(socket) => {
-                let stream = Stream::socket(&spec.label, socket, &config.identity.program)?;
-                self.keep(index, stream)
-            }
-            CharKind::Pty => {
-                let (stream, name) = Stream::pty(&spec.label)?;
-                // Where scripts look for it.
-                println!("char device redirected to {name} (label {})", spec.label);
-                self.ptys.insert(index, name);
-                self.keep(index, stream)
-            }
-        };
-        if let Some(log) = &spec.log {
-            let name = format!("{}-log", spec.label);
-            outlet.log_to(Output::start(name, files::open(&spec.label, &log.path, log.append)?)?);
+    fn open_one(&self, spec: &CharSpec) -> Result<End> {
+        let way = Way::open(spec, &self.program)?;
+        let host = HostEnd::new(&way, spec, self.escape)?;
+        Ok(End { spec: spec.clone(), way, host, used: false })
+    }
+
+    fn all(&self) -> RwLockReadGuard<'_, Vec<Option<End>>> {
+        self.ends.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all_mut(&self) -> RwLockWriteGuard<'_, Vec<Option<End>>> {
+        self.ends.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, id: CharId, end: End) {
+        let mut all = self.all_mut();
+        if all.len() <= id.0 {
+            all.resize_with(id.0 + 1, || None);
         }
-        Ok(if spec.mux {
-            HostEnd::Mux(Mux::new(outlet, waker.map_or_else(Waker::new, Ok)?, config.mux_escape))
-        } else {
-            HostEnd::Plain(Plain::new(outlet, waker))
-        })
-    }
-
-    /// Has `source` read from [`Self::start`] on; what wakes the reader.
-    fn read(&mut self, index: usize, source: OwnedFd) -> Result<Waker> {
-        let waker = Waker::new()?;
-        self.inputs.get_mut().unwrap_or_else(PoisonError::into_inner).push((index, source, waker.clone()));
-        Ok(waker)
-    }
-
-    /// Files that are there for good, one to read and one to write.
-    fn both_ways(
-        &mut self,
-        index: usize,
-        label: &str,
-        (input, output): (File, File),
-    ) -> Result<(Arc<Outlet>, Option<Waker>)> {
-        let waker = self.read(index, input.into())?;
-        Ok((Outlet::to(Some(Output::start(label.to_owned(), output)?)), Some(waker)))
-    }
-
-    /// Keeps a stream until [`Self::start`].
-    fn keep(&mut self, index: usize, stream: Stream) -> (Arc<Outlet>, Option<Waker>) {
-        let (outlet, waker) = stream.ends();
-        self.streams.get_mut().unwrap_or_else(PoisonError::into_inner).push((index, stream));
-        (outlet, Some(waker))
+        all[id.0] = Some(end);
     }
 
     /// The end for one more device at host end `id`. On a shared terminal the first one has the keyboard.
     pub fn port(&self, id: CharId) -> CharPort {
-        CharPort(match &self.ends[id.0] {
+        let mut all = self.all_mut();
+        let Some(Some(end)) = all.get_mut(id.0) else {
+            // Nothing refers to a host end that is not there; it would be one that drops everything.
+            return CharPort(Port::Plain(Plain::new(Outlet::to(None), None)));
+        };
+        end.used = true;
+        CharPort(match &end.host {
             HostEnd::Plain(plain) => Port::Plain(plain.clone()),
             HostEnd::Mux(mux) => Port::Mux(Arc::new(mux.add())),
         })
@@ -222,7 +224,7 @@ impl Chardevs {
             monitors.push(monitor);
         }
         drop(monitors);
-        let many = self.start_controls(config, host);
+        let mut many = self.start_controls(config, host);
         let end = |how: Control| -> Arc<dyn Fn() + Send + Sync> {
             let host = Arc::downgrade(host);
             Arc::new(move || match host.upgrade() {
@@ -230,42 +232,23 @@ impl Chardevs {
                 None => leave(0),
             })
         };
-        let quit = end(Control::Quit);
+        let quit = self.quit.get_or_init(|| end(Control::Quit));
         signals::on_termination(end(Control::Terminate));
-        self.start_streams(&quit, many)?;
-        let inputs = std::mem::take(&mut *self.inputs.lock().unwrap_or_else(PoisonError::into_inner));
-        for (index, source, waker) in inputs {
-            input::start(source, waker, self.sink(index, &quit))?;
+        // The terminal comes last: until then what is typed is the user's.
+        for stdio in [false, true] {
+            let mut all = self.all_mut();
+            for (i, end) in all.iter_mut().enumerate() {
+                let Some(end) = end else { continue };
+                if matches!(end.spec.kind, CharKind::Stdio { .. }) != stdio {
+                    continue;
+                }
+                match many.remove(&i) {
+                    Some(make) => end.way.begin_many(make)?,
+                    None => end.way.begin(end.host.sink(quit), end.host.changed())?,
+                }
+            }
         }
-        let Some((index, waker)) = &self.stdin else { return Ok(()) };
-        let sink = self.sink(*index, &quit);
-        let resized: Arc<dyn Fn() + Send + Sync> = match &self.ends[*index] {
-            HostEnd::Plain(plain) => {
-                let plain = plain.clone();
-                Arc::new(move || plain.host_changed())
-            }
-            HostEnd::Mux(mux) => {
-                let mux = mux.clone();
-                Arc::new(move || mux.host_changed())
-            }
-        };
-        signals::on_resize(resized);
-        let signal = self.specs[*index].kind == CharKind::Stdio { signal: true };
-        terminal::make_raw(signal).context("cannot set up the terminal")?;
-        let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
-        input::start(stdin, waker.clone(), sink)?;
         Ok(())
-    }
-
-    /// Who takes the input of a host end; `quit` is what Ctrl-A x does there.
-    fn sink(&self, index: usize, quit: &Arc<dyn Fn() + Send + Sync>) -> Arc<dyn InputSink> {
-        match &self.ends[index] {
-            HostEnd::Plain(plain) => plain.clone(),
-            HostEnd::Mux(mux) => {
-                mux.on_quit(quit.clone());
-                mux.clone()
-            }
-        }
     }
 
     /// Makes the monitors for programs. Those on servers are made for each client as it comes: what does that, by host end.
@@ -273,6 +256,7 @@ impl Chardevs {
         let mut many: BTreeMap<usize, ForClient> = BTreeMap::new();
         for control in &config.controls {
             let (spec, facts, pretty) = (&config.chardevs[control.chardev.0], self.facts(config), control.pretty);
+            let port = self.port(control.chardev);
             if !spec.mux && matches!(&spec.kind, CharKind::Socket(socket) if socket.server) {
                 let host = Arc::downgrade(host);
                 let make = move |plain: &Arc<Plain>| {
@@ -282,7 +266,7 @@ impl Chardevs {
                 many.insert(control.chardev.0, Box::new(make));
                 continue;
             }
-            let qmp = Qmp::start(&self.port(control.chardev), host, facts, pretty);
+            let qmp = Qmp::start(&port, host, facts, pretty);
             if !spec.mux {
                 qmp.focused();
             }
@@ -291,43 +275,12 @@ impl Chardevs {
         many
     }
 
-    fn start_streams(&self, quit: &Arc<dyn Fn() + Send + Sync>, mut many: BTreeMap<usize, ForClient>) -> Result<()> {
-        let streams = std::mem::take(&mut *self.streams.lock().unwrap_or_else(PoisonError::into_inner));
-        for (index, stream) in streams {
-            if let Some(make) = many.remove(&index) {
-                stream.start_many(make)?;
-                continue;
-            }
-            match &self.ends[index] {
-                HostEnd::Plain(plain) => {
-                    let opened = plain.clone();
-                    stream.start(plain.clone(), move |open| {
-                        if open {
-                            opened.opened();
-                        }
-                        opened.host_changed();
-                    })?;
-                }
-                HostEnd::Mux(mux) => {
-                    mux.on_quit(quit.clone());
-                    let opened = mux.clone();
-                    stream.start(mux.clone(), move |open| {
-                        if open {
-                            opened.opened();
-                        }
-                        opened.host_changed();
-                    })?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The memory of a host end.
-    fn ring(&self, label: &str) -> Result<&Arc<Ring>, String> {
-        let index = self.specs.iter().position(|spec| spec.label == label);
-        let index = index.ok_or_else(|| format!("Device '{label}' not found"))?;
-        self.rings.get(&index).ok_or_else(|| format!("{label} is not a ringbuf device"))
+    fn ring(&self, label: &str) -> Result<Arc<Ring>, String> {
+        let all = self.all();
+        let end = all.iter().flatten().find(|end| end.spec.label == label);
+        let end = end.ok_or_else(|| format!("Device '{label}' not found"))?;
+        end.way.ring.clone().ok_or_else(|| format!("{label} is not a ringbuf device"))
     }
 
     /// What monitors know.
@@ -346,25 +299,12 @@ impl CharHost for Chardevs {
     }
 
     fn list(&self) -> Vec<CharInfo> {
-        let shown = |i: usize, spec: &CharSpec| match &spec.kind {
-            CharKind::Null => "null".to_owned(),
-            CharKind::Stdio { .. } => "stdio".to_owned(),
-            CharKind::File { path, .. } => format!("file:{}", path.display()),
-            CharKind::Socket(s) if s.server => format!("{},server=on", s.address),
-            CharKind::Socket(s) => s.address.to_string(),
-            CharKind::Pipe(path) => format!("pipe:{}", path.display()),
-            CharKind::Tty(path) => path.display().to_string(),
-            CharKind::Ring { .. } => "ringbuf".to_owned(),
-            CharKind::Udp { to, .. } => format!("udp:{}:{}", to.0, to.1),
-            CharKind::Pty => format!("pty:{}", self.ptys.get(&i).map_or("", String::as_str)),
+        let info = |end: &End| CharInfo {
+            label: end.spec.label.clone(),
+            filename: end.way.shown(&end.spec),
+            frontend_open: end.used,
         };
-        let mux = |spec: &CharSpec| if spec.mux { "mux, " } else { "" };
-        let info = |(i, spec): (usize, &CharSpec)| CharInfo {
-            label: spec.label.clone(),
-            filename: format!("{}{}", mux(spec), shown(i, spec)),
-            frontend_open: self.used.contains(&i),
-        };
-        self.specs.iter().enumerate().map(info).collect()
+        self.all().iter().flatten().map(info).collect()
     }
 
     fn ring_write(&self, label: &str, bytes: &[u8]) -> Result<(), String> {
@@ -374,15 +314,6 @@ impl CharHost for Chardevs {
     fn ring_read(&self, label: &str, most: usize) -> Result<Vec<u8>, String> {
         self.ring(label).map(|ring| ring.read(most))
     }
-}
-
-/// Host ends that the configuration has a use for.
-fn used(config: &Config) -> BTreeSet<usize> {
-    let ports = config.peripherals.serial_buses.iter().flat_map(|bus| &bus.ports).map(|port| port.chardev);
-    let serials = config.serials.iter().flatten().copied();
-    let consoles = config.debug_consoles.iter().map(|console| console.chardev);
-    let monitors = config.monitors.iter().copied().chain(config.controls.iter().map(|control| control.chardev));
-    ports.chain(serials).chain(consoles).chain(monitors).map(|id| id.0).collect()
 }
 
 /// Writes out what is queued and puts the terminal back: the last thing before the process ends.

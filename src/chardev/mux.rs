@@ -111,6 +111,11 @@ impl Mux {
         *self.quit.lock().unwrap_or_else(PoisonError::into_inner) = Some(quit);
     }
 
+    /// Somebody at the other end sends a break to the user with the keyboard.
+    pub fn send_break(&self) {
+        self.perform(Action::Break);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

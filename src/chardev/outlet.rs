@@ -1,5 +1,6 @@
 //! Where a host end's bytes go at the moment: a file or terminal for good, or whoever is connected.
 
+use super::LAST;
 use super::output::{Listener, Output};
 use super::ring::Ring;
 use super::{telnet, terminal};
@@ -111,6 +112,16 @@ impl Outlet {
     pub fn room(&self) -> usize {
         let output = self.output().clone();
         output.map_or(usize::MAX, |output| output.room())
+    }
+
+    /// Nothing is written to it any more: what is queued goes out, and its files are closed.
+    pub fn end(&self) {
+        let output = self.output().take();
+        for output in output.iter().chain(self.log.get()) {
+            output.listen(None);
+            output.flush(LAST);
+            output.close();
+        }
     }
 
     /// Whether somebody is there.

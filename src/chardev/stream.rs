@@ -13,6 +13,7 @@ use crate::cli::config::{SocketAddress, SocketSpec};
 use crate::net::descriptor::inherited;
 use crate::net::holder::holder;
 use anyhow::{Context, Result, anyhow};
+use crossbeam_channel::{Receiver, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -25,7 +26,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a pseudo-terminal that nobody has open is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -105,25 +106,56 @@ fn tcp(stream: TcpStream) -> io::Result<OwnedFd> {
 
 impl Source {
     /// Waits for the next peer; `None`: there will be none.
-    fn next(&mut self) -> io::Result<Option<Peer>> {
+    fn next(&mut self, waker: &Waker) -> io::Result<Option<Peer>> {
         let socket: OwnedFd = match self {
-            Self::Tcp(listener) => tcp(listener.accept()?.0)?,
-            Self::Unix(listener) => listener.accept()?.0.into(),
-            Self::Web(source) => return source.next()?.map(web_peer).transpose(),
+            Self::Tcp(listener) if waker.wait_for(listener)? => tcp(listener.accept()?.0)?,
+            Self::Unix(listener) if waker.wait_for(listener)? => listener.accept()?.0.into(),
+            Self::Tcp(_) | Self::Unix(_) => return Ok(None),
+            Self::Web(source) => return source.next(waker)?.map(web_peer).transpose(),
             Self::Client(_, None) | Self::Nobody => return Ok(None),
-            Self::Client(address, Some(pause)) => {
-                thread::sleep(*pause);
+            Self::Client(address, Some(time)) => {
+                pause(waker, *time);
+                if waker.stopped() {
+                    return Ok(None);
+                }
                 connect(address)?
             }
             Self::Pty(master) => {
                 // Nobody has the other side open: hung up.
                 while hung_up(master)? {
-                    thread::sleep(LOOK);
+                    pause(waker, LOOK);
+                    if waker.stopped() {
+                        return Ok(None);
+                    }
                 }
                 master.as_fd().try_clone_to_owned()?
             }
         };
         Peer::of(socket).map(Some)
+    }
+
+    /// Where it listens, if the host chose the port.
+    fn local(&self) -> Option<SocketAddress> {
+        match self {
+            Self::Tcp(listener) => listener
+                .local_addr()
+                .ok()
+                .map(|address| SocketAddress::Tcp { host: address.ip().to_string(), port: address.port() }),
+            Self::Web(source) => source.local(),
+            _ => None,
+        }
+    }
+}
+
+/// Waits for `time`, or until the host end is taken away.
+fn pause(waker: &Waker, time: Duration) {
+    let end = Instant::now() + time;
+    while !waker.stopped() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        waker.pause(PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX));
     }
 }
 
@@ -210,7 +242,7 @@ impl Stream {
         };
         if spec.server && spec.wait {
             eprintln!("{program}: {label} waits for a connection at {shown}");
-            first = source.next().map_err(failed)?;
+            first = source.next(&Waker::new()?).map_err(failed)?;
         }
         if spec.websocket {
             (first, source) = (first.map(web_peer).transpose()?, Source::Web(Box::new(source)));
@@ -255,22 +287,31 @@ impl Stream {
         Ok(Self { label: label.into(), source, first, telnet, outlet: Outlet::to_peers(telnet), waker: Waker::new()? })
     }
 
+    /// Where it listens by TCP.
+    pub fn local(&self) -> Option<SocketAddress> {
+        self.source.local()
+    }
+
     /// Where bytes for whoever is connected go, and what wakes the reader.
     pub fn ends(&self) -> (Arc<Outlet>, Waker) {
         (self.outlet.clone(), self.waker.clone())
     }
 
-    /// Starts the thread: input goes to `sink`, and `changed` hears when a peer comes (`true`) or leaves.
-    pub fn start(self, sink: Arc<dyn InputSink>, changed: impl Fn(bool) + Send + 'static) -> io::Result<()> {
-        thread::Builder::new().name(format!("in-{}", self.label)).spawn(move || self.run(&*sink, changed))?;
-        Ok(())
+    /// Starts the thread: input goes to `sink`, and `changed` hears when a peer comes (`true`) or leaves. What ends with it.
+    pub fn start(self, sink: Arc<dyn InputSink>, changed: impl Fn(bool) + Send + 'static) -> io::Result<Receiver<()>> {
+        let (running, end) = bounded(0);
+        thread::Builder::new().name(format!("in-{}", self.label)).spawn(move || {
+            self.run(&*sink, changed);
+            drop(running);
+        })?;
+        Ok(end)
     }
 
     fn run(mut self, sink: &dyn InputSink, changed: impl Fn(bool)) {
-        loop {
+        while !self.waker.stopped() {
             let next = match self.first.take() {
                 Some(peer) => Ok(Some(peer)),
-                None => self.source.next(),
+                None => self.source.next(&self.waker),
             };
             let served = match next {
                 Ok(Some(peer)) => self.serve(peer, sink, &changed),
@@ -279,7 +320,7 @@ impl Stream {
             };
             if let Err(e) = served {
                 tracing::warn!("{}: {e}", self.label);
-                thread::sleep(LOOK);
+                pause(&self.waker, LOOK);
             }
         }
     }
@@ -296,7 +337,7 @@ impl Stream {
             clients.wait();
             let next = match self.first.take() {
                 Some(peer) => Ok(Some(peer)),
-                None => self.source.next(),
+                None => self.source.next(&self.waker),
             };
             let started = match next {
                 Ok(Some(peer)) => self.start_one(peer, make, &clients),

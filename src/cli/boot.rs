@@ -5,6 +5,7 @@ use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::values;
 use anyhow::{Result, anyhow, bail};
+use brolga::descriptors::{self, Access};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,15 @@ pub fn readable(what: &str, path: impl AsRef<Path>) -> Result<()> {
         io::ErrorKind::PermissionDenied => anyhow!("{what}: permission denied; make the file readable"),
         _ => anyhow!("{what}: cannot be read: {}", os_reason(&e)),
     };
+    if let Some(handed) = descriptors::open(path.as_ref(), Access::Read, 0) {
+        return match handed {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                bail!("{what}: Failed to find fdset {}; give -add-fd with set=", path.as_ref().display())
+            }
+            // What it is good for shows when it is opened for what it is wanted for.
+            _ => Ok(()),
+        };
+    }
     // Opening a FIFO would wait for a writer: look first.
     let metadata = std::fs::metadata(&path).map_err(reason)?;
     if metadata.is_dir() {

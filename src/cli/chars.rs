@@ -36,8 +36,8 @@ pub struct Chars {
 struct Named {
     id: String,
     chardev: CharId,
-    /// The first option that refers to it.
-    user: Option<String>,
+    /// The options that refer to it.
+    users: Vec<String>,
 }
 
 /// What a target word means.
@@ -73,13 +73,10 @@ impl Chars {
             let hint = suggest::hint(id, self.named.iter().map(|n| n.id.as_str()));
             bail!("{what}: there is no -chardev with id={id}{hint}");
         };
-        match &named.user {
-            Some(user) if !self.chardevs[named.chardev.0].mux => {
-                bail!("{what}: {id} is used by {user} already; add mux=on to -chardev to share it")
-            }
-            Some(_) => {}
-            None => named.user = Some(what.to_owned()),
+        if let Some(user) = named.users.first().filter(|_| !self.chardevs[named.chardev.0].mux) {
+            bail!("{what}: {id} is used by {user} already; add mux=on to -chardev to share it")
         }
+        named.users.push(what.to_owned());
         Ok(named.chardev)
     }
 
@@ -90,7 +87,47 @@ impl Chars {
 
     /// A device that used a host end is gone.
     pub fn release(&mut self, chardev: CharId) {
-        self.named.iter_mut().filter(|named| named.chardev == chardev).for_each(|named| named.user = None);
+        let of_it = self.named.iter_mut().filter(|named| named.chardev == chardev);
+        of_it.for_each(|named| drop(named.users.pop()));
+    }
+
+    /// The host end that `info chardev` calls `label`.
+    pub fn known(&self, label: &str) -> Option<CharId> {
+        self.chardevs.iter().position(|spec| spec.label == label).map(CharId)
+    }
+
+    /// Whether a device or monitor uses it.
+    pub fn is_used(&self, chardev: CharId) -> bool {
+        self.named.iter().find(|named| named.chardev == chardev).is_none_or(|named| !named.users.is_empty())
+    }
+
+    /// One more host end while the machine runs.
+    pub fn define_later(&mut self, value: &str) -> Result<CharId> {
+        let keys = KeyValues::parse("-chardev", value, Some("backend"))?;
+        if let Some(id) = keys.peek("id").filter(|id| self.known(id).is_some()) {
+            bail!("Chardev with id '{id}' already exists");
+        }
+        self.define(value)?;
+        Ok(CharId(self.chardevs.len() - 1))
+    }
+
+    /// Another host end, with the same name, in the place of one.
+    pub fn redefine(&mut self, chardev: CharId, value: &str) -> Result<()> {
+        let mut others = self.clone();
+        others.forget(chardev);
+        let at = others.define_later(value)?;
+        if let (Some(spec), Some(old)) = (others.chardevs.get(at.0), self.chardevs.get_mut(chardev.0)) {
+            *old = spec.clone();
+        }
+        Ok(())
+    }
+
+    /// A host end was taken away: its name and what it had are free again.
+    pub fn forget(&mut self, chardev: CharId) {
+        self.named.retain(|named| named.chardev != chardev);
+        if let Some(spec) = self.chardevs.get_mut(chardev.0) {
+            *spec = CharSpec { kind: CharKind::Null, mux: false, label: String::new(), log: None };
+        }
     }
 
     /// `-chardev`.
@@ -130,7 +167,7 @@ impl Chars {
         self.refuse_sharing(&format!("-chardev {value}"), &kind)?;
         let chardev = CharId(self.chardevs.len());
         self.chardevs.push(CharSpec { kind, mux, label: id.clone(), log });
-        self.named.push(Named { id, chardev, user: None });
+        self.named.push(Named { id, chardev, users: Vec::new() });
         Ok(())
     }
 

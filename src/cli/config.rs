@@ -35,6 +35,8 @@ pub struct Config {
     pub machine: MachineConfig,
     /// `-m`: guest RAM in bytes, a multiple of 4 KiB; 0 only if there is no machine.
     pub ram: u64,
+    /// What memory is made of, if an object says so, with its name.
+    pub memory: Option<(String, super::backends::MemoryBackend)>,
     /// `-smp`: how many processors may be there, and how they are spread.
     pub topology: Topology,
     /// `-smp`: how many of them are there from the start.

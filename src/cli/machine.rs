@@ -40,6 +40,14 @@ pub fn flash(arguments: &Arguments) -> Result<[Option<String>; 2]> {
     Ok([keys.take(first)?, keys.take(second)?])
 }
 
+/// The object that memory is made of.
+const MEMORY: &str = "memory-backend";
+
+/// The name of the object that describes memory.
+pub fn memory_backend(arguments: &Arguments) -> Result<Option<String>> {
+    merged(arguments, "machine", Some("type"))?.map_or(Ok(None), |mut keys| keys.take(MEMORY))
+}
+
 /// The board and the value of its `accel` key.
 pub fn board(arguments: &Arguments) -> Result<(MachineConfig, Option<String>)> {
     let mut board = MachineConfig { kind: MachineKind::Pc, hpet: true, acpi: true };
@@ -51,6 +59,7 @@ pub fn board(arguments: &Arguments) -> Result<(MachineConfig, Option<String>)> {
     for key in FLASH {
         keys.take(key)?;
     }
+    keys.take(MEMORY)?;
     board.hpet = keys.take_switch("hpet")?.unwrap_or(true);
     board.acpi = keys.take_switch("acpi")?.unwrap_or(true);
     // Properties of QEMU's boards that scripts spell out although they are so here anyway.

@@ -14,8 +14,8 @@ const DEFAULT: u64 = 512 << 20;
 const SMALLEST: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
-/// Guest memory in bytes.
-pub fn settle(arguments: &Arguments, identity: &Identity) -> Result<u64> {
+/// Guest memory in bytes; `object` is what the object says that it is made of.
+pub fn settle(arguments: &Arguments, identity: &Identity, object: Option<u64>) -> Result<u64> {
     let given = arguments.all("m");
     let mut keys = KeyValues::none("-m");
     for value in given {
@@ -28,7 +28,7 @@ pub fn settle(arguments: &Arguments, identity: &Identity) -> Result<u64> {
         }
     }
     keys.finish()?;
-    let Some(text) = size else {
+    let Some(text) = size.or_else(|| object.map(|bytes| format!("{bytes}b"))) else {
         return Ok(if identity.qemu { DEFAULT_AS_QEMU } else { DEFAULT });
     };
     let refuse = |why: String| anyhow::anyhow!("-m {text}: {why}");
@@ -40,6 +40,10 @@ pub fn settle(arguments: &Arguments, identity: &Identity) -> Result<u64> {
         && bytes > host
     {
         bail!("-m {text}: more than the host's {} of memory and swap; give less", values::show_size(host));
+    }
+    if let Some(object) = object.filter(|object| *object != bytes) {
+        let (wanted, there) = (values::show_size(bytes), values::show_size(object));
+        bail!("-m {text}: {wanted}, and the object of -machine memory-backend= has {there}; give both the same size");
     }
     bytes.checked_next_multiple_of(PAGE).ok_or_else(|| refuse("too large".into()))
 }

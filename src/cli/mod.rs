@@ -4,6 +4,7 @@
 //! turn the options of one subject into their part of the configuration. Every error is one line that names the
 //! option, the cause and the remedy.
 
+pub mod backends;
 mod blockdev;
 mod boot;
 mod bridges;
@@ -16,6 +17,7 @@ mod firmware;
 mod flash;
 mod floppy;
 mod gdb;
+mod handed;
 mod help;
 mod later;
 mod logging;
@@ -29,6 +31,7 @@ mod peripherals;
 mod processor;
 mod scsi;
 mod serial_bus;
+mod serial_port;
 mod sharing;
 mod smbios;
 mod sockets;
@@ -79,6 +82,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     if let Some(text) = help::requested(&identity, &arguments)? {
         return Ok(Request::Print(text));
     }
+    handed::settle(&arguments)?;
     let (machine, accel) = machine::board(&arguments)?;
     let (topology, processors) = machine::topology(&arguments)?;
     let icount = machine::icount(&arguments)?;
@@ -101,11 +105,14 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
     }
     let from_network = devices.network.nics.iter().any(|nic| nic.boot_index.is_some());
     let drives: Vec<_> = devices.drives.drives.iter().map(|drive| drive.spec.clone()).collect();
+    let memory = machine::memory_backend(&arguments)?;
+    let memory = memory.map(|id| devices.peripherals.objects.memory(&id).map(|memory| (id, memory))).transpose()?;
     let config = Config {
         name: machine::name(&arguments)?,
         uuid: machine::uuid(&arguments)?,
         machine,
-        ram: memory::settle(&arguments, &identity)?,
+        ram: memory::settle(&arguments, &identity, memory.as_ref().map(|(_, memory)| memory.size))?,
+        memory,
         topology,
         processors,
         cpu: machine::cpu(&arguments)?,

@@ -7,7 +7,7 @@ use super::network::place;
 use super::objects::Objects;
 use super::options::Arguments;
 use super::sharing::{self, Shares};
-use super::{display, serial_bus, values};
+use super::{display, serial_bus, serial_port, values};
 use anyhow::{Result, bail};
 
 /// Period of the entropy device's rate in milliseconds, unless told.
@@ -85,6 +85,13 @@ pub const MODELS: &[Model] = &[
         about: "watchdog: a guest that stops feeding it is reset (see -action watchdog=)",
         keys: &[ADDR],
         add: watchdog,
+    },
+    Model {
+        name: "isa-serial",
+        alias: None,
+        about: "serial port, as -serial makes them",
+        keys: serial_port::KEYS,
+        add: serial_port::add,
     },
 ];
 

@@ -2,7 +2,6 @@
 
 /// Options, with the remedy to offer (may be empty).
 const OPTIONS: &[(&str, &str)] = &[
-    ("add-fd", ""),
     ("alt-grab", ""),
     ("audio", ""),
     ("compat", ""),

@@ -30,6 +30,46 @@ impl Machine {
         Ok(())
     }
 
+    /// Opens a host end for character devices.
+    pub(super) fn open_chardev(&self, value: &str) -> Result<Option<String>, Fault> {
+        let mut inventory = self.inventory();
+        let mut next = inventory.collected.chars.clone();
+        let id = next.define_later(value).map_err(|error| plain("-chardev", value, &error))?;
+        let Some(spec) = next.chardevs.get(id.0) else { return Ok(None) };
+        let pty = self.parts.chardevs.add(id, spec)?;
+        inventory.collected.chars = next;
+        Ok(pty)
+    }
+
+    /// Opens another one in the place of one.
+    pub(super) fn swap_chardev(&self, label: &str, value: &str) -> Result<Option<String>, Fault> {
+        let mut inventory = self.inventory();
+        let mut next = inventory.collected.chars.clone();
+        let id = next.known(label).ok_or_else(|| Fault::new(format!("Chardev '{label}' does not exist")))?;
+        self.parts.chardevs.can_change(id)?;
+        next.redefine(id, value).map_err(|error| plain("-chardev", value, &error))?;
+        let Some(spec) = next.chardevs.get(id.0) else { return Ok(None) };
+        if spec.mux {
+            return Err("Mux device hotswap not supported yet".into());
+        }
+        let pty = self.parts.chardevs.change(id, spec)?;
+        inventory.collected.chars = next;
+        Ok(pty)
+    }
+
+    /// Closes one that nobody uses.
+    pub(super) fn close_chardev(&self, label: &str) -> Result<(), Fault> {
+        let mut inventory = self.inventory();
+        let chars = &mut inventory.collected.chars;
+        let id = chars.known(label).ok_or_else(|| Fault::new(format!("Chardev '{label}' not found")))?;
+        if chars.is_used(id) {
+            return Err(Fault::new(format!("Chardev '{label}' is busy")));
+        }
+        chars.forget(id);
+        self.parts.chardevs.remove(id);
+        Ok(())
+    }
+
     /// Makes an object that devices may name.
     pub(super) fn make_object(&self, value: &str) -> Result<(), Fault> {
         let objects = &mut self.inventory().collected.peripherals.objects;

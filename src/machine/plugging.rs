@@ -11,9 +11,9 @@ use super::storage::{Drives, Slots};
 use super::{Machine, nics};
 use crate::cli;
 use crate::cli::config::{DriveSpec, Made};
-use crate::monitor::{Class, DeviceInfo, Fault, ObjectInfo, Plugging};
+use crate::monitor::{Class, DeviceInfo, Fault, LiveProperty, ObjectInfo, Plugging};
 use brolga_devices::services::Clock;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::{MutexGuard, PoisonError};
 
 /// How long the guest is given at least to take notice of what it was asked for, in nanoseconds of its time.
@@ -210,6 +210,8 @@ impl Machine {
         };
         let cards = inventory.collected.network.nics.clone();
         let gone = inventory.forget(at);
+        let chars = &inventory.collected.chars;
+        self.parts.chardevs.release_unused(|id| chars.is_used(id));
         for entry in &gone {
             entry.seat.iter().for_each(|seat| self.take_off_board(seat));
             if let Made::Nic(at) = entry.spec.made
@@ -297,6 +299,25 @@ impl Plugging for Machine {
         self.close_netdev(id)
     }
 
+    fn chardev_add(&self, value: &str) -> Result<Option<String>, Fault> {
+        self.open_chardev(value)
+    }
+
+    fn chardev_change(&self, id: &str, value: &str) -> Result<Option<String>, Fault> {
+        self.swap_chardev(id, value)
+    }
+
+    fn chardev_remove(&self, id: &str) -> Result<(), Fault> {
+        self.close_chardev(id)
+    }
+
+    fn chardev_break(&self, id: &str) -> Result<(), Fault> {
+        let chardev = self.inventory().collected.chars.known(id);
+        let chardev = chardev.ok_or_else(|| Fault::new(format!("Chardev '{id}' not found")))?;
+        self.parts.chardevs.send_break(chardev);
+        Ok(())
+    }
+
     fn object_add(&self, value: &str) -> Result<(), Fault> {
         self.make_object(value)
     }
@@ -330,6 +351,14 @@ impl Plugging for Machine {
 
     fn resize(&self, name: &str, bytes: u64) -> Option<Result<(), String>> {
         self.media.image(name).map(|disk| self.disks.resize(&disk, bytes))
+    }
+
+    fn live_properties(&self, path: &str) -> Vec<LiveProperty> {
+        self.live(path)
+    }
+
+    fn set_property(&self, path: &str, name: &str, value: &Value) -> Result<(), Fault> {
+        self.set_live(path, name, value)
     }
 
     fn processor_path(&self, number: u32) -> Option<String> {

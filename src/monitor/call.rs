@@ -6,6 +6,7 @@ use super::fault::Fault;
 use super::host::MonitorHost;
 use brolga_jit::Registers;
 use serde_json::{Map, Value};
+use std::os::fd::OwnedFd;
 
 /// What a session remembers between commands.
 #[derive(Clone, Default)]
@@ -30,6 +31,8 @@ pub struct Call<'a> {
     pub args: Map<String, Value>,
     /// HMP asks: the answer is shown to people.
     pub people: bool,
+    /// A descriptor that came with the command.
+    pub descriptor: &'a dyn Fn() -> Option<OwnedFd>,
     /// What is to happen once the answer is on its way.
     pub after: Option<After>,
 }

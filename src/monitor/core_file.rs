@@ -3,6 +3,7 @@
 
 use super::host::MonitorHost;
 use crate::cli::os_reason;
+use brolga::descriptors;
 use brolga_jit::{Registers, SegmentRegister};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -29,7 +30,15 @@ pub fn write(host: &dyn MonitorHost, name: &str, range: Option<Range<u64>>) -> R
         return Err("there is no memory in that range".to_owned());
     }
     let failed = |e: io::Error| format!("dump: could not write '{name}': {}", os_reason(&e));
-    let file = File::create(name).map_err(|e| format!("Could not open '{name}': {}", os_reason(&e)))?;
+    let file = match name.strip_prefix("fd:") {
+        Some(name) => descriptors::take(name)
+            .map(File::from)
+            .ok_or_else(|| format!("File descriptor named '{name}' has not been found"))?,
+        None => {
+            let path = name.strip_prefix("file:").unwrap_or(name);
+            descriptors::create(path).map_err(|e| format!("Could not open '{path}': {}", os_reason(&e)))?
+        }
+    };
     let written = host.while_paused(&mut || write_all(host, &file, &pieces).map_err(failed));
     host.note_dump(written.as_ref().ok().copied());
     written.map(drop)

@@ -10,9 +10,21 @@ use crate::events;
 use brolga_devices::trace_event;
 use brolga_jit::Registers;
 use serde_json::{Map, Value};
+use std::os::fd::OwnedFd;
 
 /// Runs one line and returns what to show.
 pub fn run(host: &dyn MonitorHost, facts: &Facts, state: &mut State, line: &str) -> String {
+    run_with(host, facts, state, line, &|| None)
+}
+
+/// The same, with descriptors that came along.
+pub fn run_with(
+    host: &dyn MonitorHost,
+    facts: &Facts,
+    state: &mut State,
+    line: &str,
+    descriptor: &dyn Fn() -> Option<OwnedFd>,
+) -> String {
     trace_event!(events::HMP, "{line:?}");
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
@@ -33,7 +45,7 @@ pub fn run(host: &dyn MonitorHost, facts: &Facts, state: &mut State, line: &str)
             return format!("{name}: {why}\nTry \"help {name}\" for more information\n");
         }
     };
-    let mut call = Call { host, facts, state, args, people: true, after: None };
+    let mut call = Call { host, facts, state, args, people: true, descriptor, after: None };
     let outcome = (command.run)(&mut call);
     if call.after == Some(After::Quit) {
         host.control(Control::Quit);
@@ -143,7 +155,7 @@ fn flags<'a>(command: &Command, line: &'a str, args: &mut Map<String, Value>) ->
 /// Takes one argument from the front of `rest`: its value, and what is left.
 fn take<'a>(arg: &Arg, rest: &'a str, registers: &dyn Fn() -> Option<Registers>) -> Result<(Value, &'a str), String> {
     Ok(match arg.place {
-        Place::Rest => (rest.into(), ""),
+        Place::Rest | Place::HmpRest => (rest.into(), ""),
         Place::LastNumber => (evaluate(rest, registers().as_ref())?.into(), ""),
         Place::Number => {
             let (value, left) = evaluate_first(rest, registers().as_ref())?;

@@ -30,7 +30,7 @@ pub use host::{
     PciInfo, PciRegion, Pointer, RunState, SnapshotAction, Topic,
 };
 pub use jobs::{JobSpec, Jobs, Progress, Word};
-pub use plugging::{DeviceInfo, ObjectInfo, Plugging};
+pub use plugging::{DeviceInfo, LiveProperty, ObjectInfo, Plugging};
 pub use qmp::{Qmp, settle};
 
 use crate::chardev::{CharPort, FocusListener};
@@ -38,6 +38,7 @@ use crate::cli::config::Config;
 use brolga_devices::services::{CharBackend, CharFrontend};
 use call::State;
 use line::LineEditor;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What the monitor knows without asking the machine.
@@ -102,6 +103,8 @@ pub struct Monitor {
     facts: Facts,
     /// Not held while a command runs.
     session: Mutex<Session>,
+    /// Those that came with the last bytes, the first at the end.
+    descriptors: Mutex<Vec<OwnedFd>>,
 }
 
 struct Session {
@@ -115,8 +118,13 @@ impl Monitor {
     /// A monitor at `port`. It greets when it first gets the keyboard ([`FocusListener::focused`]).
     pub fn start(port: CharPort, host: &Arc<dyn MonitorHost>, facts: Facts) -> Arc<Self> {
         let session = Session { editor: LineEditor::new(), greeted: false, state: State::default() };
-        let this =
-            Arc::new(Self { backend: port.backend(), host: Arc::downgrade(host), facts, session: Mutex::new(session) });
+        let this = Arc::new(Self {
+            backend: port.backend(),
+            host: Arc::downgrade(host),
+            facts,
+            session: Mutex::new(session),
+            descriptors: Mutex::default(),
+        });
         port.connect(Arc::downgrade(&this) as Weak<dyn CharFrontend>);
         port.listen(Arc::downgrade(&this) as Weak<dyn FocusListener>);
         this
@@ -137,7 +145,8 @@ impl Monitor {
             let session = self.session();
             State { history: session.editor.history(), ..session.state.clone() }
         };
-        let text = hmp::run(&*host, &self.facts, &mut state, line);
+        let descriptor = || self.descriptors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let text = hmp::run_with(&*host, &self.facts, &mut state, line, &descriptor);
         self.session().state = state;
         self.show(&text);
     }
@@ -172,6 +181,16 @@ impl FocusListener for Monitor {
 }
 
 impl CharFrontend for Monitor {
+    fn swaps(&self) -> bool {
+        // What was begun would go on with somebody else.
+        false
+    }
+
+    fn receive_descriptors(&self, mut descriptors: Vec<OwnedFd>) {
+        descriptors.reverse();
+        *self.descriptors.lock().unwrap_or_else(PoisonError::into_inner) = descriptors;
+    }
+
     fn can_receive(&self) -> usize {
         // A line's worth: commands run at once.
         256

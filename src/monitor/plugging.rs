@@ -1,6 +1,7 @@
 //! What the monitor needs from the machine to have devices and host ends come and go.
 
 use super::fault::{Class, Fault};
+use serde_json::Value;
 
 /// A device that a user gave.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +16,17 @@ pub struct DeviceInfo {
     pub late: bool,
     /// It can be taken away.
     pub movable: bool,
+}
+
+/// A property that lives with its device.
+#[derive(Clone, Debug)]
+pub struct LiveProperty {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is now.
+    pub value: Value,
+    /// It can be set.
+    pub writable: bool,
 }
 
 /// An object: its name, its kind, and its properties.
@@ -46,6 +58,26 @@ pub trait Plugging: Send + Sync {
     /// Closes one; a card that has it is left without.
     fn netdev_del(&self, id: &str) -> Result<(), Fault> {
         self.device_del(id)
+    }
+
+    /// Opens a host end for character devices, in the grammar of `-chardev`; the name of the pseudo-terminal, if it is one.
+    fn chardev_add(&self, _value: &str) -> Result<Option<String>, Fault> {
+        Err(fixed())
+    }
+
+    /// Opens another one in the place of the one called `id`.
+    fn chardev_change(&self, id: &str, _value: &str) -> Result<Option<String>, Fault> {
+        Err(Fault::new(format!("Chardev '{id}' does not exist")))
+    }
+
+    /// Closes one that nobody uses.
+    fn chardev_remove(&self, id: &str) -> Result<(), Fault> {
+        Err(Fault::new(format!("Chardev '{id}' not found")))
+    }
+
+    /// Sends a break to the device that has one.
+    fn chardev_break(&self, id: &str) -> Result<(), Fault> {
+        Err(Fault::new(format!("Chardev '{id}' not found")))
     }
 
     /// Makes an object that devices may name.
@@ -86,6 +118,16 @@ pub trait Plugging: Send + Sync {
     /// Gives an image another size; its drive's, device's or node's name. `None`: there is none.
     fn resize(&self, _name: &str, _bytes: u64) -> Option<Result<(), String>> {
         None
+    }
+
+    /// What lives of the device at a place in the tree of objects.
+    fn live_properties(&self, _path: &str) -> Vec<LiveProperty> {
+        Vec::new()
+    }
+
+    /// Sets one of those.
+    fn set_property(&self, _path: &str, name: &str, _value: &Value) -> Result<(), Fault> {
+        Err(Fault::new(format!("Property '{name}' not found")))
     }
 
     /// The place in the tree of objects of a processor that a user added.

@@ -19,6 +19,8 @@ pub enum Place {
     Word,
     /// What is left of the line.
     Rest,
+    /// What is left of the line, which programs say in another way.
+    HmpRest,
     /// A switch of one letter, such as `-a`.
     Flag(char),
     /// A switch of one letter and the word behind it, such as `-f png`.
@@ -177,7 +179,8 @@ mod tests {
                 .iter()
                 .filter(|arg| !matches!(arg.place, Place::Absent | Place::Flag(_) | Place::Choice(_) | Place::Format))
                 .collect();
-            let rest = words.iter().position(|arg| matches!(arg.place, Place::Rest | Place::LastNumber));
+            let rest =
+                words.iter().position(|arg| matches!(arg.place, Place::Rest | Place::HmpRest | Place::LastNumber));
             assert!(rest.is_none_or(|at| at + 1 == words.len()), "{:?}", command.hmp);
             let first_optional = words.iter().position(|arg| arg.member.optional).unwrap_or(words.len());
             assert!(words[first_optional..].iter().all(|arg| arg.member.optional), "{:?}", command.hmp);

@@ -510,7 +510,15 @@ fn random_arguments_are_answered() {
                 continue;
             }
             let mut state = State::default();
-            let mut call = Call { host: &host, facts: &facts, state: &mut state, args, people: false, after: None };
+            let mut call = Call {
+                host: &host,
+                facts: &facts,
+                state: &mut state,
+                args,
+                people: false,
+                descriptor: &|| None,
+                after: None,
+            };
             match ((command.run)(&mut call), &command.returns) {
                 (Ok(answer), Some(ty)) => assert_eq!(ty.check(name, &answer), Ok(()), "{answer}"),
                 (Err(fault), _) => assert!(!fault.desc.is_empty() && !fault.desc.contains('\n'), "{name}: {fault:?}"),

@@ -2,12 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod chardevs;
 mod clients;
 mod commands;
+mod descriptors;
 mod harness;
 mod hotplug;
 mod images;
 mod processors;
+mod properties;
 mod saving;
 mod schema;
 mod screen;

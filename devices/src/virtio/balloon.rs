@@ -10,8 +10,9 @@ use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{Hook, TimerSlot, locked};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const QUEUE_SIZE: u16 = 128;
 /// The queues (1 is the one through which pages come back); the last one is there if pages are reported.
@@ -94,6 +95,10 @@ pub struct VirtioBalloon {
     timer: TimerSlot,
     /// Queues to be looked at, by bit.
     kicked: AtomicU64,
+    /// How often the guest is asked for statistics, in seconds of its time; 0: never.
+    polling_s: AtomicU32,
+    /// When the guest told them last, in seconds since 1970; 0: never.
+    told_at: AtomicU64,
     /// Who hears how many bytes the guest has when that changes.
     pub changed: Hook<u64>,
     state: Mutex<State>,
@@ -129,6 +134,8 @@ impl VirtioBalloon {
             doorbell: work.doorbell(this.clone(), 0),
             timer: TimerSlot::new(timers.create(this.clone(), 0)),
             kicked: AtomicU64::new(0),
+            polling_s: AtomicU32::new(config.polling_s),
+            told_at: AtomicU64::new(0),
             changed: Hook::default(),
             state: Mutex::default(),
         });
@@ -153,6 +160,31 @@ impl VirtioBalloon {
         let state = locked(&self.state);
         let named = |(tag, value): (&u16, &u64)| Some((*NAMES.get(usize::from(*tag))?, *value));
         state.statistics.iter().filter_map(named).collect()
+    }
+
+    /// Statistics by their tags (5.5.6.3), and when the guest told them, in seconds since 1970; 0: never.
+    pub fn told(&self) -> (BTreeMap<u16, u64>, u64) {
+        (locked(&self.state).statistics.clone(), self.told_at.load(Ordering::SeqCst))
+    }
+
+    /// How often the guest is asked for statistics, in seconds of its time; 0: never.
+    pub fn polling(&self) -> u32 {
+        self.polling_s.load(Ordering::SeqCst)
+    }
+
+    /// Changes that; the next time counts from now.
+    pub fn set_polling(&self, seconds: u32) {
+        self.polling_s.store(seconds, Ordering::SeqCst);
+        {
+            let mut state = locked(&self.state);
+            state.poll_at = None;
+            self.timer.want(None);
+            // Without a buffer the driver is answering at the moment, and its answer sets the time.
+            if state.buffer.is_some() {
+                self.schedule(&mut state);
+            }
+        }
+        self.timer.flush();
     }
 
     fn serve(&self) {
@@ -227,6 +259,8 @@ impl VirtioBalloon {
             if let Some(old) = state.buffer.replace(chain) {
                 self.queues.push(STATISTICS, old.head, 0);
             }
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+            self.told_at.store(now, Ordering::SeqCst);
             self.schedule(&mut state);
         }
         self.timer.flush();
@@ -234,8 +268,9 @@ impl VirtioBalloon {
 
     /// Sets the time of the next poll.
     fn schedule(&self, state: &mut State) {
-        if self.config.polling_s != 0 {
-            let wait = u64::from(self.config.polling_s) * NS_PER_SECOND;
+        let polling = self.polling();
+        if polling != 0 {
+            let wait = u64::from(polling) * NS_PER_SECOND;
             state.poll_at = Some(self.clock.now_ns().saturating_add(wait));
             self.timer.want(state.poll_at);
         }
@@ -457,6 +492,25 @@ mod tests {
         assert_eq!(b.queues[STATISTICS].used(), [(0, 0)]);
         b.s.time.advance(20 * NS_PER_SECOND);
         assert_eq!(b.queues[STATISTICS].used(), [], "the driver has not answered");
+        assert!(balloon.told().1 > 1_600_000_000 && balloon.told().0.contains_key(&77));
+        // The host wants them seldomer, then not at all, then often.
+        let ask = |b: &mut Bench| {
+            b.queues[STATISTICS].add(&[(DATA, 30, false)]);
+            b.kick(2);
+        };
+        ask(&mut b);
+        balloon.set_polling(5);
+        b.s.time.advance(4 * NS_PER_SECOND);
+        assert_eq!(b.queues[STATISTICS].used(), []);
+        b.s.time.advance(NS_PER_SECOND);
+        assert_eq!(b.queues[STATISTICS].used().len(), 1);
+        ask(&mut b);
+        balloon.set_polling(0);
+        b.s.time.advance(100 * NS_PER_SECOND);
+        assert_eq!(b.queues[STATISTICS].used(), []);
+        balloon.set_polling(1);
+        b.s.time.advance(NS_PER_SECOND);
+        assert_eq!((balloon.polling(), b.queues[STATISTICS].used().len()), (1, 1));
     }
 
     #[test]

@@ -78,16 +78,6 @@ impl Window {
 impl Ram {
     /// Makes a memory file of `size` bytes, mapped as `regions` say (ascending `gpa`).
     pub fn new(size: u64, regions: Vec<RamRegion>) -> Result<Self, RamError> {
-        let mut end = 0;
-        for r in &regions {
-            if (r.gpa | r.size | r.offset) % PAGE_SIZE != 0 || r.size == 0 {
-                return Err(RamError::Layout("region not page aligned"));
-            }
-            if r.gpa < end || r.offset.checked_add(r.size).is_none_or(|e| e > size) {
-                return Err(RamError::Layout("regions overlap or exceed the memory file"));
-            }
-            end = r.gpa.checked_add(r.size).ok_or(RamError::Layout("region wraps"))?;
-        }
         let host = |source| RamError::Host { size, source };
         // SAFETY: plain system call with a valid C string; the result is checked.
         let fd = unsafe { libc::memfd_create(c"brolga-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
@@ -99,6 +89,25 @@ impl Ram {
         file.set_len(size).map_err(host)?;
         // SAFETY: sealing only restricts later resizes of our own file.
         unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
+        Self::in_file(file, size, regions)
+    }
+
+    /// The same in a file that others may map too. It grows to `size` bytes; nobody may cut it while it is used.
+    pub fn in_file(file: File, size: u64, regions: Vec<RamRegion>) -> Result<Self, RamError> {
+        let mut end = 0;
+        for r in &regions {
+            if (r.gpa | r.size | r.offset) % PAGE_SIZE != 0 || r.size == 0 {
+                return Err(RamError::Layout("region not page aligned"));
+            }
+            if r.gpa < end || r.offset.checked_add(r.size).is_none_or(|e| e > size) {
+                return Err(RamError::Layout("regions overlap or exceed the memory file"));
+            }
+            end = r.gpa.checked_add(r.size).ok_or(RamError::Layout("region wraps"))?;
+        }
+        let host = |source| RamError::Host { size, source };
+        if file.metadata().map_err(host)?.len() < size {
+            file.set_len(size).map_err(host)?;
+        }
         let map = MmapRaw::map_raw(&file).map_err(host)?;
         Ok(Self { map, file, regions, size, read_only: AtomicU64::new(0), window: None })
     }

@@ -59,6 +59,14 @@ const COPY_ARGS: &[Arg] = &[
     opt("auto-finalize", Ty::Bool, Place::Absent),
     opt("auto-dismiss", Ty::Bool, Place::Absent),
 ];
+/// How people copy.
+const COPY_PEOPLE: &[Arg] = &[
+    opt("reuse", Ty::Bool, Place::Flag('n')),
+    opt("full", Ty::Bool, Place::Flag('f')),
+    arg("device", Ty::Str, Place::Word),
+    arg("target", Ty::Str, Place::Word),
+    opt("format", Ty::Str, Place::Word),
+];
 const CHAIN_ARGS: &[Arg] = &[
     opt("job-id", Ty::Str, Place::Absent),
     arg("device", Ty::Str, Place::Absent),
@@ -80,11 +88,16 @@ pub static TABLE: &[Command] = &[
         Ok(Value::Null)
     })
     .args(OVERLAY_ARGS),
-    Command::qmp("blockdev-snapshot-internal-sync", "a snapshot in a drive's image", |call| {
-        call.host.change_images(&[internal(&call.args)])?;
-        Ok(Value::Null)
-    })
-    .args(&[arg("device", Ty::Str, Place::Absent), arg("name", Ty::Str, Place::Absent)]),
+    Command::both(
+        "blockdev-snapshot-internal-sync",
+        &["snapshot_blkdev_internal"],
+        "take an internal snapshot of device",
+        |call| {
+            call.host.change_images(&[internal(&call.args)])?;
+            Ok(Value::Null)
+        },
+    )
+    .args(&[arg("device", Ty::Str, Place::Word), arg("name", Ty::Str, Place::Word)]),
     Command::qmp("blockdev-snapshot-delete-internal-sync", "delete a snapshot in a drive's image", |call| {
         if call.text("id").is_none() && call.text("name").is_none() {
             return Err("Name or id must be provided".into());
@@ -104,6 +117,41 @@ pub static TABLE: &[Command] = &[
         start(call, BlockTask::Stream)
     })
     .args(CHAIN_ARGS),
+    Command::hmp(&["block_stream"], "copy data from a backing file into a block device", |call| {
+        start(call, BlockTask::Stream)
+    })
+    .args(&[arg("device", Ty::Str, Place::Word), opt("speed", Ty::Int, Place::Size)]),
+    Command::hmp(
+        &["drive_backup"],
+        "copy what a device is now to a new image file (-n: one that is there, -f: with what is below it)",
+        |call| copy(call, BlockTask::Backup),
+    )
+    .args(COPY_PEOPLE),
+    Command::hmp(
+        &["drive_mirror"],
+        "copy a device to a new image file and follow it (-n: one that is there, -f: with what is below it)",
+        |call| copy(call, BlockTask::Mirror),
+    )
+    .args(COPY_PEOPLE),
+    Command::hmp(&["snapshot_blkdev"], "a new image over a device's present one (-n: one that is there)", |call| {
+        let Some(file) = call.text("snapshot-file") else {
+            return Err("Parameter 'snapshot-file' is missing".into());
+        };
+        let mut data = Map::from_iter([
+            ("device".to_owned(), call.word("device")?.into()),
+            ("snapshot-file".to_owned(), file.into()),
+            ("mode".to_owned(), if call.switch("reuse") { "existing" } else { "absolute-paths" }.into()),
+        ]);
+        data.extend(call.text("format").map(|format| ("format".to_owned(), format.into())));
+        call.host.change_images(&[overlay(&data)?])?;
+        Ok(Value::Null)
+    })
+    .args(&[
+        opt("reuse", Ty::Bool, Place::Flag('n')),
+        arg("device", Ty::Str, Place::Word),
+        opt("snapshot-file", Ty::Str, Place::Word),
+        opt("format", Ty::Str, Place::Word),
+    ]),
     Command::qmp("block-commit", "write a drive's image to the one below, which takes its place", |call| {
         start(call, BlockTask::Commit)
     })
@@ -142,6 +190,14 @@ fn action(action: &Value) -> Result<ImageChange, Fault> {
         Some("blockdev-snapshot-internal-sync") => Ok(internal(&data)),
         _ => Ok(ImageChange::Abort),
     }
+}
+
+/// A copy as people ask for it.
+fn copy(call: &mut Call<'_>, task: BlockTask) -> Outcome {
+    let mode = if call.switch("reuse") { "existing" } else { "absolute-paths" };
+    let sync = if call.switch("full") { "full" } else { "top" };
+    call.args.extend([("mode", mode), ("sync", sync)].map(|(key, word)| (key.to_owned(), word.into())));
+    start(call, task)
 }
 
 fn start(call: &mut Call<'_>, task: BlockTask) -> Outcome {

@@ -1,18 +1,21 @@
 //! Host ends of character devices.
 
+use super::backends::{self, BACKEND, RETURN};
 use crate::monitor::call::Call;
 use crate::monitor::fault::Fault;
-use crate::monitor::table::{Command, Outcome, Place, arg, opt};
+use crate::monitor::table::{Arg, Command, Outcome, Place, arg, opt};
 use crate::monitor::types::{Enum, Object, Ty, member};
+use brolga::descriptors;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 static CHARDEV: Object = Object::new(
     "ChardevInfo",
     &[member("label", Ty::Str), member("filename", Ty::Str), member("frontend-open", Ty::Bool)],
 );
 static FORMATS: Enum = Enum { name: "DataFormat", values: &["utf8", "base64"] };
-static BACKEND: Object = Object::new("ChardevBackendInfo", &[member("name", Ty::Str)]);
+static KIND: Object = Object::new("ChardevBackendInfo", &[member("name", Ty::Str)]);
 
 pub static TABLE: &[Command] = &[
     Command::both("query-chardev", &["info chardev"], "show the character devices", query_chardev)
@@ -36,11 +39,74 @@ pub static TABLE: &[Command] = &[
             opt("format", Ty::Enum(&FORMATS), Place::Absent),
         ])
         .returns(Ty::Str),
+    Command::both("chardev-add", &["chardev-add"], "add chardev", |call| {
+        let mut held = Vec::new();
+        let option = match call.people {
+            true => call.word("args")?.to_owned(),
+            false => described(call, &mut held).map_err(|why| {
+                format!("Failed to add chardev '{}': {}", call.text("id").unwrap_or_default(), why.desc)
+            })?,
+        };
+        Ok(opened(call.host.chardev_add(&option)?))
+    })
+    .args(&[arg("id", Ty::Str, Place::Absent), arg("backend", Ty::Object(&BACKEND), Place::Absent), ARGS])
+    .returns(Ty::Object(&RETURN))
+    .show(quiet),
+    Command::both("chardev-change", &["chardev-change"], "change chardev", change)
+        .args(&[arg("id", Ty::Str, Place::Word), arg("backend", Ty::Object(&BACKEND), Place::Absent), ARGS])
+        .returns(Ty::Object(&RETURN))
+        .show(quiet),
+    Command::both("chardev-remove", &["chardev-remove"], "remove chardev", |call| {
+        call.host.chardev_remove(call.word("id")?)?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("id", Ty::Str, Place::Word)]),
+    Command::both("chardev-send-break", &["chardev-send-break"], "send a break on chardev", |call| {
+        call.host.chardev_break(call.word("id")?)?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("id", Ty::Str, Place::Word)]),
     Command::qmp("query-chardev-backends", "kinds of host ends", |call| {
         Ok(call.facts.chars().kinds().iter().map(|kind| json!({ "name": kind })).collect())
     })
-    .returns(Ty::Array(&Ty::Object(&BACKEND))),
+    .returns(Ty::Array(&Ty::Object(&KIND))),
 ];
+
+/// How people describe one: in the grammar of `-chardev`.
+const ARGS: Arg = arg("args", Ty::Str, Place::HmpRest);
+
+fn quiet(_: &Value) -> String {
+    String::new()
+}
+
+/// What is to be opened, in the grammar of `-chardev`.
+/// Descriptors that it names are held, until it has taken its own of them.
+fn described(call: &Call<'_>, held: &mut Vec<OwnedFd>) -> Result<String, Fault> {
+    let backend = call.get("backend").and_then(Value::as_object).ok_or("Parameter 'backend' is missing")?;
+    backends::option(backend, call.word("id")?, &mut |name| {
+        if name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Ok(name.to_owned());
+        }
+        let descriptor = descriptors::take(name);
+        let descriptor = descriptor.ok_or_else(|| format!("File descriptor named '{name}' has not been found"))?;
+        let number = descriptor.as_raw_fd().to_string();
+        held.push(descriptor);
+        Ok(number)
+    })
+}
+
+fn opened(pty: Option<String>) -> Value {
+    pty.map_or_else(|| json!({}), |pty| json!({ "pty": pty }))
+}
+
+fn change(call: &mut Call<'_>) -> Outcome {
+    let mut held = Vec::new();
+    let option = match call.people {
+        true => format!("{},id={}", call.word("args")?, call.word("id")?.replace(',', ",,")),
+        false => described(call, &mut held)?,
+    };
+    Ok(opened(call.host.chardev_change(call.word("id")?, &option)?))
+}
 
 fn query_chardev(call: &mut Call<'_>) -> Outcome {
     let entry = |info: crate::monitor::CharInfo| json!({ "label": info.label, "filename": info.filename, "frontend-open": info.frontend_open });

@@ -10,8 +10,8 @@ use crate::monitor::fault::{Class, Fault};
 use crate::monitor::host::Topic;
 use crate::monitor::table::{Command, Outcome, Place, arg, opt};
 use crate::monitor::types::{Enum, Object, Ty, member, optional};
+use brolga::descriptors;
 use serde_json::{Value, json};
-use std::fs::File;
 use std::io::{BufWriter, Write};
 
 /// Bytes read at a time.
@@ -63,13 +63,24 @@ pub static TABLE: &[Command] = &[
     ]),
     Command::hmp(&["sum"], "compute the checksum of a memory region", sum)
         .args(&[arg("addr", Ty::Int, Place::Number), arg("size", Ty::Int, Place::Number)]),
-    Command::hmp(&["gpa2hva"], "refused: the host's addresses of guest memory are nobody's business", no_host_addresses)
-        .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
-    Command::hmp(&["gpa2hpa"], "refused: the host's addresses of guest memory are nobody's business", no_host_addresses)
-        .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
-    Command::both("pmemsave", &["pmemsave"], "save to disk physical memory dump starting at 'val' of size 'size'", |c| {
-        save(c, true)
-    })
+    Command::hmp(
+        &["gpa2hva"],
+        "refused: the host's addresses of guest memory are nobody's business",
+        no_host_addresses,
+    )
+    .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
+    Command::hmp(
+        &["gpa2hpa"],
+        "refused: the host's addresses of guest memory are nobody's business",
+        no_host_addresses,
+    )
+    .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
+    Command::both(
+        "pmemsave",
+        &["pmemsave"],
+        "save to disk physical memory dump starting at 'val' of size 'size'",
+        |c| save(c, true),
+    )
     .args(&[
         arg("val", Ty::Uint, Place::Number),
         arg("size", Ty::Uint, Place::Number),
@@ -105,14 +116,19 @@ pub static TABLE: &[Command] = &[
         Ok(json!({ "status": status, "completed": done, "total": done }))
     })
     .returns(Ty::Object(&DUMP)),
-    Command::both("query-memory-size-summary", &["info memory_size_summary"], "show the amount of initially allocated and hotpluggable (if enabled) memory in bytes", |call| {
-        Ok(json!({ "base-memory": call.facts.config.ram, "plugged-memory": 0 }))
-    })
+    Command::both(
+        "query-memory-size-summary",
+        &["info memory_size_summary"],
+        "show the amount of initially allocated and hotpluggable (if enabled) memory in bytes",
+        |call| Ok(json!({ "base-memory": call.facts.config.ram, "plugged-memory": 0 })),
+    )
     .returns(Ty::Object(&SUMMARY))
     .show(|answer| format!("base memory: {}\nplugged memory: {}\n", answer["base-memory"], answer["plugged-memory"])),
     Command::qmp("query-memdev", "what guest memory is made of", |call| {
+        let memory = call.facts.config.memory.as_ref();
         Ok(json!([{
-            "id": "pc.ram", "size": call.facts.config.ram, "merge": false, "dump": true, "prealloc": false, "share": true,
+            "id": memory.map_or("pc.ram", |(id, _)| id), "size": call.facts.config.ram, "merge": false, "dump": true,
+            "prealloc": memory.is_some_and(|(_, memory)| memory.prealloc), "share": true,
             "reserve": false, "host-nodes": [], "policy": "default",
         }]))
     })
@@ -225,7 +241,7 @@ fn save(call: &mut Call<'_>, physical: bool) -> Outcome {
     limit(call, size)?;
     let name = call.word("filename")?;
     let failed = |e: std::io::Error| Fault::new(format!("Could not open '{name}': {}", os_reason(&e)));
-    let mut file = BufWriter::new(File::create(name).map_err(failed)?);
+    let mut file = BufWriter::new(descriptors::create(name).map_err(failed)?);
     let mut done = 0;
     while done < size {
         let at = start.wrapping_add(done);
@@ -258,14 +274,14 @@ fn dump_for_programs(call: &mut Call<'_>) -> Outcome {
         return Err("detach=true is not supported: the dump is there when the answer comes".into());
     }
     let protocol = call.word("protocol")?;
-    let Some(file) = protocol.strip_prefix("file:") else {
-        return Err(Fault::new("parameter 'protocol' must be file:PATH"));
-    };
-    dump(call, file.to_owned())
+    if !["file:", "fd:"].iter().any(|kind| protocol.starts_with(kind)) {
+        return Err(Fault::new("parameter 'protocol' must be file:PATH or fd:NAME"));
+    }
+    dump(call, protocol.to_owned())
 }
 
 fn dump_for_people(call: &mut Call<'_>) -> Outcome {
-    let file = call.word("filename")?.to_owned();
+    let file = format!("file:{}", call.word("filename")?);
     dump(call, file)
 }
 

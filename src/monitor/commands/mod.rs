@@ -1,10 +1,12 @@
 //! The commands, by subject.
 
 mod about;
+mod backends;
 mod block;
 mod block_work;
 mod chars;
 mod control;
+mod descriptors;
 mod devices;
 mod keys;
 mod logging;
@@ -15,6 +17,7 @@ mod processors;
 mod qom;
 mod screen;
 mod snapshots;
+mod statistics;
 
 use super::table::Command;
 
@@ -30,9 +33,11 @@ pub static TABLES: &[&[Command]] = &[
     screen::TABLE,
     network::TABLE,
     chars::TABLE,
+    descriptors::TABLE,
     devices::TABLE,
     pci::TABLE,
     qom::TABLE,
     keys::TABLE,
     logging::TABLE,
+    statistics::TABLE,
 ];

@@ -4,7 +4,7 @@
 use super::about::machine_name;
 use super::processors::{self, features};
 use crate::cli::config::MachineKind;
-use crate::cli::{model_keys, model_names, object_keys};
+use crate::cli::{model_keys, model_names, object_keys, values};
 use crate::monitor::call::Call;
 use crate::monitor::fault::{Class, Fault};
 use crate::monitor::table::{Command, Outcome, Place, arg, opt};
@@ -35,6 +35,21 @@ pub static TABLE: &[Command] = &[
         .args(&[arg("path", Ty::Str, Place::Word), arg("property", Ty::Str, Place::Word)])
         .returns(Ty::Any)
         .show(|value| serde_json::to_string_pretty(value).unwrap_or_default() + "\n"),
+    Command::qmp("qom-set", "set a property of an object", |call| {
+        let value = call.get("value").cloned().unwrap_or_default();
+        set(call, &value)
+    })
+    .args(&[
+        arg("path", Ty::Str, Place::Absent),
+        arg("property", Ty::Str, Place::Absent),
+        arg("value", Ty::Any, Place::Absent),
+    ]),
+    Command::hmp(&["qom-set"], "set QOM property. -j: the value is specified in json format", set_for_people).args(&[
+        opt("json", Ty::Bool, Place::Flag('j')),
+        arg("path", Ty::Str, Place::Word),
+        arg("property", Ty::Str, Place::Word),
+        arg("value", Ty::Str, Place::Rest),
+    ]),
     Command::qmp("qom-list-types", "types of objects", list_types)
         .args(&[opt("implements", Ty::Str, Place::Absent), opt("abstract", Ty::Bool, Place::Absent)])
         .returns(Ty::Array(&Ty::Object(&KIND))),
@@ -47,10 +62,25 @@ pub static TABLE: &[Command] = &[
     Command::hmp(&["info qom-tree"], "show QOM composition tree", tree).args(&[opt("path", Ty::Str, Place::Word)]),
 ];
 
+/// What becomes of attempts to set an object's properties.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Nature {
+    /// They cannot be set.
+    #[default]
+    Fixed,
+    /// They could be until it was in its place.
+    Device,
+    /// They could be until it was made.
+    Object,
+}
+
 /// An object: its type, its properties, and what is in it.
 #[derive(Default)]
 struct Node {
     kind: String,
+    nature: Nature,
+    /// Properties that can be set.
+    writable: Vec<&'static str>,
     properties: BTreeMap<String, Value>,
     children: Vec<(String, Node)>,
 }
@@ -102,7 +132,8 @@ fn type_of(value: &Value) -> &'static str {
 /// What every device has.
 fn device(kind: &str, properties: Map<String, Value>) -> Node {
     let common = [("realized", true), ("hotplugged", false), ("hotpluggable", false)];
-    Node::of(kind).with(common.map(|(name, on)| (name.to_owned(), on.into()))).with(properties)
+    let node = Node::of(kind).with(common.map(|(name, on)| (name.to_owned(), on.into()))).with(properties);
+    Node { nature: Nature::Device, ..node }
 }
 
 /// A value as it was written: on and off are switches, numbers numbers.
@@ -121,7 +152,10 @@ fn root(call: &Call<'_>) -> Node {
     for spec in call.host.device_list() {
         let properties = spec.keys.iter().map(|(key, text)| (key.clone(), value(text))).collect();
         let moves = [("hotplugged".to_owned(), spec.late.into()), ("hotpluggable".to_owned(), spec.movable.into())];
-        let node = device(spec.model, properties).with(moves);
+        let live = call.host.live_properties(&spec.path);
+        let mut node = device(spec.model, properties).with(moves);
+        node.writable = live.iter().filter(|live| live.writable).map(|live| live.name).collect();
+        let node = node.with(live.into_iter().map(|live| (live.name.to_owned(), live.value)));
         if let Some(id) = spec.path.strip_prefix("/machine/peripheral/") {
             named = named.child(id, node);
         } else if let Some(name) = spec.path.strip_prefix("/machine/peripheral-anon/") {
@@ -154,10 +188,13 @@ fn root(call: &Call<'_>) -> Node {
         let filename = ("filename".to_owned(), info.filename.into());
         node.child(info.label, Node::of("chardev").with([filename]))
     });
-    let mut objects = Node::of("container").child("pc.ram", guest_memory(call));
+    let mut objects = Node::of("container");
+    if config.memory.is_none() {
+        objects = objects.child("pc.ram", guest_memory(call));
+    }
     for (id, kind, properties) in call.host.object_list() {
-        let properties = properties.into_iter().map(|(key, text)| (key.to_owned(), text.into()));
-        objects = objects.child(id, Node::of(kind).with(properties));
+        let properties = properties.into_iter().map(|(key, text)| (key.to_owned(), value(&text)));
+        objects = objects.child(id, Node { nature: Nature::Object, ..Node::of(kind).with(properties) });
     }
     Node::of("container").child("machine", machine).child("objects", objects).child("chardevs", chardevs)
 }
@@ -233,6 +270,69 @@ fn get(call: &mut Call<'_>) -> Outcome {
     }
     let value = node.properties.get(property).cloned();
     value.ok_or_else(|| Fault::new(format!("Property '{}.{property}' not found", node.kind)))
+}
+
+fn invalid(property: &str, expected: &str) -> Fault {
+    Fault::new(format!("Invalid parameter type for '{property}', expected: {expected}"))
+}
+
+/// Sets a property, or says in QEMU's words why it cannot be.
+fn set(call: &mut Call<'_>, value: &Value) -> Outcome {
+    let root = root(call);
+    let (path, property) = (call.word("path")?, call.word("property")?);
+    let node = resolve(&root, path)?;
+    let kind = &node.kind;
+    let fixed = || Fault::new(format!("Property '{kind}.{property}' is not writable"));
+    if node.writable.contains(&property) {
+        // Devices are known by their names too.
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/machine/peripheral/{path}") };
+        call.host.set_property(path.trim_end_matches('/'), property, value)?;
+        return Ok(Value::Null);
+    }
+    let known = node.properties.contains_key(property);
+    let child = node.children.iter().any(|(name, _)| name == property);
+    let key = || model_keys(kind).is_some_and(|keys| keys.iter().any(|(key, _)| *key == property));
+    match (property, node.nature) {
+        ("realized", Nature::Device) => match value.as_bool() {
+            Some(true) => Ok(Value::Null),
+            Some(false) => Err(format!("'{path}' stays realized: take it away with device_del").into()),
+            None => Err(invalid(property, "boolean")),
+        },
+        ("type" | "hotplugged" | "hotpluggable" | "guest-stats", _) if known || property == "type" => Err(fixed()),
+        (_, Nature::Device) if !child && (known || key()) => {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let named = !path.starts_with('/') || path.starts_with("/machine/peripheral/");
+            let device = if named { format!("device '{name}'") } else { "anonymous device".to_owned() };
+            Err(format!("Attempt to set property '{property}' on {device} (type '{kind}') after it was realized")
+                .into())
+        }
+        (_, Nature::Object) if known => Err(Fault::new(format!("Property '{property}' can no longer be set"))),
+        _ if known || child => Err(fixed()),
+        _ => Err(Fault::new(format!("Property '{kind}.{property}' not found"))),
+    }
+}
+
+/// The same; what people write is of the type that the property has.
+fn set_for_people(call: &mut Call<'_>) -> Outcome {
+    let text = call.word("value")?.to_owned();
+    if call.switch("json") {
+        let value = serde_json::from_str(&text).map_err(|error| Fault::new(format!("JSON parse error, {error}")))?;
+        return set(call, &value);
+    }
+    let property = call.word("property")?.to_owned();
+    let now = resolve(&root(call), call.word("path")?)?.properties.get(&property).cloned();
+    let value = match now {
+        Some(Value::Number(_)) => {
+            let number = text.parse::<i64>();
+            number.map_err(|_| Fault::new(format!("Parameter '{property}' expects int64")))?.into()
+        }
+        Some(Value::Bool(_)) => {
+            let on = values::switch(&text);
+            on.map_err(|_| Fault::new(format!("Parameter '{property}' expects 'on' or 'off'")))?.into()
+        }
+        _ => Value::from(text),
+    };
+    set(call, &value)
 }
 
 fn list_types(call: &mut Call<'_>) -> Outcome {

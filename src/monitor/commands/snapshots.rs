@@ -58,28 +58,49 @@ pub static TABLE: &[Command] = &[
     Command::qmp("job-finalize", "make a job's work permanent", |call| tell(call, Verb::Finalize)).args(ID),
     Command::qmp("job-pause", "have a job wait", |call| tell(call, Verb::Pause)).args(ID),
     Command::qmp("job-resume", "have a job go on", |call| tell(call, Verb::Resume)).args(ID),
-    Command::qmp("block-job-cancel", "stop work on a drive", |call| {
-        let verb = if call.switch("force") { Verb::Cancel } else { Verb::Leave };
-        tell_block(call, verb)
+    Command::both(
+        "block-job-cancel",
+        &["block_job_cancel"],
+        "stop an active background block operation (use -f to stop it even if it could end)",
+        |call| {
+            let verb = if call.switch("force") { Verb::Cancel } else { Verb::Leave };
+            tell_block(call, verb)
+        },
+    )
+    .args(&[arg("device", Ty::Str, Place::Word), opt("force", Ty::Bool, Place::Flag('f'))]),
+    Command::both(
+        "block-job-complete",
+        &["block_job_complete"],
+        "stop an active background block operation that is ready",
+        |call| tell_block(call, Verb::Complete),
+    )
+    .args(DEVICE),
+    Command::both("block-job-pause", &["block_job_pause"], "pause an active background block operation", |call| {
+        tell_block(call, Verb::Pause)
     })
-    .args(&[arg("device", Ty::Str, Place::Absent), opt("force", Ty::Bool, Place::Absent)]),
-    Command::qmp("block-job-complete", "end work on a drive that is ready", |call| tell_block(call, Verb::Complete))
-        .args(DEVICE),
-    Command::qmp("block-job-pause", "have work on a drive wait", |call| tell_block(call, Verb::Pause)).args(DEVICE),
-    Command::qmp("block-job-resume", "have work on a drive go on", |call| tell_block(call, Verb::Resume)).args(DEVICE),
+    .args(DEVICE),
+    Command::both("block-job-resume", &["block_job_resume"], "resume a paused background block operation", |call| {
+        tell_block(call, Verb::Resume)
+    })
+    .args(DEVICE),
     Command::qmp("block-job-finalize", "make work on a drive permanent", |call| tell(call, Verb::Finalize)).args(ID),
     Command::qmp("block-job-dismiss", "forget work on a drive that is over", |call| tell(call, Verb::Dismiss)).args(ID),
-    Command::qmp("block-job-set-speed", "how fast work on a drive may be", |call| {
-        let speed = call.needed("speed")?;
-        call.host.jobs().set_speed(call.word("device")?, speed).map_err(|_| not_active(call))?;
-        Ok(Value::Null)
-    })
-    .args(&[arg("device", Ty::Str, Place::Absent), arg("speed", Ty::Uint, Place::Absent)]),
+    Command::both(
+        "block-job-set-speed",
+        &["block_job_set_speed"],
+        "set maximum speed for a background block operation",
+        |call| {
+            let speed = call.needed("speed")?;
+            call.host.jobs().set_speed(call.word("device")?, speed).map_err(|_| not_active(call))?;
+            Ok(Value::Null)
+        },
+    )
+    .args(&[arg("device", Ty::Str, Place::Word), arg("speed", Ty::Uint, Place::Size)]),
 ];
 
 const ID: &[Arg] = &[arg("id", Ty::Str, Place::Absent)];
 
-const DEVICE: &[Arg] = &[arg("device", Ty::Str, Place::Absent)];
+const DEVICE: &[Arg] = &[arg("device", Ty::Str, Place::Word)];
 
 fn not_active(call: &Call<'_>) -> Fault {
     let device = call.text("device").unwrap_or_default();

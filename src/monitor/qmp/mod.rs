@@ -17,6 +17,7 @@ use brolga_devices::services::{CharBackend, CharFrontend};
 use brolga_devices::trace_event;
 use json::{Piece, Splitter};
 use serde_json::{Map, Value, json};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ pub struct Qmp {
     pretty: bool,
     /// Not held while a command runs.
     session: Mutex<Session>,
+    /// Those that came with the last bytes, the first at the end.
+    descriptors: Mutex<Vec<OwnedFd>>,
 }
 
 struct Session {
@@ -66,6 +69,7 @@ impl Qmp {
             facts,
             pretty,
             session: Mutex::new(Session::new()),
+            descriptors: Mutex::default(),
         });
         host.events().listen(Arc::downgrade(&this) as Weak<dyn EventListener>);
         port.connect(Arc::downgrade(&this) as Weak<dyn CharFrontend>);
@@ -143,7 +147,9 @@ impl Qmp {
         let Some(host) = self.host.upgrade() else { return Err("the machine is ending".into()) };
         let mut state = self.session().state.clone();
         let (facts, args) = (&self.facts, asked.arguments);
-        let mut call = Call { host: &*host, facts, state: &mut state, args, people: false, after: None };
+        let descriptor = || self.descriptors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut call =
+            Call { host: &*host, facts, state: &mut state, args, people: false, descriptor: &descriptor, after: None };
         let outcome = (command.run)(&mut call);
         let after = call.after;
         self.session().state = state;
@@ -275,6 +281,11 @@ impl EventListener for Qmp {
 }
 
 impl CharFrontend for Qmp {
+    fn swaps(&self) -> bool {
+        // What was begun would go on with somebody else.
+        false
+    }
+
     fn can_receive(&self) -> usize {
         // Who does not read the answers waits with more commands.
         if self.backend.room() == 0 { 0 } else { CHUNK }
@@ -287,6 +298,11 @@ impl CharFrontend for Qmp {
                 self.take(piece);
             }
         }
+    }
+
+    fn receive_descriptors(&self, mut descriptors: Vec<OwnedFd>) {
+        descriptors.reverse();
+        *self.descriptors.lock().unwrap_or_else(PoisonError::into_inner) = descriptors;
     }
 
     fn output_ready(&self) {

@@ -14,7 +14,7 @@ pub static CAPABILITIES: Object =
 
 /// Whether QMP has the argument: all but those whose form only makes sense on a line.
 pub fn in_qmp(arg: &Arg) -> bool {
-    arg.place != Place::Format
+    !matches!(arg.place, Place::Format | Place::HmpRest)
 }
 
 /// Types by their names, numbered as they come up.
