@@ -175,6 +175,8 @@ impl Chars {
     fn monitor(&mut self, value: &str) -> Result<()> {
         let mut keys = KeyValues::parse("-mon", value, Some("chardev"))?;
         let Some(id) = keys.take("chardev")? else { bail!("-mon {value}: chardev= is missing; use -mon chardev=ID") };
+        // Nobody refers to monitors by their names.
+        keys.take("id")?;
         let control = keys.take_as("mode", |mode| match mode {
             "readline" => Ok(false),
             "control" => Ok(true),
@@ -487,7 +489,8 @@ mod tests {
 
     #[test]
     fn monitors_for_programs() {
-        let line = "-chardev socket,id=c,path=/x,server=on,wait=off -mon chardev=c,mode=control,pretty=on -qmp stdio";
+        let line =
+            "-chardev socket,id=c,path=/x,server=on,wait=off -mon chardev=c,id=m,mode=control,pretty=on -qmp stdio";
         let c = with(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
         let control = |chardev, pretty| ControlSpec { chardev: CharId(chardev), pretty };
         assert_eq!(c.controls, [control(0, true), control(1, false)]);

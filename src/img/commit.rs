@@ -74,7 +74,7 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<u8> {
 
 /// How far down the chain the image that `-b` names is.
 fn find_base(top: &Opened, base: &str) -> Result<usize> {
-    let same = |path: &Path, image: &&Image| {
+    let same = |path: &Path, image: &Image| {
         let real = std::fs::canonicalize(path).ok();
         real.is_some() && real == std::fs::canonicalize(images::file_of(image).name()).ok()
     };

@@ -200,8 +200,8 @@ pub struct Opened {
 
 impl Opened {
     /// The image and those below it, itself first.
-    pub fn chain(&self) -> Vec<&Image> {
-        let mut chain = vec![&self.image];
+    pub fn chain(&self) -> Vec<Image> {
+        let mut chain = vec![self.image.clone()];
         while let Some(below) = chain.last().and_then(|image| image.qcow2().ok()).and_then(|q| q.backing()) {
             chain.push(below);
         }

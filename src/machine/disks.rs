@@ -205,7 +205,7 @@ impl Disks {
         let disk = self.find(disk)?;
         let options = disk.drive.options();
         let (image, names) = (disk.drive.image(), locked(&disk.names).clone());
-        let depth = std::iter::successors(Some(&image), |image| image.qcow2().ok()?.backing()).count();
+        let depth = std::iter::successors(Some(image.clone()), |image| image.qcow2().ok()?.backing()).count();
         let format = image.format().name();
         let image = brolga::img::describe(&names.path, &image);
         Some(MediumInfo {

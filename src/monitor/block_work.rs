@@ -23,6 +23,8 @@ pub enum ImageChange {
         /// The snapshot's name.
         name: String,
     },
+    /// A copy of what a disk is at that moment.
+    Backup(BlockJob),
     /// Nothing of it is to happen.
     Abort,
 }
@@ -69,6 +71,10 @@ pub struct BlockJob {
     pub existing: bool,
     /// Only what the image itself holds is copied, not what is below it.
     pub top: bool,
+    /// The image of the chain that stays below, or that is written to: by its file. The deepest one, or none, if none.
+    pub base: Option<String>,
+    /// The image of the chain whose content is written to the base: by its file. The disk's own if none.
+    pub from: Option<String>,
     /// The copy's name among images.
     pub node: Option<String>,
     /// Bytes a second; 0: no limit.

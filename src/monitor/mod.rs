@@ -29,7 +29,7 @@ pub use host::{
     CharHost, CharInfo, Control, Counter, DriveInfo, DriveStatistics, Kept, MediumChange, MediumInfo, MonitorHost,
     PciInfo, PciRegion, Pointer, RunState, SnapshotAction, Topic,
 };
-pub use jobs::{JobSpec, Jobs, Progress, Word};
+pub use jobs::{Busy, JobSpec, Jobs, Progress, Word};
 pub use plugging::{DeviceInfo, LiveProperty, ObjectInfo, Plugging};
 pub use qmp::{Qmp, settle};
 

@@ -2,7 +2,7 @@
 //! used by its registers, through the monitor.
 
 use super::harness::{Client, LONG, Machine, Scratch};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -98,7 +98,10 @@ fn a_new_image_goes_over_the_present_one_and_back_into_it() {
     client.run("blockdev-snapshot-sync", again).unwrap();
     write(&mut client, 2, 0x32);
     // What the newest one has goes to the one below, which takes its place once it is told to.
-    client.run("block-commit", json!({ "device": "d", "job-id": "commit" })).unwrap();
+    let (_, why) = client.run("block-commit", json!({ "device": "d", "base": scratch.path("c") })).unwrap_err();
+    assert_eq!(why, format!("Can't find '{}' in the backing chain", scratch.path("c")));
+    let to = json!({ "device": "d", "job-id": "commit", "base": scratch.path("b") });
+    client.run("block-commit", to).unwrap();
     let ready = client.event("BLOCK_JOB_READY");
     assert_eq!((&ready["type"], &ready["device"]), (&json!("commit"), &json!("commit")));
     write(&mut client, 3, 0x33);
@@ -111,12 +114,53 @@ fn a_new_image_goes_over_the_present_one_and_back_into_it() {
     let done = client.event("BLOCK_JOB_COMPLETED");
     assert_eq!((&done["type"], &done["device"], &done["len"]), (&json!("stream"), &json!("d"), &json!(SIZE)));
     assert_eq!([1, 2, 3].map(|sector| read(&mut client, sector)), [0x21, 0x32, 0x33]);
+    assert_eq!(image(&mut client, &scratch), ("b".to_owned(), 0));
     client.run("quit", json!({})).unwrap();
     assert!(machine.ends().success());
     assert_eq!([content(&scratch, "a", 1), content(&scratch, "a", 2)], [0x11, 0x12], "the first one is as it was");
     fs::remove_file(scratch.path("a")).expect("our own file");
     assert_eq!([1, 2, 3].map(|sector| content(&scratch, "b", sector)), [0x21, 0x32, 0x33], "it needs nothing below");
     img(&["check", "-q", &scratch.path("b")]);
+}
+
+/// Images in the middle of a chain go down into others, or come up from them to the disk's own.
+#[test]
+fn chains_are_shortened_in_the_middle() {
+    let (machine, scratch) = machine("chain");
+    let mut client = machine.client();
+    write(&mut client, 1, 0x11);
+    for (at, name) in ["b", "c", "e"].into_iter().enumerate() {
+        assert_eq!(client.hmp(&format!("snapshot_blkdev d {}", scratch.path(name))), "");
+        // Sectors of clusters of their own.
+        write(&mut client, 500 * (at + 1), 0x20 + at as u8);
+    }
+    assert_eq!(image(&mut client, &scratch), ("e".to_owned(), 3));
+    let sectors = [1, 500, 1000, 1500];
+    let all = [0x11, 0x20, 0x21, 0x22];
+    let why = |answer: Result<Value, (String, String)>| answer.unwrap_err().1;
+    let told = why(client.run("block-stream", json!({ "device": "d", "base": "zz" })));
+    assert_eq!(told, "Can't find 'zz' in the backing chain");
+    assert_eq!(why(client.run("block-commit", json!({ "device": "d", "top": "zz" }))), "Top image file zz not found");
+    // c goes into b, on which e rests from then on.
+    let middle = json!({ "device": "d", "top": scratch.path("c"), "base": scratch.path("b") });
+    client.run("block-commit", middle).unwrap();
+    assert!(client.event("BLOCK_JOB_COMPLETED").get("error").is_none());
+    assert_eq!(image(&mut client, &scratch), ("e".to_owned(), 2));
+    assert_eq!(sectors.map(|sector| read(&mut client, sector)), all);
+    // What b has comes into e, which rests on a.
+    client.run("block-stream", json!({ "device": "d", "base": scratch.path("a") })).unwrap();
+    assert!(client.event("BLOCK_JOB_COMPLETED").get("error").is_none());
+    assert_eq!(image(&mut client, &scratch), ("e".to_owned(), 1));
+    assert_eq!(sectors.map(|sector| read(&mut client, sector)), all);
+    client.run("quit", json!({})).unwrap();
+    assert!(machine.ends().success());
+    assert_eq!([500, 1000, 1500].map(|sector| content(&scratch, "b", sector)), [0x20, 0x21, 0]);
+    assert_eq!(content(&scratch, "a", 500), 0);
+    fs::remove_file(scratch.path("b")).expect("our own file");
+    assert_eq!(sectors.map(|sector| content(&scratch, "e", sector)), all);
+    for name in ["a", "e"] {
+        img(&["check", "-q", &scratch.path(name)]);
+    }
 }
 
 #[test]
@@ -149,12 +193,26 @@ fn a_transaction_is_whole_or_nothing() {
         let (_, why) = client.run("blockdev-snapshot-sync", arguments).unwrap_err();
         assert!(why.contains(says), "{why}");
     }
+    // A backup begins with the others, or not at all.
+    let backup = |name: &str| {
+        let data = json!({ "device": "d", "target": scratch.path(name), "sync": "full", "job-id": "backup" });
+        json!({ "type": "drive-backup", "data": data })
+    };
+    let aborted = json!({ "actions": [backup("k1"), { "type": "abort", "data": {} }] });
+    assert_eq!(client.run("transaction", aborted).unwrap_err().1, "Transaction aborted using Abort action");
+    assert_eq!(client.run("query-jobs", json!({})), Ok(json!([])));
+    client.run("transaction", json!({ "actions": [internal("s3"), backup("k2")] })).unwrap();
+    write(&mut client, 1, 0x31);
+    let done = client.event("BLOCK_JOB_COMPLETED");
+    assert!(done["type"] == "backup" && done.get("error").is_none(), "{done}");
+    assert_eq!(client.hmp("block_job_cancel zz"), "Error: Block job 'zz' not found\n");
     client.run("quit", json!({})).unwrap();
     assert!(machine.ends().success());
+    assert_eq!(content(&scratch, "k2", 1), 0x21);
     let list = Command::new(env!("CARGO_BIN_EXE_brolga-img")).args(["snapshot", "-l", &scratch.path("a")]).output();
     let list = String::from_utf8(list.expect("brolga-img").stdout).expect("UTF-8");
     assert!(list.contains(" s1 ") && !list.contains(" s0 "), "{list}");
-    assert_eq!((content(&scratch, "a", 1), content(&scratch, "b", 1)), (0x11, 0x21));
+    assert_eq!((content(&scratch, "a", 1), content(&scratch, "b", 1)), (0x11, 0x31));
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Qcow2 {
     /// Zero clusters become unallocated where that reads the same, and data elsewhere.
     fn expand_zeroes(&self) -> Result<()> {
         self.changing()?;
-        let below = self.backing.as_ref().map_or(0, |b| b.backend().len());
+        let below = self.below_len();
         let zeroes = vec![0; self.layout.cluster() as usize];
         let mut guest = 0;
         while guest < self.len() {

@@ -54,7 +54,7 @@ use std::collections::HashSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// An open qcow2 image.
 pub struct Qcow2 {
@@ -62,7 +62,8 @@ pub struct Qcow2 {
     layout: Layout,
     compression: Compression,
     read_only: bool,
-    backing: Option<Image>,
+    /// Leaf lock.
+    backing: RwLock<Option<Image>>,
     /// Where data clusters lie: `file`, or the external data file.
     data: Arc<dyn Storage>,
     /// The data file is to read the same without the tables.
@@ -134,7 +135,7 @@ impl Qcow2 {
             layout: meta.layout,
             compression: header.compression,
             read_only,
-            backing,
+            backing: RwLock::new(backing),
             size: header.size.into(),
             running: Arc::default(),
             flushing: Mutex::new(0),
@@ -183,8 +184,14 @@ impl Qcow2 {
     }
 
     /// The backing image, if there is one and it was opened.
-    pub fn backing(&self) -> Option<&Image> {
-        self.backing.as_ref()
+    pub fn backing(&self) -> Option<Image> {
+        self.backing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Goes on over another image that reads the same where this one has nothing, or over none. No
+    /// request is under way; the header says what [`Self::set_backing`] made it say.
+    pub fn rest_on(&self, backing: Option<Image>) {
+        *self.backing.write().unwrap_or_else(PoisonError::into_inner) = backing;
     }
 
     /// The host file.

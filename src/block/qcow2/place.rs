@@ -20,7 +20,7 @@ impl Qcow2 {
         let run = self.meta_at_hand(offset)?.run(offset, len).ok().filter(|run| run.len == len)?;
         let mut transfer = match run.mapping {
             Mapping::Data { host, .. } => self.data.clone().transfer(false, host + self.layout.within(offset), len)?,
-            Mapping::Unallocated { .. } => self.backing.as_ref()?.backend().transfer(false, offset, len)?,
+            Mapping::Unallocated { .. } => self.backing()?.backend().transfer(false, offset, len)?,
             _ => return None,
         };
         transfer.passes.push(pass);

@@ -33,7 +33,7 @@ impl Qcow2 {
 
     /// Reads from the backing file, zeroes where it ends.
     fn read_below(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let Some(backing) = &self.backing else {
+        let Some(backing) = self.backing() else {
             fill_zero(bufs);
             return Ok(());
         };
@@ -106,7 +106,7 @@ impl Qcow2 {
             }
             Mapping::Compressed { .. } => extent.compressed = true,
             Mapping::Unallocated { host, .. } => {
-                let below = self.backing.as_ref().map(|b| b.backend());
+                let below = self.backing().map(|b| b.backend());
                 match below.filter(|b| offset < b.len()) {
                     Some(below) => {
                         extent = below.map(offset, run.len.min(below.len() - offset))?;

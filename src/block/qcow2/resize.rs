@@ -112,7 +112,7 @@ impl Qcow2 {
         }
         if len > old {
             // Old data may stand behind the old end in its cluster, and in a longer backing file.
-            let below = self.backing.as_ref().map_or(0, |b| b.backend().len());
+            let below = self.below_len();
             let stale = below.max(self.layout.clusters(old) << self.layout.cluster_bits).min(len);
             if stale > old {
                 self.zero_range(old, stale - old, false)?;

@@ -25,7 +25,7 @@ enum Change {
 impl Qcow2 {
     /// Where the backing file ends; 0 without one. Behind it unallocated clusters are zero.
     pub(super) fn below_len(&self) -> u64 {
-        self.backing.as_ref().map_or(0, |b| b.backend().len())
+        self.backing().map_or(0, |b| b.backend().len())
     }
 
     /// The whole pieces of `size` bytes in a range; the disk's end also ends one.

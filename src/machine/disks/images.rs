@@ -113,10 +113,25 @@ impl NamedDisk {
         Ok(Successor { image: Image::Qcow2(Arc::new(image)), path, node })
     }
 
-    /// The image below, if it is one that can be written: the disk was it before.
-    pub fn below(&self) -> Result<Successor, String> {
-        let image = self.image();
-        let below = image.qcow2().ok().and_then(|image| image.backing().cloned());
+    /// Its image and those below it, itself first.
+    pub fn chain(&self) -> Vec<Image> {
+        let below = |image: &Image| image.qcow2().ok()?.backing();
+        std::iter::successors(Some(self.image()), below).collect()
+    }
+
+    /// How far down the image is that lies in the file `name`; itself is 0.
+    pub fn depth_of(&self, name: &str) -> Option<usize> {
+        let wanted = std::fs::canonicalize(name).ok();
+        let same = |image: &Image| {
+            let file = image.file().name().to_owned();
+            file == name || (wanted.is_some() && std::fs::canonicalize(file).ok() == wanted)
+        };
+        self.chain().iter().position(same)
+    }
+
+    /// The image `depth` steps below, if it is one that can be written: the disk was it before.
+    pub fn below(&self, depth: usize) -> Result<Successor, String> {
+        let below = self.chain().into_iter().nth(depth).filter(|_| depth != 0);
         let below = below.ok_or_else(|| format!("Device '{}' has no backing file", self.name()))?;
         if below.backend().read_only() {
             return Err(format!(
@@ -127,21 +142,20 @@ impl NamedDisk {
         let path = PathBuf::from(below.file().name());
         Ok(Successor { image: below, path, node: None })
     }
+}
 
-    /// Whether the image itself holds something at `offset`, and not only what is below it.
-    pub fn holds(&self, offset: u64, len: u64) -> bool {
-        let backend = self.backend();
-        let (mut at, end) = (offset, offset.saturating_add(len).min(backend.len()));
-        while at < end {
-            // What cannot be looked up is copied, which then says why.
-            let Ok(extent) = backend.map(at, end - at) else { return true };
-            if extent.depth == 0 && extent.content != brolga::block::Content::Hole {
-                return true;
-            }
-            at = extent.offset.saturating_add(extent.len).max(at + 1);
+/// Whether one of the first `depth` images of a chain holds something at `offset`, and not only what is below them.
+pub fn holds(backend: &dyn BlockBackend, offset: u64, len: u64, depth: u32) -> bool {
+    let (mut at, end) = (offset, offset.saturating_add(len).min(backend.len()));
+    while at < end {
+        // What cannot be looked up is copied, which then says why.
+        let Ok(extent) = backend.map(at, end - at) else { return true };
+        if extent.depth < depth && extent.content != brolga::block::Content::Hole {
+            return true;
         }
-        false
+        at = extent.offset.saturating_add(extent.len).max(at + 1);
     }
+    false
 }
 
 impl Successor {

@@ -93,8 +93,6 @@ pub static TABLE: &[Command] = &[
     Command::qmp("query-iothreads", "threads made by -object iothread", |_| Ok(json!([]))).returns(Ty::Array(&Ty::Any)),
     Command::qmp("query-memory-devices", "memory plugged in while the guest runs", |_| Ok(json!([])))
         .returns(Ty::Array(&Ty::Any)),
-    Command::qmp("query-migrate-capabilities", "what migration can do: nothing, as there is none", |_| Ok(json!([])))
-        .returns(Ty::Array(&Ty::Any)),
     Command::qmp("query-machines", "boards", query_machines).returns(Ty::Array(&Ty::Object(&MACHINE))),
     Command::qmp("query-current-machine", "what this board can do", |_| Ok(json!({ "wakeup-suspend-support": false })))
         .returns(Ty::Object(&CURRENT)),

@@ -26,9 +26,24 @@ static NOTHING: Object = Object::new("Abort", &[]);
 static OVERLAY_CASE: Object = Object::new("BlockdevSnapshotSyncWrapper", &[member("data", Ty::Object(&OVERLAY))]);
 static INTERNAL_CASE: Object = Object::new("BlockdevSnapshotInternalWrapper", &[member("data", Ty::Object(&INTERNAL))]);
 static NOTHING_CASE: Object = Object::new("AbortWrapper", &[member("data", Ty::Object(&NOTHING))]);
+static BACKUP: Object = Object::new(
+    "DriveBackup",
+    &[
+        optional("job-id", Ty::Str),
+        member("device", Ty::Str),
+        member("target", Ty::Str),
+        optional("format", Ty::Str),
+        member("sync", Ty::Enum(&SYNC)),
+        optional("mode", Ty::Enum(&MODES)),
+        optional("speed", Ty::Int),
+        optional("auto-finalize", Ty::Bool),
+        optional("auto-dismiss", Ty::Bool),
+    ],
+);
+static BACKUP_CASE: Object = Object::new("DriveBackupWrapper", &[member("data", Ty::Object(&BACKUP))]);
 static ACTIONS: Enum = Enum {
     name: "TransactionActionKind",
-    values: &["abort", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync"],
+    values: &["abort", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-backup"],
 };
 static ACTION: Object = Object::new("TransactionAction", &[member("type", Ty::Enum(&ACTIONS))]).with(
     "type",
@@ -36,6 +51,7 @@ static ACTION: Object = Object::new("TransactionAction", &[member("type", Ty::En
         ("abort", &NOTHING_CASE),
         ("blockdev-snapshot-internal-sync", &INTERNAL_CASE),
         ("blockdev-snapshot-sync", &OVERLAY_CASE),
+        ("drive-backup", &BACKUP_CASE),
     ],
 );
 
@@ -70,6 +86,16 @@ const COPY_PEOPLE: &[Arg] = &[
 const CHAIN_ARGS: &[Arg] = &[
     opt("job-id", Ty::Str, Place::Absent),
     arg("device", Ty::Str, Place::Absent),
+    opt("base", Ty::Str, Place::Absent),
+    opt("speed", Ty::Int, Place::Absent),
+    opt("auto-finalize", Ty::Bool, Place::Absent),
+    opt("auto-dismiss", Ty::Bool, Place::Absent),
+];
+const COMMIT_ARGS: &[Arg] = &[
+    opt("job-id", Ty::Str, Place::Absent),
+    arg("device", Ty::Str, Place::Absent),
+    opt("base", Ty::Str, Place::Absent),
+    opt("top", Ty::Str, Place::Absent),
     opt("speed", Ty::Int, Place::Absent),
     opt("auto-finalize", Ty::Bool, Place::Absent),
     opt("auto-dismiss", Ty::Bool, Place::Absent),
@@ -120,7 +146,11 @@ pub static TABLE: &[Command] = &[
     Command::hmp(&["block_stream"], "copy data from a backing file into a block device", |call| {
         start(call, BlockTask::Stream)
     })
-    .args(&[arg("device", Ty::Str, Place::Word), opt("speed", Ty::Int, Place::Size)]),
+    .args(&[
+        arg("device", Ty::Str, Place::Word),
+        opt("speed", Ty::Int, Place::Size),
+        opt("base", Ty::Str, Place::Word),
+    ]),
     Command::hmp(
         &["drive_backup"],
         "copy what a device is now to a new image file (-n: one that is there, -f: with what is below it)",
@@ -152,10 +182,10 @@ pub static TABLE: &[Command] = &[
         opt("snapshot-file", Ty::Str, Place::Word),
         opt("format", Ty::Str, Place::Word),
     ]),
-    Command::qmp("block-commit", "write a drive's image to the one below, which takes its place", |call| {
+    Command::qmp("block-commit", "write images of a drive's chain to the one below, which takes their place", |call| {
         start(call, BlockTask::Commit)
     })
-    .args(CHAIN_ARGS),
+    .args(COMMIT_ARGS),
 ];
 
 fn text(data: &Map<String, Value>, key: &str) -> Option<String> {
@@ -188,6 +218,7 @@ fn action(action: &Value) -> Result<ImageChange, Fault> {
     match action["type"].as_str() {
         Some("blockdev-snapshot-sync") => overlay(&data),
         Some("blockdev-snapshot-internal-sync") => Ok(internal(&data)),
+        Some("drive-backup") => Ok(ImageChange::Backup(job(&data, BlockTask::Backup)?)),
         _ => Ok(ImageChange::Abort),
     }
 }
@@ -200,22 +231,28 @@ fn copy(call: &mut Call<'_>, task: BlockTask) -> Outcome {
     start(call, task)
 }
 
-fn start(call: &mut Call<'_>, task: BlockTask) -> Outcome {
-    let owned = |key: &str| call.text(key).map(str::to_owned);
-    let on = |key: &str| call.get(key).and_then(Value::as_bool).unwrap_or(true);
-    let speed = call.get("speed").map_or(Some(0), Value::as_u64);
-    call.host.start_block_job(BlockJob {
+/// The job that arguments describe.
+fn job(data: &Map<String, Value>, task: BlockTask) -> Result<BlockJob, Fault> {
+    let on = |key: &str| data.get(key).and_then(Value::as_bool).unwrap_or(true);
+    let speed = data.get("speed").map_or(Some(0), Value::as_u64);
+    Ok(BlockJob {
         task,
-        id: owned("job-id"),
-        device: call.word("device")?.to_owned(),
-        target: owned("target").unwrap_or_default(),
-        format: owned("format").unwrap_or_else(|| "qcow2".to_owned()),
-        existing: call.text("mode") == Some("existing"),
-        top: call.text("sync") == Some("top"),
-        node: owned("node-name"),
+        id: text(data, "job-id"),
+        device: text(data, "device").ok_or("Parameter 'device' is missing")?,
+        target: text(data, "target").unwrap_or_default(),
+        format: text(data, "format").unwrap_or_else(|| "qcow2".to_owned()),
+        existing: text(data, "mode").as_deref() == Some("existing"),
+        top: text(data, "sync").as_deref() == Some("top"),
+        base: text(data, "base"),
+        from: text(data, "top"),
+        node: text(data, "node-name"),
         speed: speed.ok_or("Invalid parameter 'speed'")?,
         auto_finalize: on("auto-finalize"),
         auto_dismiss: on("auto-dismiss"),
-    })?;
+    })
+}
+
+fn start(call: &mut Call<'_>, task: BlockTask) -> Outcome {
+    call.host.start_block_job(job(&call.args, task)?)?;
     Ok(Value::Null)
 }

@@ -11,6 +11,7 @@ mod devices;
 mod keys;
 mod logging;
 mod memory;
+mod migration;
 mod network;
 mod pci;
 mod processors;
@@ -40,4 +41,5 @@ pub static TABLES: &[&[Command]] = &[
     keys::TABLE,
     logging::TABLE,
     statistics::TABLE,
+    migration::TABLE,
 ];
