@@ -164,6 +164,7 @@ impl Media {
             DriveInfo {
                 name: slot.name.clone(),
                 path: Some(slot.path.clone()),
+                by_node: slot.spec.node.is_some(),
                 node_only: false,
                 model: model(&slot.spec),
                 removable: slot.drive.is_some(),
@@ -198,7 +199,8 @@ impl Media {
             let Some(drive) = slot.drive.as_ref().filter(|_| slot.spec.cd) else { continue };
             let open = drive.tray_open();
             if slot.tray_open.swap(open, Ordering::SeqCst) != open {
-                let data = json!({ "device": slot.name, "id": slot.path, "tray-open": open });
+                let name = if slot.spec.node.is_some() { "" } else { slot.name.as_str() };
+                let data = json!({ "device": name, "id": slot.path, "tray-open": open });
                 self.events.emit("DEVICE_TRAY_MOVED", data);
             }
         }

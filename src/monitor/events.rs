@@ -89,6 +89,14 @@ static BALLOON_CHANGE: Object = Object::new("BALLOON_CHANGE-data", &[member("act
 static VSERPORT_CHANGE: Object =
     Object::new("VSERPORT_CHANGE-data", &[member("id", Ty::Str), member("open", Ty::Bool)]);
 
+static DUMP_STATES: Enum = Enum { name: "DumpStatus", values: &["none", "active", "completed", "failed"] };
+/// How a dump of guest memory went.
+pub static DUMP: Object = Object::new(
+    "DumpQueryResult",
+    &[member("status", Ty::Enum(&DUMP_STATES)), member("completed", Ty::Int), member("total", Ty::Int)],
+);
+static DUMP_COMPLETED: Object =
+    Object::new("DUMP_COMPLETED-data", &[member("result", Ty::Object(&DUMP)), optional("error", Ty::Str)]);
 static JOB_STATUS: Object =
     Object::new("JOB_STATUS_CHANGE-data", &[member("id", Ty::Str), member("status", Ty::Enum(&jobs::STATES))]);
 static BLOCK_JOB: Object = Object::new(
@@ -133,6 +141,7 @@ pub static KINDS: &[Kind] = &[
     limited("RTC_CHANGE", &RTC_CHANGE, ""),
     limited("BALLOON_CHANGE", &BALLOON_CHANGE, ""),
     limited("VSERPORT_CHANGE", &VSERPORT_CHANGE, "id"),
+    kind("DUMP_COMPLETED", Some(&DUMP_COMPLETED)),
     kind("JOB_STATUS_CHANGE", Some(&JOB_STATUS)),
     kind("BLOCK_JOB_COMPLETED", Some(&BLOCK_JOB)),
     kind("BLOCK_JOB_CANCELLED", Some(&BLOCK_JOB)),

@@ -216,6 +216,8 @@ pub struct DriveInfo {
     pub name: String,
     /// Its device in the tree of objects.
     pub path: Option<String>,
+    /// It came by the name of a node: as a drive it has no name.
+    pub by_node: bool,
     /// It is a node that no device has, and no drive.
     pub node_only: bool,
     /// The model of that device.

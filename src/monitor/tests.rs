@@ -396,7 +396,7 @@ fn numbers_help_and_errors() {
 
 #[test]
 fn words_are_completed() {
-    assert_eq!(hmp::complete("system_"), ["system_powerdown", "system_reset"]);
+    assert_eq!(hmp::complete("system_"), ["system_powerdown", "system_reset", "system_wakeup"]);
     assert_eq!(hmp::complete("info chard"), ["chardev"]);
     assert!(hmp::complete("help info us").contains(&"usernet".to_owned()));
     assert!(hmp::complete("x 5").is_empty() && !hmp::complete("").contains(&"info pci".to_owned()));

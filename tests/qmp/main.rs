@@ -9,6 +9,7 @@ mod descriptors;
 mod harness;
 mod hotplug;
 mod images;
+mod libvirt;
 mod processors;
 mod properties;
 mod saving;

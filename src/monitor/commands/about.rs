@@ -85,14 +85,20 @@ pub static TABLE: &[Command] = &[
     Command::qmp("human-monitor-command", "run a command of the monitor for people", human)
         .args(&[arg("command-line", Ty::Str, Place::Absent), opt("cpu-index", Ty::Int, Place::Absent)])
         .returns(Ty::Str),
-    Command::qmp("query-tpm", "security chips", |_| Ok(json!([]))).returns(Ty::Array(&Ty::Any)),
+    Command::both("query-tpm", &["info tpm"], "show the TPM device", |_| Ok(json!([])))
+        .returns(Ty::Array(&Ty::Any))
+        .show(nothing),
     Command::qmp("query-tpm-models", "models of security chips that there are", |_| Ok(json!([])))
         .returns(Ty::Array(&Ty::Str)),
     Command::qmp("query-tpm-types", "what security chips may be on the host", |_| Ok(json!([])))
         .returns(Ty::Array(&Ty::Str)),
-    Command::qmp("query-iothreads", "threads made by -object iothread", |_| Ok(json!([]))).returns(Ty::Array(&Ty::Any)),
-    Command::qmp("query-memory-devices", "memory plugged in while the guest runs", |_| Ok(json!([])))
-        .returns(Ty::Array(&Ty::Any)),
+    Command::both("query-iothreads", &["info iothreads"], "show iothreads", |_| Ok(json!([])))
+        .returns(Ty::Array(&Ty::Any))
+        .show(nothing),
+    Command::both("query-memory-devices", &["info memory-devices"], "show memory devices", |_| Ok(json!([])))
+        .returns(Ty::Array(&Ty::Any))
+        .show(nothing),
+    Command::hmp(&["info numa"], "show NUMA information", |_| Ok("0 nodes\n".into())),
     Command::qmp("query-machines", "boards", query_machines).returns(Ty::Array(&Ty::Object(&MACHINE))),
     Command::qmp("query-current-machine", "what this board can do", |_| Ok(json!({ "wakeup-suspend-support": false })))
         .returns(Ty::Object(&CURRENT)),
@@ -102,6 +108,11 @@ pub static TABLE: &[Command] = &[
     Command::hmp(&["info history"], "show the command line history", history),
     Command::hmp(&["info roms"], "show roms", |call| text(call, Topic::Roms)),
 ];
+
+/// There is none of it.
+fn nothing(_: &Value) -> String {
+    String::new()
+}
 
 /// Text that the machine has about `topic`.
 pub fn text(call: &Call<'_>, topic: Topic) -> Outcome {

@@ -238,7 +238,7 @@ fn query_block(call: &mut Call<'_>) -> Outcome {
 
 fn drive(info: &DriveInfo) -> Value {
     let mut entry = json!({
-        "device": info.name,
+        "device": if info.by_node { "" } else { info.name.as_str() },
         "type": "unknown",
         "removable": info.removable,
         "locked": info.locked,
@@ -266,7 +266,10 @@ fn show_drives(drives: &Value) -> String {
             Some(medium) => {
                 let read_only = if medium["ro"] == true { ", read-only" } else { "" };
                 let (node, file, format) = (text(&medium["node-name"]), text(&medium["file"]), text(&medium["drv"]));
-                out += &format!(" ({node}): {file} ({format}{read_only})\n");
+                out += &match out.is_empty() {
+                    true => format!("{node}: {file} ({format}{read_only})\n"),
+                    false => format!(" ({node}): {file} ({format}{read_only})\n"),
+                };
             }
             None => out += ": [not inserted]\n",
         }
@@ -330,7 +333,7 @@ fn query_statistics(call: &mut Call<'_>) -> Outcome {
             return None;
         }
         if !nodes {
-            entry["device"] = drive.name.into();
+            entry["device"] = if drive.by_node { String::new() } else { drive.name }.into();
             if let Some(path) = drive.path {
                 entry["qdev"] = path.into();
             }

@@ -52,6 +52,10 @@ pub static TABLE: &[Command] = &[
     Command::both("system_powerdown", &["system_powerdown"], "send system power down event", |call| {
         control(call, Control::PowerButton)
     }),
+    Command::both("system_wakeup", &["system_wakeup"], "wakeup guest from suspend", |_| {
+        // The board has no sleeping state that a guest could be in.
+        Err("Unable to wake up: guest is not in suspended state".into())
+    }),
     Command::both("inject-nmi", &["nmi"], "inject an NMI", |call| control(call, Control::Nmi)),
     Command::qmp("set-action", "what is done at reboots, shutdowns, crashes and when the watchdog bites", set_action)
         .args(&[

@@ -4,6 +4,7 @@ use super::about::{processor, text};
 use crate::cli::os_reason;
 use crate::monitor::call::Call;
 use crate::monitor::core_file;
+use crate::monitor::events::DUMP;
 use crate::monitor::examine::{Format, Reader, show};
 use crate::monitor::expression::evaluate;
 use crate::monitor::fault::{Class, Fault};
@@ -23,11 +24,6 @@ static BALLOON: Object = Object::new("BalloonInfo", &[member("actual", Ty::Int)]
 static FORMATS: Enum = Enum { name: "DumpGuestMemoryFormat", values: &["elf"] };
 static CAPABILITY: Object =
     Object::new("DumpGuestMemoryCapability", &[member("formats", Ty::Array(&Ty::Enum(&FORMATS)))]);
-static DUMP_STATES: Enum = Enum { name: "DumpStatus", values: &["none", "active", "completed", "failed"] };
-static DUMP: Object = Object::new(
-    "DumpQueryResult",
-    &[member("status", Ty::Enum(&DUMP_STATES)), member("completed", Ty::Int), member("total", Ty::Int)],
-);
 static POLICIES: Enum = Enum { name: "HostMemPolicy", values: &["default", "preferred", "bind", "interleave"] };
 static BACKEND: Object = Object::new(
     "Memdev",
@@ -111,11 +107,12 @@ pub static TABLE: &[Command] = &[
     ]),
     Command::qmp("query-dump-guest-memory-capability", "formats of dumps", |_| Ok(json!({ "formats": ["elf"] })))
         .returns(Ty::Object(&CAPABILITY)),
-    Command::qmp("query-dump", "how the last dump is going", |call| {
+    Command::both("query-dump", &["info dump"], "Display the latest dump status", |call| {
         let (status, done) = call.host.last_dump();
         Ok(json!({ "status": status, "completed": done, "total": done }))
     })
-    .returns(Ty::Object(&DUMP)),
+    .returns(Ty::Object(&DUMP))
+    .show(|dump| format!("Status: {}\n", dump["status"].as_str().unwrap_or_default())),
     Command::both(
         "query-memory-size-summary",
         &["info memory_size_summary"],
@@ -124,7 +121,7 @@ pub static TABLE: &[Command] = &[
     )
     .returns(Ty::Object(&SUMMARY))
     .show(|answer| format!("base memory: {}\nplugged memory: {}\n", answer["base-memory"], answer["plugged-memory"])),
-    Command::qmp("query-memdev", "what guest memory is made of", |call| {
+    Command::both("query-memdev", &["info memdev"], "show memory backends", |call| {
         let memory = call.facts.config.memory.as_ref();
         Ok(json!([{
             "id": memory.map_or("pc.ram", |(id, _)| id), "size": call.facts.config.ram, "merge": false, "dump": true,
@@ -132,7 +129,8 @@ pub static TABLE: &[Command] = &[
             "reserve": false, "host-nodes": [], "policy": "default",
         }]))
     })
-    .returns(Ty::Array(&Ty::Object(&BACKEND))),
+    .returns(Ty::Array(&Ty::Object(&BACKEND)))
+    .show(show_backends),
     Command::both("balloon", &["balloon"], "request VM to change its memory allocation (in MB)", set_balloon)
         .args(&[arg("value", Ty::Int, Place::Mebibytes)]),
     Command::both("query-balloon", &["info balloon"], "show balloon information", balloon)
@@ -270,14 +268,19 @@ fn dump_for_programs(call: &mut Call<'_>) -> Outcome {
     if call.switch("paging") {
         return Err("paging=true is not supported: the dump holds physical memory, as crash reads it".into());
     }
-    if call.switch("detach") {
-        return Err("detach=true is not supported: the dump is there when the answer comes".into());
-    }
     let protocol = call.word("protocol")?;
     if !["file:", "fd:"].iter().any(|kind| protocol.starts_with(kind)) {
         return Err(Fault::new("parameter 'protocol' must be file:PATH or fd:NAME"));
     }
-    dump(call, protocol.to_owned())
+    if !call.switch("detach") {
+        return dump(call, protocol.to_owned());
+    }
+    // Who does not want to wait is told of the end, which comes first here.
+    dump(call, protocol.to_owned())?;
+    let (status, bytes) = call.host.last_dump();
+    let result = json!({ "status": status, "completed": bytes, "total": bytes });
+    call.host.events().emit("DUMP_COMPLETED", json!({ "result": result }));
+    Ok(Value::Null)
 }
 
 fn dump_for_people(call: &mut Call<'_>) -> Outcome {
@@ -296,6 +299,19 @@ fn dump(call: &mut Call<'_>, file: String) -> Outcome {
     };
     core_file::write(call.host, &file, range)?;
     Ok(Value::Null)
+}
+
+fn show_backends(list: &Value) -> String {
+    let mut text = String::new();
+    for backend in list.as_array().into_iter().flatten() {
+        let word = |key: &str| backend[key].as_str().unwrap_or_default();
+        text += &format!("memory backend: {}\n", word("id"));
+        for key in ["size", "merge", "dump", "prealloc", "share", "reserve"] {
+            text += &format!("  {:<7}{}\n", format!("{key}:"), backend[key]);
+        }
+        text += &format!("  policy: {}\n  host nodes: \n\n", word("policy"));
+    }
+    text
 }
 
 fn no_balloon() -> Fault {

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 static FORMATS: Enum = Enum { name: "ImageFormat", values: &["ppm", "png"] };
 static VNC: Object = Object::new("VncInfo", &[member("enabled", Ty::Bool)]);
+static PROTOCOLS: Enum = Enum { name: "DisplayProtocol", values: &["vnc", "spice"] };
+static CONNECTED: Enum = Enum { name: "SetPasswordAction", values: &["keep", "fail", "disconnect"] };
 static TYPES: Enum = Enum { name: "DisplayType", values: &["none"] };
 static OPTIONS: Object = Object::new("DisplayOptions", &[member("type", Ty::Enum(&TYPES))]);
 
@@ -28,6 +30,25 @@ pub static TABLE: &[Command] = &[
     Command::both("query-vnc", &["info vnc"], "show the vnc server status", |_| Ok(json!({ "enabled": false })))
         .returns(Ty::Object(&VNC))
         .show(|_| "None\n".to_owned()),
+    Command::qmp("change-vnc-password", "another password for those who see the screen by VNC: nobody does", |_| {
+        Err("Could not set password".into())
+    })
+    .args(&[arg("password", Ty::Str, Place::Absent)]),
+    Command::both(
+        "set_password",
+        &["set_password"],
+        "set spice/vnc password",
+        |_| Err("Could not set password".into()),
+    )
+    .args(&[
+        arg("protocol", Ty::Enum(&PROTOCOLS), Place::Word),
+        arg("password", Ty::Str, Place::Word),
+        opt("connected", Ty::Enum(&CONNECTED), Place::Word),
+    ]),
+    Command::both("expire_password", &["expire_password"], "set spice/vnc password expire-time", |_| {
+        Err("Could not set password expire time".into())
+    })
+    .args(&[arg("protocol", Ty::Enum(&PROTOCOLS), Place::Word), arg("time", Ty::Str, Place::Word)]),
     Command::qmp("query-vnc-servers", "VNC servers that people see the screen by", |_| Ok(json!([])))
         .returns(Ty::Array(&Ty::Any)),
     Command::qmp("query-display-options", "how the screen is shown", |_| Ok(json!({ "type": "none" })))
