@@ -10,7 +10,7 @@ use brolga_devices::trace;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tracing::field::{Field, Visit};
@@ -32,8 +32,20 @@ pub const ITEMS: &[(&str, &str)] = &[
     ("unimp", "what the guest asks for and Brolga lacks"),
     ("pcall", "far transfers between privilege levels"),
     ("cpu", "registers before each block that is entered"),
+    ("fpu", "those of the FPU and the vectors too, with cpu and int"),
+    ("invalid_mem", "accesses to memory where nothing is"),
     ("page", "a program's pages; only in user-mode emulation, as in QEMU"),
     ("nochain", "do not link compiled regions, so that exec shows every block"),
+];
+
+/// QEMU's other items, and why they are refused.
+pub const REFUSED: &[(&str, &str)] = &[
+    ("strace", "system calls are logged where programs are emulated; here a whole machine is"),
+    ("tid", "there is one log for all threads"),
+    ("plugin", "there are no plugins"),
+    ("op_plugin", "there are no plugins"),
+    ("op_ind", "no pass of that name; op and op_opt show the code before and after optimisation"),
+    ("vpu", "x86 has none; fpu shows the vectors"),
 ];
 
 /// Items that are about instructions, to which `-dfilter` applies.
@@ -46,9 +58,14 @@ static FILTER: OnceLock<Vec<(u64, u64)>> = OnceLock::new();
 /// Where log lines go; the monitor changes it.
 static OUTPUT: OnceLock<Arc<Mutex<Output>>> = OnceLock::new();
 
-/// Has log lines written to a new file at `path` from now on.
-pub fn set_file(path: &Path) -> io::Result<()> {
-    let file = File::create(path)?;
+/// A log file's name: `%d` stands for the process's number.
+pub fn file_name(template: &str) -> PathBuf {
+    PathBuf::from(template.replace("%d", &std::process::id().to_string()))
+}
+
+/// Has log lines written to a new file from now on, whose name is made of `template`.
+pub fn set_file(template: &str) -> io::Result<()> {
+    let file = File::create(file_name(template))?;
     if let Some(output) = OUTPUT.get() {
         *output.lock().unwrap_or_else(PoisonError::into_inner) = Output::File(file);
     }
@@ -215,7 +232,8 @@ impl Subscriber for Log {
         if FILTERED.contains(&metadata.target()) && !line.passes(FILTER.get().map_or(&[], Vec::as_slice)) {
             return;
         }
-        line.text.truncate(line.text.trim_end_matches('\n').len());
+        // What is more than one line may end with an empty one.
+        line.text.truncate(line.text.strip_suffix('\n').unwrap_or(&line.text).len());
         line.text.push_str(&line.fields);
         line.text.push('\n');
         if index(metadata.target()).is_none() {

@@ -74,6 +74,7 @@ fn run(config: Config) -> anyhow::Result<i32> {
     signals::start(&config.identity.program)?;
     log::install(&config.log, &config.identity.program)?;
     log::trace(&config.trace)?;
+    profile::name_code(&config);
     if !config.console_seen {
         tracing::warn!("nothing of the guest will be seen: there is no display yet; add -nographic or -serial stdio");
     }

@@ -3,10 +3,10 @@
 //! Access sizes are handled here and nowhere else: a device says which sizes it implements
 //! ([`AccessSizes`]), the bus splits or widens what the guest does to that.
 
-use crate::guest_error;
 use crate::state::{Inspector, StateError, StateValue};
 use crate::trace::{self, Accesses};
 use crate::wire::locked;
+use crate::{guest_error, limited_log};
 use arc_swap::ArcSwap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -214,15 +214,27 @@ impl Map {
         }
     }
 
+    /// Tells of an access to what is not there, in the form that QEMU's log has for memory.
+    fn nothing_at(&self, write: bool, address: u64, size: u8) {
+        let what = if write { "write" } else { "read" };
+        match self.space {
+            Space::Memory => limited_log!(
+                "invalid_mem",
+                "Invalid {what} at addr 0x{address:X}, size {size}, region '(null)', reason: rejected"
+            ),
+            Space::Port => guest_error!("{size}-byte {what} of {} {address:#x}: nothing there", self.space),
+        }
+    }
+
     fn read(&self, address: u64, size: u8) -> u64 {
         match self.find(address) {
             Some(range) if range.holds(address, size) => range.read(address.wrapping_sub(range.base), size),
             None if size == 1 => {
-                guest_error!("read of {} {address:#x}: nothing there", self.space);
+                self.nothing_at(false, address, size);
                 0xff
             }
             None if self.free(address, size) => {
-                guest_error!("{size}-byte read of {} {address:#x}: nothing there", self.space);
+                self.nothing_at(false, address, size);
                 ones(size)
             }
             // Straddles the end of a range: byte by byte, each byte from whoever has it.
@@ -236,7 +248,7 @@ impl Map {
                 range.write(address.wrapping_sub(range.base), size, value & ones(size));
             }
             None if size == 1 || self.free(address, size) => {
-                guest_error!("{size}-byte write of {value:#x} to {} {address:#x}: nothing there", self.space);
+                self.nothing_at(true, address, size);
             }
             _ => (0..size).for_each(|i| self.write(self.nth(address, i), 1, value >> (8 * i) & 0xff)),
         }

@@ -13,6 +13,7 @@ mod ir;
 mod lift;
 mod lower;
 pub mod mmu;
+mod names;
 mod passes;
 mod runtime;
 mod saved;
@@ -25,6 +26,7 @@ pub mod testing;
 mod vcpu;
 
 pub use counter::Counter;
+pub use names::name_code;
 pub use saved::{SavedVcpu, Unfit};
 pub use seeded::Seeded;
 pub use vcpu::*;

@@ -172,6 +172,7 @@ impl Shared {
 
     /// Opens or closes the A20 gate.
     pub fn set_a20(&self, open: bool) {
+        tracing::trace!(target: "mmu", "A20 update: a20={}", u8::from(open));
         self.masked_lines.store(if open { 0 } else { 1 << 20 }, Ordering::Relaxed);
         self.flush_translations();
     }

@@ -4,7 +4,7 @@ use super::config::{LogConfig, ProfileConfig};
 use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, values};
-use crate::log::ITEMS;
+use crate::log::{ITEMS, REFUSED};
 use anyhow::{Result, anyhow, bail};
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ pub fn settle(arguments: &Arguments) -> Result<LogConfig> {
     };
     let file = match arguments.one("D") {
         Some("") => bail!("-D: the file name is empty; use -D FILE"),
-        Some(name) => Some(PathBuf::from(name.replace("%d", &std::process::id().to_string()))),
+        Some(name) => Some(crate::log::file_name(name)),
         None => None,
     };
     Ok(LogConfig { items, file, filter })
@@ -52,7 +52,11 @@ pub fn parse_items(list: &str) -> Result<Vec<&'static str>, String> {
     for name in list.split(',').filter(|_| !list.is_empty()) {
         match ITEMS.iter().find(|(item, _)| *item == name) {
             Some((item, _)) => items.push(*item),
+            None if name == "all" => items.extend(ITEMS.iter().map(|(item, _)| *item)),
             None => {
+                if let Some((_, why)) = REFUSED.iter().find(|(item, _)| *item == name) {
+                    return Err(format!("'{name}' is not logged: {why}; leave it out"));
+                }
                 let hint = match suggest::nearest(name, ITEMS.iter().map(|(n, _)| *n)) {
                     Some(near) => format!("did you mean {near}?"),
                     None => "-d help lists them".to_owned(),
@@ -96,6 +100,9 @@ mod tests {
         let err = |l: &[&str]| with(l).unwrap_err();
         assert_eq!(err(&["-d", "in_amm"]), "-d in_amm: 'in_amm' is not a log item; did you mean in_asm?");
         assert!(err(&["-d", "bogus"]).ends_with("-d help lists them"));
+        assert!(err(&["-d", "int,strace"]).contains("'strace' is not logged: system calls"));
+        assert!(err(&["-d", "tid"]).ends_with("; leave it out"));
+        assert_eq!(with(&["-d", "all"]).unwrap().log.items.len(), crate::log::ITEMS.len());
         assert!(err(&["-dfilter", "5"]).contains("is not a range"));
         assert!(err(&["-dfilter", "9..5"]).contains("ends before it starts"));
         let p = with(&["-profile", "out,hz=50,symbols=/x"]).unwrap().profile.unwrap();

@@ -3,7 +3,7 @@
 
 mod symbols;
 
-use crate::cli::config::ProfileConfig;
+use crate::cli::config::{Config, ProfileConfig};
 use anyhow::{Result, anyhow};
 use brolga_jit::Registers;
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use symbols::Symbols;
 
 /// Most callers that are looked at.
@@ -39,6 +39,22 @@ pub struct Profile {
     /// Looks a second.
     rate: u64,
     counts: Mutex<HashMap<(u32, Sample), u64>>,
+}
+
+/// Has logs name guest code after what `-profile symbols=` names, or the kernel if it is an ELF file: read when the first
+/// name is looked for.
+pub fn name_code(config: &Config) {
+    let given = config.profile.as_ref().and_then(|p| p.symbols.clone());
+    let Some(path) = given.clone().or_else(|| config.boot.kernel.clone()) else { return };
+    let path = std::path::absolute(&path).unwrap_or(path);
+    let read = OnceLock::new();
+    brolga_jit::name_code(move |address| {
+        let names = read.get_or_init(|| match std::fs::read(&path) {
+            Ok(bytes) if given.is_some() || bytes.starts_with(symbols::ELF) => Symbols::read(&bytes),
+            _ => Symbols::default(),
+        });
+        names.name(address).map(str::to_owned)
+    });
 }
 
 /// What reads eight bytes at a linear address of the processor's.

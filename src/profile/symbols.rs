@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// What an ELF file begins with.
+pub const ELF: &[u8] = b"\x7fELF";
+
 /// Functions by their addresses.
 #[derive(Debug, Default)]
 pub struct Symbols {
@@ -31,7 +34,7 @@ impl Fields<'_> {
 impl Symbols {
     /// Those in `bytes`: an ELF file, or lines of a System.map.
     pub fn read(bytes: &[u8]) -> Self {
-        if bytes.starts_with(b"\x7fELF") { Self::of_elf(bytes) } else { Self::of_map(bytes) }
+        if bytes.starts_with(ELF) { Self::of_elf(bytes) } else { Self::of_map(bytes) }
     }
 
     /// The symbol table of an ELF file (System V ABI, chapter 4).

@@ -195,6 +195,52 @@ fn watchpoints() {
     let_go(debuggee);
 }
 
+/// Each of these reads has an effect on the device: a second one would be seen.
+#[test]
+fn a_watched_instruction_reads_its_device_once() {
+    for (name, accelerator) in [("once-interp", "interp"), ("once-jit", "jit"), ("once-sync", "jit,sync=on")] {
+        let card = ["-S", "-nic", "none", "-device", "e1000,addr=5"];
+        let debuggee = Debuggee::of("watched", name, accelerator, &card);
+        let text = debuggee.gdb(&[
+            "break again",
+            "continue",
+            "continue 300",
+            "p *(int*)&bad",
+            "delete",
+            "watch *(int*)&seen",
+            "continue",
+            "continue",
+            "p $pc == (long)&copied",
+            "delete",
+            "watch *(int*)&slot",
+            "continue",
+            "p $pc == (long)&pushed",
+            "delete",
+            "watch *(int*)&letters",
+            "continue",
+            "continue",
+            "p $ecx",
+            "continue",
+            "continue",
+            "p *(int*)&bad",
+            "delete",
+            // Of two on a page, the one that is touched: QEMU's letters are compared before `enough` is.
+            "rwatch *(int*)&letters",
+            "rwatch *(int*)&enough",
+            "continue",
+            "continue",
+        ]);
+        let (cleared, set) = ("Old value = 4\nNew value = 0\n", "Old value = 0\nNew value = 4\n");
+        has(&text, &["$1 = 0\n", "watchpoint 2: ", cleared, set, "$2 = 1\n"]);
+        has(&text, &["watchpoint 3: ", set, "$3 = 1\n"]);
+        has(&text, &["watchpoint 4: ", "New value = 81\n", "New value = 17745\n", "$4 = 2\n"]);
+        has(&text, &["New value = 5064017\n", "Old value = 5064017\nNew value = 1431127377\n", "$5 = 0\n"]);
+        has(&text, &["Hardware read watchpoint 5: *(int*)&letters\n\nValue = 1431127377\n"]);
+        has(&text, &["Hardware read watchpoint 6: *(int*)&enough\n\nValue = 0\n"]);
+        let_go(debuggee);
+    }
+}
+
 #[test]
 fn memory_threads_and_the_monitor() {
     let debuggee = Debuggee::start("look", "jit", &["-S", "-smp", "2"]);

@@ -1,31 +1,73 @@
-//! Disassembly for logs and debuggers.
+//! Disassembly for logs and debuggers, in the layout that readers of QEMU's logs know.
 
 use super::{bitness, decoder_options};
 use crate::ir::Block;
-use crate::mmu::ram::Ram;
 use iced_x86::{Decoder, Formatter, GasFormatter};
 use std::fmt::Write;
 
-/// The guest instructions of a block that runs at `base` ([`Block::base`]), one a line, read again from `gpa`.
-pub fn disassemble(block: &Block, base: u64, ram: &Ram, gpa: u64) -> String {
-    let mut bytes = vec![0; block.len as usize];
-    ram.read(gpa, &mut bytes);
-    disassemble_bytes(&bytes, base.wrapping_add(block.rip), block.mode, block.count as usize)
+/// Bytes on one line.
+const BYTES: usize = 8;
+/// Columns of their bytes, up to the mnemonic.
+const BYTES_WIDTH: usize = 3 * BYTES + 1;
+/// Column of the first operand, behind the mnemonic.
+const OPERANDS: u32 = 9;
+
+/// The guest instructions of a block whose first lies at `address` in memory that starts with `bytes`, one a line.
+pub fn disassemble(block: &Block, bytes: &[u8], address: u64) -> String {
+    let bytes = bytes.get(..block.len as usize).unwrap_or(bytes);
+    disassemble_bytes(bytes, address, block.mode, block.count as usize)
 }
 
-/// Up to `count` instructions from `bytes`, one a line.
-pub fn disassemble_bytes(bytes: &[u8], rip: u64, mode_word: u32, count: usize) -> String {
+/// Up to `count` instructions from `bytes`: address, bytes, text; a long instruction's other bytes on a line of their own.
+pub fn disassemble_bytes(bytes: &[u8], address: u64, mode_word: u32, count: usize) -> String {
     let mut formatter = GasFormatter::new();
+    let options = formatter.options_mut();
+    options.set_uppercase_hex(false);
+    options.set_branch_leading_zeros(false);
+    options.set_space_after_operand_separator(true);
+    options.set_gas_show_mnemonic_size_suffix(true);
+    options.set_first_operand_char_index(OPERANDS);
     let mut out = String::new();
-    for i in Decoder::with_ip(bitness(mode_word), bytes, rip, decoder_options()).iter().take(count) {
+    for i in Decoder::with_ip(bitness(mode_word), bytes, address, decoder_options()).iter().take(count) {
         let mut text = String::new();
         formatter.format(&i, &mut text);
-        let _ = writeln!(out, "0x{:08x}:  {text}", i.ip());
+        let start = i.ip().wrapping_sub(address) as usize;
+        let code = bytes.get(start..start + i.len()).unwrap_or_default();
+        for (n, piece) in code.chunks(BYTES).enumerate() {
+            let hex = piece.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
+            let at = i.ip().wrapping_add((n * BYTES) as u64);
+            let _ = match n {
+                0 => writeln!(out, "0x{at:08x}:  {hex:BYTES_WIDTH$}{text}"),
+                _ => writeln!(out, "0x{at:08x}:  {hex}"),
+            };
+        }
     }
     out
 }
 
-/// Generated code, all of it; addresses count from its start.
-pub fn disassemble_host(code: &[u8]) -> String {
-    disassemble_bytes(code, 0, crate::state::mode::CS64, code.len())
+/// Generated code that lies at host address `at`, all of it.
+pub fn disassemble_host(code: &[u8], at: u64) -> String {
+    disassemble_bytes(code, at, crate::state::mode::CS64, code.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::mode;
+
+    #[test]
+    fn lines_have_addresses_bytes_and_text() {
+        let code = [0xea, 0x5b, 0xe0, 0x00, 0xf0];
+        assert_eq!(
+            disassemble_bytes(&code, 0xffff_fff0, 0, 1),
+            "0xfffffff0:  ea 5b e0 00 f0           ljmpw    $0xf000, $0xe05b\n"
+        );
+        let code = [0x48, 0xb8, 8, 7, 6, 5, 4, 3, 2, 1, 0x90];
+        assert_eq!(
+            disassemble_bytes(&code, 0x1000, mode::CS64, 9),
+            "0x00001000:  48 b8 08 07 06 05 04 03  movabsq  $0x102030405060708, %rax\n0x00001008:  02 01\n\
+             0x0000100a:  90                       nop\n"
+        );
+        assert_eq!(disassemble_bytes(&code[..3], 0x1000, mode::CS64, 9).lines().count(), 1, "what is cut off");
+    }
 }

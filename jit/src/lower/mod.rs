@@ -227,7 +227,7 @@ impl Compiler {
             b.finalize(self.isa.frontend_config());
             out
         };
-        tracing::trace!(target: "op_opt", "{}", self.context.func.display());
+        tracing::trace!(target: "op_opt", "OP for the compiler:\n{}\n", self.context.func.display());
         let mut control = ControlPlane::default();
         let names = self.context.func.params.user_named_funcs().clone();
         let code = self

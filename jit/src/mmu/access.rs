@@ -78,6 +78,29 @@ impl Cpu {
         if watched && !self.runs_alone() { Err(Fault::WATCHED) } else { Ok(()) }
     }
 
+    /// Refuses what a device would be asked for while there are watchpoints: its instruction may touch a watched page as
+    /// well, and be run again for that, but a device must be read once.
+    #[cold]
+    fn refuse_device(&mut self, linear: u64, bytes: u64, flags: u16) -> Result<(), Fault> {
+        if self.runs_alone() {
+            return Ok(());
+        }
+        let index = self.state.mmu_index();
+        let last = self.wrap_linear(linear.wrapping_add(bytes.max(1) - 1));
+        for at in [linear, last] {
+            if let Place::Mmio(_) = self.place(index, at, Access::Read, flags)? {
+                return Err(Fault::WATCHED);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, where nothing is watched at the cost of one look.
+    #[inline]
+    fn spare_device(&mut self, linear: u64, bytes: u64, flags: u16) -> Result<(), Fault> {
+        if self.debugger.watching() { self.refuse_device(linear, bytes, flags) } else { Ok(()) }
+    }
+
     /// Loads at the current privilege.
     #[inline]
     pub fn load(&mut self, ty: Ty, linear: u64) -> Result<u64, Fault> {
@@ -94,7 +117,10 @@ impl Cpu {
         }
         match self.state.tlb.load(index, linear, ty) {
             Some(v) => Ok(v),
-            None => self.load_slow(index, ty, linear, flags),
+            None => {
+                self.spare_device(linear, ty.bytes() as u64, flags)?;
+                self.load_slow(index, ty, linear, flags)
+            }
         }
     }
 
@@ -163,6 +189,7 @@ impl Cpu {
         if let Some(v) = self.state.tlb.load128(index, linear) {
             return Ok(v);
         }
+        self.spare_device(linear, 16, flags)?;
         let low = self.load_slow_checked(index, linear, 16, flags)?;
         Ok(low)
     }
@@ -199,6 +226,7 @@ impl Cpu {
         if let (Some(low), Some(high)) = (low, high) {
             return Ok([low, high]);
         }
+        self.spare_device(linear, 32, flags)?;
         let mut buf = [[0; 16]; 2];
         self.read_pieces(index, linear, buf.as_flattened_mut(), flags)?;
         Ok(buf.map(u128::from_le_bytes))
@@ -223,6 +251,7 @@ impl Cpu {
     /// Loads any number of bytes at the current privilege.
     pub fn load_bytes(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Fault> {
         self.watch(linear, buf.len() as u64, false)?;
+        self.spare_device(linear, buf.len() as u64, 0)?;
         self.read_pieces(self.state.mmu_index(), linear, buf, 0)
     }
 

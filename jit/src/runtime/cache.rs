@@ -8,6 +8,7 @@ use crate::ir::{Block, Inst};
 use crate::lift::{self, LiftError};
 use crate::mmu::code_map::granules;
 use crate::mmu::ram::PAGE_SIZE;
+use crate::names;
 use crate::passes;
 use crate::state::{JUMP_ENTRIES, jump_slot, mode, reg};
 use rustc_hash::FxHashMap;
@@ -509,8 +510,13 @@ impl Cpu {
     fn lift_node(&mut self, key: Key, linear: u64) -> Result<u32, Fault> {
         let rip = self.state.rip;
         let (block, second_page) = self.lift(&key, rip, |cpu| cpu.fetch_address(next_page(linear)))?;
-        let base = block.base(&self.state);
-        tracing::trace!(target: "in_asm", pc = rip, "{}", lift::disassemble(&block, base, &self.shared.ram, key.gpa));
+        tracing::trace!(
+            target: "in_asm",
+            pc = linear,
+            "----------------\nIN: {}\n{}\n",
+            names::of(linear),
+            lift::disassemble(&block, &self.blocks.fetched, linear)
+        );
         let page = rip & !(PAGE_SIZE - 1);
         let slot = self.blocks.insert(key, page, block.len.max(1), second_page, Arc::new(block));
         for (gpa, len) in self.blocks.slots[slot].pieces() {
@@ -626,9 +632,9 @@ impl Cpu {
     /// Runs the passes over a block just lifted and gives its IR the room it needs and no more.
     fn finish_lift(&mut self, mut block: Block, rip: u64) -> Block {
         debug_assert_eq!(crate::ir::verify::check(&block), Ok(()));
-        tracing::trace!(target: "op", pc = rip, "{}", crate::ir::text::print(&block));
+        tracing::trace!(target: "op", pc = rip, "OP:\n{}\n", crate::ir::text::print(&block));
         passes::run(&mut block);
-        tracing::trace!(target: "op_opt", pc = rip, "{}", crate::ir::text::print(&block));
+        tracing::trace!(target: "op_opt", pc = rip, "OP after optimization:\n{}\n", crate::ir::text::print(&block));
         let exact = block.insts.as_slice().into();
         self.blocks.scratch = std::mem::replace(&mut block.insts, exact);
         block

@@ -77,13 +77,21 @@ fn work(mut compiler: Compiler, queue: &Receiver<Job>) {
     }
 }
 
+/// Generated code at host address `at`, of guest code at `rip`, as `-d out_asm` shows it.
+pub fn log_text(code: &[u8], at: u64, rip: u64) -> String {
+    let lines = lift::disassemble_host(code, at);
+    format!("OUT: [size={}]\n  -- guest addr {rip:#018x}\n{lines}\n", code.len())
+}
+
 /// Compiles and places one region.
 pub fn compile_one(compiler: &mut Compiler, region: &Region, memory: &CodeMemory) -> Result<Placed, Unplaced> {
     match compiler.compile(region) {
         Ok(compiled) => {
             let rip = region.blocks[0].rip;
-            tracing::trace!(target: "out_asm", pc = rip, "code of {:#x}\n{}", rip, lift::disassemble_host(&compiled.code));
-            memory.lock().place(&compiled)
+            let placed = memory.lock().place(&compiled);
+            let at = placed.as_ref().map_or(0, |p| p.entry);
+            tracing::trace!(target: "out_asm", pc = rip, "{}", log_text(&compiled.code, at, rip));
+            placed
         }
         Err(e) => {
             tracing::warn!("region at {:#x} keeps the code it has: {e}", region.blocks[0].rip);

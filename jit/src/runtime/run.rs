@@ -5,6 +5,7 @@ use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::state::{JumpEntry, flag, jump_slot, mode, shadow};
 use crate::vcpu::{Exit, request};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Cpu {
@@ -96,8 +97,7 @@ impl Cpu {
 
     fn run_slot(&mut self, slot: u32) -> Result<(), Fault> {
         let Some(block) = self.take_block(slot) else { return Ok(()) };
-        tracing::trace!(target: "exec", pc = self.state.rip, "cpu {} interprets {:#x}", self.index, self.state.rip);
-        tracing::trace!(target: "cpu", pc = self.state.rip, "{}", self.dump());
+        self.log_entry(Arc::as_ptr(&block).addr() as u64);
         let result = self.run_block(&block);
         self.blocks.put_back(slot, block);
         result
@@ -106,8 +106,7 @@ impl Cpu {
     /// Runs generated code.
     pub(super) fn run_code(&mut self, region: u32) -> Result<(), Fault> {
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
-        tracing::trace!(target: "exec", pc = self.state.rip, "cpu {} runs code of {:#x}", self.index, self.state.rip);
-        tracing::trace!(target: "cpu", pc = self.state.rip, "{}", self.dump());
+        self.log_entry(entry);
         // Checked code comes back after each block: nothing leads from one to the next. So it is with `-d nochain`.
         if self.lockstep.is_none() && !tracing::enabled!(target: "nochain", tracing::Level::TRACE) {
             self.join_open_link(region);

@@ -3,14 +3,13 @@
 mod evict;
 
 use super::cache::Key;
-use super::compile::{CompileService, Done, Job, compile_one, replies};
+use super::compile::{CompileService, Done, Job, compile_one, log_text, replies};
 use super::perf_map::{Maker, PerfMap};
 use super::place::{CodeMemory, Placed, PlacedLink, Unplaced};
 use super::sampler::Sampler;
 use crate::baseline;
 use crate::cpu::Cpu;
 use crate::ir::Op;
-use crate::lift;
 use crate::lower::{Compiler, Region};
 use crate::mmu::ram::PAGE_SIZE;
 use crate::state::HEAT_ENTRIES;
@@ -385,7 +384,7 @@ impl Cpu {
         self.make_room();
         let placed = self.tier.memory.as_ref()?.lock().place_block(&code)?;
         let rip = self.state.rip;
-        tracing::trace!(target: "out_asm", pc = rip, "baseline code of {:#x}\n{}", rip, lift::disassemble_host(&code.bytes));
+        tracing::trace!(target: "out_asm", pc = rip, "{}", log_text(&code.bytes, placed.entry, rip));
         self.state.heat[heat] = self.tier.hot;
         self.tier.stats.baseline += 1;
         self.tell_placed(Maker::Baseline, &placed, slot);

@@ -40,6 +40,7 @@ impl Cpu {
         if pg && pae && !lme && (enabling || caches) && !self.load_pdptes() {
             return Err(Fault::GP0);
         }
+        tracing::trace!(target: "mmu", "CR0 update: CR0={new:#010x}");
         self.state.cr0 = new;
         if enabling && lme {
             self.state.efer |= efer::LMA;
@@ -88,6 +89,7 @@ impl Cpu {
             self.state.cr3 = old;
             return Err(Fault::GP0);
         }
+        tracing::trace!(target: "mmu", "CR3 update: CR3={new:016x}");
         if paging && long && pcide {
             self.switch_address_space(old as u16 & 0xfff, new as u16 & 0xfff, keep);
         } else if paging {
@@ -138,6 +140,7 @@ impl Cpu {
                 return Err(Fault::GP0);
             }
         }
+        tracing::trace!(target: "mmu", "CR4 update: CR4={new:08x}");
         self.state.cr4 = new;
         // SDM 3A 4.10.4.1.
         let flush = cr4::PGE | cr4::PAE | cr4::PSE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::PKE | cr4::LA57;

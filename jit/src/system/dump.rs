@@ -7,16 +7,29 @@ use std::fmt::Write;
 impl Cpu {
     /// All registers, several lines.
     pub fn dump(&self) -> String {
+        self.dump_parts(false, true)
+    }
+
+    /// The registers as logs have them: those of the FPU only with `-d fpu`, and flags as QEMU keeps them.
+    pub fn dump_for_log(&self) -> String {
+        self.dump_parts(true, tracing::enabled!(target: "fpu", tracing::Level::TRACE))
+    }
+
+    /// The registers before a reset.
+    pub fn dump_for_reset(&self) -> String {
+        self.dump_parts(true, true)
+    }
+
+    fn dump_parts(&self, flags: bool, fpu: bool) -> String {
         let mut out = String::new();
         let s = &self.state;
-        let long = self.long_active();
-        self.dump_general(&mut out, long);
+        self.dump_general(&mut out);
         for (n, name) in ["ES", "CS", "SS", "DS", "FS", "GS"].iter().enumerate() {
-            dump_segment(&mut out, name, &s.segs[n], long);
+            dump_segment(&mut out, name, &s.segs[n], s.mode);
         }
-        dump_segment(&mut out, "LDT", &s.ldtr, long);
-        dump_segment(&mut out, "TR", &s.tr, long);
-        let w = if long { 16 } else { 8 };
+        dump_segment(&mut out, "LDT", &s.ldtr, s.mode);
+        dump_segment(&mut out, "TR", &s.tr, s.mode);
+        let w = if s.mode & mode::LMA != 0 { 16 } else { 8 };
         let _ = writeln!(out, "GDT=     {:0w$x} {:08x}", s.gdtr.base, s.gdtr.limit);
         let _ = writeln!(out, "IDT=     {:0w$x} {:08x}", s.idtr.base, s.idtr.limit);
         let _ = writeln!(out, "CR0={:08x} CR2={:0w$x} CR3={:0w$x} CR4={:08x}", s.cr0, s.cr2, s.cr3, s.cr4);
@@ -25,7 +38,21 @@ impl Cpu {
             "DR0={:016x} DR1={:016x} DR2={:016x} DR3={:016x}\nDR6={:016x} DR7={:016x}",
             s.dr[0], s.dr[1], s.dr[2], s.dr[3], s.dr[6], s.dr[7]
         );
+        if flags {
+            // All of them are in the one word.
+            const ARITHMETIC: u64 = flag::CF | flag::PF | flag::AF | flag::ZF | flag::SF | flag::OF;
+            let w = if s.mode & mode::CS64 != 0 { 16 } else { 8 };
+            let _ = writeln!(out, "CCS={:0w$x} CCD={:0w$x} CCO=EFLAGS", self.rflags() & ARITHMETIC, 0);
+        }
         let _ = writeln!(out, "EFER={:016x}", s.efer);
+        if fpu {
+            self.dump_fpu(&mut out);
+        }
+        out
+    }
+
+    fn dump_fpu(&self, out: &mut String) {
+        let s = &self.state;
         let _ = writeln!(
             out,
             "FCW={:04x} FSW={:04x} [ST={}] FTW={:02x} MXCSR={:08x}",
@@ -41,17 +68,17 @@ impl Cpu {
             let _ = write!(out, "FPR{n}={mantissa:016x} {exponent:04x}{}", end(n));
         }
         let halves = |value: u128| format!("{:016x} {:016x}", (value >> 64) as u64, value as u64);
-        for n in 0..if long { 16 } else { 8 } {
+        for n in 0..if s.mode & mode::CS64 != 0 { 16 } else { 8 } {
             let _ = if s.mode & mode::AVX != 0 {
                 writeln!(out, "YMM{n:02}={} {}", halves(s.vecs[HIGH + n]), halves(s.vecs[n]))
             } else {
                 write!(out, "XMM{n:02}={}{}", halves(s.vecs[n]), end(n))
             };
         }
-        out
     }
 
-    fn dump_general(&self, out: &mut String, long: bool) {
+    fn dump_general(&self, out: &mut String) {
+        let long = self.state.mode & mode::CS64 != 0;
         const NAMES: [&str; 16] =
             ["AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"];
         let order = [0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -97,28 +124,42 @@ impl Cpu {
     }
 }
 
-fn dump_segment(out: &mut String, name: &str, s: &Segment, long: bool) {
-    let w = if long { 16 } else { 8 };
+fn dump_segment(out: &mut String, name: &str, s: &Segment, mode_word: u32) {
+    let w = if mode_word & mode::CS64 != 0 { 16 } else { 8 };
     let raw = (s.attributes as u32) << 8 | s.limit_bits();
     let _ = write!(out, "{name:3}={:04x} {:0w$x} {:08x} {raw:08x}", s.selector, s.base, s.limit);
-    if s.present() {
-        let _ = write!(out, " DPL={} {}", s.dpl(), kind(s));
+    // In real mode there are no descriptors that would mean something.
+    if mode_word & mode::PE != 0 && s.present() {
+        let _ = write!(out, " DPL={} {}", s.dpl(), kind(s, mode_word & mode::LMA != 0));
     }
     out.push('\n');
 }
 
-fn kind(s: &Segment) -> String {
+/// What a descriptor is, in long mode or not (SDM 3A tables 3-1 and 3-2).
+fn kind(s: &Segment, long: bool) -> String {
+    const SYSTEM: [&str; 16] = [
+        "Reserved",
+        "TSS16-avl",
+        "LDT",
+        "TSS16-busy",
+        "CallGate16",
+        "TaskGate",
+        "IntGate16",
+        "TrapGate16",
+        "Reserved",
+        "TSS32-avl",
+        "Reserved",
+        "TSS32-busy",
+        "CallGate32",
+        "Reserved",
+        "IntGate32",
+        "TrapGate32",
+    ];
     let a = s.attributes;
     let has = |bit: u16, c: char| if a & bit != 0 { c } else { '-' };
     if a & attr::S == 0 {
-        return match a & 15 {
-            2 => "LDT".into(),
-            1 => "TSS16-avl".into(),
-            3 => "TSS16-busy".into(),
-            9 => "TSS-avl".into(),
-            11 => "TSS-busy".into(),
-            n => format!("type {n}"),
-        };
+        let name = SYSTEM[usize::from(a & 15)];
+        return if long { name.replace("32", "64") } else { name.to_owned() };
     }
     if a & attr::CODE != 0 {
         let size = match (a & attr::L != 0, a & attr::DB != 0) {
@@ -128,7 +169,7 @@ fn kind(s: &Segment) -> String {
         };
         format!("{size} [{}{}{}]", has(attr::EC, 'C'), has(attr::RW, 'R'), has(attr::ACCESSED, 'A'))
     } else {
-        let size = if a & attr::DB != 0 { "DS  " } else { "DS16" };
+        let size = if long || a & attr::DB != 0 { "DS  " } else { "DS16" };
         format!("{size} [{}{}{}]", has(attr::EC, 'E'), has(attr::RW, 'W'), has(attr::ACCESSED, 'A'))
     }
 }
@@ -150,7 +191,7 @@ mod tests {
         let cpu = machine();
         let text = cpu.dump();
         assert!(text.contains("EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0"), "{text}");
-        assert!(text.contains("CS =f000 ffff0000 0000ffff 00009b00 DPL=0 CS16 [-RA]"), "{text}");
+        assert!(text.contains("CS =f000 ffff0000 0000ffff 00009b00\n"), "{text}");
         assert!(text.contains("CR0=60000010"), "{text}");
         assert!(
             text.contains("FPR0=0000000000000000 0000 FPR1=")

@@ -51,6 +51,7 @@ impl Cpu {
     pub fn deliver_fault(&mut self, f: Fault) -> Result<(), Shutdown> {
         let mut fault = f;
         self.drop_traps();
+        self.log_exception(None, fault.vector);
         loop {
             self.state.halted = false;
             self.note_address(&fault);
@@ -66,6 +67,7 @@ impl Cpu {
             let Err(second) = self.deliver_event(&event) else { return Ok(()) };
             // CR2 tells of the last page fault even where it became a double fault.
             self.note_address(&second);
+            self.log_exception((class(fault.vector) != Class::Benign).then_some(fault.vector), second.vector);
             match combine(fault, second) {
                 Some(next) => fault = next,
                 None => return Err(self.shut_down(second)),
@@ -100,6 +102,7 @@ impl Cpu {
     }
 
     fn shut_down(&self, last: Fault) -> Shutdown {
+        tracing::trace!(target: "cpu_reset", "Triple fault");
         let reason = format!(
             "triple fault: exception {:#04x}{} while a double fault was delivered, at RIP {:#x}",
             last.vector,

@@ -8,7 +8,6 @@ use crate::cpu::Cpu;
 use crate::fault::{Fault, vector};
 use crate::ir::Ty;
 use crate::state::{Segment, cr4, flag, mode, reg, shadow};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where an event comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,39 +53,10 @@ struct Target {
     inner: bool,
 }
 
-/// Events logged so far.
-static LOGGED: AtomicU64 = AtomicU64::new(0);
-
 impl Cpu {
-    /// An event in the form that tools look for in QEMU's log.
-    #[cold]
-    fn log_event(&self, ev: &Event) {
-        let (s, number) = (&self.state, LOGGED.fetch_add(1, Ordering::Relaxed));
-        let more = match ev.vector {
-            vector::PF => format!("CR2={:016x}", s.cr2),
-            _ => format!("env->regs[R_EAX]={:016x}", self.gpr(reg::RAX)),
-        };
-        tracing::trace!(
-            target: "int",
-            "{number:6}: v={:02x} e={:04x} i={} cpl={} IP={:04x}:{:016x} pc={:016x} SP={:04x}:{:016x} {more}\n{}",
-            ev.vector,
-            ev.error.unwrap_or(0),
-            u8::from(matches!(ev.origin, Origin::Software)),
-            s.cpl(),
-            s.segs[reg::CS].selector,
-            s.rip,
-            s.linear_rip(),
-            s.segs[reg::SS].selector,
-            self.gpr(reg::RSP),
-            self.dump()
-        );
-    }
-
     /// Delivers an event. On `Err` nothing was changed but accessed bits of descriptors.
     pub fn deliver_event(&mut self, ev: &Event) -> Result<(), Fault> {
-        if tracing::enabled!(target: "int", tracing::Level::TRACE) {
-            self.log_event(ev);
-        }
+        self.log_event(ev);
         let done = if self.real_mode() {
             self.deliver_real(ev)
         } else if self.long_active() {

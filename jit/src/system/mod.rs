@@ -13,6 +13,7 @@ pub mod flags;
 pub mod interrupt;
 pub mod io;
 pub mod iret;
+pub mod logs;
 pub mod msr;
 pub mod mtrr;
 pub mod mwait;

@@ -21,7 +21,7 @@ const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
 impl Cpu {
     /// Power-on state. The TSC is not reset: all processors keep one count, as the board gives it.
     pub fn reset(&mut self) {
-        tracing::trace!(target: "cpu_reset", "CPU Reset (CPU {})\n{}", self.index, self.dump());
+        tracing::trace!(target: "cpu_reset", "CPU Reset (CPU {})\n{}", self.index, self.dump_for_reset());
         self.init_registers();
         let s = &mut self.state;
         s.cr0 = cr0::CD | cr0::NW | cr0::ET;

@@ -8,7 +8,6 @@ use crate::monitor::table::{Command, Outcome, Place, arg, opt};
 use crate::monitor::types::{Enum, Object, Ty, member};
 use brolga_devices::trace;
 use serde_json::{Value, json};
-use std::path::Path;
 
 static STATES: Enum = Enum { name: "TraceEventState", values: &["unavailable", "disabled", "enabled"] };
 static EVENT: Object = Object::new("TraceEventInfo", &[member("name", Ty::Str), member("state", Ty::Enum(&STATES))]);
@@ -99,6 +98,6 @@ fn set_states(call: &mut Call<'_>) -> Outcome {
 fn file(call: &mut Call<'_>) -> Outcome {
     let name = call.word("filename")?;
     let failed = |e: std::io::Error| Fault::new(format!("{name}: cannot be written: {}", cli::os_reason(&e)));
-    log::set_file(Path::new(name)).map_err(failed)?;
+    log::set_file(name).map_err(failed)?;
     Ok(Value::Null)
 }

@@ -386,7 +386,10 @@ impl Cpu {
             let gpa = self.blocks.key(*slot).map_or(0, |k| k.gpa);
             let _ =
                 writeln!(out, "guest code at {:#x} (guest-physical {gpa:#x}):", subject.base.wrapping_add(block.rip));
-            let _ = writeln!(out, "{}", lift::disassemble(block, subject.base, &self.shared.ram, gpa));
+            let mut bytes = vec![0; block.len as usize];
+            self.shared.ram.read(gpa, &mut bytes);
+            let address = subject.base.wrapping_add(block.rip);
+            let _ = writeln!(out, "{}", lift::disassemble(block, &bytes, address));
             let _ = writeln!(out, "{}", crate::ir::text::print(block));
         }
         let _ = writeln!(out, "blocks run: {:?}", expected.ran);
