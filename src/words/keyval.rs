@@ -4,6 +4,33 @@
 use super::suggest;
 use super::values::{self, Refusal};
 use anyhow::{Result, anyhow};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// Keys of options, by the option's name without its dash, and whether they are switches.
+pub type Heard = BTreeMap<String, BTreeMap<&'static str, bool>>;
+
+thread_local! {
+    /// What [`listen`] hears.
+    static HEARD: RefCell<Option<Heard>> = const { RefCell::new(None) };
+}
+
+/// Runs `work`, and tells which keys of which options were asked for in it: those that there are, whether they were given or
+/// not.
+pub fn listen(work: impl FnOnce()) -> Heard {
+    HEARD.set(Some(Heard::new()));
+    work();
+    HEARD.take().unwrap_or_default()
+}
+
+/// A key of an option was asked for. Parts of options, which have their words in their names, are not counted.
+fn asked(option: &str, key: &'static str, switch: bool) {
+    HEARD.with_borrow_mut(|heard| {
+        if let (Some(heard), Some(name)) = (heard, option.strip_prefix('-').filter(|name| !name.contains(' '))) {
+            *heard.entry(name.to_owned()).or_default().entry(key).or_default() |= switch;
+        }
+    });
+}
 
 /// The parts of one option's value, from which keys are taken one by one.
 pub struct KeyValues {
@@ -137,6 +164,7 @@ impl KeyValues {
     /// Every value of `key`, in order.
     pub fn take_all(&mut self, key: &'static str) -> Vec<String> {
         self.known.push(key);
+        asked(&self.option, key, false);
         let (mine, rest) = std::mem::take(&mut self.pairs).into_iter().partition(|(k, _)| k == key);
         self.pairs = rest;
         let mine: Vec<(String, String)> = mine;
@@ -171,6 +199,7 @@ impl KeyValues {
 
     /// An on/off key.
     pub fn take_switch(&mut self, key: &'static str) -> Result<Option<bool>> {
+        asked(&self.option, key, true);
         self.take_as(key, values::switch)
     }
 
@@ -229,6 +258,19 @@ mod tests {
         let told = kv.take_inner("file").finish().unwrap_err().to_string();
         assert_eq!(told, "-x file: unknown or unsupported key 'driver'");
         assert_eq!(kv.take("files").unwrap().as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn keys_that_are_asked_for_are_heard() {
+        let heard = listen(|| {
+            let mut kv = KeyValues::parse("-x", "a=1", None).unwrap();
+            assert!(kv.take("a").is_ok() && kv.take_switch("b").is_ok() && kv.take_all("c").is_empty());
+            assert!(kv.take_inner("d").take("e").is_ok());
+        });
+        assert_eq!(heard, Heard::from([("x".to_owned(), BTreeMap::from([("a", false), ("b", true), ("c", false)]))]));
+        // Nobody listens any more.
+        assert!(KeyValues::parse("-x", "a=1", None).unwrap().take("a").is_ok());
+        assert_eq!(listen(|| ()), Heard::new());
     }
 
     #[test]

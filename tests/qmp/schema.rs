@@ -146,3 +146,20 @@ fn answers_have_qemus_members() {
     }
     assert!(compared > 20);
 }
+
+#[test]
+fn options_tell_their_keys() {
+    let machine = Machine::start("options", &["-S"]);
+    let mut client = machine.client();
+    let mut keys = |option: &str| {
+        let answer = client.run("query-command-line-options", json!({ "option": option })).expect("an option");
+        assert_eq!(answer[0]["option"], option);
+        answer[0]["parameters"].as_array().expect("a list").clone()
+    };
+    let has = |keys: &[Value], name: &str, kind: &str| keys.contains(&json!({ "name": name, "type": kind }));
+    assert!(has(&keys("chardev"), "server", "boolean") && has(&keys("chardev"), "logfile", "string"));
+    assert!(has(&keys("machine"), "memory-backend", "string") && has(&keys("smp-opts"), "cores", "string"));
+    assert!(has(&keys("boot-opts"), "strict", "boolean") && keys("kernel").is_empty());
+    let unknown = client.run("query-command-line-options", json!({ "option": "zz" })).unwrap_err();
+    assert_eq!(unknown.1, "invalid option name: zz");
+}

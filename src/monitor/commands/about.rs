@@ -186,12 +186,29 @@ pub fn machine_name() -> String {
     format!("pc-i440fx-{}.{}", next(), next())
 }
 
+/// What QEMU calls an option in its list.
+fn listed(name: &'static str) -> &'static str {
+    match name {
+        "m" => "memory",
+        "smp" => "smp-opts",
+        "boot" => "boot-opts",
+        name => name,
+    }
+}
+
 fn query_options(call: &mut Call<'_>) -> Outcome {
     let wanted = call.text("option");
-    // Which keys an option takes is told in -help only.
+    let keys = cli::option_keys();
+    let described = |name: &'static str| {
+        let kind = |switch: bool| if switch { "boolean" } else { "string" };
+        let parameters = keys.get(name).into_iter().flatten();
+        let parameters: Value = parameters.map(|(key, switch)| json!({ "name": key, "type": kind(*switch) })).collect();
+        (listed(name), parameters)
+    };
     let options: Vec<Value> = cli::option_names()
-        .filter(|name| wanted.is_none_or(|wanted| wanted == *name))
-        .map(|name| json!({ "option": name, "parameters": [] }))
+        .map(described)
+        .filter(|(name, _)| wanted.is_none_or(|wanted| wanted == *name))
+        .map(|(name, parameters)| json!({ "option": name, "parameters": parameters }))
         .collect();
     match wanted {
         Some(wanted) if options.is_empty() => Err(Fault::new(format!("invalid option name: {wanted}"))),
