@@ -60,7 +60,7 @@ impl Cpu {
         let wide = s.mode & mode::CS64 != 0;
         let flat = [reg::DS, reg::ES, reg::SS].iter().all(|n| s.segs[*n].base == 0);
         let protected = s.mode & mode::PE != 0 && s.mode & mode::VM86 == 0 && s.mode & mode::CS32 != 0;
-        let bases = !wide && !(protected && flat);
+        let bases = !(wide || protected && flat);
         let own = (self.rflags() & (flag::TF | flag::IOPL | flag::RF | flag::VM | flag::AC)) as u32;
         u32::from(s.cpl())
             | u32::from(s.shadow != 0) << 3
