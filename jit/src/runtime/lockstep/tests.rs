@@ -205,7 +205,7 @@ fn wrong_registers_are_reported() {
             i.op = Op::Sub;
         }
     });
-    for part in ["add %rcx,%rax", "rax: 0x1b | 0xf", "memory at 0x100010: 1b | 0f (before: 15)"] {
+    for part in ["addq     %rcx, %rax", "rax: 0x1b | 0xf", "memory at 0x100010: 1b | 0f (before: 15)"] {
         assert!(report.contains(part), "{part} is missing:\n{report}");
     }
 }
