@@ -293,3 +293,16 @@ fn ignored_signals_stay_ignored() {
     child.stdin.take().unwrap().write_all(b"quit\n").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+/// Python's pexpect, as many who automate guests have it.
+#[test]
+fn pexpect_at_a_shared_terminal() {
+    let of = |path: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let python = of(".cache/python/bin/python3");
+    assert!(python.exists(), "{} is missing: run tools/setup", python.display());
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(python).arg(of("tests/terminal.py")).arg(PROGRAM).args(MACHINE);
+    let output = command.output().expect("timeout(1)");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.ends_with("monitor, guest, monitor, end\n"), "{text}");
+}

@@ -96,6 +96,32 @@ pub trait CharBackend: Send + Sync {
     fn size(&self) -> Option<(u16, u16)> {
         None
     }
+    /// The guest has set how characters go over the line. What is no serial line takes no notice.
+    fn set_line(&self, _line: Line) {}
+}
+
+/// How characters go over a serial line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Bits a second.
+    pub baud: u32,
+    /// Data bits of a character: 5 to 8.
+    pub bits: u8,
+    /// Stop bits: 1 or 2.
+    pub stop: u8,
+    /// What follows the data bits.
+    pub parity: Parity,
+}
+
+/// A character's parity bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parity {
+    /// There is none.
+    None,
+    /// Makes the number of ones odd.
+    Odd,
+    /// Makes the number of ones even.
+    Even,
 }
 
 /// The device side of a character device: what a back end calls with input, on the I/O thread.

@@ -6,7 +6,7 @@
 //! small kernels rely on that, and those who set OUT2 see no difference.
 
 use crate::bus::{Device, RegisterBlock, Registers};
-use crate::services::{CharBackend, CharFrontend, Clock, IrqLine, TimerService, TimerTarget};
+use crate::services::{CharBackend, CharFrontend, Clock, IrqLine, Line, Parity, TimerService, TimerTarget};
 use crate::state::{Inspector, StateError, StateValue, from_state, to_state};
 use crate::wire::{TimerSlot, Wire, locked};
 use crate::{trace, trace_event};
@@ -89,6 +89,8 @@ pub struct Effects {
     pub transmit: Option<u8>,
     /// The receiver was drained: more input is welcome.
     pub input_ready: bool,
+    /// The line was set up: a divisor or a format was chosen.
+    pub line: Option<Line>,
 }
 
 /// The 16550A itself: registers and FIFOs, without time, interrupt line or back end.
@@ -215,6 +217,17 @@ impl Uart16550 {
         bits * 1_000_000_000 * u64::from(self.divisor.max(1)) / BAUD_BASE
     }
 
+    /// How characters go over the line (datasheet 8.1, 8.2). A divisor of 0 counts as 1.
+    fn line(&self) -> Line {
+        let parity = match self.lcr >> 3 & 3 {
+            1 => Parity::Odd,
+            3 => Parity::Even,
+            _ => Parity::None,
+        };
+        let baud = BAUD_BASE as u32 / u32::from(self.divisor.max(1));
+        Line { baud, bits: 5 + (self.lcr & 3), stop: 1 + (self.lcr >> 2 & 1), parity }
+    }
+
     /// The pending interrupt of highest priority as IIR names it (datasheet table 4).
     fn interrupt(&self) -> u8 {
         let enabled = |bit| self.ier & bit != 0;
@@ -317,7 +330,10 @@ impl Uart16550 {
                 self.ier = value & 0x0f;
             }
             2 => effects.input_ready = self.write_fcr(value),
-            3 => self.lcr = value,
+            3 => {
+                self.lcr = value;
+                effects.line = (value & lcr::DLAB == 0).then(|| self.line());
+            }
             4 => effects.input_ready = self.write_mcr(value),
             // LSR and MSR are for reading (datasheet 8.3, 8.8).
             5 | 6 => {}
@@ -456,7 +472,10 @@ impl IsaSerial {
     }
 
     fn carry_out(&self, effects: Effects) {
-        let Effects { transmit, input_ready } = effects;
+        let Effects { transmit, input_ready, line } = effects;
+        if let Some(line) = line {
+            self.backend.set_line(line);
+        }
         if let Some(byte) = transmit {
             self.backend.write(&[byte]);
         }
@@ -713,6 +732,8 @@ mod tests {
         b.put(3, 0x03);
         b.put(1, 0xff);
         assert_eq!((b.get(1), b.get(3)), (0x0f, 0x03));
+        let chip = Uart16550 { divisor: 12, ..Uart16550::new() }.write(3, 0x1e);
+        assert_eq!(chip.line, Some(Line { baud: 9600, bits: 7, stop: 2, parity: Parity::Even }));
         b.put(7, 0xa5);
         assert_eq!(b.get(7), 0xa5);
         b.uart.receive(b"q");

@@ -6,7 +6,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -98,7 +98,7 @@ impl Waker {
 /// kept still has to be passed on.
 pub fn start(source: OwnedFd, waker: Waker, sink: Arc<dyn InputSink>) -> std::io::Result<()> {
     thread::Builder::new().name("input".into()).spawn(move || {
-        let mut left = read(source, &waker, &*sink, |bytes, data| data.extend_from_slice(bytes));
+        let mut left = read(&source, None, &waker, &*sink, |bytes, data| data.extend_from_slice(bytes));
         while !waker.stopped() {
             waker.set_stuck();
             sink.pump(&mut left);
@@ -109,22 +109,40 @@ pub fn start(source: OwnedFd, waker: Waker, sink: Arc<dyn InputSink>) -> std::io
 }
 
 /// Reads `source` for `sink` to its end, on this thread; `decode` adds what it reads of the bytes to the data. What the sink
-/// has no room for at the end is lost.
-pub fn read_to_end(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, decode: impl FnMut(&[u8], &mut Vec<u8>)) {
-    read(source, waker, sink, decode);
+/// has no room for at the end is lost; so is what it has not taken of a peer that has gone when the next one is at `door`.
+pub fn read_to_end(
+    source: &OwnedFd,
+    door: Option<BorrowedFd<'_>>,
+    waker: &Waker,
+    sink: &dyn InputSink,
+    decode: impl FnMut(&[u8], &mut Vec<u8>),
+) {
+    read(source, door, waker, sink, decode);
 }
 
 /// Reads `source` for `sink` to its end: what the sink has not taken yet.
-fn read(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, mut decode: impl FnMut(&[u8], &mut Vec<u8>)) -> Vec<u8> {
+fn read(
+    source: &OwnedFd,
+    door: Option<BorrowedFd<'_>>,
+    waker: &Waker,
+    sink: &dyn InputSink,
+    mut decode: impl FnMut(&[u8], &mut Vec<u8>),
+) -> Vec<u8> {
     let mut input = Vec::with_capacity(READ_AHEAD);
-    let unix = rustix::net::sockopt::socket_domain(&source).is_ok_and(|domain| domain == AddressFamily::UNIX);
+    let unix = rustix::net::sockopt::socket_domain(source).is_ok_and(|domain| domain == AddressFamily::UNIX);
+    let mut gone = false;
     loop {
         // Before looking whether the device has room: room made after that look wakes us again.
         waker.set_stuck();
         sink.pump(&mut input);
+        gone &= !input.is_empty();
         let mut fds = vec![PollFd::new(waker.event.as_fd(), PollFlags::POLLIN)];
-        if input.is_empty() {
-            fds.push(PollFd::new(source.as_fd(), PollFlags::POLLIN));
+        match (input.is_empty(), door) {
+            (true, _) => fds.push(PollFd::new(source.as_fd(), PollFlags::POLLIN)),
+            (false, Some(door)) if gone => fds.push(PollFd::new(door, PollFlags::POLLIN)),
+            // Whether it hangs up is told in any case.
+            (false, Some(_)) => fds.push(PollFd::new(source.as_fd(), PollFlags::empty())),
+            (false, None) => {}
         }
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR | Errno::EAGAIN) => {}
@@ -133,21 +151,26 @@ fn read(source: OwnedFd, waker: &Waker, sink: &dyn InputSink, mut decode: impl F
                 return input;
             }
         }
-        let readable = fds.get(1).and_then(PollFd::revents).is_some_and(|r| !r.is_empty());
+        let ready = fds.get(1).and_then(PollFd::revents).is_some_and(|r| !r.is_empty());
         let _ = waker.event.read();
         if waker.stopped() {
             return input;
         }
-        if readable {
-            let mut buf = [0; READ_AHEAD];
-            let got =
-                if unix { with_descriptors(&source, &mut buf, sink) } else { nix::unistd::read(&source, &mut buf) };
-            match got {
-                Ok(n) if n > 0 => decode(&buf[..n], &mut input),
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                // End of file, or the terminal hung up.
-                _ => return input,
+        match ready {
+            true if gone => return input,
+            true if !input.is_empty() => gone = true,
+            true => {
+                let mut buf = [0; READ_AHEAD];
+                let got =
+                    if unix { with_descriptors(source, &mut buf, sink) } else { nix::unistd::read(source, &mut buf) };
+                match got {
+                    Ok(n) if n > 0 => decode(&buf[..n], &mut input),
+                    Err(Errno::EINTR | Errno::EAGAIN) => {}
+                    // End of file, or the terminal hung up.
+                    _ => return input,
+                }
             }
+            false => {}
         }
     }
 }
@@ -181,6 +204,7 @@ mod tests {
     use super::*;
     use brolga_devices::services::{CharBackend, CharFrontend};
     use std::io::Write;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::{Mutex, Weak};
     use std::time::{Duration, Instant};
 
@@ -223,5 +247,24 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(*fifo.got.lock().unwrap(), b"hello, guest");
+    }
+
+    /// A guest that takes nothing does not keep the next peer out.
+    #[test]
+    fn what_is_left_of_a_peer_makes_way_for_the_next() {
+        let path = std::env::temp_dir().join(format!("brolga-input-{}", std::process::id()));
+        let door = UnixListener::bind(&path).unwrap();
+        let mut first = UnixStream::connect(&path).unwrap();
+        let (source, _) = door.accept().unwrap();
+        first.write_all(b"nobody wants this").unwrap();
+        drop(first);
+        let waker = Waker::new().unwrap();
+        let plain = Plain::new(Outlet::to(None), Some(waker.clone()));
+        let second = path.clone();
+        let comes = thread::spawn(move || UnixStream::connect(second).unwrap());
+        read_to_end(&source.into(), Some(door.as_fd()), &waker, &*plain, |bytes, data| data.extend_from_slice(bytes));
+        door.accept().unwrap();
+        comes.join().unwrap();
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -321,6 +321,7 @@ pub fn finish() {
     output::flush_all(PATIENCE);
     bridge::settle(LAST);
     terminal::restore();
+    files::remove_links();
     background::remove_pid();
 }
 
@@ -329,6 +330,7 @@ pub fn leave(status: i32) -> ! {
     output::flush_all(LAST);
     bridge::settle(LAST);
     terminal::restore();
+    files::remove_links();
     background::remove_pid();
     std::process::exit(status)
 }
@@ -344,6 +346,7 @@ pub fn restore_on_panic() {
         }
         output::flush_all(Duration::from_secs(1));
         terminal::restore();
+        files::remove_links();
         background::remove_pid();
         report(info);
         std::process::exit(101);

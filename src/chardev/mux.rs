@@ -3,7 +3,7 @@
 use super::input::{InputSink, Waker};
 use super::outlet::Outlet;
 use super::plain::Attached;
-use brolga_devices::services::{CharBackend, CharFrontend};
+use brolga_devices::services::{CharBackend, CharFrontend, Line};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
@@ -318,6 +318,10 @@ impl CharBackend for MuxPort {
 
     fn size(&self) -> Option<(u16, u16)> {
         self.mux.output.size()
+    }
+
+    fn set_line(&self, line: Line) {
+        self.mux.output.set_line(line);
     }
 }
 

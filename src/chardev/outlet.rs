@@ -3,9 +3,11 @@
 use super::LAST;
 use super::output::{Listener, Output};
 use super::ring::Ring;
-use super::{telnet, terminal};
+use super::{files, telnet, terminal};
 use crate::events;
+use brolga_devices::services::Line;
 use brolga_devices::trace_event;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A way out that may come and go. While there is none, bytes are dropped. Locks: `output` before `listener`.
@@ -17,6 +19,8 @@ pub struct Outlet {
     ring: Option<Arc<Ring>>,
     /// Gets all that is written too, whoever is there (`logfile=`).
     log: OnceLock<Arc<Output>>,
+    /// The host's serial line that this leads to.
+    serial: OnceLock<File>,
 }
 
 /// What is at the other end.
@@ -32,20 +36,31 @@ enum Kind {
 
 impl Outlet {
     fn new(output: Option<Arc<Output>>, kind: Kind) -> Arc<Self> {
-        let (output, log) = (Mutex::new(output), OnceLock::new());
-        Arc::new(Self { output, listener: Mutex::default(), kind, ring: None, log })
+        let (output, log, serial) = (Mutex::new(output), OnceLock::new(), OnceLock::new());
+        Arc::new(Self { output, listener: Mutex::default(), kind, ring: None, log, serial })
     }
 
     /// One that leads to memory.
     pub fn to_ring(ring: Arc<Ring>) -> Arc<Self> {
         let (output, listener, log) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Arc::new(Self { output, listener, kind: Kind::Fixed, ring: Some(ring), log })
+        Arc::new(Self { output, listener, kind: Kind::Fixed, ring: Some(ring), log, serial: OnceLock::new() })
     }
 
     /// Has all that is written go to `log` too.
     pub fn log_to(&self, log: Arc<Output>) {
         // It is told once, when the host end is made.
         let _ = self.log.set(log);
+    }
+
+    /// What is written goes to this terminal of the host's, whose speed the guest sets.
+    pub fn is_serial(&self, terminal: File) {
+        // It is told once, when the host end is made.
+        let _ = self.serial.set(terminal);
+    }
+
+    /// The guest has set its serial port so.
+    pub fn set_line(&self, line: Line) {
+        self.serial.get().into_iter().for_each(|terminal| files::set_line(terminal, line));
     }
 
     /// One that is open for good, or never.

@@ -3,7 +3,7 @@
 use super::input::{InputSink, Waker};
 use super::mux::FocusListener;
 use super::outlet::Outlet;
-use brolga_devices::services::{CharBackend, CharFrontend};
+use brolga_devices::services::{CharBackend, CharFrontend, Line};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
@@ -137,6 +137,10 @@ impl CharBackend for Plain {
 
     fn size(&self) -> Option<(u16, u16)> {
         self.outlet().size()
+    }
+
+    fn set_line(&self, line: Line) {
+        self.outlet().set_line(line);
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::ForClient;
 use super::bridge;
+use super::files::option;
 use super::input::{self, InputSink, Waker};
 use super::mux::FocusListener;
 use super::outlet::Outlet;
@@ -11,7 +12,7 @@ use super::plain::Plain;
 use super::telnet;
 use crate::cli::config::{SocketAddress, SocketSpec};
 use crate::net::descriptor::inherited;
-use crate::net::holder::holder;
+use crate::net::holder::{by_whom, by_whom_at};
 use anyhow::{Context, Result, anyhow};
 use crossbeam_channel::{Receiver, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,7 +22,7 @@ use rustix::net::AddressFamily;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -159,6 +160,18 @@ fn pause(waker: &Waker, time: Duration) {
     }
 }
 
+impl Source {
+    /// Where the next peer knocks, if peers come by themselves.
+    fn door(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(listener) => Some(listener.as_fd()),
+            Self::Unix(listener) => Some(listener.as_fd()),
+            Self::Web(source) => source.door(),
+            Self::Client(..) | Self::Pty(_) | Self::Nobody => None,
+        }
+    }
+}
+
 impl Peer {
     fn of(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { output: socket.try_clone()?.into(), input: socket })
@@ -200,11 +213,23 @@ fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
 /// Who has the address that is taken already.
 pub fn held_by(address: &SocketAddress, error: &io::Error) -> String {
     match address {
-        SocketAddress::Tcp { port, .. } if error.kind() == io::ErrorKind::AddrInUse => {
-            holder(false, *port).map_or(String::new(), |(pid, command)| format!(" by process {pid} ({command})"))
-        }
-        _ => String::new(),
+        _ if error.kind() != ErrorKind::AddrInUse => String::new(),
+        SocketAddress::Tcp { port, .. } => by_whom(false, *port),
+        SocketAddress::Unix(path) => by_whom_at(path),
+        SocketAddress::Inherited(_) => String::new(),
     }
+}
+
+/// Listens at `port`, or the first free one behind it up to `last`.
+fn listen_tcp(host: &str, port: u16, last: Option<u16>) -> io::Result<TcpListener> {
+    let last = last.unwrap_or(port);
+    for port in port..last {
+        match TcpListener::bind((host, port)) {
+            Err(e) if e.kind() == ErrorKind::AddrInUse => {}
+            other => return other,
+        }
+    }
+    TcpListener::bind((host, last))
 }
 
 /// Listens at a path; a socket there that nobody listens at any more makes way.
@@ -218,16 +243,15 @@ pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
 impl Stream {
     /// A socket as `spec` says. With `wait`, somebody is connected when this returns.
     pub fn socket(label: &str, spec: &SocketSpec, program: &str) -> Result<Self> {
-        let shown = &spec.address;
         let failed = |e: io::Error| {
             let remedy = if spec.server { "choose another address" } else { "start the other side first" };
-            anyhow!("{label}: socket {shown}: {}{}; {remedy}", crate::cli::os_reason(&e), held_by(&spec.address, &e))
+            let (option, shown, reason) = (option(label), &spec.address, crate::cli::os_reason(&e));
+            let last = spec.to.map_or(String::new(), |to| format!(" to {to}"));
+            anyhow!("{option} {shown}{last}: {reason}{}; {remedy}", held_by(shown, &e))
         };
         let mut first = None;
         let mut source = match (&spec.address, spec.server) {
-            (SocketAddress::Tcp { host, port }, true) => {
-                Source::Tcp(TcpListener::bind((host.as_str(), *port)).map_err(failed)?)
-            }
+            (SocketAddress::Tcp { host, port }, true) => Source::Tcp(listen_tcp(host, *port, spec.to).map_err(failed)?),
             (SocketAddress::Unix(path), true) => Source::Unix(listen_unix(path).map_err(failed)?),
             (SocketAddress::Inherited(number), true) => listening(*number).map_err(failed)?,
             (address, false) => {
@@ -241,6 +265,7 @@ impl Stream {
             }
         };
         if spec.server && spec.wait {
+            let shown = source.local().unwrap_or_else(|| spec.address.clone());
             eprintln!("{program}: {label} waits for a connection at {shown}");
             first = source.next(&Waker::new()?).map_err(failed)?;
         }
@@ -258,8 +283,15 @@ impl Stream {
             Peer::of(bridge::datagrams(socket)?)
         };
         let peer = open().map_err(|e| {
-            let reason = crate::cli::os_reason(&e);
-            anyhow!("{label}: udp from {}:{} to {}:{}: {reason}; choose other addresses", from.0, from.1, to.0, to.1)
+            let (option, reason) = (option(label), crate::cli::os_reason(&e));
+            let whom = if e.kind() == ErrorKind::AddrInUse { by_whom(true, from.1) } else { String::new() };
+            anyhow!(
+                "{option} udp from {}:{} to {}:{}: {reason}{whom}; choose other addresses",
+                from.0,
+                from.1,
+                to.0,
+                to.1
+            )
         })?;
         Ok(Self::over(label, Source::Nobody, Some(peer), false)?)
     }
@@ -381,7 +413,7 @@ impl Stream {
         self.outlet.set(Some(output.clone()));
         changed(true);
         let mut decoder = telnet::Decoder::default();
-        input::read_to_end(peer.input, &self.waker, sink, |bytes, data| match self.telnet {
+        input::read_to_end(&peer.input, self.source.door(), &self.waker, sink, |bytes, data| match self.telnet {
             true => decoder.decode(bytes, data),
             false => data.extend_from_slice(bytes),
         });

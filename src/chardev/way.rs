@@ -64,7 +64,13 @@ impl Way {
                 input.map_or_else(|| Ok(Self::new(outlet.clone())), |input| Self::reading(outlet.clone(), input))?
             }
             CharKind::Pipe(path) => Self::both_ways(label, files::open_pipes(label, path)?)?,
-            CharKind::Tty(path) => Self::both_ways(label, files::open_tty(label, path)?)?,
+            CharKind::Tty(path) => {
+                let (input, output) = files::open_tty(label, path)?;
+                let line = output.try_clone()?;
+                let way = Self::both_ways(label, (input, output))?;
+                way.outlet.is_serial(line);
+                way
+            }
             CharKind::Ring { size } => {
                 let ring = Arc::new(Ring::new(*size));
                 Self { ring: Some(ring.clone()), ..Self::new(Outlet::to_ring(ring)) }
@@ -85,8 +91,9 @@ impl Way {
                 };
                 Self { socket: path, ..way }
             }
-            CharKind::Pty => {
+            CharKind::Pty(link) => {
                 let (stream, name) = Stream::pty(label)?;
+                link.iter().try_for_each(|link| files::link(label, &name, link))?;
                 Self { pty: Some(name), ..Self::stream(stream) }
             }
         };
@@ -144,6 +151,9 @@ impl Way {
             // Somebody may have removed it.
             let _ = std::fs::remove_file(path);
         }
+        if let CharKind::Pty(Some(link)) = &spec.kind {
+            files::remove_link(link);
+        }
         self.outlet.end();
         // Its port is free when this returns, unless the thread is busy with something that takes long.
         if let Some(running) = &self.running {
@@ -169,7 +179,7 @@ impl Way {
             CharKind::Tty(path) => path.display().to_string(),
             CharKind::Ring { .. } => "ringbuf".to_owned(),
             CharKind::Udp { to, .. } => format!("udp:{}:{}", to.0, to.1),
-            CharKind::Pty => format!("pty:{}", self.pty.as_deref().unwrap_or_default()),
+            CharKind::Pty(_) => format!("pty:{}", self.pty.as_deref().unwrap_or_default()),
         };
         format!("{}{text}", if spec.mux { "mux, " } else { "" })
     }

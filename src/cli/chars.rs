@@ -155,7 +155,8 @@ impl Chars {
                 CharKind::Udp { to, from }
             }
             "socket" => CharKind::Socket(sockets::chardev(&what, &mut keys)?),
-            "pty" => CharKind::Pty,
+            "pty" => CharKind::Pty(keys.take("path")?.filter(|path| !path.is_empty()).map(PathBuf::from)),
+            "vc" => bail!("-chardev {value}: {NO_WINDOW}"),
             other if FOREIGN.contains(&other) => {
                 bail!("-chardev {value}: {other} is not supported yet; use {}", KINDS.join(", "))
             }
@@ -257,9 +258,12 @@ fn ring(keys: &mut KeyValues) -> Result<CharKind> {
 /// Kinds of host ends.
 const KINDS: &[&str] = &["stdio", "socket", "pty", "file", "pipe", "udp", "ringbuf", "serial", "null"];
 
+/// Why there is no `vc`. Without a display, QEMU draws one that nobody sees.
+const NO_WINDOW: &str = "a vc is a console in a window, and there is no display; use pty or a socket to get at it, null to \
+                         throw away what it says";
+
 /// Kinds of host ends that QEMU has and Brolga has not.
 const FOREIGN: &[&str] = &[
-    "vc",
     "con",
     "mon",
     "msmouse",
@@ -285,8 +289,8 @@ fn parse_target(option: &str, target: &str) -> Result<Target> {
         "stdio" => Target::HostEnd(stdio(true), false),
         // Ctrl-C belongs to the guest here: Ctrl-A x ends the process.
         "mon:stdio" => Target::HostEnd(stdio(false), true),
-        "pty" => Target::HostEnd(CharKind::Pty, false),
-        "mon:pty" => Target::HostEnd(CharKind::Pty, true),
+        "pty" => Target::HostEnd(CharKind::Pty(None), false),
+        "mon:pty" => Target::HostEnd(CharKind::Pty(None), true),
         _ => match target.split_once(':') {
             Some(("mon", rest)) if let Some(socket) = sockets::target(&format!("{option} {target}"), rest)? => {
                 Target::HostEnd(CharKind::Socket(socket), true)
@@ -322,7 +326,10 @@ fn udp(option: &str, target: &str, rest: &str) -> Result<CharKind> {
 }
 
 fn bad_target(option: &str, target: &str) -> anyhow::Error {
-    let kind = target.split([':', ',']).next().unwrap_or(target);
+    let kind = target.trim_start_matches("mon:").split([':', ',']).next().unwrap_or(target);
+    if kind == "vc" {
+        return anyhow::anyhow!("{option} {target}: {NO_WINDOW}");
+    }
     let known = [
         "stdio",
         "mon:stdio",
@@ -480,6 +487,7 @@ mod tests {
         assert_eq!(kind("pipe,path=/x"), CharKind::Pipe("/x".into()));
         assert_eq!(kind("tty,path=/x"), CharKind::Tty("/x".into()));
         assert_eq!(kind("memory,size=4k"), CharKind::Ring { size: 4096 });
+        assert_eq!(kind("pty,path=/x"), CharKind::Pty(Some("/x".into())));
         assert_eq!(kind("ringbuf"), CharKind::Ring { size: 65536 });
         let file = CharKind::File { path: "/x".into(), append: false, input: Some("/y".into()) };
         assert_eq!(kind("file,path=/x,input-path=/y"), file);
@@ -506,7 +514,10 @@ mod tests {
         assert_eq!(err(&["-serial", "stido"]), "-serial stido: unknown target; did you mean stdio?");
         assert!(err(&["-serial", "chardev:c"]).ends_with("there is no -chardev with id=c"));
         assert!(err(&["-chardev", "stdio"]).contains("id= is missing"));
-        assert!(err(&["-chardev", "vc,id=a"]).contains("vc is not supported yet"));
+        assert!(err(&["-chardev", "vc,id=a"]).contains("there is no display; use pty"));
+        assert!(err(&["-monitor", "vc"]).starts_with("-monitor vc: a vc is a console in a window"));
+        assert!(err(&["-serial", "mon:vc"]).contains("there is no display"));
+        assert!(err(&["-parallel", "file:x"]).ends_with("there is no parallel port; use -parallel none"));
         assert!(err(&["-chardev", "ringbuf,id=a,size=100"]).contains("no power of two"));
         assert!(err(&["-chardev", "pipe,id=a"]).contains("path= is missing; use -chardev pipe,id=a,path=FILE"));
         assert!(err(&["-chardev", "udp,id=a"]).contains("port= is missing"));
@@ -524,7 +535,8 @@ mod tests {
         assert!(err(&["-mon", "c,mode=contrl"]).contains("did you mean control?"));
         assert!(err(&["-chardev", "stdio,id=c", "-mon", "c,pretty=on"]).contains("is for mode=control"));
         assert!(err(&["-qmp", "null"]).contains("needs input"));
-        assert!(err(&["-serial", "vc:80Cx24C"]).contains("not supported yet; use stdio"));
+        assert!(err(&["-serial", "vc:80Cx24C"]).contains("there is no display"));
+        assert!(err(&["-serial", "msmouse"]).contains("not supported yet; use stdio"));
         assert!(err(&["-serial", "udp:x"]).contains("no port; write udp:"));
         assert!(err(&["-serial", "pipe:"]).contains("a path is missing"));
         assert!(err(&["-serial", "file:"]).contains("a file name is missing"));

@@ -608,8 +608,8 @@ pub enum CharKind {
     },
     /// A socket.
     Socket(SocketSpec),
-    /// A pseudo-terminal.
-    Pty,
+    /// A pseudo-terminal, and where a link leads to it.
+    Pty(Option<PathBuf>),
 }
 
 /// A socket as a host end.
@@ -617,6 +617,8 @@ pub enum CharKind {
 pub struct SocketSpec {
     /// Where.
     pub address: SocketAddress,
+    /// `to=`: the last port that is tried, if the one of `address` is taken.
+    pub to: Option<u16>,
     /// Listens there; otherwise it connects.
     pub server: bool,
     /// The machine is not made before somebody has connected.

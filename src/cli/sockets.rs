@@ -103,6 +103,19 @@ pub fn host_and_port(what: &str, text: &str) -> Result<SocketAddress> {
     Ok(SocketAddress::Tcp { host: if host.is_empty() { LOOPBACK } else { host }.into(), port })
 }
 
+/// `to=`: up to which port a free one is looked for.
+fn last_port(what: &str, address: &SocketAddress, server: bool, keys: &mut KeyValues) -> Result<Option<u16>> {
+    let last = keys.take_as("to", |t| t.parse::<u16>().map_err(|_| format!("'{t}' is no port number")))?;
+    match (address, last) {
+        (_, None) => Ok(None),
+        (SocketAddress::Tcp { port, .. }, Some(last)) if server && *port <= last => Ok(Some(last)),
+        (SocketAddress::Tcp { port, .. }, Some(last)) if server => {
+            bail!("{what}: to={last} lies before port {port}; give a later one")
+        }
+        _ => bail!("{what}: to= is for a server's port; add server=on, or leave to= away"),
+    }
+}
+
 /// The switches that all forms have.
 fn settle(
     what: &str,
@@ -132,7 +145,8 @@ fn settle(
     if matches!(address, SocketAddress::Inherited(_)) && reconnect.is_some() {
         bail!("{what}: what was connected by somebody else cannot be connected anew; leave reconnect= away");
     }
-    Ok(SocketSpec { address, server, wait: server && wait.unwrap_or(true), telnet, websocket, reconnect })
+    let to = last_port(what, &address, server, keys)?;
+    Ok(SocketSpec { address, to, server, wait: server && wait.unwrap_or(true), telnet, websocket, reconnect })
 }
 
 #[cfg(test)]
@@ -171,6 +185,11 @@ mod tests {
         assert_eq!(udp("[::1]:5@10.0.0.1:6"), Ok((place("::1", 5), place("10.0.0.1", 6))));
         assert!(udp("4555").unwrap_err().contains("no port"));
         assert!(udp(":x").unwrap_err().contains("no port number"));
+        assert_eq!(parse("tcp::5,to=9,server=on").unwrap().to, Some(9));
+        assert!(parse("tcp::5,to=4,server=on").unwrap_err().ends_with("to=4 lies before port 5; give a later one"));
+        assert!(parse("tcp::5,to=9").unwrap_err().contains("add server=on"));
+        assert!(parse("unix:/x,server=on,to=9").unwrap_err().contains("is for a server's port"));
+        assert!(parse("tcp::5,to=x,server=on").unwrap_err().contains("'x' is no port number"));
         assert!(parse("tcp::1,sever=on").unwrap_err().contains("did you mean server?"));
     }
 }

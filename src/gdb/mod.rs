@@ -172,8 +172,10 @@ fn listen(endpoint: &Endpoint, stop: Arc<EventFd>) -> Result<Accept> {
             }))
         }
         Endpoint::Socket(SocketAddress::Unix(path)) => {
-            let listener =
-                listen_unix(path).map_err(|e| anyhow!("-gdb unix:{}: {e}; choose another path", path.display()))?;
+            let listener = listen_unix(path).map_err(|e| {
+                let (address, reason) = (SocketAddress::Unix(path.clone()), crate::cli::os_reason(&e));
+                anyhow!("-gdb {address}: {reason}{}; choose another path", held_by(&address, &e))
+            })?;
             Ok(Box::new(move || match somebody_comes(&listener, &stop)? {
                 true => Wire::of(listener.accept()?.0.into()).map(Some),
                 false => Ok(None),

@@ -3,6 +3,7 @@
 use crate::disks::{Folder, img};
 use crate::harness::{BOOT, Boot, COMMAND, Guest};
 use crate::qmp::{Client, scratch};
+use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
@@ -156,4 +157,71 @@ fn one_processor() {
 #[test]
 fn two_processors() {
     saved_and_brought_back("2");
+}
+
+/// What the disk has at its beginning, read anew.
+fn first_word(guest: &mut Guest) -> String {
+    guest.run("sync; echo 3 >/proc/sys/vm/drop_caches");
+    guest.run("dd if=/dev/vda bs=512 count=1 2>/dev/null | tr -d '\\000'")
+}
+
+/// A disk and a card that came while the machine ran are in its state. Who takes it over has to have them.
+#[test]
+fn with_devices_that_were_plugged() {
+    const CARD: &str = "virtio-net-pci,netdev=n1,id=card,addr=0x11,mac=52:54:00:00:00:77";
+    let folder = Folder::new();
+    let disk = folder.file("disk.qcow2");
+    img(&["create", "-q", "-f", "qcow2", &disk, "8M"]);
+    let drive = format!("if=none,file={disk},format=qcow2,id=d1");
+    let socket = scratch("saving-plugged");
+    let control = format!("unix:{},server=on,wait=off", socket.display());
+    let options = ["-no-reboot", "-qmp", &control, "-nic", "none", "-drive", &drive, "-netdev", "user,id=n1"];
+    let boot = |more: &[&str]| {
+        let words = [&options[..], more].concat();
+        Boot::new("debian").initramfs("drivers-amd64").append("quiet").options(&words)
+    };
+    let mut guest = boot(&[]).to_shell();
+    let mut client = Client::connect(&socket);
+    guest.run("for m in virtio_pci virtio_blk virtio_net; do modprobe $m; done");
+    assert_eq!(client.human("device_add virtio-blk-pci,drive=d1,id=disk,addr=0x10"), "");
+    assert_eq!(client.human(&format!("device_add {CARD}")), "");
+    let there = "test -b /dev/vda && test -e /sys/class/net/eth0";
+    guest.run(&format!("for i in $(seq 1 300); do {there} && break; sleep 0.2; done; {there}"));
+    guest.run("udhcpc -i eth0 -n -q -t 10 >/dev/null 2>&1");
+    guest.run("echo kept | dd of=/dev/vda conv=sync bs=512 2>/dev/null; sync");
+    assert_eq!(client.human("savevm plugged"), "");
+    guest.run("echo later | dd of=/dev/vda conv=sync bs=512 2>/dev/null; sync; touch /later");
+    assert_eq!(first_word(&mut guest), "later");
+    // In the same process.
+    assert_eq!(client.human("loadvm plugged"), "");
+    assert_eq!(guest.run("test ! -e /later && echo back"), "back");
+    assert_eq!(first_word(&mut guest), "kept");
+    guest.run("ping -c 1 -W 10 10.0.2.2");
+    // Without one of them it is another machine.
+    client.run("device_del", json!({ "id": "card" }));
+    client.event("DEVICE_DELETED", &json!({ "device": "card" }));
+    let answer = client.human("loadvm plugged");
+    assert!(answer.contains("it is of a machine with the device ") && answer.lines().count() == 1, "{answer}");
+    assert_eq!(first_word(&mut guest), "kept", "it goes on as it was");
+    guest.kill();
+    // In a process that has them from the beginning.
+    let disk_here = ["-device", "virtio-blk-pci,drive=d1,id=disk,addr=0x10"];
+    let without = boot(&[&disk_here[..], &["-loadvm", "plugged"]].concat()).start();
+    let line = without.error_line("brolga: -loadvm plugged", COMMAND);
+    assert!(line.contains("it is of a machine with the device ") && line.contains("(virtio-net-pci)"), "{line}");
+    let mut guest = boot(&[&disk_here[..], &["-device", CARD, "-loadvm", "plugged"]].concat()).start();
+    guest.send("\r");
+    guest.expect("/ # ", BOOT);
+    assert_eq!(first_word(&mut guest), "kept");
+    assert_eq!(guest.run("cat /sys/class/net/eth0/address"), "52:54:00:00:00:77");
+    guest.run("ping -c 1 -W 10 10.0.2.2");
+    // They are as those that were plugged: they can go.
+    let mut client = Client::connect(&socket);
+    for id in ["card", "disk"] {
+        client.run("device_del", json!({ "id": id }));
+        client.event("DEVICE_DELETED", &json!({ "device": id }));
+    }
+    guest.send("poweroff -f\r");
+    guest.ends_with(0);
+    img(&["check", "-q", &disk]);
 }

@@ -1,5 +1,9 @@
-//! Consoles and monitors on sockets and pseudo-terminals, through the real program. The guest does not run (`-S`).
+//! Consoles and monitors on sockets and pseudo-terminals, through the real program. Mostly the guest does not run (`-S`).
 #![forbid(unsafe_code)]
+
+mod addresses;
+mod hostile;
+mod terminals;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,9 +23,13 @@ struct Machine(Child);
 impl Machine {
     fn start(args: &[&str]) -> Self {
         let loader = ["-device", "loader,data=0xf4,data-len=1,addr=0x1000", "-device", "loader,addr=0x1000,cpu-num=0"];
+        Self::running(&[&["-S"], &loader[..], args].concat())
+    }
+
+    /// With a guest of its own.
+    fn running(args: &[&str]) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_brolga"))
-            .args(["-S", "-m", "16", "-display", "none"])
-            .args(loader)
+            .args(["-m", "16", "-display", "none"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
