@@ -72,7 +72,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(MACHINE, "name", Times::Once, "NAME", "the machine's name"),
     row(MACHINE, "uuid", Times::Once, "UUID", "the machine's UUID, as SMBIOS shows it"),
     row(CONSOLE, "nographic", Times::Flag, "", "serial port and monitor on this terminal (Ctrl-A h for help, Ctrl-A x ends)"),
-    row(CONSOLE, "serial", Times::Many, "TARGET", "serial port to stdio, mon:stdio, file:PATH, chardev:NAME, null or none; up to four times"),
+    row(CONSOLE, "serial", Times::Many, "TARGET", "serial port to stdio, mon:stdio, pty, tcp:, telnet:, unix:, udp:, file:PATH, pipe:PATH, /dev/TTY, chardev:NAME, null or none; up to four times"),
     row(CONSOLE, "monitor", Times::Many, "TARGET", "monitor on stdio, or none"),
     row(CONSOLE, "debugcon", Times::Many, "TARGET", "debug console at port 0xE9 to stdio, file:PATH or null"),
     row(CONSOLE, "chardev", Times::Many, "KIND,id=NAME,...", "name a host end (stdio, socket, pty, file, pipe, udp, ringbuf, serial, null) for -serial chardev:NAME, e.g. -chardev stdio,id=c,mux=on,signal=off"),
