@@ -30,6 +30,7 @@ const KINDS: [&str; 4] = ["monitor", "qmp", "gdb", "serial"];
 const MONITOR: usize = 0;
 const QMP: usize = 1;
 const GDB: usize = 2;
+const SERIAL: usize = 3;
 /// The monitor of those who look after the guest.
 const WATCH: usize = 4;
 
@@ -51,7 +52,7 @@ impl Counting {
                 "-gdb",
                 &at(GDB),
                 "-serial",
-                &at(3),
+                &at(SERIAL),
                 "-monitor",
                 &at(WATCH),
             ])
@@ -105,7 +106,9 @@ impl Counting {
         let mut client = self.connect(GDB);
         client.write_all(b"$?#3f").expect("a debugger's socket");
         read_until(&mut client, "$T05");
-        let mut client = self.connect(3);
+        drop(client);
+        self.counts();
+        let mut client = self.connect(SERIAL);
         client.write_all(b"echo").expect("a console");
         read_until(&mut client, "echo");
         drop(client);
@@ -162,7 +165,7 @@ fn lines_that_do_not_end() {
         while sent < HUGE && start.elapsed() < LONG {
             match client.write(&piece) {
                 Ok(n) => sent += n,
-                Err(e) if e.kind() == ErrorKind::WouldBlock && kind == 3 => break,
+                Err(e) if e.kind() == ErrorKind::WouldBlock && kind == SERIAL => break,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => break,
             }
@@ -180,6 +183,7 @@ fn connections_that_are_half_open() {
         client.write_all(half).expect("a socket");
         client.shutdown(Shutdown::Write).expect("a socket");
         // Who has no more to say is not waited for.
+        machine.counts();
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).expect("it is closed");
         kept.push(client);
