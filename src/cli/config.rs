@@ -3,6 +3,7 @@
 //! Whoever holds a [`Config`] may rely on it: values are in range, names are known, files named by options existed and
 //! could be read when the command line was parsed (they may still change before they are loaded).
 
+mod looking;
 pub mod network;
 pub mod peripherals;
 pub mod sharing;
@@ -15,6 +16,7 @@ use brolga_devices::fdc::DriveType;
 use brolga_devices::lsi::Chip;
 use brolga_jit::EngineConfig;
 use brolga_jit::cpuid::{CpuModel, Topology};
+pub use looking::{LogConfig, ProfileConfig, TraceConfig};
 use network::{NetdevSpec, NicSpec};
 use peripherals::Peripherals;
 use std::fmt;
@@ -731,35 +733,4 @@ pub struct Messages {
     pub timestamp: bool,
     /// The machine's name.
     pub guest_name: bool,
-}
-
-/// `-profile`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProfileConfig {
-    /// `file=`: where the stacks go.
-    pub file: PathBuf,
-    /// `hz=`: looks a second.
-    pub rate: u64,
-    /// `symbols=`: names of the guest's functions; the kernel's own if not given.
-    pub symbols: Option<PathBuf>,
-}
-
-/// `-trace`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TraceConfig {
-    /// Patterns of events' names, in order, and whether they are switched on.
-    pub patterns: Vec<(String, bool)>,
-    /// `file=`: where events are told, the log if not given.
-    pub file: Option<PathBuf>,
-}
-
-/// `-d`, `-D`, `-dfilter`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogConfig {
-    /// Items to log, as named in `crate::log`.
-    pub items: Vec<&'static str>,
-    /// `-D`: the file, standard error if not given.
-    pub file: Option<PathBuf>,
-    /// `-dfilter`: guest addresses (inclusive ranges) to which per-instruction items are limited; empty: no limit.
-    pub filter: Vec<(u64, u64)>,
 }

@@ -42,8 +42,9 @@ pub fn profile(arguments: &Arguments) -> Result<Option<ProfileConfig>> {
     };
     let rate = keys.take_as("hz", |text| values::number_in(text, 1, 10_000))?.unwrap_or(RATE);
     let symbols = keys.take("symbols")?.map(PathBuf::from);
+    let programs = keys.take_all("program").into_iter().map(PathBuf::from).collect();
     keys.finish()?;
-    Ok(Some(ProfileConfig { file, rate, symbols }))
+    Ok(Some(ProfileConfig { file, rate, symbols, programs }))
 }
 
 /// A comma-separated list of item names, sorted, each once. Also used by the monitor's `log`.
@@ -90,6 +91,7 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::with;
+    use std::path::Path;
 
     #[test]
     fn items_and_ranges() {
@@ -105,8 +107,9 @@ mod tests {
         assert_eq!(with(&["-d", "all"]).unwrap().log.items.len(), crate::log::ITEMS.len());
         assert!(err(&["-dfilter", "5"]).contains("is not a range"));
         assert!(err(&["-dfilter", "9..5"]).contains("ends before it starts"));
-        let p = with(&["-profile", "out,hz=50,symbols=/x"]).unwrap().profile.unwrap();
+        let p = with(&["-profile", "out,hz=50,symbols=/x,program=/a,program=/b"]).unwrap().profile.unwrap();
         assert_eq!((p.file.to_str(), p.rate, p.symbols.is_some()), (Some("out"), 50, true));
+        assert_eq!(p.programs, [Path::new("/a"), Path::new("/b")]);
         assert!(err(&["-profile", "hz=5"]).contains("file= is missing"));
         assert!(err(&["-profile", "x,hz=0"]).contains("out of range"));
         assert!(err(&["-dfilter", "0x10+0"]).contains("is not a range"));

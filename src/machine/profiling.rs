@@ -2,7 +2,7 @@
 
 use super::Machine;
 use crate::monitor::RunState;
-use crate::profile::{Sample, look};
+use crate::profile::Sample;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,14 +37,14 @@ impl Machine {
                 profile.count(cpu, Sample::Halted);
                 continue;
             }
-            let ram = self.ram.clone();
+            let (ram, finder) = (self.ram.clone(), profile.finder());
             let sample = vcpu.with(move |vcpu| {
                 let read = |linear: u64| {
                     let mut word = [0; 8];
                     // Within a page: frames are aligned.
                     ram.read(vcpu.translate(linear)?, &mut word).then(|| u64::from_le_bytes(word))
                 };
-                look(&vcpu.registers(), &read)
+                finder.look(&vcpu.registers(), vcpu.more_registers().kernel_gs_base, &read)
             });
             match sample {
                 Some(sample) => profile.count(cpu, sample),

@@ -1,18 +1,22 @@
 //! Where a guest's time goes (`-profile`): the processors are looked at many times a second, and what they were doing is
 //! counted by guest functions, for `info jit` and for tools that draw flame graphs.
 
+mod programs;
 mod symbols;
+mod tasks;
 
 use crate::cli::config::{Config, ProfileConfig};
 use anyhow::{Result, anyhow};
 use brolga_jit::Registers;
+use programs::Program;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use symbols::Symbols;
+use tasks::Tasks;
 
 /// Most callers that are looked at.
 const DEPTH: usize = 48;
@@ -28,13 +32,33 @@ const MOST: usize = 200_000;
 pub enum Sample {
     /// It was halted.
     Halted,
-    /// It ran: the linear address of its instruction, then those that it returns to; and whether it ran a program.
-    Running(bool, Vec<u64>),
+    /// It ran: its instruction, then those that it returns to.
+    Running(Who, Vec<Place>),
+}
+
+/// Whose code ran.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Who {
+    /// The kernel's.
+    Kernel,
+    /// A program's, with its name if that is known.
+    Program(Option<String>),
+}
+
+/// Where code lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// At a linear address.
+    At(u64),
+    /// At an address of a program's file: the number of the program among those that were given.
+    In(usize, u64),
 }
 
 /// A profile that is being taken.
 pub struct Profile {
     symbols: Symbols,
+    /// Shared with those who look.
+    finder: Arc<Finder>,
     file: PathBuf,
     /// Looks a second.
     rate: u64,
@@ -60,8 +84,39 @@ pub fn name_code(config: &Config) {
 /// What reads eight bytes at a linear address of the processor's.
 pub type ReadWord<'a> = &'a dyn Fn(u64) -> Option<u64>;
 
-/// What a running processor with `registers` is doing.
-pub fn look(registers: &Registers, read: ReadWord<'_>) -> Sample {
+/// What tells what a processor is doing.
+#[derive(Default)]
+pub struct Finder {
+    /// How the kernel's tasks are found.
+    tasks: Option<Tasks>,
+    /// `program=`.
+    programs: Vec<Program>,
+}
+
+impl Finder {
+    /// What a running processor with `registers` is doing; `kernel_gs` is the base of GS that SWAPGS would bring.
+    pub fn look(&self, registers: &Registers, kernel_gs: u64, read: ReadWord<'_>) -> Sample {
+        let (user, stack) = walk(registers, read);
+        let at = |stack: Vec<u64>| stack.into_iter().map(Place::At).collect();
+        if !user {
+            return Sample::Running(Who::Kernel, at(stack));
+        }
+        let task = self.tasks.as_ref().and_then(|tasks| tasks.current(kernel_gs, read));
+        let found = self.programs.iter().enumerate().find_map(|(n, program)| Some((n, program.moved(stack[0], read)?)));
+        let Some((number, moved)) = found else { return Sample::Running(Who::Program(task), at(stack)) };
+        let program = &self.programs[number];
+        let place = |at: u64| match at.wrapping_sub(moved) {
+            inside if program.has(inside) => Place::In(number, inside),
+            _ => Place::At(at),
+        };
+        let name = task.unwrap_or_else(|| program.name().to_owned());
+        Sample::Running(Who::Program(Some(name)), stack.into_iter().map(place).collect())
+    }
+}
+
+/// Whether a processor with `registers` runs a program, and the linear addresses of its instruction and of those that it
+/// returns to.
+fn walk(registers: &Registers, read: ReadWord<'_>) -> (bool, Vec<u64>) {
     const LONG: u64 = 1 << 10;
     const RBP: usize = 5;
     let code = &registers.segments[1];
@@ -81,7 +136,7 @@ pub fn look(registers: &Registers, read: ReadWord<'_>) -> Sample {
         }
         frame = next;
     }
-    Sample::Running(user, stack)
+    (user, stack)
 }
 
 impl Profile {
@@ -113,7 +168,14 @@ impl Profile {
             anyhow!("-profile {}: cannot be written: {reason}; choose another file", config.file.display())
         })?;
         let file = std::path::absolute(&config.file).unwrap_or_else(|_| config.file.clone());
-        Ok(Self { symbols, file, rate: config.rate, counts: Mutex::default() })
+        let programs = config.programs.iter().map(|path| Program::open(path)).collect::<Result<_>>()?;
+        let finder = Arc::new(Finder { tasks: Tasks::new(&symbols), programs });
+        Ok(Self { symbols, finder, file, rate: config.rate, counts: Mutex::default() })
+    }
+
+    /// What tells what a processor is doing.
+    pub fn finder(&self) -> Arc<Finder> {
+        self.finder.clone()
     }
 
     /// Looks a second.
@@ -126,10 +188,10 @@ impl Profile {
         if let Sample::Running(_, stack) = &mut sample {
             // Where there are names, an address within a function says no more than its name, and an address that is in none
             // was not a caller.
-            let known = stack
-                .iter()
-                .skip(1)
-                .take_while(|at| self.symbols.is_empty() || **at < KERNEL || self.symbols.name(**at).is_some());
+            let known = stack.iter().skip(1).take_while(|at| match at {
+                Place::At(at) => self.symbols.is_empty() || *at < KERNEL || self.symbols.name(*at).is_some(),
+                Place::In(..) => true,
+            });
             let depth = 1 + known.count();
             stack.truncate(depth);
         }
@@ -143,12 +205,18 @@ impl Profile {
     }
 
     /// What a frame is called.
-    fn frame(&self, user: bool, address: u64) -> String {
-        match self.symbols.name(address) {
-            Some(name) if !user => name.to_owned(),
-            // Programs have no names here: by pages, so that there are not too many.
-            _ if user => format!("[user {:#x}]", address & !0xfff),
-            _ => format!("[{:#x}]", address & !0xff),
+    fn frame(&self, user: bool, place: Place) -> String {
+        match place {
+            Place::In(program, at) => match self.finder.programs.get(program).and_then(|p| p.function(at)) {
+                Some(name) => name.to_owned(),
+                None => format!("[{:#x}]", at & !0xff),
+            },
+            // Programs whose files were not given have no names here: by pages, so that there are not too many.
+            Place::At(at) if user => format!("[user {:#x}]", at & !0xfff),
+            Place::At(at) => match self.symbols.name(at) {
+                Some(name) => name.to_owned(),
+                None => format!("[{:#x}]", at & !0xff),
+            },
         }
     }
 
@@ -160,10 +228,16 @@ impl Profile {
             let mut line = format!("cpu{cpu}");
             match sample {
                 Sample::Halted => line += ";[halted]",
-                Sample::Running(user, stack) => {
-                    line += if *user { ";user" } else { ";kernel" };
-                    for address in stack.iter().rev() {
-                        let _ = write!(line, ";{}", self.frame(*user, *address));
+                Sample::Running(who, stack) => {
+                    line += match who {
+                        Who::Kernel => ";kernel",
+                        Who::Program(_) => ";user",
+                    };
+                    if let Who::Program(Some(name)) = who {
+                        let _ = write!(line, ";{name}");
+                    }
+                    for place in stack.iter().rev() {
+                        let _ = write!(line, ";{}", self.frame(*who != Who::Kernel, *place));
                     }
                 }
             }
@@ -176,18 +250,27 @@ impl Profile {
     pub fn show(&self) -> String {
         let lines = self.folded();
         let all: u64 = lines.values().sum();
-        let mut functions: BTreeMap<&str, u64> = BTreeMap::new();
-        for (line, count) in &lines {
-            *functions.entry(line.rsplit(';').next().unwrap_or_default()).or_default() += count;
-        }
-        let mut functions: Vec<_> = functions.into_iter().collect();
-        functions.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
+        let row =
+            |(name, count): (&str, u64)| format!("  {:5.1} %  {name}\n", 100.0 * count as f64 / all.max(1) as f64);
+        let functions = ranked(lines.iter().map(|(line, count)| (line.rsplit(';').next().unwrap_or_default(), *count)));
         let mut text = format!("Hottest guest code ({all} looks, {} a second)\n", self.rate);
-        for (name, count) in functions.into_iter().take(SHOWN) {
-            let percent = 100.0 * count as f64 / all.max(1) as f64;
-            let _ = writeln!(text, "  {percent:5.1} %  {name}");
+        text.extend(functions.into_iter().map(row));
+        let programs = self.programs();
+        if !programs.is_empty() {
+            text += "Programs\n";
+            text.extend(ranked(programs.iter().map(|(name, count)| (name.as_str(), *count))).into_iter().map(row));
         }
         text
+    }
+
+    /// How often each program was seen that has a name.
+    fn programs(&self) -> Vec<(String, u64)> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = |sample: &Sample| match sample {
+            Sample::Running(Who::Program(name), _) => name.clone(),
+            _ => None,
+        };
+        counts.iter().filter_map(|((_, sample), count)| Some((name(sample)?, *count))).collect()
     }
 
     /// Writes the file.
@@ -200,13 +283,29 @@ impl Profile {
     }
 }
 
+/// The names with the highest sums, in their order.
+fn ranked<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> Vec<(&'a str, u64)> {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    counts.for_each(|(name, count)| *sums.entry(name).or_default() += count);
+    let mut sums: Vec<_> = sums.into_iter().collect();
+    sums.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
+    sums.truncate(SHOWN);
+    sums
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn profile(map: &str) -> Profile {
         let file = std::env::temp_dir().join(format!("brolga-profile-{}-{}", std::process::id(), map.len()));
-        Profile { symbols: Symbols::read(map.as_bytes()), file, rate: 100, counts: Mutex::default() }
+        let (symbols, finder) = (Symbols::read(map.as_bytes()), Arc::default());
+        Profile { symbols, finder, file, rate: 100, counts: Mutex::default() }
+    }
+
+    /// At addresses.
+    fn running(who: Who, stack: &[u64]) -> Sample {
+        Sample::Running(who, stack.iter().map(|at| Place::At(*at)).collect())
     }
 
     const MAP: &str = "ffffffff81000000 T outer\nffffffff81001000 T inner\nffffffff81002000 T leaf\n";
@@ -228,39 +327,43 @@ mod tests {
             (STACK + 0x48, 0xffffffff81000020),
         ]);
         let read = |at: u64| words.get(&at).copied();
-        let expected = vec![0xffffffff81002010, 0xffffffff81001020, 0xffffffff81000020];
-        assert_eq!(look(&kernel_registers(STACK), &read), Sample::Running(false, expected));
+        let look = |r: &Registers| Finder::default().look(r, 0, &read);
+        let expected = [0xffffffff81002010, 0xffffffff81001020, 0xffffffff81000020];
+        assert_eq!(look(&kernel_registers(STACK)), running(Who::Kernel, &expected));
         // No frame there: the function alone.
-        let alone = Sample::Running(false, vec![0xffffffff81002010]);
         for rbp in [0, 3, STACK + 0x100] {
-            assert_eq!(look(&kernel_registers(rbp), &read), alone);
+            assert_eq!(look(&kernel_registers(rbp)), running(Who::Kernel, &[0xffffffff81002010]));
         }
         // 16-bit code by its linear address.
         let mut r = Registers { rip: 0x20, ..Registers::default() };
         r.segments[1].base = 0x8000;
-        assert_eq!(look(&r, &read), Sample::Running(false, vec![0x8020]));
+        assert_eq!(look(&r), running(Who::Kernel, &[0x8020]));
+        // A program, of which nothing is known.
+        r.segments[1].selector = 0x33;
+        assert_eq!(look(&r), running(Who::Program(None), &[0x8020]));
     }
 
     #[test]
     fn stacks_are_folded_and_functions_ranked() {
         let p = profile(MAP);
         for _ in 0..3 {
-            p.count(0, Sample::Running(false, vec![0xffffffff81002010, 0xffffffff81001020, 0xffffffff81000020]));
+            p.count(0, running(Who::Kernel, &[0xffffffff81002010, 0xffffffff81001020, 0xffffffff81000020]));
         }
-        p.count(0, Sample::Running(false, vec![0xffffffff81001020, 0xffffffff99999999, 0xffffffff81000020]));
-        p.count(1, Sample::Running(true, vec![0x401234, 0x402000]));
+        p.count(0, running(Who::Kernel, &[0xffffffff81001020, 0xffffffff99999999, 0xffffffff81000020]));
+        p.count(1, running(Who::Program(Some("sh".into())), &[0x401234, 0x402000]));
         p.count(1, Sample::Halted);
         p.save().unwrap();
         let text = std::fs::read_to_string(&p.file).unwrap();
         std::fs::remove_file(&p.file).unwrap();
         assert_eq!(
             text,
-            "cpu0;kernel;inner 1\ncpu0;kernel;outer;inner;leaf 3\ncpu1;[halted] 1\ncpu1;user;[user 0x402000];[user 0x401000] 1\n"
+            "cpu0;kernel;inner 1\ncpu0;kernel;outer;inner;leaf 3\ncpu1;[halted] 1\ncpu1;user;sh;[user 0x402000];[user 0x401000] 1\n"
         );
         let shown = p.show();
         assert!(
             shown.starts_with("Hottest guest code (6 looks, 100 a second)\n   50.0 %  leaf\n   16.7 %  "),
             "{shown}"
         );
+        assert!(shown.ends_with("Programs\n   16.7 %  sh\n"), "{shown}");
     }
 }

@@ -1,5 +1,6 @@
 //! Names of guest code: from a kernel's ELF file, or from a System.map.
 
+use super::tasks::WANTED;
 use std::collections::BTreeMap;
 
 /// What an ELF file begins with.
@@ -9,16 +10,18 @@ pub const ELF: &[u8] = b"\x7fELF";
 #[derive(Debug, Default)]
 pub struct Symbols {
     by_address: BTreeMap<u64, String>,
+    /// Where the data lie that [`super::tasks`] looks for.
+    data: BTreeMap<&'static str, u64>,
 }
 
 /// Furthest that an address may lie behind a symbol that has no size.
 const REACH: u64 = 1 << 20;
 
 /// Little-endian fields of an ELF file, 0 where it ends too early.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
-    fn number(&self, at: u64, len: usize) -> u64 {
+    pub(super) fn number(&self, at: u64, len: usize) -> u64 {
         let start = usize::try_from(at).unwrap_or(usize::MAX);
         let field = start.checked_add(len).and_then(|end| self.0.get(start..end)).unwrap_or(&[]);
         field.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
@@ -66,6 +69,7 @@ impl Symbols {
                     false => (f.number(at + 12, 1), f.number(at + 4, 4), f.number(at + 14, 2)),
                 };
                 let name = f.text(names.wrapping_add(f.number(at, 4)));
+                note_data(&mut this.data, address, name);
                 // Assemblers give labels no type; section 0 is for what is not here.
                 if matches!(info & 15, FUNCTION | NO_TYPE) && index != 0 && !name.is_empty() {
                     this.add(address, name);
@@ -81,7 +85,9 @@ impl Symbols {
         for line in String::from_utf8_lossy(bytes).lines() {
             let mut words = line.split_whitespace();
             let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
-            if let (Ok(address), "t" | "T" | "w" | "W") = (u64::from_str_radix(address, 16), kind) {
+            let Ok(address) = u64::from_str_radix(address, 16) else { continue };
+            note_data(&mut this.data, address, name);
+            if let "t" | "T" | "w" | "W" = kind {
                 this.add(address, name);
             }
         }
@@ -93,6 +99,17 @@ impl Symbols {
         self.by_address.entry(address).or_insert_with(|| name.to_owned());
     }
 
+    /// The first symbol whose name has `part`, for tests.
+    #[cfg(test)]
+    pub fn first_with(&self, part: &str) -> Option<u64> {
+        self.by_address.iter().find(|(_, name)| name.contains(part)).map(|(address, _)| *address)
+    }
+
+    /// Where one of the kernel's data of [`super::tasks::WANTED`] lies.
+    pub fn data(&self, name: &str) -> Option<u64> {
+        self.data.get(name).copied()
+    }
+
     /// Whether there are any.
     pub fn is_empty(&self) -> bool {
         self.by_address.is_empty()
@@ -102,6 +119,13 @@ impl Symbols {
     pub fn name(&self, address: u64) -> Option<&str> {
         let (start, name) = self.by_address.range(..=address).next_back()?;
         (address - start < REACH).then_some(name.as_str())
+    }
+}
+
+/// Keeps the place of what is looked for by name.
+fn note_data(data: &mut BTreeMap<&'static str, u64>, address: u64, name: &str) {
+    if let Some(wanted) = WANTED.iter().find(|wanted| **wanted == name) {
+        data.insert(wanted, address);
     }
 }
 

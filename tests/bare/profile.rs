@@ -3,7 +3,7 @@
 use super::{PATIENCE, assemble};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -31,22 +31,26 @@ fn say(monitor: &mut UnixStream, line: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-#[test]
-fn a_guests_time_by_its_functions() {
-    let of = |name: &str| Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("profile-{name}-{}", std::process::id()));
-    let (socket, file) = (of("monitor"), of("stacks"));
-    let mut running = Running(
+/// A file of a test's own.
+fn of(test: &str, name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("profile-{test}-{name}-{}", std::process::id()))
+}
+
+/// Starts a program with a profile, which `keys` say more of, and a monitor.
+fn start(test: &str, program: &str, keys: &str) -> (Running, UnixStream) {
+    let (socket, file) = (of(test, "monitor"), of(test, "stacks"));
+    let running = Running(
         Command::new(env!("CARGO_BIN_EXE_brolga"))
             .args(["-m", "64", "-display", "none", "-serial", "none", "-smp", "2", "-kernel"])
-            .arg(assemble("profiled"))
+            .arg(assemble(program))
             .args(["-monitor", &format!("unix:{},server=on,wait=off", socket.display())])
-            .args(["-profile", &format!("{},hz=500", file.display())])
+            .args(["-profile", &format!("{},hz=500{keys}", file.display())])
             .stdin(Stdio::null())
             .spawn()
             .expect("the emulator starts"),
     );
     let start = Instant::now();
-    let mut monitor = loop {
+    let monitor = loop {
         match UnixStream::connect(&socket) {
             Ok(stream) => break stream,
             Err(e) => assert!(start.elapsed() < PATIENCE, "{e}"),
@@ -54,22 +58,44 @@ fn a_guests_time_by_its_functions() {
         sleep(Duration::from_millis(5));
     };
     monitor.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    // The second processor waits.
-    let text = loop {
-        let text = say(&mut monitor, "info jit");
-        let known = text.lines().filter(|line| line.ends_with("heavy") || line.ends_with("light")).count();
-        if known == 2 && text.contains("[halted]") {
-            break text;
+    (running, monitor)
+}
+
+/// What `info jit` shows once it is `enough`.
+fn shown(monitor: &mut UnixStream, enough: impl Fn(&str) -> bool) -> String {
+    let start = Instant::now();
+    loop {
+        let text = say(monitor, "info jit");
+        if enough(&text) {
+            return text;
         }
         assert!(start.elapsed() < PATIENCE, "{text}");
         sleep(Duration::from_millis(20));
-    };
+    }
+}
+
+/// Ends it: the stacks.
+fn stacks(test: &str, mut running: Running, mut monitor: UnixStream) -> String {
+    monitor.write_all(b"quit\r").expect("a monitor");
+    assert!(running.0.wait().expect("our own child").success());
+    let file = of(test, "stacks");
+    let stacks = std::fs::read_to_string(&file).expect("the file");
+    std::fs::remove_file(&file).expect("our own file");
+    stacks
+}
+
+#[test]
+fn a_guests_time_by_its_functions() {
+    let (running, mut monitor) = start("functions", "profiled", "");
+    // The second processor waits.
+    let text = shown(&mut monitor, |text| {
+        let known = text.lines().filter(|line| line.ends_with("heavy") || line.ends_with("light")).count();
+        known == 2 && text.contains("[halted]")
+    });
     for row in ["exits for interrupts and requests", "entries into compiled code", "Hottest guest code ("] {
         assert!(text.contains(row), "{row}: {text}");
     }
-    monitor.write_all(b"quit\r").expect("a monitor");
-    assert!(running.0.wait().expect("our own child").success());
-    let stacks = std::fs::read_to_string(&file).expect("the file");
+    let stacks = stacks("functions", running, monitor);
     for line in stacks.lines() {
         let (stack, count) = line.rsplit_once(' ').expect("a stack and a count");
         assert!(stack.starts_with("cpu0;kernel;") || stack == "cpu1;[halted]", "{line}");
@@ -78,5 +104,17 @@ fn a_guests_time_by_its_functions() {
     for name in ["heavy", "light"] {
         assert!(stacks.lines().any(|line| line.starts_with(&format!("cpu0;kernel;{name} "))), "{stacks}");
     }
-    std::fs::remove_file(&file).expect("our own file");
+}
+
+/// A program is known by its code, and its functions by its file's symbols.
+#[test]
+fn a_programs_time_by_its_functions() {
+    assemble("userland");
+    let keys = format!(",program={}", super::program_with_symbols("userland").display());
+    let (running, mut monitor) = start("programs", "userland", &keys);
+    let text = shown(&mut monitor, |text| text.contains("%  busy\n") || text.contains("%  busy\r"));
+    assert!(text.contains("Programs") && text.contains("%  userland.elf64"), "{text}");
+    let stacks = stacks("programs", running, monitor);
+    assert!(stacks.lines().any(|line| line.starts_with("cpu0;user;userland.elf64;busy ")), "{stacks}");
+    assert!(!stacks.contains("[user 0x"), "{stacks}");
 }

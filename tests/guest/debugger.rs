@@ -95,3 +95,31 @@ fn gdb_on_a_kernel_with_symbols() {
     guest.ends_with(0);
     fs::remove_file(file).expect("our own file");
 }
+
+/// Time by programs: their names as the kernel has them, which the kernel's symbols lead to.
+#[test]
+fn a_profile_tells_programs_by_name() {
+    let boot = || Boot::new("debian").initramfs("busybox-amd64").append("nokaslr quiet");
+    let mut guest = boot().to_shell();
+    let symbols = guest.run(
+        "mount -t proc proc /proc 2>/dev/null; grep -E ' (init_task|current_task|pcpu_hot|_stext)$' /proc/kallsyms",
+    );
+    guest.kill();
+    let (map, stacks) = (scratch("profile-map"), scratch("profile-stacks"));
+    std::fs::write(&map, symbols.replace('\r', "")).expect("a file");
+    let profile = format!("{},hz=400,symbols={}", stacks.display(), map.display());
+    let mut guest = boot().options(&["-profile", &profile]).to_shell();
+    // The name of a task is that of its file.
+    guest.run("cp $(readlink -f /bin/busybox || which busybox) /counter; ln -s /counter /awk 2>/dev/null; true");
+    guest.run("/counter awk 'BEGIN { while (i < 3000000) i++ }'");
+    guest.send("poweroff -f\r");
+    guest.ends_with(0);
+    let text = std::fs::read_to_string(&stacks).expect("the stacks");
+    [&map, &stacks].into_iter().for_each(|file| std::fs::remove_file(file).expect("our own file"));
+    let of = |name: &str| {
+        let begin = format!("cpu0;user;{name};");
+        let counts = text.lines().filter(|line| line.starts_with(&begin));
+        counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+    };
+    assert!(of("counter") > 10, "{text}");
+}
