@@ -45,7 +45,7 @@ impl Tasks {
             }
         };
         let place = base.wrapping_add(self.current);
-        let task = read(place).filter(|task| place % 8 == 0 && task % 8 == 0)?;
+        let task = read(place).filter(|task| place.is_multiple_of(8) && task.is_multiple_of(8))?;
         let at = task.wrapping_add(offset);
         let mut bytes = [0; NAME];
         for (n, piece) in (0..).step_by(8).zip(bytes.chunks_mut(8)) {
@@ -77,7 +77,7 @@ mod tests {
             (task + 0x5c8, word(b"am\0\0\0\0\0\0")),
         ]);
         assert_eq!(tasks.current(base, &|at| memory.get(&at).copied()), None, "the kernel has not started");
-        (0..0x5c0).step_by(8).for_each(|at| drop(memory.insert(0xffff_ffff_8200_0000 + at, at)));
+        memory.extend((0..0x5c0).step_by(8).map(|at| (0xffff_ffff_8200_0000 + at, at)));
         memory.insert(0xffff_ffff_8200_05c0, word(b"swapper/"));
         assert_eq!(tasks.current(base, &|at| memory.get(&at).copied()).as_deref(), Some("my_program"));
         memory.insert(task + 0x5c8, u64::MAX);
