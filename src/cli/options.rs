@@ -73,7 +73,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(MACHINE, "uuid", Times::Once, "UUID", "the machine's UUID, as SMBIOS shows it"),
     row(CONSOLE, "nographic", Times::Flag, "", "serial port and monitor on this terminal (Ctrl-A h for help, Ctrl-A x ends)"),
     row(CONSOLE, "serial", Times::Many, "TARGET", "serial port to stdio, mon:stdio, pty, tcp:, telnet:, unix:, udp:, file:PATH, pipe:PATH, /dev/TTY, chardev:NAME, null or none; up to four times"),
-    row(CONSOLE, "monitor", Times::Many, "TARGET", "monitor on stdio, or none"),
+    row(CONSOLE, "monitor", Times::Many, "TARGET", "monitor on stdio, pty, tcp:, telnet:, unix:, chardev:NAME, or none"),
     row(CONSOLE, "debugcon", Times::Many, "TARGET", "debug console at port 0xE9 to stdio, file:PATH or null"),
     row(CONSOLE, "chardev", Times::Many, "KIND,id=NAME,...", "name a host end (stdio, socket, pty, file, pipe, udp, ringbuf, serial, null) for -serial chardev:NAME, e.g. -chardev stdio,id=c,mux=on,signal=off"),
     row(CONSOLE, "mon", Times::Many, "chardev=NAME[,mode=MODE][,pretty=on]", "monitor on a named host end: mode=readline for people, mode=control for programs (QMP)"),

@@ -173,16 +173,17 @@ pub fn run(config: Config) -> Result<i32> {
     let (machine, chardevs, requests) = Machine::build(&config, clock, io.handle())?;
     machine.load_guest()?;
     media::watch(&machine).context("cannot start the thread that watches trays")?;
+    // Before anything is typed: that is for the guest of the state, and would be lost with this one.
+    if let Some(tag) = &config.load {
+        let action = SnapshotAction::Load { tag: tag.clone(), place: Kept::default() };
+        machine.snapshot_here(&action).map_err(|why| anyhow!("-loadvm {tag}: {why}"))?;
+    }
     // From here on there is a guest, and the user can act on it.
     let host: Arc<dyn MonitorHost> = machine.clone();
     chardevs.start(&config, &host)?;
     if let Some(endpoint) = &config.debugger {
         let server = gdb::start(endpoint, machine.clone(), Commands::new(chardevs.facts(&config)))?;
         *machine.debugger.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
-    }
-    if let Some(tag) = &config.load {
-        let action = SnapshotAction::Load { tag: tag.clone(), place: Kept::default() };
-        machine.snapshot_here(&action).map_err(|why| anyhow!("-loadvm {tag}: {why}"))?;
     }
     background::ready(&config)?;
     profiling::start(&machine).context("-profile: cannot start its thread")?;

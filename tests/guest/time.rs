@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{BOOT, Boot, COMMAND, INIT};
+use crate::harness::{Boot, COMMAND};
 
 /// The host's wall clock, in seconds since 1970.
 fn host_date() -> f64 {
