@@ -61,7 +61,8 @@ fn a_free_port_is_looked_for() {
     read_until(&mut monitor, "(brolga) ");
     monitor.write_all(b"info chardev\r").expect("a monitor");
     let shown = read_until(&mut monitor, "(brolga) ");
-    let found = shown.split("serial0: filename=disconnected:tcp:127.0.0.1:").nth(1).and_then(|rest| rest.split(',').next());
+    let found =
+        shown.split("serial0: filename=disconnected:tcp:127.0.0.1:").nth(1).and_then(|rest| rest.split(',').next());
     let found: u16 = found.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port: {shown}"));
     assert!(found > port && found <= last, "{found}");
     let client = TcpStream::connect(("127.0.0.1", found)).expect("it listens there");
