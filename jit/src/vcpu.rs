@@ -7,6 +7,7 @@ use crate::cpuid::{CpuModel, Topology};
 use crate::lower::Compiler;
 use crate::mmu::ram::Ram;
 use crate::runtime::compile::CompileService;
+pub use crate::runtime::compiled::StoreStats;
 pub use crate::runtime::debugger::{DebugStop, WatchKind, Watchpoint};
 pub use crate::runtime::lockstep::CheckStats;
 use crate::runtime::lockstep::Lockstep;
@@ -282,6 +283,11 @@ impl Engine {
     pub fn memory_written(&self, gpa: u64, len: u64) {
         std::sync::atomic::fence(Ordering::SeqCst);
         self.shared.code_written(gpa, len, None);
+    }
+
+    /// Counters of the compiled regions that processors share; `None`: nothing is compiled.
+    pub fn shared_code(&self) -> Option<StoreStats> {
+        self.compilers.as_ref().map(|c| c.statistics())
     }
 
     /// Makes the pages of `range`, within [`SHADOW`](crate::mmu::ram::SHADOW), read-only or writable. A vCPU's stores go

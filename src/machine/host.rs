@@ -14,7 +14,7 @@ use brolga_devices::i8042::{Key, MouseMove};
 use brolga_devices::services::Reception;
 use brolga_devices::state::Inspector;
 use brolga_devices::vga::Picture;
-use brolga_jit::{CheckStats, Registers, TierStats};
+use brolga_jit::{CheckStats, Registers, StoreStats, TierStats};
 use crossbeam_channel::bounded;
 use std::fmt::Write;
 use std::ops::Range;
@@ -287,6 +287,20 @@ fn check_rows(stats: CheckStats) -> [(&'static str, u64); 7] {
     ]
 }
 
+/// Counters of what processors have compiled for one another.
+fn store_rows(stats: StoreStats) -> [(&'static str, u64); 7] {
+    let StoreStats { compiled, compile_ns, reused, proposed, held, bytes, evicted } = stats;
+    [
+        ("regions compiled", compiled),
+        ("  milliseconds taken", compile_ns / 1_000_000),
+        ("requests answered by what was compiled", reused),
+        ("requests answered by a larger region", proposed),
+        ("regions kept", held),
+        ("  bytes", bytes),
+        ("regions kept no longer", evicted),
+    ]
+}
+
 impl Machine {
     fn roms(&self) -> String {
         let mut text = String::new();
@@ -297,12 +311,12 @@ impl Machine {
         text
     }
 
-    /// Counters of the code engine, by vCPU.
+    /// Counters of the code engine, by vCPU, and of what they share.
     fn engine_counters(&self) -> String {
         let mut text = String::new();
         for (cpu, vcpu) in self.vcpus.numbered() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
-            let TierStats { baseline, compiled, dropped, entries, interpreted, blocks, evictions, .. } = stats;
+            let TierStats { baseline, compiled, reused, dropped, entries, interpreted, blocks, evictions, .. } = stats;
             let TierStats { lookups, links, requests, faults, heated, narrowed, evicted, evicted_bytes, aged, .. } =
                 stats;
             let rows = [
@@ -310,6 +324,7 @@ impl Machine {
                 ("blocks interpreted", blocks),
                 ("blocks with baseline code", baseline),
                 ("regions compiled", compiled),
+                ("  of them for another processor before", reused),
                 ("regions dropped as their code changed", dropped),
                 ("entries into compiled code", entries),
                 ("exits to look up what is next", lookups),
@@ -327,6 +342,12 @@ impl Machine {
             let _ = writeln!(text, "CPU #{cpu}");
             let checks = vcpu.with(|vcpu| vcpu.check_statistics()).flatten().map(check_rows);
             for (what, count) in rows.into_iter().chain(checks.into_iter().flatten()) {
+                let _ = writeln!(text, "  {what:<40}{count:>14}");
+            }
+        }
+        if let Some(store) = self.engine.shared_code().filter(|store| store.compiled != 0) {
+            text += "code of all processors\n";
+            for (what, count) in store_rows(store) {
                 let _ = writeln!(text, "  {what:<40}{count:>14}");
             }
         }

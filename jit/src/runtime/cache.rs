@@ -1,5 +1,6 @@
 //! Translated blocks of one vCPU: found by linear address (jump cache), by physical address (map), dropped by page.
 
+use super::compiled::print_of;
 pub use super::slots::{Key, SINGLE};
 use super::slots::{Number, Slot, Slots};
 use crate::cpu::Cpu;
@@ -361,6 +362,13 @@ impl BlockCache {
     }
 
     /// See [`BlockCache::narrow`].
+    pub fn set_narrow(&mut self, slot: u32) {
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.narrow = true;
+        }
+    }
+
+    /// See [`BlockCache::narrow`].
     pub fn is_narrow(&self, slot: u32) -> bool {
         self.slots.get(slot).is_some_and(|s| s.narrow)
     }
@@ -510,6 +518,21 @@ impl Cpu {
     fn lift_node(&mut self, key: Key, linear: u64) -> Result<u32, Fault> {
         let rip = self.state.rip;
         let (block, second_page) = self.lift(&key, rip, |cpu| cpu.fetch_address(next_page(linear)))?;
+        Ok(self.enter_block(key, (rip, linear), block, second_page))
+    }
+
+    /// Lifts the block with `key` at `rip` in flat code, which has not been run, if it lies within a page and has this
+    /// hash.
+    pub(super) fn lift_ahead(&mut self, key: Key, rip: u64, print: u64) -> Option<u32> {
+        if self.blocks.len() >= self.blocks.most {
+            return None;
+        }
+        let (block, second_page) = self.lift(&key, rip, |_| Err(Fault::GP0)).ok()?;
+        (second_page.is_none() && print_of(&block) == print).then(|| self.enter_block(key, (rip, rip), block, None))
+    }
+
+    /// Enters the block that was just lifted at a RIP and linear address.
+    fn enter_block(&mut self, key: Key, (rip, linear): (u64, u64), block: Block, second_page: Option<u64>) -> u32 {
         tracing::trace!(
             target: "in_asm",
             pc = linear,
@@ -523,7 +546,7 @@ impl Cpu {
             self.mark_code(gpa, len);
         }
         self.look_again(slot);
-        Ok(slot)
+        slot
     }
 
     /// Notes that there is code of `len` bytes at `gpa`, within a page. From now on stores to it are looked at.

@@ -3,6 +3,7 @@
 mod arena;
 pub mod cache;
 pub mod compile;
+pub mod compiled;
 pub mod contexts;
 pub mod crossings;
 pub mod debugger;

@@ -1,6 +1,7 @@
 //! Placing a compiled region in the arena: calls fixed, TLB checks pointed at miss stubs, ways out given link stubs.
 
 use super::arena::Arena;
+use super::compiled::Shape;
 use super::exec::{self, LEAVE_LINK, ThunkBody};
 use crate::baseline::{self, Target};
 use crate::lower::{Compiled, NS_LINK, NS_THUNK, THUNKS, inline_code};
@@ -62,12 +63,50 @@ pub struct Placed {
 }
 
 /// Why code was not placed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Unplaced {
     /// There was no room.
     Full,
     /// It could not be compiled, is not of the expected shape, or does not fit anywhere.
     Refused,
+    /// No other processor has had it compiled.
+    Unknown,
+    /// Another one has a larger region with this head.
+    Larger(Arc<Shape>),
+}
+
+/// A compiled region with what placing it anywhere takes.
+pub struct Ready {
+    compiled: Compiled,
+    stubs: Vec<MissStub>,
+}
+
+impl Ready {
+    /// Looks for the TLB checks in the code.
+    pub fn new(mut compiled: Compiled) -> Result<Self, Unplaced> {
+        if !compiled.code.starts_with(&PROLOGUE) {
+            tracing::warn!("generated code starts without the expected prologue");
+            return Err(Unplaced::Refused);
+        }
+        let stubs = miss_stubs(&compiled).ok_or(Unplaced::Refused)?;
+        // The stubs have it all.
+        (compiled.places, compiled.sites) = (Vec::new(), Vec::new());
+        Ok(Self { compiled, stubs })
+    }
+
+    /// Machine code, before it is placed.
+    pub fn code(&self) -> &[u8] {
+        &self.compiled.code
+    }
+
+    /// Bytes that it takes, about.
+    pub fn size(&self) -> usize {
+        let Compiled { code, relocs, links, .. } = &self.compiled;
+        code.len()
+            + size_of_val(&relocs[..])
+            + size_of_val(&links[..])
+            + self.stubs.iter().map(|s| size_of::<MissStub>() + s.compare.len()).sum::<usize>()
+    }
 }
 
 /// Code memory of a processor, where its compile jobs place what they made. Lock order: nothing is locked while it is held.
@@ -142,25 +181,21 @@ impl CodeSpace {
     }
 
     /// Places a region.
-    pub fn place(&mut self, c: &Compiled) -> Result<Placed, Unplaced> {
-        if !c.code.starts_with(&PROLOGUE) {
-            tracing::warn!("generated code starts without the expected prologue");
-            return Err(Unplaced::Refused);
-        }
-        let len = c.code.len() + 8 + c.links.len() * LINK_STUB + c.sites.len() * MISS_STUB;
+    pub fn place(&mut self, ready: &Ready) -> Result<Placed, Unplaced> {
+        let c = &ready.compiled;
+        let len = c.code.len() + 8 + c.links.len() * LINK_STUB + ready.stubs.len() * MISS_STUB;
         if !self.arena.reserve(len) {
             return Err(if self.arena.can_hold(len) { Unplaced::Full } else { Unplaced::Refused });
         }
         let mark = self.arena.mark();
-        let placed = self.try_place(c);
+        let placed = self.try_place(ready);
         if placed.is_none() {
             self.arena.rewind(mark);
         }
         placed.ok_or(Unplaced::Refused)
     }
 
-    fn try_place(&mut self, c: &Compiled) -> Option<Placed> {
-        let stubs = self.miss_stubs(c)?;
+    fn try_place(&mut self, Ready { compiled: c, stubs }: &Ready) -> Option<Placed> {
         // Room to read and write eight bytes at a link in the last instruction.
         let at = self.arena.alloc(c.code.len() + 8)?;
         let mut code = c.code.clone();
@@ -192,7 +227,7 @@ impl CodeSpace {
             }
         }
         for s in stubs {
-            let stub = self.write_miss_stub(&s, at)?;
+            let stub = self.write_miss_stub(s, at)?;
             set_rel32(&mut code, s.displacement, at, stub);
         }
         self.arena.write(at, &code);
@@ -327,29 +362,6 @@ impl CodeSpace {
         Some(at)
     }
 
-    /// Finds the branch of each TLB check and the comparison before it.
-    fn miss_stubs(&self, c: &Compiled) -> Option<Vec<MissStub>> {
-        let kinds: HashMap<u64, u32> = c.sites.iter().map(|s| (s.ud2 as u64, s.kind)).collect();
-        let mut stubs = Vec::with_capacity(c.sites.len());
-        let mut previous = Instruction::default();
-        for i in Decoder::with_ip(64, &c.code, 0, DecoderOptions::NONE).iter() {
-            if i.is_jcc_near()
-                && let Some(kind) = kinds.get(&i.near_branch_target())
-            {
-                stubs.push(MissStub::new(c, &previous, &i, *kind)?);
-            }
-            // The register allocator may put spills between comparison and branch; they change no flags.
-            if i.mnemonic() != Mnemonic::Mov {
-                previous = i;
-            }
-        }
-        if stubs.len() != kinds.len() {
-            tracing::warn!("{} TLB checks, {} branches found", kinds.len(), stubs.len());
-            return None;
-        }
-        Some(stubs)
-    }
-
     /// Writes the stub of one check: fill the TLB, compare again, go on or abandon the frame.
     fn write_miss_stub(&mut self, s: &MissStub, code_at: usize) -> Option<usize> {
         let len = 5 + 5 + 5 + s.compare.len() + 2 + 5 + 10 + 5;
@@ -380,6 +392,29 @@ impl CodeSpace {
         self.arena.write(at, &b);
         Some(at)
     }
+}
+
+/// Finds the branch of each TLB check and the comparison before it.
+fn miss_stubs(c: &Compiled) -> Option<Vec<MissStub>> {
+    let kinds: HashMap<u64, u32> = c.sites.iter().map(|s| (s.ud2 as u64, s.kind)).collect();
+    let mut stubs = Vec::with_capacity(c.sites.len());
+    let mut previous = Instruction::default();
+    for i in Decoder::with_ip(64, &c.code, 0, DecoderOptions::NONE).iter() {
+        if i.is_jcc_near()
+            && let Some(kind) = kinds.get(&i.near_branch_target())
+        {
+            stubs.push(MissStub::new(c, &previous, &i, *kind)?);
+        }
+        // The register allocator may put spills between comparison and branch; they change no flags.
+        if i.mnemonic() != Mnemonic::Mov {
+            previous = i;
+        }
+    }
+    if stubs.len() != kinds.len() {
+        tracing::warn!("{} TLB checks, {} branches found", kinds.len(), stubs.len());
+        return None;
+    }
+    Some(stubs)
 }
 
 /// Where a TLB check has the page it looks for.

@@ -1,9 +1,11 @@
 //! Promotion: which blocks are hot, what regions they form, what becomes of finished code.
 
 mod evict;
+mod larger;
 
 use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, log_text, replies};
+use super::compiled::Asked;
 use super::perf_map::{Maker, PerfMap};
 use super::place::{CodeMemory, Placed, PlacedLink, Unplaced};
 use super::sampler::Sampler;
@@ -76,6 +78,8 @@ struct Compiled {
 /// A region being compiled: its blocks with their serial numbers.
 struct Pending {
     slots: Vec<(u32, u64)>,
+    /// It is not hot here yet, and not to be compiled for this processor alone.
+    if_known: bool,
 }
 
 /// A vCPU's share of the compiling tier.
@@ -142,6 +146,8 @@ pub struct TierStats {
     pub evicted_bytes: u64,
     /// Blocks dropped because there were too many.
     pub aged: u64,
+    /// Of the regions entered, those that another processor had had compiled.
+    pub reused: u64,
 }
 
 impl Default for Tier {
@@ -390,6 +396,10 @@ impl Cpu {
         self.tell_placed(Maker::Baseline, &placed, slot);
         let index = self.tier.enter(placed, &[slot], self.place_of(slot));
         self.blocks.set_baseline(slot, index);
+        if self.is_known(slot) {
+            self.tier.proposals.push((0, slot, self.blocks.serial(slot)));
+            self.feed_compilers();
+        }
         if self.lockstep.is_none() {
             self.blocks.forget_ir(slot);
         }
@@ -420,7 +430,7 @@ impl Cpu {
     /// Proposes the region of a block to the compilers.
     pub(super) fn propose(&mut self, slot: u32) {
         let Some(asked) = self.blocks.count_request(slot) else { return };
-        if self.tier.sampled && asked < SAMPLES {
+        if self.tier.sampled && asked < SAMPLES && !self.is_known(slot) {
             return;
         }
         self.tier.proposals.push((asked, slot, self.blocks.serial(slot)));
@@ -430,31 +440,48 @@ impl Cpu {
     /// Hands the hottest proposals to the compilers, a few at a time: what waits longer is known better.
     fn feed_compilers(&mut self) {
         while self.tier.pending.len() < IN_FLIGHT {
-            let Some((_, slot, serial)) = self.tier.proposals.pop() else { return };
+            let Some((asked, slot, serial)) = self.tier.proposals.pop() else { return };
             if self.blocks.waits(slot, serial) {
-                self.submit(slot);
+                self.submit(slot, self.tier.sampled && asked < SAMPLES);
             }
         }
     }
 
-    fn submit(&mut self, slot: u32) {
+    /// Proposes the block in `slot` as the head of a region. `if_known`: only if another processor has it.
+    fn submit(&mut self, slot: u32, if_known: bool) {
         let Some(key) = self.blocks.key(slot) else { return };
-        let Some((region, slots)) = self.form_region(slot, key) else { return };
+        let Some(formed) = self.form_region(slot, key) else { return };
+        let share = self.shared.several() && !self.compiles_blocks();
+        if if_known && !share {
+            return;
+        }
+        let asked = share.then_some(Asked { head: key, or_larger: true, if_known });
+        self.hand_over(slot, formed, asked);
+    }
+
+    /// Regions are of one block, from which nothing leads to others.
+    fn compiles_blocks(&self) -> bool {
+        self.lockstep.as_ref().is_some_and(|l| l.by_block())
+            || tracing::enabled!(target: "nochain", tracing::Level::TRACE)
+    }
+
+    /// Hands a region to the compilers.
+    fn hand_over(&mut self, head: u32, (region, slots): (Region, Vec<(u32, u64)>), asked: Option<Asked>) {
         let id = self.tier.next_job;
         self.tier.next_job += 1;
-        self.blocks.set_requested(slot, true);
-        self.tier.pending.insert(id, Pending { slots });
+        self.blocks.set_requested(head, true);
+        self.tier.pending.insert(id, Pending { slots, if_known: asked.is_some_and(|a| a.if_known) });
         let Some(memory) = self.tier.memory.clone() else { return };
         if let Some(compiler) = &mut self.tier.sync {
             let placed = compile_one(compiler, &region, &memory);
-            return self.install(Done { id, placed });
+            return self.install(Done { id, placed, reused: false });
         }
         let reply = self.tier.replies.0.clone();
-        let job = Job { id, region, reply, memory, handle: self.handle() };
+        let job = Job { id, region, asked, reply, memory, handle: self.handle() };
         if !self.tier.service.as_ref().is_some_and(|s| s.submit(job)) {
             // The queue is full (other processors'): it is proposed again when it has run as often once more.
             self.tier.pending.remove(&id);
-            self.blocks.set_requested(slot, false);
+            self.blocks.set_requested(head, false);
         }
     }
 
@@ -463,8 +490,7 @@ impl Cpu {
         let mut slots = vec![head];
         let mut ops = if self.blocks.within_page(head) { 0 } else { REGION_OPS };
         let mut next = 0;
-        let alone = self.lockstep.as_ref().is_some_and(|l| l.by_block())
-            || tracing::enabled!(target: "nochain", tracing::Level::TRACE);
+        let alone = self.compiles_blocks();
         let most = if alone { 1 } else { REGION_BLOCKS };
         while next < slots.len() && slots.len() < most && ops < REGION_OPS {
             let Some(block) = self.ir(slots[next]) else { break };
@@ -534,16 +560,20 @@ impl Cpu {
         let again = !live
             || match &done.placed {
                 Ok(placed) => gone(placed.part),
-                Err(why) => *why == Unplaced::Full,
+                Err(why) => *why != Unplaced::Refused,
             };
         if again && pending.slots.first().is_some_and(|(s, serial)| self.blocks.serial(*s) == *serial) {
             // Its guest code changed while it was compiled, or there was no room. It may be hot again soon.
             self.blocks.set_requested(head, false);
+            if let Err(Unplaced::Larger(shape)) = &done.placed {
+                return self.submit_larger(head, shape, pending.if_known);
+            }
         }
         let Some(placed) = done.placed.ok().filter(|_| !again && self.blocks.lacks_better(head)) else { return };
         self.tell_placed(Maker::Cranelift, &placed, head);
         let index = self.tier.enter(placed, &slots, self.place_of(head));
         self.tier.stats.compiled += 1;
+        self.tier.stats.reused += u64::from(done.reused);
         self.put_over_baseline(head, index);
         self.blocks.set_code(head, index);
         for s in slots {

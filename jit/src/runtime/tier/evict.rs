@@ -183,8 +183,8 @@ mod tests {
                 fill_until_gone(&mut g, 0);
             }
             g.cpu.blocks.set_requested(slot, true);
-            g.cpu.tier.pending.insert(77, Pending { slots: vec![(slot, serial)] });
-            g.cpu.install(Done { id: 77, placed });
+            g.cpu.tier.pending.insert(77, Pending { slots: vec![(slot, serial)], if_known: false });
+            g.cpu.install(Done { id: 77, placed, reused: false });
             assert_eq!(g.cpu.blocks.code(slot).is_none(), late);
             assert_eq!(g.cpu.blocks.waits(slot, serial), late, "it may be asked for again");
             runs(&mut g);

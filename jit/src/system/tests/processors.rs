@@ -9,6 +9,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Segments of the two programs, of the code that one writes and the other runs, and of data.
 const FIRST: u16 = 0x1000;
@@ -25,9 +26,12 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with(EngineConfig { jit: TIER != 0, sync: TIER == 2, code_cache: 1 << 20, ..EngineConfig::default() })
+    }
+
+    fn with(config: EngineConfig) -> Self {
         let regions = vec![RamRegion { gpa: 0, size: RAM, offset: 0, rom: false }];
         let ram = Arc::new(Ram::new(RAM, regions).unwrap());
-        let config = EngineConfig { jit: TIER != 0, sync: TIER == 2, code_cache: 1 << 20, ..EngineConfig::default() };
         let engine = Engine::new(config, ram.clone(), Arc::new(FakeBoard::default())).unwrap();
         let model = crate::cpuid::parse("max,+monitor").unwrap();
         let vcpus = [0, 1].map(|n| Vcpu::new(&engine, n, &model).unwrap());
@@ -238,4 +242,41 @@ fn mwait_waits_for_a_store_to_its_line() {
     pair.vcpus[0].handle().raise(request::INTERRUPT);
     assert_eq!(pair.vcpus[0].run(), Exit::Halted);
     assert!(!pair.vcpus[0].waits_for_store(), "a masked interrupt ends the wait if ECX says so");
+}
+
+#[test]
+fn what_one_has_compiled_serves_the_other() {
+    if TIER != 2 {
+        return;
+    }
+    let mut pair = Pair::with(EngineConfig { code_cache: 1 << 20, ..EngineConfig::default() });
+    // Each runs the same loop; how often is in memory, so that all of it has been run before it is hot.
+    pair.program(FIRST, |a| {
+        let mut again = a.create_label();
+        a.mov(ecx, dword_ptr(0))?;
+        a.xor(eax, eax)?;
+        a.jmp(again)?;
+        a.set_label(&mut again)?;
+        a.add(eax, 3)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    for n in [0, 1] {
+        let start = Instant::now();
+        let mut rounds = 10_u32;
+        loop {
+            let stats = pair.vcpus[n].statistics().0;
+            match n {
+                0 if stats.compiled != 0 => break assert_eq!(stats.reused, 0),
+                1 if stats.reused != 0 => break,
+                _ => assert!(start.elapsed() < Duration::from_secs(120), "{stats:?} {:?}", pair.engine.shared_code()),
+            }
+            pair.ram.write(u64::from(DATA) << 4, &rounds.to_le_bytes(), false);
+            assert_eq!(run(&mut pair.vcpus[n], FIRST), rounds * 3);
+            rounds = 1_000_000;
+        }
+    }
+    let store = pair.engine.shared_code().expect("compilers");
+    assert!(store.reused != 0 && store.held == store.compiled, "{store:?}");
 }
