@@ -14,6 +14,7 @@ mod io_thread;
 mod log;
 mod machine;
 mod monitor;
+mod nbd;
 mod net;
 mod profile;
 mod share;

@@ -149,7 +149,8 @@ fn host(keys: &mut KeyValues, driver: &str) -> Result<Kind> {
             return Err(keys.error("filename", &filename, format_args!("it is {other}")));
         }
         Ok(_) if device => {}
-        _ => super::boot::readable(&format!("{} filename={filename}", keys.option()), &path)?,
+        // An image may be yet to be made in it.
+        _ => super::boot::there(&format!("{} filename={filename}", keys.option()), &path)?,
     }
     let aio = keys.take_as("aio", word(Aio::from_name))?.unwrap_or_default();
     let lock = keys.take_as("locking", locking)?.unwrap_or(true);

@@ -17,6 +17,15 @@ const DEFAULT_FIRMWARE: &str = "bios-256k.bin";
 
 /// Refuses a file that cannot be read; `what` is how the command line named it.
 pub fn readable(what: &str, path: impl AsRef<Path>) -> Result<()> {
+    there(what, &path)?;
+    match std::fs::metadata(&path).is_ok_and(|found| found.len() == 0) {
+        true => bail!("{what}: the file is empty"),
+        false => Ok(()),
+    }
+}
+
+/// The same for a file that may be empty.
+pub fn there(what: &str, path: impl AsRef<Path>) -> Result<()> {
     let reason = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => anyhow!("{what}: no such file; check the path"),
         io::ErrorKind::PermissionDenied => anyhow!("{what}: permission denied; make the file readable"),
@@ -38,9 +47,6 @@ pub fn readable(what: &str, path: impl AsRef<Path>) -> Result<()> {
     }
     if !metadata.is_file() {
         bail!("{what}: is not a regular file; name a file");
-    }
-    if metadata.len() == 0 {
-        bail!("{what}: the file is empty");
     }
     File::open(&path).map_err(reason)?;
     Ok(())

@@ -7,6 +7,18 @@ use super::drives::{Pending, Wants};
 use super::keyval::KeyValues;
 use super::{blockdev, sharing};
 use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+/// What becomes of the image that a disk had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Succession {
+    /// It is below the new one.
+    Below,
+    /// Nobody uses it.
+    Free,
+    /// The new one was below it, and has all of it now.
+    Gone,
+}
 
 impl Devices {
     /// Adds a device to a machine that is there, and gives it all that is its own.
@@ -198,6 +210,65 @@ impl super::drives::Drives {
         let again = all.into_iter().filter(|node| bare.contains(&node.name) && node.under.is_none());
         let again: Vec<_> = again.collect();
         Ok(again.into_iter().map(|node| self.add_node(node)).collect())
+    }
+
+    /// The image of a disk, which was called `old`, is the node `new` from now on. The old one, if it is free now.
+    pub fn succeed(&mut self, old: &str, new: &str, how: Succession) -> Option<DriveSpec> {
+        let of = |name: &str| self.drives.iter().position(|drive| drive.spec.node.as_deref() == Some(name));
+        let (disk, next) = (of(old), of(new));
+        if how == Succession::Gone {
+            let file = self.node_file(new);
+            if let Some(Pending { spec, .. }) = disk.and_then(|at| self.drives.get_mut(at)) {
+                (spec.node, spec.file) = (Some(new.to_owned()), file);
+            }
+            // All that were between the two went with the old one.
+            let mut name = new.to_owned();
+            while let Some(at) = self.below.iter().position(|(below, _)| *below == name) {
+                (_, name) = self.below.swap_remove(at);
+                self.drop_node(&name);
+            }
+            return None;
+        }
+        let next = next?;
+        if let Some(disk) = disk
+            && let Ok([disk, next]) = self.drives.get_disjoint_mut([disk, next])
+        {
+            let (disk, next) = (&mut disk.spec, &mut next.spec);
+            std::mem::swap(&mut disk.node, &mut next.node);
+            std::mem::swap(&mut disk.file, &mut next.file);
+            std::mem::swap(&mut disk.file_node, &mut next.file_node);
+            std::mem::swap(&mut disk.options.format, &mut next.options.format);
+            std::mem::swap(&mut disk.options.backing, &mut next.options.backing);
+            next.id = next.node.clone();
+            next.what = format!("-blockdev node-name={old}");
+        }
+        let free = self.drives.get_mut(next)?;
+        if disk.is_some() && how == Succession::Free {
+            return Some(free.spec.clone());
+        }
+        (free.wants, free.spec.id, free.spec.node) = (Wants::Gone, None, None);
+        // Without a node's name the old one is the drive's.
+        let (below, above) = if how == Succession::Below { (old, new) } else { (new, old) };
+        self.below.push((below.to_owned(), above.to_owned()));
+        None
+    }
+
+    /// The node `name` is forgotten, with those that were for it alone.
+    fn drop_node(&mut self, name: &str) {
+        let named = |value: &String| {
+            KeyValues::parse("-blockdev", value, Some("driver")).is_ok_and(|keys| keys.peek("node-name") == Some(name))
+        };
+        self.nodes.retain(|value| !named(value));
+        let own: Vec<String> =
+            self.below.iter().filter(|(_, above)| above == name).map(|(node, _)| node.clone()).collect();
+        self.below.retain(|(_, above)| above != name);
+        own.iter().for_each(|node| self.drop_node(node));
+    }
+
+    /// The file of a node.
+    pub fn node_file(&self, name: &str) -> Option<PathBuf> {
+        let nodes = blockdev::collect(&self.nodes).ok()?;
+        nodes.into_iter().find(|node| node.name == name).map(|node| node.path)
     }
 
     /// The node above another.

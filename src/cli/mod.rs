@@ -45,6 +45,7 @@ pub use devices::{Devices, is_model, model_keys, model_names};
 pub use gdb::endpoint as gdb_endpoint;
 pub use help::{QEMU_VERSION, VERSION};
 pub use keys::all as option_keys;
+pub use later::Succession;
 pub use logging::parse_items as parse_log_items;
 pub use machine::{PANIC_ACTIONS, WATCHDOG_ACTIONS};
 pub use network::{host_forward, host_port};

@@ -4,10 +4,14 @@ use super::Machine;
 use super::copying::{Backup, CHUNK, Mirror};
 use super::disks::Disks;
 use super::disks::images::{NamedDisk, Successor, holds};
-use crate::monitor::{BlockJob, BlockTask, BlockWork, Busy, Class, Fault, ImageChange, JobSpec, Progress, Word};
+use crate::cli::Succession;
+use crate::cli::config::SocketAddress;
+use crate::monitor::{
+    BlockJob, BlockTask, BlockWork, Busy, Class, Fault, ImageChange, JobSpec, NewImage, Offer, Progress, Word,
+};
 use brolga::block::drive::Watcher;
-use brolga::block::qcow2::MachineState;
-use brolga::block::{BlockBackend, Image};
+use brolga::block::qcow2::{MachineState, create_in};
+use brolga::block::{BlockBackend, HostFile, Image, Preallocation, create_raw};
 use brolga_devices::services::Clock;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +28,8 @@ fn named(disks: &Disks, device: &str) -> Result<NamedDisk, Fault> {
 /// A change that was prepared.
 enum Ready {
     Overlay(NamedDisk, Successor),
+    /// The same with a node that is open already.
+    Over(NamedDisk, Successor),
     Internal(NamedDisk, String),
     Backup(NamedDisk, Box<(BlockJob, Successor, Busy)>),
 }
@@ -43,11 +49,20 @@ impl Machine {
                 let next = disk.overlay(file, *existing, node.clone())?;
                 Ok(Ready::Overlay(disk, next))
             }
+            ImageChange::Over { device, overlay } => {
+                let disk = named(&self.disks, device)?;
+                if let Some(name) = self.jobs.busy(Some(&disk.name())) {
+                    return Err(Fault::new(format!("Device '{name}' is in use by a job")));
+                }
+                let next = self.disks.take_node(overlay)?.successor()?;
+                disk.may_have_over(&next)?;
+                Ok(Ready::Over(disk, next))
+            }
             ImageChange::Backup(job) => {
                 let disk = named(&self.disks, &job.device)?;
                 let in_use = || Fault::new(format!("Device '{}' is in use by another job", disk.name()));
                 let busy = self.jobs.occupy(&disk.name()).ok_or_else(in_use)?;
-                let target = target_of(job, &disk)?;
+                let target = target_of(&self.disks, job, &disk)?;
                 Ok(Ready::Backup(disk, Box::new((job.clone(), target, busy))))
             }
             ImageChange::Internal { device, name } => {
@@ -73,7 +88,7 @@ impl Machine {
         let mut kept = Vec::new();
         // What goes below is whole in its file from now on. It may fail, so it comes first.
         for overlay in &ready {
-            if let Ready::Overlay(disk, _) = overlay {
+            if let Ready::Overlay(disk, _) | Ready::Over(disk, _) = overlay {
                 let flushed = disk.backend().flush();
                 let closed = flushed.and_then(|()| disk.image().qcow2().map_or(Ok(()), |image| image.close()));
                 closed.map_err(|e| e.to_string())?;
@@ -96,6 +111,10 @@ impl Machine {
         for change in ready {
             match change {
                 Ready::Overlay(disk, next) => self.disks.succeed(&disk, next),
+                Ready::Over(disk, next) => {
+                    next.rest_on(&disk);
+                    self.disks.succeed(&disk, next);
+                }
                 Ready::Backup(disk, backup) => {
                     let (job, target, busy) = *backup;
                     let spec = spec_of(&job, &disk);
@@ -110,16 +129,110 @@ impl Machine {
     }
 }
 
+impl Machine {
+    fn start_mirror(&self, job: BlockJob, disk: NamedDisk, busy: Busy) -> Result<(), Fault> {
+        let (disks, spec) = (self.disks.clone(), spec_of(&job, &disk));
+        disk.check()?;
+        let (target, depth) = (target_of(&disks, &job, &disk)?, job.top.then_some(1));
+        let node = target.node().filter(|_| job.to_node).map(str::to_owned);
+        let followed = self.followed(&disk, node, Succession::Free);
+        let work = move |progress: &Progress| {
+            let complete = follow(&disks, &disk, target, depth, progress)?;
+            drop(busy);
+            if complete { followed() } else { Ok(()) }
+        };
+        Ok(self.jobs.start(spec, work, |_| Ok(()))?)
+    }
+
+    fn start_commit(&self, job: BlockJob, disk: NamedDisk, busy: Busy) -> Result<(), Fault> {
+        let (disks, spec) = (self.disks.clone(), spec_of(&job, &disk));
+        disk.check()?;
+        let node = if job.by_nodes { job.base.clone() } else { None };
+        let job = self.by_files(job, &disk)?;
+        let (from, base) = commit_range(&job, &disk)?;
+        let below = disk.below(base)?;
+        if from != 0 {
+            let work = move |progress: &Progress| {
+                sink(&disks, &disk, (from, base), job.backing, progress).map(|()| drop(busy))
+            };
+            return Ok(self.jobs.start(spec, work, |_| Ok(()))?);
+        }
+        if job.backing.is_some() {
+            return Err("'backing-file' is for images above others: the disk's own has none above".into());
+        }
+        let (depth, below) = (u32::try_from(base).ok(), below.called(node.clone()));
+        let followed = self.followed(&disk, node, Succession::Gone);
+        let work = move |progress: &Progress| {
+            let complete = follow(&disks, &disk, below, depth, progress)?;
+            drop(busy);
+            if complete { followed() } else { Ok(()) }
+        };
+        Ok(self.jobs.start(spec, work, |_| Ok(()))?)
+    }
+
+    /// Chosen nodes of a disk by their files.
+    fn by_files(&self, mut job: BlockJob, disk: &NamedDisk) -> Result<BlockJob, Fault> {
+        if job.by_nodes {
+            let inventory = self.inventory();
+            for name in [&mut job.base, &mut job.from].into_iter().flatten() {
+                let own = (*name == disk.node()).then(|| disk.path());
+                let file = own.or_else(|| inventory.collected.drives.node_file(name));
+                let file = file.ok_or_else(|| Fault::new(format!("Cannot find device='' nor node-name='{name}'")))?;
+                *name = file.display().to_string();
+            }
+        }
+        Ok(job)
+    }
+
+    /// What is to be done when a disk has become a copy, or an image below: names of nodes are others then.
+    fn followed(
+        &self,
+        disk: &NamedDisk,
+        node: Option<String>,
+        how: Succession,
+    ) -> impl FnOnce() -> Result<(), String> + Send + use<> {
+        let (machine, old) = (self.this.get().cloned(), disk.node());
+        move || {
+            let (Some(machine), Some(new)) = (machine.and_then(|weak| weak.upgrade()), node) else { return Ok(()) };
+            let freed = machine.inventory().collected.drives.succeed(&old, &new, how);
+            match freed {
+                Some(spec) => machine.disks.shelve(&spec).map_err(|error| format!("{error:#}")),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// Makes a file, or makes one empty that nobody uses.
+fn make_file(path: &str, size: u64, preallocation: Preallocation) -> Result<(), String> {
+    let path = std::path::Path::new(path);
+    let unused = match path.exists() {
+        true => HostFile::open(path, true).and_then(|file| file.lock(true)),
+        false => Ok(()),
+    };
+    unused.and_then(|()| create_raw(path, size, preallocation)).map_err(|e| e.to_string())
+}
+
 impl BlockWork for Machine {
     fn change_images(&self, changes: &[ImageChange]) -> Result<(), Fault> {
         let ready = changes.iter().map(|change| self.prepare(change)).collect::<Result<Vec<_>, _>>()?;
         let disks: Vec<NamedDisk> = ready
             .iter()
             .map(|ready| match ready {
-                Ready::Overlay(disk, _) | Ready::Internal(disk, _) | Ready::Backup(disk, _) => disk.clone(),
+                Ready::Overlay(disk, _) | Ready::Over(disk, _) | Ready::Internal(disk, _) | Ready::Backup(disk, _) => {
+                    disk.clone()
+                }
             })
             .collect();
+        let covered = ready.iter().filter_map(|ready| match ready {
+            Ready::Over(disk, next) => Some((disk.node(), next.node()?.to_owned())),
+            _ => None,
+        });
+        let covered: Vec<(String, String)> = covered.collect();
         let jobs = self.disks.still(&disks, || self.carry_out(ready))?;
+        for (old, new) in &covered {
+            self.inventory().collected.drives.succeed(old, new, Succession::Below);
+        }
         Ok(jobs.into_iter().try_for_each(|(spec, work)| self.jobs.start(spec, work, |_| Ok(())))?)
     }
 
@@ -137,6 +250,40 @@ impl BlockWork for Machine {
         Ok(brolga::img::snapshot_json(&found))
     }
 
+    fn create_image(&self, id: &str, image: NewImage) -> Result<(), Fault> {
+        let disks = self.disks.clone();
+        let work = move |_: &Progress| match image {
+            NewImage::File { path, size, preallocation } => make_file(&path, size, preallocation),
+            NewImage::Qcow2 { node, options } => {
+                let taken = disks.take_node(&node)?;
+                let file = taken.file().ok_or("the node has gone")?;
+                let made = file.set_len(0).and_then(|()| create_in(file, &options)).map_err(|e| e.to_string());
+                taken.renew().and(made)
+            }
+        };
+        Ok(self.jobs.start(JobSpec::plain(id, "create"), work, |_| Ok(()))?)
+    }
+
+    fn start_nbd(&self, address: &SocketAddress) -> Result<(), Fault> {
+        self.listen_for_nbd(address)
+    }
+
+    fn stop_nbd(&self) -> Result<(), Fault> {
+        self.end_nbd()
+    }
+
+    fn offer(&self, offer: Offer) -> Result<(), Fault> {
+        self.begin_offer(offer)
+    }
+
+    fn withdraw(&self, id: &str, hard: bool) -> Result<(), Fault> {
+        self.end_offer(id, hard)
+    }
+
+    fn offers(&self) -> Vec<Offer> {
+        self.all_offers()
+    }
+
     fn start_block_job(&self, job: BlockJob) -> Result<(), Fault> {
         let disk = named(&self.disks, &job.device)?;
         let spec = spec_of(&job, &disk);
@@ -145,38 +292,24 @@ impl BlockWork for Machine {
         let disks = self.disks.clone();
         match job.task {
             BlockTask::Backup => {
-                let target = target_of(&job, &disk)?;
+                let target = target_of(&disks, &job, &disk)?;
                 let copying =
                     self.disks.still(std::slice::from_ref(&disk), || Copying::begin(&disks, &disk, target, job.top));
                 let work = move |progress: &Progress| copying.run(progress).map(|()| drop(busy));
                 Ok(self.jobs.start(spec, work, |_| Ok(()))?)
             }
-            BlockTask::Mirror => {
-                disk.check()?;
-                let (target, depth) = (target_of(&job, &disk)?, job.top.then_some(1));
-                let work =
-                    move |progress: &Progress| follow(&disks, &disk, target, depth, progress).map(|()| drop(busy));
-                Ok(self.jobs.start(spec, work, |_| Ok(()))?)
-            }
-            BlockTask::Commit => {
-                disk.check()?;
-                let (from, base) = commit_range(&job, &disk)?;
-                let below = disk.below(base)?;
-                if from != 0 {
-                    let work =
-                        move |progress: &Progress| sink(&disks, &disk, (from, base), progress).map(|()| drop(busy));
-                    return Ok(self.jobs.start(spec, work, |_| Ok(()))?);
-                }
-                let depth = u32::try_from(base).ok();
-                let work =
-                    move |progress: &Progress| follow(&disks, &disk, below, depth, progress).map(|()| drop(busy));
-                Ok(self.jobs.start(spec, work, |_| Ok(()))?)
-            }
+            BlockTask::Mirror => self.start_mirror(job, disk, busy),
+            BlockTask::Commit => self.start_commit(job, disk, busy),
             BlockTask::Stream => {
                 disk.check()?;
                 disk.image().qcow2().map_err(|e| e.to_string())?;
+                let job = self.by_files(job, &disk)?;
                 let base = job.base.as_ref().map(|name| in_chain(&disk, name)).transpose()?;
-                let work = move |progress: &Progress| stream(&disks, &disk, base, progress).map(|()| drop(busy));
+                if base.is_none() && job.backing.is_some() {
+                    return Err("backing file specified, but streaming the entire chain".into());
+                }
+                let work =
+                    move |progress: &Progress| stream(&disks, &disk, base, job.backing, progress).map(|()| drop(busy));
                 Ok(self.jobs.start(spec, work, |_| Ok(()))?)
             }
         }
@@ -194,8 +327,17 @@ fn spec_of(job: &BlockJob, disk: &NamedDisk) -> JobSpec {
     }
 }
 
-/// The file that a disk is copied to.
-fn target_of(job: &BlockJob, disk: &NamedDisk) -> Result<Successor, String> {
+/// The file or node that a disk is copied to.
+fn target_of(disks: &Arc<Disks>, job: &BlockJob, disk: &NamedDisk) -> Result<Successor, String> {
+    if job.to_node {
+        let target = disks.take_node(&job.target)?.successor()?;
+        return match target.backend().len() == disk.backend().len() {
+            true => Ok(target),
+            false => {
+                Err(format!("Source and target image have different sizes: '{}' and '{}'", disk.node(), job.target))
+            }
+        };
+    }
     Successor::target(&job.target, &job.format, job.existing, disk.backend().len(), job.node.clone())
 }
 
@@ -296,8 +438,15 @@ fn step_through(backup: &Backup, progress: &Progress) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes what images below the disk's own have, from one on, to the one at `base`, which the one above them rests on then.
-fn sink(disks: &Disks, disk: &NamedDisk, (from, base): (usize, usize), progress: &Progress) -> Result<(), String> {
+/// Writes what images below the disk's own have, from one on, to the one at `base`, which the one above them rests on then,
+/// and calls `named`, or by its path.
+fn sink(
+    disks: &Disks,
+    disk: &NamedDisk,
+    (from, base): (usize, usize),
+    named: Option<String>,
+    progress: &Progress,
+) -> Result<(), String> {
     let chain = disk.chain();
     let (Some(above), Some(source), Some(target)) = (chain.get(from - 1), chain.get(from), chain.get(base)) else {
         return Err("the chain has changed".to_owned());
@@ -306,19 +455,26 @@ fn sink(disks: &Disks, disk: &NamedDisk, (from, base): (usize, usize), progress:
     let backup = Backup::new(source.clone(), target.backend(), &wanted(source, depth));
     step_through(&backup, progress)?;
     target.backend().flush().map_err(|e| e.to_string())?;
-    rest(disks, disk, above, Some(target.clone()))
+    rest(disks, disk, above, Some(target.clone()), named)
 }
 
-/// Has an image of the disk's chain rest on another one from now on, or on none.
-fn rest(disks: &Disks, disk: &NamedDisk, above: &Image, below: Option<Image>) -> Result<(), String> {
+/// Has an image of the disk's chain rest on another one from now on, or on none; what it calls that, if not by its path.
+fn rest(
+    disks: &Disks,
+    disk: &NamedDisk,
+    above: &Image,
+    below: Option<Image>,
+    named: Option<String>,
+) -> Result<(), String> {
     let image = above.qcow2().map_err(|e| e.to_string())?;
-    let named = match &below {
-        Some(below) => {
+    let named = match (&below, named) {
+        (Some(below), Some(name)) => Some((name, below.format())),
+        (Some(below), None) => {
             let name = below.file().name().to_owned();
             let path = std::fs::canonicalize(&name).map_err(|e| format!("{name}: {e}"))?;
             Some((path.to_str().ok_or("the image's path is not UTF-8")?.to_owned(), below.format()))
         }
-        None => None,
+        (None, _) => None,
     };
     image
         .set_backing(named.as_ref().map(|(name, format)| (name.as_str(), Some(*format))))
@@ -327,13 +483,14 @@ fn rest(disks: &Disks, disk: &NamedDisk, above: &Image, below: Option<Image>) ->
     Ok(())
 }
 
+/// Copies and follows until it is told to end. Whether the copy is the disk now.
 fn follow(
     disks: &Disks,
     disk: &NamedDisk,
     target: Successor,
     depth: Option<u32>,
     progress: &Progress,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let made = Mutex::new(None);
     let watch = Watch::begin(disks, disk, || {
         let source = disk.image().backend();
@@ -369,10 +526,16 @@ fn follow(
         Ok::<(), String>(())
     })?;
     drop(watch);
-    Ok(())
+    Ok(word == Word::Complete)
 }
 
-fn stream(disks: &Disks, disk: &NamedDisk, base: Option<usize>, progress: &Progress) -> Result<(), String> {
+fn stream(
+    disks: &Disks,
+    disk: &NamedDisk,
+    base: Option<usize>,
+    named: Option<String>,
+    progress: &Progress,
+) -> Result<(), String> {
     let image = disk.image();
     let qcow2 = image.qcow2().map_err(|e| e.to_string())?;
     let (backend, chain) = (disk.backend(), disk.chain());
@@ -397,5 +560,5 @@ fn stream(disks: &Disks, disk: &NamedDisk, base: Option<usize>, progress: &Progr
         }
     }
     backend.flush().map_err(|e| e.to_string())?;
-    rest(disks, disk, &image, base.and_then(|base| chain.get(base).cloned()))
+    rest(disks, disk, &image, base.and_then(|base| chain.get(base).cloned()), named)
 }

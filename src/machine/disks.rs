@@ -1,6 +1,7 @@
 //! Drives as devices use them: requests go to a drive's threads, completions come back on the I/O thread.
 
 pub mod images;
+pub mod nodes;
 pub mod snapshots;
 
 use super::Request;
@@ -173,19 +174,28 @@ impl Disks {
 
     /// Ends one drive, which no device has any more, see [`Disks::close`].
     pub fn remove(&self, disk: &Arc<dyn Disk>) -> Result<(), String> {
+        let closed = self.find(disk).map_or(Ok(()), |disk| {
+            disk.queue.drain();
+            disk.collect();
+            disk.close()
+        });
+        self.let_go(disk);
+        closed
+    }
+
+    /// Ends one drive whose image somebody else goes on with.
+    fn let_go(&self, disk: &Arc<dyn Disk>) {
         let found = {
             let mut disks = locked(&self.disks);
             let at = disks.iter().position(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(disk)));
             at.map(|at| disks.swap_remove(at))
         };
-        let Some(disk) = found else { return Ok(()) };
+        let Some(disk) = found else { return };
         disk.queue.drain();
         disk.collect();
-        let closed = disk.close();
         // The watch ends with the next completion.
         disk.gone.store(true, Ordering::SeqCst);
         disk.queue.submit(queue::Request { tag: u64::MAX, offset: 0, operation: Operation::Flush });
-        closed
     }
 
     fn find(&self, disk: &Arc<dyn Disk>) -> Option<Arc<HostDisk>> {

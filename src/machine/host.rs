@@ -88,6 +88,16 @@ impl MonitorHost for Machine {
         self.ram.read(gpa, buf)
     }
 
+    fn host_address(&self, gpa: u64) -> Option<(&'static str, u64)> {
+        let region = self.ram.region_of(gpa)?;
+        let name = match (region.rom, self.ram.window().is_some_and(|w| w.gpa == region.gpa)) {
+            (true, _) => "pc.bios",
+            (_, true) => "vga.vram",
+            _ => "pc.ram",
+        };
+        Some((name, self.ram.host_address(gpa)?))
+    }
+
     fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String> {
         let netdevs = self.parts.netdevs.all();
         let mut networks = netdevs.iter().filter_map(|(_, netdev)| Some((netdev.id.as_str(), netdev.user()?)));

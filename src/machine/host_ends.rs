@@ -95,6 +95,7 @@ impl Machine {
 
     /// Closes an image of `-drive` that no device has.
     pub(super) fn close_unused(&self, id: &str) -> Result<(), Fault> {
+        self.check_offers(id)?;
         let mut inventory = self.inventory();
         let drives = &mut inventory.collected.drives;
         if drives.forget_unused(id).is_none() {
@@ -136,6 +137,7 @@ impl Machine {
     /// Closes a node.
     pub(super) fn close_node(&self, name: &str) -> Result<(), Fault> {
         let mut inventory = self.inventory();
+        self.check_offers(name)?;
         let mut next = inventory.collected.drives.clone();
         let again = next.forget_node(name).map_err(|error| Fault::new(error.to_string()))?;
         if !self.disks.shelved().iter().any(|(spec, _)| spec.node.as_deref() == Some(name)) {

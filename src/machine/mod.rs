@@ -26,6 +26,7 @@ mod looks;
 mod media;
 mod memory;
 mod nics;
+mod offers;
 mod parts;
 mod pc;
 mod peripherals;
@@ -51,6 +52,7 @@ use crate::clock::GuestClock;
 use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
 use crate::monitor::{Commands, Control, Events, Fault, Jobs, Kept, MonitorHost, RunState, SnapshotAction};
+use crate::nbd;
 use crate::net::Netdevs;
 use crate::profile::Profile;
 use crate::vcpu::{Turns, VcpuEvents, VcpuThread};
@@ -156,6 +158,8 @@ pub struct Machine {
     profile: Option<Profile>,
     /// Processors run one at a time (`-icount`).
     turns: Option<Arc<Turns>>,
+    /// Disks that are offered to others.
+    nbd: Mutex<Option<nbd::Server>>,
     /// How the last dump went, and its bytes.
     last_dump_file: Mutex<Option<Option<u64>>>,
 }
@@ -194,6 +198,7 @@ pub fn run(config: Config) -> Result<i32> {
     machine.jobs.close();
     machine.vcpus.quit();
     machine.profile.as_ref().map_or(Ok(()), Profile::save)?;
+    drop(machine.nbd.lock().unwrap_or_else(PoisonError::into_inner).take());
     machine.disks.close();
     drop(io);
     machine.parts.netdevs.all().iter().for_each(|(_, netdev)| netdev.close());
@@ -318,6 +323,7 @@ impl Machine {
             mouse_buttons: Mutex::default(),
             debugger: Mutex::default(),
             profile: config.profile.as_ref().map(|p| Profile::new(p, config.boot.kernel.as_deref())).transpose()?,
+            nbd: Mutex::default(),
             last_dump_file: Mutex::default(),
         };
         let machine = Arc::new(machine);

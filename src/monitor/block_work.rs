@@ -1,6 +1,9 @@
 //! What the monitor needs from the machine to work on images that are in use.
 
 use super::fault::Fault;
+use crate::cli::config::SocketAddress;
+use brolga::block::Preallocation;
+use brolga::block::qcow2::CreateOptions;
 
 /// A change of images that takes effect with others at one moment, or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,13 @@ pub enum ImageChange {
         existing: bool,
         /// Its name among images.
         node: Option<String>,
+    },
+    /// A node that is open already goes over a disk's present image.
+    Over {
+        /// The drive or image.
+        device: String,
+        /// The node.
+        overlay: String,
     },
     /// A snapshot in the image itself.
     Internal {
@@ -63,8 +73,10 @@ pub struct BlockJob {
     pub id: Option<String>,
     /// The drive or image.
     pub device: String,
-    /// The file to copy to.
+    /// The file to copy to, or the node.
     pub target: String,
+    /// It is a node that is open already.
+    pub to_node: bool,
     /// Its format.
     pub format: String,
     /// It is there already.
@@ -75,6 +87,10 @@ pub struct BlockJob {
     pub base: Option<String>,
     /// The image of the chain whose content is written to the base: by its file. The disk's own if none.
     pub from: Option<String>,
+    /// `base` and `from` are names of nodes.
+    pub by_nodes: bool,
+    /// How the image above the base is to name it, if not by its path.
+    pub backing: Option<String>,
     /// The copy's name among images.
     pub node: Option<String>,
     /// Bytes a second; 0: no limit.
@@ -83,6 +99,42 @@ pub struct BlockJob {
     pub auto_finalize: bool,
     /// It is forgotten when it is over.
     pub auto_dismiss: bool,
+}
+
+/// An image to be made.
+#[derive(Clone, Debug)]
+pub enum NewImage {
+    /// A file of the host's.
+    File {
+        /// Where.
+        path: String,
+        /// Bytes.
+        size: u64,
+        /// What is reserved.
+        preallocation: Preallocation,
+    },
+    /// A qcow2 image in a node that is open.
+    Qcow2 {
+        /// The node.
+        node: String,
+        /// What it is like.
+        options: Box<CreateOptions>,
+    },
+}
+
+/// A disk that is offered to others by NBD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// What users call it.
+    pub id: String,
+    /// The drive or node.
+    pub device: String,
+    /// What clients ask for.
+    pub name: String,
+    /// What people are told of it.
+    pub description: Option<String>,
+    /// Clients may write.
+    pub writable: bool,
 }
 
 /// The machine as those see it who work on its images. One that says nothing else has none.
@@ -100,6 +152,36 @@ pub trait BlockWork: Send + Sync {
         _name: Option<&str>,
     ) -> Result<serde_json::Value, Fault> {
         Err(Fault::new("this machine has no drives"))
+    }
+
+    /// Starts the job `id` that makes an image.
+    fn create_image(&self, _id: &str, _image: NewImage) -> Result<(), Fault> {
+        Err(Fault::new("this machine has no drives"))
+    }
+
+    /// Starts to listen for NBD clients.
+    fn start_nbd(&self, _address: &SocketAddress) -> Result<(), Fault> {
+        Err(Fault::new("this machine has no drives"))
+    }
+
+    /// Ends that, and all offers.
+    fn stop_nbd(&self) -> Result<(), Fault> {
+        Err(Fault::new("NBD server not running"))
+    }
+
+    /// Offers a disk.
+    fn offer(&self, _offer: Offer) -> Result<(), Fault> {
+        Err(Fault::new("NBD server not running"))
+    }
+
+    /// Ends an offer by its id, with clients that use it only if `hard`.
+    fn withdraw(&self, id: &str, _hard: bool) -> Result<(), Fault> {
+        Err(Fault::new(format!("Export '{id}' is not found")))
+    }
+
+    /// All offers; `device` is the node's name.
+    fn offers(&self) -> Vec<Offer> {
+        Vec::new()
     }
 
     /// Starts a block job.

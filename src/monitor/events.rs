@@ -113,6 +113,8 @@ static BLOCK_JOB: Object = Object::new(
 static BLOCK_JOB_PENDING: Object =
     Object::new("BLOCK_JOB_PENDING-data", &[member("type", Ty::Enum(&jobs::KINDS)), member("id", Ty::Str)]);
 
+static EXPORT_DELETED: Object = Object::new("BLOCK_EXPORT_DELETED-data", &[member("id", Ty::Str)]);
+
 const fn kind(name: &'static str, data: Option<&'static Object>) -> Kind {
     Kind { name, data, limited: None }
 }
@@ -147,6 +149,7 @@ pub static KINDS: &[Kind] = &[
     kind("BLOCK_JOB_CANCELLED", Some(&BLOCK_JOB)),
     kind("BLOCK_JOB_READY", Some(&BLOCK_JOB)),
     kind("BLOCK_JOB_PENDING", Some(&BLOCK_JOB_PENDING)),
+    kind("BLOCK_EXPORT_DELETED", Some(&EXPORT_DELETED)),
 ];
 
 /// Who hears of events.

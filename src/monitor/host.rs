@@ -370,6 +370,10 @@ pub trait MonitorHost: Plugging + BlockWork {
     fn translate(&self, cpu: u32, linear: u64) -> Option<u64>;
     /// Reads guest-physical memory; `false` if some of it is neither RAM nor ROM.
     fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> bool;
+    /// The memory that has the byte at `gpa`, and where in this process.
+    fn host_address(&self, _gpa: u64) -> Option<(&'static str, u64)> {
+        None
+    }
     /// Opens a forwarded port of `netdev` (the first user-mode network if it is not named), or closes one; the answer or
     /// what is wrong.
     fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String>;

@@ -22,7 +22,7 @@ mod table;
 mod tests;
 mod types;
 
-pub use block_work::{BlockJob, BlockTask, BlockWork, ImageChange};
+pub use block_work::{BlockJob, BlockTask, BlockWork, ImageChange, NewImage, Offer};
 pub use events::Events;
 pub use fault::{Class, Fault};
 pub use host::{

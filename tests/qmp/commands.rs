@@ -166,3 +166,22 @@ fn devices_links_keys_and_actions() {
     client.run("balloon", json!({ "value": 8 << 20 })).unwrap();
     assert_eq!(client.run("query-balloon", json!({})), Ok(json!({ "actual": 16 << 20 })));
 }
+
+/// Others read guest memory where the monitor says that it is.
+#[test]
+fn guest_memory_has_an_address_in_the_process() {
+    use std::os::unix::fs::FileExt;
+    let machine = Machine::start("addresses", &["-S"]);
+    let mut client = machine.client();
+    let told = client.hmp("gpa2hva 0x1000");
+    let address = told.trim().strip_prefix("Host virtual address for 0x1000 (pc.ram) is 0x").expect("an address");
+    let address = u64::from_str_radix(address, 16).expect("a number");
+    let memory = std::fs::File::open(format!("/proc/{}/mem", machine.pid())).expect("our own child's memory");
+    let mut bytes = [0; 4];
+    memory.read_exact_at(&mut bytes, address).expect("it is mapped");
+    assert_eq!(bytes, [0xfa, 0xf4, 0xeb, 0xfd]);
+    assert_eq!(client.hmp("gpa2hva 0xd0000000"), "Error: No memory is mapped at address 0xd0000000\n");
+    // Who may not see the host's own addresses is told so.
+    let told = client.hmp("gpa2hpa 0x1000");
+    assert!(told.starts_with("Host physical address for 0x1000 (pc.ram) is 0x") || told.contains("root"), "{told}");
+}

@@ -73,6 +73,11 @@ impl Machine {
         client
     }
 
+    /// Its number among the host's processes.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How it ended, by itself.
     pub fn ends(mut self) -> ExitStatus {
         let start = Instant::now();

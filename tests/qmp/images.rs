@@ -9,13 +9,13 @@ use std::time::Instant;
 
 const SIZE: usize = 1 << 20;
 
-fn img(args: &[&str]) {
+pub fn img(args: &[&str]) {
     let done = Command::new(env!("CARGO_BIN_EXE_brolga-img")).args(args).stdout(Stdio::null()).status();
     assert!(done.expect("brolga-img").success(), "{args:?}");
 }
 
 /// What an image shows, by sectors' first bytes.
-fn content(scratch: &Scratch, name: &str, sector: usize) -> u8 {
+pub fn content(scratch: &Scratch, name: &str, sector: usize) -> u8 {
     let (from, to) = (scratch.path(name), scratch.path("content"));
     img(&["convert", "-O", "raw", &from, &to]);
     fs::read(to).expect("the content")[sector * 512]
@@ -53,7 +53,7 @@ fn command(client: &mut Client, sector: usize, command: u8) {
 }
 
 /// Fills a sector with a byte.
-fn write(client: &mut Client, sector: usize, byte: u8) {
+pub fn write(client: &mut Client, sector: usize, byte: u8) {
     command(client, sector, 0x30);
     let word = u32::from(byte) * 0x0101_0101;
     for _ in 0..128 {
@@ -63,7 +63,7 @@ fn write(client: &mut Client, sector: usize, byte: u8) {
 }
 
 /// A sector's first byte.
-fn read(client: &mut Client, sector: usize) -> u8 {
+pub fn read(client: &mut Client, sector: usize) -> u8 {
     command(client, sector, 0x20);
     let words: Vec<String> = (0..128).map(|_| client.hmp("i/w 0x1f0")).collect();
     let hex = words[0].trim().rsplit("0x").next().expect("a number").to_owned();

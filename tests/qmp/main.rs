@@ -10,6 +10,8 @@ mod harness;
 mod hotplug;
 mod images;
 mod libvirt;
+mod nbd;
+mod nodes;
 mod processors;
 mod properties;
 mod saving;

@@ -231,6 +231,11 @@ impl Ram {
         Some((unsafe { self.base().add((r.offset + at) as usize) }, left, rom))
     }
 
+    /// Where the byte at `gpa` is in this process, for those who look at it from outside. It stays there.
+    pub fn host_address(&self, gpa: u64) -> Option<u64> {
+        self.host(gpa).map(|(host, ..)| host as u64)
+    }
+
     /// Reads guest-physical memory; bytes that are not RAM or ROM read as 0xFF. `true` if all were.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> bool {
         self.pieces(gpa, buf.len(), |host, at, n| match host {

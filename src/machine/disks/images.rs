@@ -1,5 +1,6 @@
 //! Disks whose images become others while the guest uses them.
 
+use super::nodes::Taken;
 use super::{Disks, HostDisk};
 use brolga::block::drive::Watcher;
 use brolga::block::qcow2::{CreateOptions, Qcow2, create_in};
@@ -14,10 +15,14 @@ pub struct NamedDisk(Arc<HostDisk>);
 
 /// An image that a disk is to become.
 pub struct Successor {
-    image: Image,
-    path: PathBuf,
+    pub(super) image: Image,
+    pub(super) path: PathBuf,
     /// Its name among images; one is made up if none.
-    node: Option<String>,
+    pub(super) node: Option<String>,
+    /// The name of its file.
+    pub(super) file_node: Option<String>,
+    /// The node that it was.
+    pub(super) taken: Option<Taken>,
 }
 
 impl Disks {
@@ -41,11 +46,17 @@ impl Disks {
 
     /// The disk is its successor from now on. It has no request under way.
     pub fn succeed(&self, disk: &NamedDisk, next: Successor) {
-        let node = next.node.unwrap_or_else(|| self.next_name());
-        disk.0.drive.replace(next.image);
-        let mut names = locked(&disk.0.names);
-        names.path = next.path.display().to_string();
-        (names.node, names.file_node) = (node, self.next_name());
+        let Successor { image, path, node, file_node, taken } = next;
+        disk.0.drive.replace(image);
+        {
+            let mut names = locked(&disk.0.names);
+            names.path = path.display().to_string();
+            names.node = node.unwrap_or_else(|| self.next_name());
+            names.file_node = file_node.unwrap_or_else(|| self.next_name());
+        }
+        if let Some(taken) = taken {
+            taken.used();
+        }
     }
 }
 
@@ -53,6 +64,11 @@ impl NamedDisk {
     /// What jobs on it are called.
     pub fn name(&self) -> String {
         self.0.shown()
+    }
+
+    /// The name of its image.
+    pub fn node(&self) -> String {
+        locked(&self.0.names).node.clone()
     }
 
     /// The disk that the guest sees.
@@ -66,7 +82,7 @@ impl NamedDisk {
     }
 
     /// Where its image is.
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         PathBuf::from(locked(&self.0.names).path.clone())
     }
 
@@ -110,7 +126,20 @@ impl NamedDisk {
         if image.len() < self.backend().len() {
             return Err(format!("{file}: it is smaller than the disk"));
         }
-        Ok(Successor { image: Image::Qcow2(Arc::new(image)), path, node })
+        Ok(Successor { image: Image::Qcow2(Arc::new(image)), path, node, file_node: None, taken: None })
+    }
+
+    /// Whether a node can go over the present image.
+    pub fn may_have_over(&self, next: &Successor) -> Result<(), String> {
+        self.check()?;
+        match next.image.qcow2() {
+            Err(_) => Err("Overlay does not support backing images".to_owned()),
+            Ok(image) if image.backing().is_some() => Err("The overlay already has a backing image".to_owned()),
+            Ok(image) if image.len() < self.backend().len() => {
+                Err(format!("{}: it is smaller than the disk", next.path.display()))
+            }
+            Ok(_) => Ok(()),
+        }
     }
 
     /// Its image and those below it, itself first.
@@ -140,7 +169,7 @@ impl NamedDisk {
             ));
         }
         let path = PathBuf::from(below.file().name());
-        Ok(Successor { image: below, path, node: None })
+        Ok(Successor { image: below, path, node: None, file_node: None, taken: None })
     }
 }
 
@@ -169,8 +198,25 @@ impl Successor {
         let image = open(&path, &options).map_err(|e| e.to_string())?;
         match image.backend().len() {
             found if found < len => Err(format!("{file}: it has {found} bytes, and the disk has {len}")),
-            _ => Ok(Self { image, path, node }),
+            _ => Ok(Self { image, path, node, file_node: None, taken: None }),
         }
+    }
+
+    /// It goes over the present image of `disk`, which has no request under way.
+    pub fn rest_on(&self, disk: &NamedDisk) {
+        if let Ok(image) = self.image.qcow2() {
+            image.rest_on(Some(disk.image()));
+        }
+    }
+
+    /// It has another name among images.
+    pub fn called(self, node: Option<String>) -> Self {
+        Self { node, ..self }
+    }
+
+    /// Its name among images, if it has one.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
     }
 
     /// The disk that it is.

@@ -65,7 +65,7 @@ static SOCKET_WRAPPER: Object = Object::new("ChardevSocketWrapper", &[member("da
 static UDP_WRAPPER: Object = Object::new("ChardevUdpWrapper", &[member("data", Ty::Object(&UDP))]);
 
 static ADDRESS_KINDS: Enum = Enum { name: "SocketAddressType", values: &["inet", "unix", "fd"] };
-static ADDRESS: Object = Object::new("SocketAddressLegacy", &[member("type", Ty::Enum(&ADDRESS_KINDS))])
+pub static ADDRESS: Object = Object::new("SocketAddressLegacy", &[member("type", Ty::Enum(&ADDRESS_KINDS))])
     .with("type", &[("inet", &INET_WRAPPER), ("unix", &UNIX_WRAPPER), ("fd", &FD_WRAPPER)]);
 static INET: Object = Object::new("InetSocketAddress", &[member("host", Ty::Str), member("port", Ty::Str)]);
 static UNIX: Object = Object::new("UnixSocketAddress", &[member("path", Ty::Str)]);

@@ -1,5 +1,7 @@
 //! Work on images that are in use: snapshots, copies, chains that grow and shrink.
 
+use super::block_nodes;
+use crate::monitor::MonitorHost;
 use crate::monitor::block_work::{BlockJob, BlockTask, ImageChange};
 use crate::monitor::call::Call;
 use crate::monitor::fault::Fault;
@@ -8,7 +10,7 @@ use crate::monitor::types::{Enum, Object, Ty, member, optional};
 use serde_json::{Map, Value};
 
 static MODES: Enum = Enum { name: "NewImageMode", values: &["existing", "absolute-paths"] };
-static SYNC: Enum = Enum { name: "MirrorSyncMode", values: &["top", "full"] };
+pub static SYNC: Enum = Enum { name: "MirrorSyncMode", values: &["top", "full"] };
 static OVERLAY: Object = Object::new(
     "BlockdevSnapshotSync",
     &[
@@ -41,14 +43,25 @@ static BACKUP: Object = Object::new(
     ],
 );
 static BACKUP_CASE: Object = Object::new("DriveBackupWrapper", &[member("data", Ty::Object(&BACKUP))]);
+static OVER_CASE: Object = Object::new("BlockdevSnapshotWrapper", &[member("data", Ty::Object(&block_nodes::OVERLAY))]);
+static TO_NODE_CASE: Object = Object::new("BlockdevBackupWrapper", &[member("data", Ty::Object(&block_nodes::BACKUP))]);
 static ACTIONS: Enum = Enum {
     name: "TransactionActionKind",
-    values: &["abort", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-backup"],
+    values: &[
+        "abort",
+        "blockdev-backup",
+        "blockdev-snapshot",
+        "blockdev-snapshot-internal-sync",
+        "blockdev-snapshot-sync",
+        "drive-backup",
+    ],
 };
 static ACTION: Object = Object::new("TransactionAction", &[member("type", Ty::Enum(&ACTIONS))]).with(
     "type",
     &[
         ("abort", &NOTHING_CASE),
+        ("blockdev-backup", &TO_NODE_CASE),
+        ("blockdev-snapshot", &OVER_CASE),
         ("blockdev-snapshot-internal-sync", &INTERNAL_CASE),
         ("blockdev-snapshot-sync", &OVERLAY_CASE),
         ("drive-backup", &BACKUP_CASE),
@@ -87,6 +100,8 @@ const CHAIN_ARGS: &[Arg] = &[
     opt("job-id", Ty::Str, Place::Absent),
     arg("device", Ty::Str, Place::Absent),
     opt("base", Ty::Str, Place::Absent),
+    opt("base-node", Ty::Str, Place::Absent),
+    opt("backing-file", Ty::Str, Place::Absent),
     opt("speed", Ty::Int, Place::Absent),
     opt("auto-finalize", Ty::Bool, Place::Absent),
     opt("auto-dismiss", Ty::Bool, Place::Absent),
@@ -95,7 +110,10 @@ const COMMIT_ARGS: &[Arg] = &[
     opt("job-id", Ty::Str, Place::Absent),
     arg("device", Ty::Str, Place::Absent),
     opt("base", Ty::Str, Place::Absent),
+    opt("base-node", Ty::Str, Place::Absent),
     opt("top", Ty::Str, Place::Absent),
+    opt("top-node", Ty::Str, Place::Absent),
+    opt("backing-file", Ty::Str, Place::Absent),
     opt("speed", Ty::Int, Place::Absent),
     opt("auto-finalize", Ty::Bool, Place::Absent),
     opt("auto-dismiss", Ty::Bool, Place::Absent),
@@ -188,7 +206,7 @@ pub static TABLE: &[Command] = &[
     .args(COMMIT_ARGS),
 ];
 
-fn text(data: &Map<String, Value>, key: &str) -> Option<String> {
+pub fn text(data: &Map<String, Value>, key: &str) -> Option<String> {
     data.get(key).and_then(Value::as_str).map(str::to_owned)
 }
 
@@ -218,6 +236,8 @@ fn action(action: &Value) -> Result<ImageChange, Fault> {
     match action["type"].as_str() {
         Some("blockdev-snapshot-sync") => overlay(&data),
         Some("blockdev-snapshot-internal-sync") => Ok(internal(&data)),
+        Some("blockdev-snapshot") => Ok(block_nodes::overlay(&data)),
+        Some("blockdev-backup") => Ok(ImageChange::Backup(block_nodes::to_node(&data, BlockTask::Backup)?)),
         Some("drive-backup") => Ok(ImageChange::Backup(job(&data, BlockTask::Backup)?)),
         _ => Ok(ImageChange::Abort),
     }
@@ -232,19 +252,27 @@ fn copy(call: &mut Call<'_>, task: BlockTask) -> Outcome {
 }
 
 /// The job that arguments describe.
-fn job(data: &Map<String, Value>, task: BlockTask) -> Result<BlockJob, Fault> {
+pub fn job(data: &Map<String, Value>, task: BlockTask) -> Result<BlockJob, Fault> {
     let on = |key: &str| data.get(key).and_then(Value::as_bool).unwrap_or(true);
     let speed = data.get("speed").map_or(Some(0), Value::as_u64);
+    let by_nodes = data.contains_key("base-node") || data.contains_key("top-node");
+    let [base, top] = if by_nodes { ["base-node", "top-node"] } else { ["base", "top"] };
+    if by_nodes && (data.contains_key("base") || data.contains_key("top")) {
+        return Err("'base' and 'top' are files, 'base-node' and 'top-node' nodes: give one kind".into());
+    }
     Ok(BlockJob {
         task,
         id: text(data, "job-id"),
         device: text(data, "device").ok_or("Parameter 'device' is missing")?,
         target: text(data, "target").unwrap_or_default(),
+        to_node: false,
         format: text(data, "format").unwrap_or_else(|| "qcow2".to_owned()),
         existing: text(data, "mode").as_deref() == Some("existing"),
         top: text(data, "sync").as_deref() == Some("top"),
-        base: text(data, "base"),
-        from: text(data, "top"),
+        base: text(data, base),
+        from: text(data, top),
+        by_nodes,
+        backing: text(data, "backing-file"),
         node: text(data, "node-name"),
         speed: speed.ok_or("Invalid parameter 'speed'")?,
         auto_finalize: on("auto-finalize"),
@@ -253,6 +281,11 @@ fn job(data: &Map<String, Value>, task: BlockTask) -> Result<BlockJob, Fault> {
 }
 
 fn start(call: &mut Call<'_>, task: BlockTask) -> Outcome {
-    call.host.start_block_job(job(&call.args, task)?)?;
+    start_job(call.host, job(&call.args, task)?)
+}
+
+/// Starts it.
+pub fn start_job(host: &dyn MonitorHost, job: BlockJob) -> Outcome {
+    host.start_block_job(job)?;
     Ok(Value::Null)
 }

@@ -14,6 +14,7 @@ use crate::monitor::types::{Enum, Object, Ty, member, optional};
 use brolga::descriptors;
 use serde_json::{Value, json};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 
 /// Bytes read at a time.
 const CHUNK: u64 = 64 << 10;
@@ -59,17 +60,16 @@ pub static TABLE: &[Command] = &[
     ]),
     Command::hmp(&["sum"], "compute the checksum of a memory region", sum)
         .args(&[arg("addr", Ty::Int, Place::Number), arg("size", Ty::Int, Place::Number)]),
-    Command::hmp(
-        &["gpa2hva"],
-        "refused: the host's addresses of guest memory are nobody's business",
-        no_host_addresses,
-    )
+    Command::hmp(&["gpa2hva"], "print the host virtual address corresponding to a guest physical address", |call| {
+        let (gpa, name, address) = in_process(call)?;
+        Ok(format!("Host virtual address for {gpa:#x} ({name}) is {address:#x}\n").into())
+    })
     .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
-    Command::hmp(
-        &["gpa2hpa"],
-        "refused: the host's addresses of guest memory are nobody's business",
-        no_host_addresses,
-    )
+    Command::hmp(&["gpa2hpa"], "print the host physical address corresponding to a guest physical address", |call| {
+        let (gpa, name, address) = in_process(call)?;
+        let physical = in_host(address).map_err(|why| Fault::new(format!("Virtual address translation: {why}")))?;
+        Ok(format!("Host physical address for {gpa:#x} ({name}) is {physical:#x}\n").into())
+    })
     .args(&[arg("addr", Ty::Int, Place::LastNumber)]),
     Command::both(
         "pmemsave",
@@ -217,8 +217,26 @@ fn sum(call: &mut Call<'_>) -> Outcome {
     Ok(format!("{sum:05}\n").into())
 }
 
-fn no_host_addresses(_: &mut Call<'_>) -> Outcome {
-    Err("guest memory has no fixed address in the host; read it with x, xp or pmemsave".into())
+/// A guest-physical address, what is there, and where that is in this process.
+fn in_process(call: &Call<'_>) -> Result<(u64, &'static str, u64), Fault> {
+    let gpa = call.needed("addr")?;
+    let found = call.host.host_address(gpa).map(|(name, address)| (gpa, name, address));
+    found.ok_or_else(|| Fault::new(format!("No memory is mapped at address {gpa:#x}")))
+}
+
+/// Where that is in the host's memory (Linux's Documentation/admin-guide/mm/pagemap.rst).
+fn in_host(address: u64) -> Result<u64, String> {
+    const PAGE: u64 = 4096;
+    const PRESENT: u64 = 1 << 63;
+    const FRAME: u64 = (1 << 55) - 1;
+    let mut entry = [0; 8];
+    let read = |file: std::fs::File| file.read_exact_at(&mut entry, address / PAGE * 8);
+    std::fs::File::open("/proc/self/pagemap").and_then(read).map_err(|e| os_reason(&e))?;
+    match u64::from_le_bytes(entry) {
+        entry if entry & PRESENT == 0 => Err("the page is not in memory".to_owned()),
+        entry if entry & FRAME == 0 => Err("the host tells it to root alone".to_owned()),
+        entry => Ok((entry & FRAME) * PAGE + address % PAGE),
+    }
 }
 
 /// Nobody means to save more than there is: all memory and the gap below 4 GiB.

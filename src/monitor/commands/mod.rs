@@ -3,6 +3,7 @@
 mod about;
 mod backends;
 mod block;
+mod block_nodes;
 mod block_work;
 mod chars;
 mod control;
@@ -12,10 +13,12 @@ mod keys;
 mod logging;
 mod memory;
 mod migration;
+mod nbd;
 mod network;
 mod pci;
 mod processors;
 mod qom;
+mod readable;
 mod screen;
 mod snapshots;
 mod statistics;
@@ -30,6 +33,8 @@ pub static TABLES: &[&[Command]] = &[
     memory::TABLE,
     block::TABLE,
     block_work::TABLE,
+    block_nodes::TABLE,
+    nbd::TABLE,
     snapshots::TABLE,
     screen::TABLE,
     network::TABLE,
@@ -41,5 +46,6 @@ pub static TABLES: &[&[Command]] = &[
     keys::TABLE,
     logging::TABLE,
     statistics::TABLE,
+    readable::TABLE,
     migration::TABLE,
 ];
