@@ -13,7 +13,9 @@ use crate::runtime::sampler::Sampler;
 use crate::runtime::tier::Tier;
 use crate::seeded::Seeded;
 use crate::shared::{Mailbox, Shared};
-use crate::state::{CpuState, HEAT_ENTRIES, JUMP_ENTRIES, JumpEntry, X87, attr, cr0, cr4, efer, flag, mode, reg};
+use crate::state::{
+    CpuState, FETCH_ENTRIES, FetchEntry, HEAT_ENTRIES, JumpCache, X87, attr, cr0, cr4, efer, flag, mode, reg,
+};
 use crate::system::mwait::{Line, Mwait};
 use crate::vcpu::{Requests, VcpuHandle};
 use std::sync::Arc;
@@ -244,12 +246,19 @@ impl Cpu {
         self.code_addresses_changed(counted_on);
     }
 
+    /// Code is gone that any linear address may have led to.
+    pub fn code_gone(&mut self) {
+        self.state.forget_places();
+        self.mappings_changed();
+    }
+
     /// What is found by linear address is not what it was. `counted_on`: generations went on; else they started anew, and
     /// nothing may be left that carries an old one.
     fn code_addresses_changed(&mut self, counted_on: bool) {
         self.note_once();
         if !counted_on {
-            self.state.jump_cache.fill(JumpEntry { rip: 0, check: 0, code: 0, unused: 0 });
+            self.state.forget_jumps();
+            self.state.fetches.fill(FetchEntry::new(0, 0, 0));
             self.blocks.forget_addresses();
         }
         self.update_jump_check();
@@ -348,7 +357,9 @@ impl CpuState {
             branch_rip: 0,
             exit_link: 0,
             jump_check: 1 << 32,
-            jump_cache: <[JumpEntry; JUMP_ENTRIES]>::new_box_zeroed().expect("a size that fits, or no memory at all"),
+            jump_cache: JumpCache::new_box_zeroed().expect("a size that fits, or no memory at all"),
+            fetches: <[FetchEntry; FETCH_ENTRIES]>::new_box_zeroed().expect("a size that fits, or no memory at all"),
+            code_epoch: 0,
             heat: [0; HEAT_ENTRIES],
             segs: Default::default(),
             ldtr: Default::default(),

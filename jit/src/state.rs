@@ -242,8 +242,12 @@ pub struct Msrs {
 /// Entries of the jump cache: a compiler's run goes through more than a hundred thousand blocks.
 pub const JUMP_ENTRIES: usize = 262_144;
 
-/// The jump cache, apart from the state: of its pages only those are there that a guest's code needs.
-pub type JumpCache = Box<[JumpEntry; JUMP_ENTRIES]>;
+/// The jump cache. Entries lie in pairs, which share a line of the host's caches.
+#[repr(C, align(64))]
+#[derive(FromZeros)]
+pub struct JumpCache {
+    entries: [JumpEntry; JUMP_ENTRIES],
+}
 
 /// Where generated code for a RIP starts; read by generated code.
 #[repr(C)]
@@ -255,8 +259,46 @@ pub struct JumpEntry {
     pub check: u64,
     /// Host address.
     pub code: u64,
-    /// Fills the entry to a power of two.
-    pub unused: u64,
+    /// Guest-physical page of the code, with [`CpuState::code_epoch`]: if `check` has another generation, and RIP's page is
+    /// that one now, it is valid still. [`JumpEntry::NOWHERE`]: it lies on two pages.
+    pub place: u64,
+}
+
+impl JumpEntry {
+    /// What is no page.
+    pub const NOWHERE: u64 = u64::MAX;
+    const NONE: Self = Self { rip: 0, check: 0, code: 0, place: 0 };
+}
+
+/// Entries of the cache of pages that code is fetched from.
+pub const FETCH_ENTRIES: usize = 4096;
+
+/// A page that code was fetched from; read by generated code's routines.
+#[repr(C)]
+#[derive(Clone, Copy, FromZeros)]
+pub struct FetchEntry {
+    /// Linear address.
+    pub page: u64,
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// Generation and MMU index that this holds under, as in [`CpuState::jump_check`].
+    pub check: u64,
+    unused: u64,
+}
+
+impl FetchEntry {
+    /// Code of the page `page` comes from that at `gpa`, under `check`.
+    pub fn new(page: u64, gpa: u64, check: u64) -> Self {
+        Self { page, gpa, check, unused: 0 }
+    }
+}
+
+/// The bits of [`CpuState::jump_check`] that tell what linear addresses mean.
+pub const GENERATION: u64 = !0xffff_ffff | mode::MMU as u64;
+
+/// Entry of a linear address in the cache of pages that code is fetched from.
+pub const fn fetch_slot(linear: u64) -> usize {
+    (linear >> 12) as usize & (FETCH_ENTRIES - 1)
 }
 
 /// Counters of runs of baseline code.
@@ -305,8 +347,13 @@ pub struct CpuState {
     pub exit_link: u32,
     /// What entries of the jump cache must carry to be valid now: generation of the mappings and the mode word.
     pub jump_check: u64,
-    /// Generated code by RIP.
-    pub jump_cache: JumpCache,
+    /// Generated code by RIP. Apart from the state: of its pages only those are there that a guest's code needs.
+    pub jump_cache: Box<JumpCache>,
+    /// Pages that code is fetched from.
+    pub fetches: Box<[FetchEntry; FETCH_ENTRIES]>,
+    /// Counts the times that entries of the jump cache became invalid whatever is mapped, in the bits of
+    /// [`JumpEntry::place`] that no address of a page has.
+    pub code_epoch: u64,
     /// Runs that baseline code has left before it asks to be compiled better; blocks share them by number.
     pub heat: [i32; HEAT_ENTRIES],
     /// ES, CS, SS, DS, FS, GS.
@@ -418,11 +465,39 @@ pub mod mode {
 }
 
 impl CpuState {
+    /// Generated code for the RIP starts at `code`, on the guest-physical page `page` unless it crosses into a second. What
+    /// was known in its place moves to the other of the pair.
+    pub fn note_jump(&mut self, code: u64, page: Option<u64>) {
+        let slot = jump_slot(self.rip);
+        let entries = &mut self.jump_cache.entries;
+        let place = page.map_or(JumpEntry::NOWHERE, |page| page | self.code_epoch);
+        let old =
+            std::mem::replace(&mut entries[slot], JumpEntry { rip: self.rip, check: self.jump_check, code, place });
+        if old.rip != self.rip && old.check == self.jump_check {
+            entries[slot ^ 1] = old;
+        }
+    }
     /// Nothing is known of generated code for `rip` any more.
     pub fn forget_jump(&mut self, rip: u64) {
-        let e = &mut self.jump_cache[jump_slot(rip)];
-        if e.rip == rip {
-            *e = JumpEntry { rip: 0, check: 0, code: 0, unused: 0 };
+        for slot in [jump_slot(rip), jump_slot(rip) ^ 1] {
+            let e = &mut self.jump_cache.entries[slot];
+            if e.rip == rip {
+                *e = JumpEntry::NONE;
+            }
+        }
+    }
+    /// Nothing is known of generated code any more.
+    pub fn forget_jumps(&mut self) {
+        self.jump_cache.entries.fill(JumpEntry::NONE);
+    }
+    /// What is known of generated code under another generation counts for nothing, whatever is mapped.
+    pub fn forget_places(&mut self) {
+        // The 24 bits that addresses of pages do not have (SDM 3A 4.1.4: at most 52 of them).
+        const LOW: u64 = 0xfff;
+        let count = (self.code_epoch & LOW | self.code_epoch >> 40) + 1;
+        self.code_epoch = count & LOW | count >> 12 << 52;
+        if self.code_epoch == 0 {
+            self.forget_jumps();
         }
     }
     /// Current privilege level.

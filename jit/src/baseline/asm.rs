@@ -10,7 +10,6 @@ pub const RAX: Reg = Reg(0);
 pub const RCX: Reg = Reg(1);
 pub const RDX: Reg = Reg(2);
 pub const RBX: Reg = Reg(3);
-pub const RBP: Reg = Reg(5);
 pub const RSI: Reg = Reg(6);
 pub const RDI: Reg = Reg(7);
 pub const R8: Reg = Reg(8);
@@ -417,16 +416,6 @@ impl Asm {
         self.code.push(0x9f);
     }
 
-    pub fn push(&mut self, r: Reg) {
-        self.rex(false, false, 0, &r.into());
-        self.code.push(0x50 | r.0 & 7);
-    }
-
-    pub fn pop(&mut self, r: Reg) {
-        self.rex(false, false, 0, &r.into());
-        self.code.push(0x58 | r.0 & 7);
-    }
-
     /// `push imm`.
     pub fn push_imm(&mut self, v: i32) {
         match i8::try_from(v) {
@@ -438,9 +427,9 @@ impl Asm {
         }
     }
 
-    /// `mov rbp, rsp`, in the encoding that compilers use.
-    pub fn mov_frame(&mut self) {
-        self.code.extend_from_slice(&[0x48, 0x89, 0xe5]);
+    /// Takes the frame down.
+    pub fn leave(&mut self) {
+        self.code.push(0xc9);
     }
 
     pub fn ret(&mut self) {

@@ -1,9 +1,10 @@
 //! The way in, and the ways out: to code on the same page, through the jump cache, to the dispatcher.
 
-use super::asm::{Alu, Mem, RAX, RBP, RBX, RCX, RDI, RDX, Shift, cc};
+use super::asm::{Alu, Mem, RAX, RBX, RCX, RDI, RDX, Shift, cc};
 use super::{BIAS, Cold, Emit, Link, Target, state};
 use crate::counter::Counter;
 use crate::ir::{Inst, Op, Ty, Val};
+use crate::lower::Thunk;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::runtime::exec::{LEAVE_ENTRY, LEAVE_FAULT, LEAVE_HOT, LEAVE_LOOKUP};
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, jump_slot, mode};
@@ -12,11 +13,9 @@ use std::mem::offset_of;
 pub(super) use crate::runtime::exec::{LEAVE_FAULT as FAULT, LEAVE_LOOKUP as LOOKUP};
 
 impl Emit<'_> {
-    /// Prologue (the four bytes that links skip), CPU pointer, request and heat. Offset of the way in for forward links.
+    /// CPU pointer, request and heat. Offset of the way in for forward links.
     pub(super) fn entry(&mut self, heat: Option<usize>) -> u32 {
         let rip = self.block.rip;
-        self.a.push(RBP);
-        self.a.mov_frame();
         self.a.lea(Ty::I64, RBX, Mem::at(RDI, BIAS));
         self.a.load(Ty::I64, RAX, state(offset_of!(CpuState, requests)));
         self.a.alu_imm(Alu::Cmp, Ty::I32, Mem::at(RAX, 0), 0);
@@ -72,7 +71,7 @@ impl Emit<'_> {
     /// Leaves; RIP is in the state.
     pub(super) fn leave_with(&mut self, code: u32) {
         self.a.mov_imm(RAX, code as u64);
-        self.a.pop(RBP);
+        self.a.leave();
         self.a.ret();
     }
 
@@ -84,15 +83,13 @@ impl Emit<'_> {
             // In counted execution what a block raised is noticed at its end, whoever runs it.
             let forward = rip > self.block.rip && !self.ends_with_call() && !self.is_counted();
             self.links.push(Link { site: self.a.here() as u32, rip, forward });
-            self.a.pop(RBP);
             // Set when the code is placed.
             self.a.jmp();
             return;
         }
         self.rip_to_rax(rip);
-        self.a.store(Ty::I64, state(offset_of!(CpuState, rip)), RAX);
         if self.block.mode & mode::FLAT == 0 {
-            return self.leave_with(LEAVE_LOOKUP);
+            return self.leave_for_rax();
         }
         if self.block.is_relative() {
             return self.jump_to_rax(None);
@@ -115,12 +112,17 @@ impl Emit<'_> {
         // Addresses of 32 bits outside 64-bit mode.
         let ty = if self.block.mode & mode::CS64 != 0 { Ty::I64 } else { Ty::I32 };
         self.a.zext(ty, RAX, target);
-        self.a.store(Ty::I64, state(offset_of!(CpuState, rip)), RAX);
         if self.block.mode & mode::FLAT == 0 {
-            return self.leave_with(LEAVE_LOOKUP);
+            return self.leave_for_rax();
         }
         let from = (self.block.mode & mode::CS64 != 0).then_some(self.rip);
         self.jump_to_rax(from);
+    }
+
+    /// Leaves for the RIP in RAX.
+    fn leave_for_rax(&mut self) {
+        self.a.store(Ty::I64, state(offset_of!(CpuState, rip)), RAX);
+        self.leave_with(LEAVE_LOOKUP);
     }
 
     /// Goes to the RIP in RAX, that of relative code or from the indirect branch at `from`.
@@ -134,8 +136,7 @@ impl Emit<'_> {
         self.through_cache(|part| Mem::at(RCX, part as i32), from);
     }
 
-    /// Goes to the RIP in RAX and in the state through an entry of the jump cache, or leaves and tells that the branch is
-    /// `from`.
+    /// Goes to the RIP in RAX through an entry of the jump cache, or has it sought and tells that the branch is `from`.
     fn through_cache(&mut self, entry: impl Fn(usize) -> Mem, from: Option<u64>) {
         self.a.alu(Alu::Cmp, Ty::I64, RAX, entry(offset_of!(JumpEntry, rip)));
         let other = self.a.jcc(cc::NE);
@@ -148,7 +149,6 @@ impl Emit<'_> {
             self.a.store(Ty::I64, state(offset_of!(CpuState, code_base)), RAX);
         }
         self.cpu_to_rdi();
-        self.a.pop(RBP);
         self.a.jmp_mem(entry(offset_of!(JumpEntry, code)));
         self.cold.push(Cold::Unknown { from: [other, old], branch: from });
     }
@@ -185,10 +185,13 @@ impl Emit<'_> {
                 }
                 Cold::Unknown { from, branch } => {
                     from.into_iter().for_each(|from| self.a.land(from));
+                    self.a.store(Ty::I64, state(offset_of!(CpuState, rip)), RAX);
                     if let Some(branch) = branch {
                         self.store_rip(offset_of!(CpuState, branch_rip), branch);
                     }
-                    self.leave_with(LEAVE_LOOKUP);
+                    self.cpu_to_rdi();
+                    let at = self.a.jmp();
+                    self.fixup(at, Target::Thunk(Thunk::ExitSeek));
                 }
                 Cold::Stale { from, rip } => {
                     self.a.land(from);

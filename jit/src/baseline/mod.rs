@@ -47,10 +47,10 @@ pub enum Target {
     MissVectors,
 }
 
-/// A way out to known code on the same page: `pop rbp; jmp rel32`.
+/// A way out to known code on the same page: `jmp rel32`.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// Offset of the `pop`.
+    /// Its offset.
     pub site: u32,
     /// RIP it leads to, in relative code an offset.
     pub rip: u64,

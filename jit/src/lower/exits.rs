@@ -170,9 +170,9 @@ impl Lower<'_, '_> {
     fn jump_through_cache(&mut self, rip: Value, entry: Value, from: Option<u64>) {
         self.settle();
         let m = self.state_mem;
-        self.b.ins().store(m, rip, self.env, offset_of!(CpuState, rip) as i32);
         // Only flat code segments are entered in the cache: others are told apart by their base, which it lacks.
         if self.region.blocks[0].mode & mode::FLAT == 0 {
+            self.b.ins().store(m, rip, self.env, offset_of!(CpuState, rip) as i32);
             return self.exit(Thunk::ExitLookup);
         }
         let cache = self.b.ins().load(I64, m, self.env, offset_of!(CpuState, jump_cache) as i32);
@@ -193,11 +193,12 @@ impl Lower<'_, '_> {
         let signature = self.b.import_signature(tail_signature());
         self.b.ins().return_call_indirect(signature, code, &[self.env]);
         self.b.switch_to_block(out);
+        self.b.ins().store(m, rip, self.env, offset_of!(CpuState, rip) as i32);
         if let Some(from) = from {
             let from = self.rip_value(from);
             self.b.ins().store(m, from, self.env, offset_of!(CpuState, branch_rip) as i32);
         }
-        self.exit(Thunk::ExitLookup);
+        self.exit(Thunk::ExitSeek);
     }
 
     /// What is at `rip` may be relative: after relative code, and after a change of privilege, which indirect jumps end

@@ -57,6 +57,9 @@ pub fn inline_code(name: &UserExternalName) -> [u8; 5] {
 pub enum Thunk {
     /// Leave: RIP is in the state.
     ExitLookup,
+    /// Go on with code that the jump cache knows under another generation or in the other place of its pair, or leave: RIP is
+    /// in the state.
+    ExitSeek,
     /// Leave: a request is pending, RIP is in the state.
     ExitRequest,
     /// Leave: the helper's fault is pending, RIP is in the state.
@@ -98,7 +101,7 @@ impl Thunk {
 }
 
 /// Number of thunks.
-pub const THUNKS: usize = 14;
+pub const THUNKS: usize = 15;
 
 /// What a region is compiled from: blocks of one mode, code segment and page, the head first.
 pub struct Region {
@@ -581,7 +584,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             return f;
         }
         let (params, returns) = match t {
-            Thunk::ExitLookup | Thunk::ExitRequest | Thunk::ExitFault | Thunk::ExitInterpret => {
+            Thunk::ExitLookup | Thunk::ExitSeek | Thunk::ExitRequest | Thunk::ExitFault | Thunk::ExitInterpret => {
                 let f = self.import(NS_THUNK, t as u32, tail_signature());
                 self.thunks[t as usize] = Some(f);
                 return f;

@@ -11,7 +11,7 @@ use crate::mmu::code_map::granules;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::names;
 use crate::passes;
-use crate::state::{JUMP_ENTRIES, jump_slot, mode, reg};
+use crate::state::{FetchEntry, GENERATION, JUMP_ENTRIES, fetch_slot, jump_slot, mode, reg};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,8 +33,6 @@ const FETCH_ONE: usize = 16;
 const LONGEST: usize = 15;
 /// Blocks that keep their IR: what runs once or twice is in no hurry to be lifted again, and the rest has code.
 const IR_KEPT: usize = 1 << 15;
-/// Entries of the cache of pages fetched from.
-const FETCH_ENTRIES: usize = 1024;
 
 #[derive(Clone, Copy)]
 struct FoundBlock {
@@ -46,16 +44,6 @@ struct FoundBlock {
 }
 
 const NOT_FOUND: FoundBlock = FoundBlock { rip: 0, cs_base: 0, check: 0, slot: 0 };
-
-#[derive(Clone, Copy)]
-struct FetchEntry {
-    page: u64,
-    gpa: u64,
-    /// Generation and MMU index.
-    check: u64,
-}
-
-const NOT_FETCHED: FetchEntry = FetchEntry { page: 0, gpa: 0, check: 0 };
 
 /// Index in the jump table of a block.
 fn found_index(rip: u64, word: u32) -> usize {
@@ -73,7 +61,6 @@ pub struct BlockCache {
     /// Room for IR in the making.
     scratch: Vec<Inst>,
     jump: Box<[FoundBlock]>,
-    fetch: Box<[FetchEntry]>,
     running: Option<u32>,
     stale: bool,
     dead_regions: Vec<u32>,
@@ -100,7 +87,6 @@ impl BlockCache {
             fetched: vec![0; FETCH_ROOM].into(),
             scratch: Vec::new(),
             jump: vec![NOT_FOUND; JUMP_ENTRIES].into_boxed_slice(),
-            fetch: vec![NOT_FETCHED; FETCH_ENTRIES].into_boxed_slice(),
             running: None,
             stale: false,
             dead_regions: Vec::new(),
@@ -116,7 +102,6 @@ impl BlockCache {
     /// Forgets what was found by linear address.
     pub fn forget_addresses(&mut self) {
         self.jump.fill(NOT_FOUND);
-        self.fetch.fill(NOT_FETCHED);
     }
 
     /// Holds at most so many blocks.
@@ -504,14 +489,14 @@ impl Cpu {
     /// Guest-physical address of a fetch, through a small cache.
     pub(super) fn fetch_address(&mut self, linear: u64) -> Result<u64, Fault> {
         let page = linear & !(PAGE_SIZE - 1);
-        let check = self.state.jump_check & (!0xffff_ffff | mode::MMU as u64);
-        let slot = (linear >> 12) as usize & (FETCH_ENTRIES - 1);
-        let e = &self.blocks.fetch[slot];
+        let check = self.state.jump_check & GENERATION;
+        let slot = fetch_slot(linear);
+        let e = &self.state.fetches[slot];
         if e.page == page && e.check == check {
             return Ok(e.gpa | linear & (PAGE_SIZE - 1));
         }
         let gpa = self.translate_fetch(linear)?.gpa;
-        self.blocks.fetch[slot] = FetchEntry { page, gpa, check };
+        self.state.fetches[slot] = FetchEntry::new(page, gpa, check);
         Ok(gpa | linear & (PAGE_SIZE - 1))
     }
 
@@ -726,7 +711,7 @@ impl Cpu {
             self.state.forget_jump(rip);
         }
         if std::mem::take(&mut self.blocks.dead_anywhere) {
-            self.mappings_changed();
+            self.code_gone();
         }
     }
 }

@@ -152,7 +152,7 @@ impl Cpu {
         self.debugger.settle();
         if self.debugger.breaks() != before {
             // Other code is looked for from now on.
-            self.mappings_changed();
+            self.code_gone();
         }
         if !added.is_empty() {
             for gpa in self.blocks.places_over(&added) {

@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub mod steps;
 
+use super::frame::SHARED_FRAME;
 use crate::baseline;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
@@ -14,7 +15,7 @@ use crate::mmu::ram::PAGE_SIZE;
 use crate::mmu::tlb;
 use crate::mmu::walk::Access;
 use crate::passes::flag_notes::Note;
-use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS};
+use crate::state::{CpuState, FETCH_ENTRIES, FetchEntry, GENERATION, JUMP_ENTRIES, JumpEntry, VECS};
 use std::mem::offset_of;
 
 // SAFETY: the raw pointer in `CpuState` points at the request word that the same `Cpu` keeps alive through an `Arc`; no
@@ -55,9 +56,9 @@ pub const LEAVE_HOT: u32 = 5;
 /// See [`Leave::Entry`].
 pub const LEAVE_ENTRY: u32 = 6;
 
-// The trampoline leaves the CPU pointer in RBP: each region's frame starts by pushing it, so that `[rbp]` in a region
-// finds the CPU without a register of its own. Regions are entered with RDI = CPU and end by tail calls, so the return
-// address on the stack is always the trampoline's.
+// The trampoline pushes the CPU pointer as RBP, so that `[rbp]` finds the CPU without a register of its own, and makes the
+// frame that all code runs in (see `frame`): it is entered with RDI = CPU, RBP at the frame, RSP at its low end, and goes
+// on to other code with jumps. Who leaves takes the frame down and returns; the return address is always the trampoline's.
 core::arch::global_asm!(
     ".globl brolga_enter",
     "brolga_enter:",
@@ -70,7 +71,7 @@ core::arch::global_asm!(
     "sub rsp, 8",
     "mov rbp, rdi",
     "mov [rdi + {host_rsp}], rsp",
-    "call rsi",
+    "call 6f",
     "2:",
     "add rsp, 8",
     "pop r15",
@@ -80,7 +81,12 @@ core::arch::global_asm!(
     "pop rbx",
     "pop rbp",
     "ret",
-    // Abandons a region's frame: RAX = RIP of the instruction to interpret, as `Block::written` has it.
+    "6:",
+    "push rbp",
+    "mov rbp, rsp",
+    "sub rsp, {frame}",
+    "jmp rsi",
+    // Abandons the frame: RAX = RIP of the instruction to interpret, as `Block::written` has it.
     ".globl brolga_abandon",
     "brolga_abandon:",
     "mov rdi, [rbp]",
@@ -94,26 +100,54 @@ core::arch::global_asm!(
     "mov rsp, [rdi + {host_rsp}]",
     "mov eax, {interpret}",
     "jmp 2b",
-    // Looks the RIP in RAX (and in the state) up in the jump cache; RDI is the CPU.
-    ".globl brolga_lookup",
-    "brolga_lookup:",
-    "mov rcx, rax",
-    "and rcx, {page}",
-    "mov [rdi + {code_base}], rcx",
-    "mov rcx, rax",
-    "shr rcx, 12",
-    "xor rcx, rax",
+    // Looks the RIP in the state up in the jump cache; RDI is the CPU. What is known of it may be in the other entry of the
+    // pair. If it is of another generation, it holds as long as the page of the RIP is the one that the code is on: that is
+    // known if code was fetched from there since.
+    ".globl brolga_seek",
+    "brolga_seek:",
+    "mov rax, [rdi + {rip}]",
+    "mov r8, rax",
+    "and r8, {page}",
+    "mov r9, rax",
+    "shr r9, 12",
+    "mov ecx, r9d",
+    "xor ecx, eax",
     "and ecx, {jump_mask}",
     "shl ecx, {jump_shift}",
-    "add rcx, [rdi + {jump_cache}]",
-    "cmp [rcx + {entry_rip}], rax",
-    "jne 3f",
+    "mov rsi, [rdi + {jump_cache}]",
     "mov rdx, [rdi + {jump_check}]",
-    "cmp [rcx + {entry_check}], rdx",
+    "cmp [rsi + rcx + {entry_rip}], rax",
+    "je 7f",
+    "xor ecx, {entry_size}",
+    "cmp [rsi + rcx + {entry_rip}], rax",
     "jne 3f",
-    "jmp [rcx + {entry_code}]",
+    "7:",
+    "add rsi, rcx",
+    "mov rcx, [rsi + {entry_check}]",
+    "cmp rcx, rdx",
+    "je 8f",
+    "cmp ecx, edx",
+    "jne 3f",
+    "and r9d, {fetch_mask}",
+    "shl r9d, {fetch_shift}",
+    "add r9, [rdi + {fetches}]",
+    "cmp [r9 + {fetch_page}], r8",
+    "jne 3f",
+    "mov r10, {generation}",
+    "and r10, rdx",
+    "cmp [r9 + {fetch_check}], r10",
+    "jne 3f",
+    "mov rcx, [r9 + {fetch_gpa}]",
+    "or rcx, [rdi + {code_epoch}]",
+    "cmp [rsi + {entry_place}], rcx",
+    "jne 3f",
+    "mov [rsi + {entry_check}], rdx",
+    "8:",
+    "mov [rdi + {code_base}], r8",
+    "jmp [rsi + {entry_code}]",
     "3:",
     "mov eax, {lookup}",
+    "leave",
     "ret",
     // A TLB miss: keeps all registers. On the stack: return address, kind, page.
     ".globl brolga_miss",
@@ -253,6 +287,7 @@ core::arch::global_asm!(
     "pop rax",
     "jz 4b",
     "ret 8",
+    frame = const SHARED_FRAME,
     bias = const baseline::BIAS,
     fill = sym tlb_fill,
     host_rsp = const offset_of!(CpuState, host_rsp),
@@ -269,6 +304,16 @@ core::arch::global_asm!(
     entry_rip = const offset_of!(JumpEntry, rip),
     entry_check = const offset_of!(JumpEntry, check),
     entry_code = const offset_of!(JumpEntry, code),
+    entry_place = const offset_of!(JumpEntry, place),
+    entry_size = const size_of::<JumpEntry>(),
+    fetches = const offset_of!(CpuState, fetches),
+    fetch_mask = const FETCH_ENTRIES - 1,
+    fetch_shift = const size_of::<FetchEntry>().trailing_zeros(),
+    fetch_page = const offset_of!(FetchEntry, page),
+    fetch_gpa = const offset_of!(FetchEntry, gpa),
+    fetch_check = const offset_of!(FetchEntry, check),
+    generation = const GENERATION,
+    code_epoch = const offset_of!(CpuState, code_epoch),
     lookup = const LEAVE_LOOKUP,
 );
 
@@ -276,7 +321,7 @@ unsafe extern "C" {
     fn brolga_enter(cpu: *mut std::ffi::c_void, code: u64) -> u32;
     fn brolga_abandon();
     fn brolga_miss();
-    fn brolga_lookup();
+    fn brolga_seek();
     fn brolga_fill();
     fn brolga_fill_vectors();
 }
@@ -305,14 +350,14 @@ impl Cpu {
 /// Routines that stubs jump to: for a TLB miss, to abandon a frame, to look in the jump cache; for a TLB miss in baseline
 /// code, without and with values in vector registers.
 pub fn stub_targets() -> [u64; 5] {
-    [brolga_miss, brolga_abandon, brolga_lookup, brolga_fill, brolga_fill_vectors].map(|f| f as *const () as u64)
+    [brolga_miss, brolga_abandon, brolga_seek, brolga_fill, brolga_fill_vectors].map(|f| f as *const () as u64)
 }
 
 /// What a thunk does: a jump to a routine, or leaving with a code.
 pub enum ThunkBody {
     /// Jump to this address.
     Jump(u64),
-    /// `mov eax, code; ret`.
+    /// `mov eax, code; leave; ret`.
     Leave(u32),
 }
 
@@ -320,6 +365,7 @@ pub enum ThunkBody {
 pub fn thunk_bodies() -> [ThunkBody; crate::lower::THUNKS] {
     let jump = |f: *const ()| ThunkBody::Jump(f as u64);
     let mut out: [ThunkBody; crate::lower::THUNKS] = std::array::from_fn(|_| ThunkBody::Leave(LEAVE_LOOKUP));
+    out[Thunk::ExitSeek as usize] = jump(brolga_seek as *const ());
     out[Thunk::ExitRequest as usize] = ThunkBody::Leave(LEAVE_REQUEST);
     out[Thunk::ExitFault as usize] = ThunkBody::Leave(LEAVE_FAULT);
     out[Thunk::ExitInterpret as usize] = ThunkBody::Leave(LEAVE_INTERPRET);

@@ -8,6 +8,7 @@ pub mod contexts;
 pub mod crossings;
 pub mod debugger;
 pub mod exec;
+mod frame;
 pub mod lockstep;
 pub mod perf_map;
 pub mod place;

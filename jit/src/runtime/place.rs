@@ -3,22 +3,27 @@
 use super::arena::Arena;
 use super::compiled::Shape;
 use super::exec::{self, LEAVE_LINK, ThunkBody};
+use super::frame::Frame;
 use crate::baseline::{self, Target};
 use crate::lower::{Compiled, NS_LINK, NS_THUNK, THUNKS, inline_code};
 use crate::state::CpuState;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Distance between thunks.
 const THUNK_SIZE: usize = 16;
-/// Bytes of a region's `push rbp; mov rbp, rsp`, which a joined link jumps over.
-const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 
 /// Bytes of a link stub, and of the stub of a TLB check at most.
-const LINK_STUB: usize = 35;
+const LINK_STUB: usize = 36;
 const MISS_STUB: usize = 52;
+/// The host's instructions that take the frame down and return to the trampoline.
+const LEAVE: u8 = 0xc9;
+const RET: u8 = 0xc3;
+/// The first byte of `jmp rel32`.
+const JMP: u8 = 0xe9;
 /// Most bytes of code memory: jumps reach 2 GiB.
 const MOST: usize = (1 << 31) - (1 << 20);
 
@@ -34,7 +39,7 @@ pub struct PlacedLink {
     pub joined: Option<u32>,
     /// May use the way in for forward links.
     pub forward: bool,
-    /// Offset in the arena of its `pop rbp; jmp rel32`.
+    /// Offset in the arena of its `jmp rel32`.
     site: u32,
     /// Offset of the stub that it leads to while it is not joined.
     stub: u32,
@@ -78,20 +83,16 @@ pub enum Unplaced {
 /// A compiled region with what placing it anywhere takes.
 pub struct Ready {
     compiled: Compiled,
-    stubs: Vec<MissStub>,
+    found: Found,
 }
 
 impl Ready {
-    /// Looks for the TLB checks in the code.
+    /// Looks for the TLB checks in the code, and for the ways in and out.
     pub fn new(mut compiled: Compiled) -> Result<Self, Unplaced> {
-        if !compiled.code.starts_with(&PROLOGUE) {
-            tracing::warn!("generated code starts without the expected prologue");
-            return Err(Unplaced::Refused);
-        }
-        let stubs = miss_stubs(&compiled).ok_or(Unplaced::Refused)?;
-        // The stubs have it all.
+        let found = Found::in_code(&compiled).ok_or(Unplaced::Refused)?;
+        // What was found has it all.
         (compiled.places, compiled.sites) = (Vec::new(), Vec::new());
-        Ok(Self { compiled, stubs })
+        Ok(Self { compiled, found })
     }
 
     /// Machine code, before it is placed.
@@ -105,7 +106,7 @@ impl Ready {
         code.len()
             + size_of_val(&relocs[..])
             + size_of_val(&links[..])
-            + self.stubs.iter().map(|s| size_of::<MissStub>() + s.compare.len()).sum::<usize>()
+            + self.found.checks.iter().map(|s| size_of::<MissStub>() + s.compare.len()).sum::<usize>()
     }
 }
 
@@ -131,7 +132,7 @@ pub struct CodeSpace {
     next_link: u32,
     miss: usize,
     abandon: usize,
-    lookup: usize,
+    seek: usize,
     fill: usize,
     fill_vectors: usize,
 }
@@ -147,15 +148,15 @@ impl CodeSpace {
                 ThunkBody::Jump(to) => write_jump(&mut arena, at, to),
                 ThunkBody::Leave(code) => {
                     let c = code.to_le_bytes();
-                    arena.write(at, &[0xb8, c[0], c[1], c[2], c[3], 0xc3]);
+                    arena.write(at, &[0xb8, c[0], c[1], c[2], c[3], LEAVE, RET]);
                 }
             }
         }
-        let [miss, abandon, lookup, fill, fill_vectors] = [0, 1, 2, 3, 4].map(|n| thunks + (THUNKS + n) * THUNK_SIZE);
-        for (at, to) in [miss, abandon, lookup, fill, fill_vectors].into_iter().zip(exec::stub_targets()) {
+        let [miss, abandon, seek, fill, fill_vectors] = [0, 1, 2, 3, 4].map(|n| thunks + (THUNKS + n) * THUNK_SIZE);
+        for (at, to) in [miss, abandon, seek, fill, fill_vectors].into_iter().zip(exec::stub_targets()) {
             write_jump(&mut arena, at, to);
         }
-        Ok(Self { arena, next_link: 0, miss, abandon, lookup, fill, fill_vectors })
+        Ok(Self { arena, next_link: 0, miss, abandon, seek, fill, fill_vectors })
     }
 
     /// Number of the part to empty, the one filled longest ago, if there may not be room for the next piece of code.
@@ -183,7 +184,7 @@ impl CodeSpace {
     /// Places a region.
     pub fn place(&mut self, ready: &Ready) -> Result<Placed, Unplaced> {
         let c = &ready.compiled;
-        let len = c.code.len() + 8 + c.links.len() * LINK_STUB + ready.stubs.len() * MISS_STUB;
+        let len = c.code.len() + 8 + c.links.len() * LINK_STUB + ready.found.checks.len() * MISS_STUB;
         if !self.arena.reserve(len) {
             return Err(if self.arena.can_hold(len) { Unplaced::Full } else { Unplaced::Refused });
         }
@@ -195,7 +196,7 @@ impl CodeSpace {
         placed.ok_or(Unplaced::Refused)
     }
 
-    fn try_place(&mut self, Ready { compiled: c, stubs }: &Ready) -> Option<Placed> {
+    fn try_place(&mut self, Ready { compiled: c, found: Found { checks, ways } }: &Ready) -> Option<Placed> {
         // Room to read and write eight bytes at a link in the last instruction.
         let at = self.arena.alloc(c.code.len() + 8)?;
         let mut code = c.code.clone();
@@ -210,31 +211,32 @@ impl CodeSpace {
                 links.push(PlacedLink::new(link.rip, false, at, stub));
                 continue;
             };
-            let site = (*offset as usize).checked_sub(2)?;
-            if code.get(site..site + 2)? != [0x5d, 0xe9] {
-                tracing::warn!("a tail call is not of the expected shape");
-                return None;
-            }
-            set_rel32(&mut code, *offset as usize, at, stub);
+            let site = ways.of_call(*offset)?;
+            set_jump(&mut code, site, at, stub);
             links.push(PlacedLink::new(link.rip, false, at + site, stub));
         }
         for (offset, name) in &c.relocs {
             match name.namespace {
                 NS_LINK => {}
-                // Thunks lie at the arena's start.
-                NS_THUNK => set_rel32(&mut code, *offset as usize, at, name.index as usize * THUNK_SIZE),
+                // Thunks lie at the arena's start. Some are called, others are ways out.
+                NS_THUNK => match ways.of_call(*offset) {
+                    Some(site) => set_jump(&mut code, site, at, name.index as usize * THUNK_SIZE),
+                    None => set_rel32(&mut code, *offset as usize, at, name.index as usize * THUNK_SIZE),
+                },
                 _ => put_inline(&mut code, *offset as usize, inline_code(name))?,
             }
         }
-        for s in stubs {
+        for (site, jump) in &ways.indirect {
+            code.copy_within(jump.clone(), *site);
+        }
+        for s in checks {
             let stub = self.write_miss_stub(s, at)?;
             set_rel32(&mut code, s.displacement, at, stub);
         }
         self.arena.write(at, &code);
-        let entry = self.arena.address(at);
-        let forward_entry = entry + PROLOGUE.len() as u64;
-        let part = self.arena.filling();
-        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: code.len(), part })
+        let entry = self.arena.address(at + ways.start);
+        let (len, part) = (code.len() - ways.start, self.arena.filling());
+        Some(Placed { entry, forward_entry: entry, first_link, links: links.into(), len, part })
     }
 
     /// Places the baseline code of a block. `None`: there is no room for it.
@@ -266,7 +268,7 @@ impl CodeSpace {
         for (n, link) in c.links.iter().enumerate() {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
             let site = place(link.site as usize);
-            self.aim(site + 2, stub);
+            self.aim(site + 1, stub);
             links.push(PlacedLink::new(link.rip, link.forward, site, stub));
         }
         let entry = self.arena.address(at);
@@ -281,43 +283,38 @@ impl CodeSpace {
         self.arena.write(at, &rel.to_le_bytes());
     }
 
-    /// Makes the baseline code with entry `from` lead to the region with entry `to`: a jump behind the prologue that both
-    /// have. The bytes that were there.
+    /// Makes the baseline code with entry `from` lead to the region with entry `to`. The bytes that were there.
     pub fn redirect(&mut self, from: u64, to: u64) -> [u8; 8] {
-        let at = self.arena.offset(from) + PROLOGUE.len();
+        let at = self.arena.offset(from);
         let old = self.arena.read(at);
-        let rel = (to as i64).wrapping_sub(from as i64 + 5) as i32;
-        let mut bytes: [u8; 8] = old;
-        bytes[0] = 0xe9;
-        bytes[1..5].copy_from_slice(&rel.to_le_bytes());
-        self.arena.patch8(at, bytes);
+        self.patch_jump(at, self.arena.offset(to));
         old
     }
 
     /// Undoes [`CodeSpace::redirect`].
     pub fn restore(&mut self, from: u64, bytes: [u8; 8]) {
-        let at = self.arena.offset(from) + PROLOGUE.len();
+        let at = self.arena.offset(from);
         self.arena.patch8(at, bytes);
     }
 
-    /// Points a link at a region: `jmp target; nop` over `pop rbp; jmp stub`, where the target is behind the prologue. The
-    /// frame that this would set up is the one that `pop rbp` would have taken down.
+    /// Points the `jmp rel32` at `at` to `to`, or puts one there; code may be about to execute it.
+    fn patch_jump(&mut self, at: usize, to: usize) {
+        let mut bytes: [u8; 8] = self.arena.read(at);
+        set_jump(&mut bytes, 0, at, to);
+        self.arena.patch8(at, bytes);
+    }
+
+    /// Points a link at a region.
     pub fn join(&mut self, link: &PlacedLink, (entry, forward_entry): (u64, u64)) {
-        let from = self.arena.address(link.site as usize) + 5;
-        let target = if link.forward { forward_entry } else { entry + PROLOGUE.len() as u64 };
-        let Ok(rel) = i32::try_from(target.wrapping_sub(from) as i64) else { return };
-        let r = rel.to_le_bytes();
-        let site = link.site as usize;
-        let mut bytes: [u8; 8] = self.arena.read(site);
-        bytes[..6].copy_from_slice(&[0xe9, r[0], r[1], r[2], r[3], 0x90]);
-        self.arena.patch8(site, bytes);
+        let target = self.arena.offset(if link.forward { forward_entry } else { entry });
+        self.patch_jump(link.site as usize, target);
     }
 
     /// Makes a link that is not joined look for its target in the jump cache before it leaves.
     pub fn route_through_cache(&mut self, link: &PlacedLink) {
         let set = link.stub as usize + STUB_RIP_SET;
         let mut jump = Vec::with_capacity(8);
-        call_or_jump(&mut jump, 0xe9, set, self.lookup);
+        call_or_jump(&mut jump, JMP, set, self.seek);
         let mut bytes: [u8; 8] = self.arena.read(set);
         bytes[..jump.len()].copy_from_slice(&jump);
         self.arena.patch8(set, bytes);
@@ -325,12 +322,7 @@ impl CodeSpace {
 
     /// Undoes [`CodeSpace::join`].
     pub fn unjoin(&mut self, link: &PlacedLink) {
-        let site = link.site as usize;
-        let mut bytes: [u8; 8] = self.arena.read(site);
-        let rel = (link.stub as i64 - (link.site as i64 + 6)) as i32;
-        bytes[..2].copy_from_slice(&[0x5d, 0xe9]);
-        bytes[2..6].copy_from_slice(&rel.to_le_bytes());
-        self.arena.patch8(site, bytes);
+        self.patch_jump(link.site as usize, link.stub as usize);
     }
 
     /// Code behind a way out that is not joined: leaves with the link's number and RIP. RDI is the CPU.
@@ -355,7 +347,7 @@ impl CodeSpace {
         s.extend(number.to_le_bytes());
         s.push(0xb8);
         s.extend(LEAVE_LINK.to_le_bytes());
-        s.push(0xc3);
+        s.extend([LEAVE, RET]);
         debug_assert_eq!(s.len(), LINK_STUB);
         let at = self.arena.alloc_cold(s.len())?;
         self.arena.write(at, &s);
@@ -385,36 +377,89 @@ impl CodeSpace {
         call_or_jump(&mut b, 0xe8, at, self.miss);
         b.extend(&s.compare);
         b.extend([0x75, 5]);
-        call_or_jump(&mut b, 0xe9, at, code_at + s.back);
+        call_or_jump(&mut b, JMP, at, code_at + s.back);
         b.extend([0x48, 0xb8]);
         b.extend(s.rip.to_le_bytes());
-        call_or_jump(&mut b, 0xe9, at, self.abandon);
+        call_or_jump(&mut b, JMP, at, self.abandon);
         self.arena.write(at, &b);
         Some(at)
     }
 }
 
-/// Finds the branch of each TLB check and the comparison before it.
-fn miss_stubs(c: &Compiled) -> Option<Vec<MissStub>> {
-    let kinds: HashMap<u64, u32> = c.sites.iter().map(|s| (s.ud2 as u64, s.kind)).collect();
-    let mut stubs = Vec::with_capacity(c.sites.len());
-    let mut previous = Instruction::default();
-    for i in Decoder::with_ip(64, &c.code, 0, DecoderOptions::NONE).iter() {
-        if i.is_jcc_near()
-            && let Some(kind) = kinds.get(&i.near_branch_target())
-        {
-            stubs.push(MissStub::new(c, &previous, &i, *kind)?);
+/// What is looked for in the code of a region.
+struct Found {
+    checks: Vec<MissStub>,
+    ways: Ways,
+}
+
+impl Found {
+    /// Finds the branch of each TLB check and the comparison before it, and the ways in and out. `None`: something is not
+    /// of the expected shape.
+    fn in_code(c: &Compiled) -> Option<Self> {
+        let Some(frame) = Frame::of(&c.code) else {
+            tracing::warn!("generated code starts without the expected prologue");
+            return None;
+        };
+        let mut ways = Ways { start: frame.start(), direct: HashMap::new(), indirect: Vec::new() };
+        let kinds: HashMap<u64, u32> = c.sites.iter().map(|s| (s.ud2 as u64, s.kind)).collect();
+        let mut checks = Vec::with_capacity(c.sites.len());
+        let mut previous = Instruction::default();
+        let tail_calls: HashSet<u64> = c.relocs.iter().map(|(offset, _)| u64::from(*offset) - 1).collect();
+        // Constants may follow. Each jump through a register has code beside it that leaves by a thunk, further behind.
+        let calls = c.relocs.iter().map(|(offset, _)| *offset + 4);
+        let end = calls.chain(c.sites.iter().map(|s| s.ud2 + 2)).max().unwrap_or(0);
+        for i in Decoder::with_ip(64, c.code.get(..end as usize)?, 0, DecoderOptions::NONE).iter() {
+            if i.is_jcc_near()
+                && let Some(kind) = kinds.get(&i.near_branch_target())
+            {
+                checks.push(MissStub::new(c, &previous, &i, *kind)?);
+            }
+            if i.is_jmp_near_indirect() || i.is_jmp_near() && tail_calls.contains(&i.ip()) {
+                ways.add(c, &frame, &i)?;
+            }
+            // The register allocator may put spills between comparison and branch; they change no flags.
+            if i.mnemonic() != Mnemonic::Mov {
+                previous = i;
+            }
         }
-        // The register allocator may put spills between comparison and branch; they change no flags.
-        if i.mnemonic() != Mnemonic::Mov {
-            previous = i;
+        if checks.len() != kinds.len() {
+            tracing::warn!("{} TLB checks, {} branches found", kinds.len(), checks.len());
+            return None;
         }
+        Some(Self { checks, ways })
     }
-    if stubs.len() != kinds.len() {
-        tracing::warn!("{} TLB checks, {} branches found", kinds.len(), stubs.len());
-        return None;
+}
+
+/// The ways in and out of a region.
+struct Ways {
+    /// Offset of the way in.
+    start: usize,
+    /// Where the way out begins, by the offset of its displacement.
+    direct: HashMap<u32, usize>,
+    /// Where a way out through a register begins, and its jump.
+    indirect: Vec<(usize, Range<usize>)>,
+}
+
+impl Ways {
+    fn add(&mut self, c: &Compiled, frame: &Frame, jump: &Instruction) -> Option<()> {
+        let at = jump.ip() as usize;
+        let site = frame.way_out(&c.code, at);
+        let through_register = jump.is_jmp_near_indirect() && jump.op0_kind() == OpKind::Register;
+        match site {
+            Some(site) if through_register => self.indirect.push((site, at..at + jump.len())),
+            Some(site) if jump.len() == 5 => drop(self.direct.insert(at as u32 + 1, site)),
+            _ => {
+                tracing::warn!("a tail call is not of the expected shape: {jump}");
+                return None;
+            }
+        }
+        Some(())
     }
-    Some(stubs)
+
+    /// Where the way out begins whose jump has its displacement at `offset`.
+    fn of_call(&self, offset: u32) -> Option<usize> {
+        self.direct.get(&offset).copied()
+    }
 }
 
 /// Where a TLB check has the page it looks for.
@@ -479,6 +524,12 @@ fn write_jump(arena: &mut Arena, at: usize, to: u64) {
     let mut b = vec![0xff, 0x25, 0, 0, 0, 0];
     b.extend(to.to_le_bytes());
     arena.write(at, &b);
+}
+
+/// Puts a jump to `target` at `offset` of code placed at `at`.
+fn set_jump(code: &mut [u8], offset: usize, at: usize, target: usize) {
+    code[offset] = JMP;
+    set_rel32(code, offset + 1, at, target);
 }
 
 /// Sets the 32-bit displacement at `offset` of code placed at `at` to lead to `target`.

@@ -3,7 +3,8 @@
 use super::exec::Leave;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
-use crate::state::{JumpEntry, flag, jump_slot, mode, shadow};
+use crate::mmu::ram::PAGE_SIZE;
+use crate::state::{flag, mode, shadow};
 use crate::vcpu::{Exit, request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,7 +70,11 @@ impl Cpu {
             return self.run_single();
         }
         if let Some(region) = self.blocks.code(slot).or_else(|| self.count_run(slot)) {
-            return if self.lockstep.is_some() { self.run_in_lockstep(slot, region) } else { self.run_code(region) };
+            return if self.lockstep.is_some() {
+                self.run_in_lockstep(slot, region)
+            } else {
+                self.run_code(slot, region)
+            };
         }
         self.run_slot(slot)
     }
@@ -103,8 +108,8 @@ impl Cpu {
         result
     }
 
-    /// Runs generated code.
-    pub(super) fn run_code(&mut self, region: u32) -> Result<(), Fault> {
+    /// Runs generated code of the block in `slot`.
+    pub(super) fn run_code(&mut self, slot: u32, region: u32) -> Result<(), Fault> {
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
         self.log_entry(entry);
         // Checked code comes back after each block: nothing leads from one to the next. So it is with `-d nochain`.
@@ -112,7 +117,8 @@ impl Cpu {
             self.join_open_link(region);
             let s = &mut self.state;
             if s.mode & mode::FLAT != 0 {
-                s.jump_cache[jump_slot(s.rip)] = JumpEntry { rip: s.rip, check: s.jump_check, code: entry, unused: 0 };
+                let page = self.blocks.within_page(slot).then(|| self.blocks.key(slot)).flatten();
+                s.note_jump(entry, page.map(|key| key.gpa & !(PAGE_SIZE - 1)));
             }
         }
         self.state.code_stale = 0;

@@ -2,6 +2,7 @@
 
 mod evict;
 mod larger;
+mod order;
 
 use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, log_text, replies};
@@ -11,7 +12,6 @@ use super::place::{CodeMemory, Placed, PlacedLink, Unplaced};
 use super::sampler::Sampler;
 use crate::baseline;
 use crate::cpu::Cpu;
-use crate::ir::Op;
 use crate::lower::{Compiler, Region};
 use crate::mmu::ram::PAGE_SIZE;
 use crate::state::HEAT_ENTRIES;
@@ -495,11 +495,7 @@ impl Cpu {
         while next < slots.len() && slots.len() < most && ops < REGION_OPS {
             let Some(block) = self.ir(slots[next]) else { break };
             ops += block.insts.len();
-            let targets: [Option<u64>; 2] = match block.insts.last() {
-                Some(i) if i.op == Op::Jmp => [Some(i.imm as u64), None],
-                Some(i) if i.op == Op::Br => [Some(block.end_rip()), Some(i.imm as u64)],
-                _ => [None, None],
-            };
+            let targets = order::targets(&block);
             // What RIPs in the blocks count from.
             let page = if key.is_relative() { key.rip & !(PAGE_SIZE - 1) } else { 0 };
             for rip in targets.into_iter().flatten().map(|rip| page.wrapping_add(rip)) {
@@ -520,15 +516,13 @@ impl Cpu {
             }
             next += 1;
         }
-        slots[1..].sort_by_key(|s| self.blocks.key(*s).map_or(0, |k| k.rip));
-        let (mut blocks, mut live) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
+        let found = slots.into_iter().filter_map(|s| Some((s, self.ir(s)?))).collect::<Vec<_>>();
+        let (mut blocks, mut live) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
         let mut narrow = 0;
-        for s in slots {
-            if let Some(block) = self.ir(s) {
-                narrow |= u32::from(self.blocks.is_narrow(s)) << blocks.len();
-                blocks.push(block);
-                live.push((s, self.blocks.serial(s)));
-            }
+        for (s, block) in order::reverse_postorder(found, |(_, block)| block) {
+            narrow |= u32::from(self.blocks.is_narrow(s)) << blocks.len();
+            blocks.push(block);
+            live.push((s, self.blocks.serial(s)));
         }
         (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone, narrow }, live))
     }
@@ -621,7 +615,7 @@ impl Cpu {
         self.tier.proposals.clear();
         self.tier.open_link = None;
         self.blocks = super::cache::BlockCache::new();
-        self.mappings_changed();
+        self.code_gone();
     }
 
     /// Throws away regions whose blocks were dropped.

@@ -219,7 +219,7 @@ impl Cpu {
             return Ok(());
         }
         if before >= CHECK_ALL && !before.is_multiple_of(CHECK_SAMPLE) {
-            return self.run_code(region);
+            return self.run_code(slot, region);
         }
         let slots = self.tier.slots(region).to_vec();
         let blocks: Vec<_> = slots.into_iter().filter_map(|s| Some((s, self.ir(s)?))).collect();

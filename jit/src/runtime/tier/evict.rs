@@ -38,7 +38,7 @@ impl Cpu {
         stats.evicted += pieces.len() as u64;
         stats.evicted_bytes += bytes as u64;
         // The jump cache holds host addresses, under any number of guest addresses.
-        self.mappings_changed();
+        self.code_gone();
     }
 }
 
@@ -114,13 +114,13 @@ mod tests {
         for slot in g.cpu.tier.kill(second) {
             g.cpu.blocks.region_evicted(slot, second, 0);
         }
-        g.cpu.mappings_changed();
+        g.cpu.code_gone();
         assert_eq!(runs(&mut g), 1, "joined once more");
         assert_eq!(code_at(&mut g, CODE), first, "it stayed");
         for slot in g.cpu.tier.kill(first) {
             g.cpu.blocks.region_evicted(slot, first, 0);
         }
-        g.cpu.mappings_changed();
+        g.cpu.code_gone();
         let second = code_at(&mut g, SECOND);
         assert_eq!(g.cpu.tier.regions[second as usize].as_ref().map(|r| r.incoming.len()), Some(0));
         assert_eq!(runs(&mut g), 1);
@@ -154,7 +154,7 @@ mod tests {
             let goes = if baseline_first { below } else { above };
             let slots = g.cpu.tier.kill(goes);
             slots.iter().for_each(|slot| g.cpu.blocks.region_evicted(*slot, goes, 0));
-            g.cpu.mappings_changed();
+            g.cpu.code_gone();
             let at = |n: u32| g.cpu.tier.regions[n as usize].as_ref();
             match baseline_first {
                 true => assert!(at(below).is_none() && at(above).is_some_and(|r| r.over.is_none())),
