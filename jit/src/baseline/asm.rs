@@ -9,7 +9,7 @@ pub struct Reg(pub u8);
 pub const RAX: Reg = Reg(0);
 pub const RCX: Reg = Reg(1);
 pub const RDX: Reg = Reg(2);
-pub const RBX: Reg = Reg(3);
+pub const RBP: Reg = Reg(5);
 pub const RSI: Reg = Reg(6);
 pub const RDI: Reg = Reg(7);
 pub const R8: Reg = Reg(8);
@@ -567,8 +567,8 @@ mod tests {
         assert_eq!(text(|a| a.load(Ty::I8, RSI, Mem::indexed(Reg(13), RCX, 0))), "movzx esi,byte ptr [r13+rcx]");
         let m = Mem { base: None, index: Some((Reg(12), 3)), disp: 16 };
         assert_eq!(text(|a| a.lea(Ty::I64, RDI, m)), "lea rdi,[r12*8+10h]");
-        assert_eq!(text(|a| a.store(Ty::I8, Mem::at(RBX, 4), RDI)), "mov [rbx+4],dil");
-        assert_eq!(text(|a| a.store_imm(Ty::I64, Mem::at(RBX, 4), -1)), "mov qword ptr [rbx+4],0FFFFFFFFFFFFFFFFh");
+        assert_eq!(text(|a| a.store(Ty::I8, Mem::at(Reg(3), 4), RDI)), "mov [rbx+4],dil");
+        assert_eq!(text(|a| a.store_imm(Ty::I64, Mem::at(Reg(3), 4), -1)), "mov qword ptr [rbx+4],0FFFFFFFFFFFFFFFFh");
         assert_eq!(text(|a| a.sse(0xf2, Map::M0f, 0x58, false, XMM0, XMM1)), "addsd xmm0,xmm1");
     }
 

@@ -1,6 +1,6 @@
 //! Helpers, segment checks, divisions, exceptions.
 
-use super::asm::{Alu, Mem, R8, RAX, RCX, RDX, RSI, Reg, Unary, cc};
+use super::asm::{Alu, Mem, R8, RAX, RBP, RCX, RDI, RDX, RSI, Reg, Unary, cc};
 use super::{Cold, Emit, Target, exits, state, val};
 use crate::helpers::integer::{DIV32, DIV64, IDIV32, IDIV64};
 use crate::helpers::{self, HelperId, effect};
@@ -11,9 +11,12 @@ use crate::state::{CpuState, VALS, reg};
 use std::mem::offset_of;
 
 impl Emit<'_> {
+    /// Calls a function: RDI is the CPU, or loaded with another argument last.
     pub(super) fn call(&mut self, target: Target) {
         let at = self.a.call();
         self.fixup(at, target);
+        // It is at the frame's end.
+        self.a.load(Ty::I64, RDI, Mem::at(RBP, 0));
     }
 
     /// Integer `d` = RAX.
@@ -54,7 +57,6 @@ impl Emit<'_> {
     pub(super) fn seg_addr(&mut self, i: &Inst) {
         self.before_call();
         self.set_rip(self.rip);
-        self.cpu_to_rdi();
         self.a.mov_imm(RSI, i.imm as u64);
         self.argument(RDX, i.a);
         self.call(Target::Thunk(Thunk::SegAddr));
@@ -66,7 +68,6 @@ impl Emit<'_> {
     pub(super) fn raise(&mut self, i: &Inst) {
         self.before_call();
         self.set_rip(self.rip);
-        self.cpu_to_rdi();
         self.a.mov_imm(RSI, u64::MAX);
         self.a.mov_imm(RDX, i.imm as u64);
         self.call(Target::Thunk(Thunk::Helper));
@@ -78,7 +79,6 @@ impl Emit<'_> {
         self.argument(RCX, i.b);
         self.argument(R8, i.c);
         self.a.mov_imm(RSI, i.imm as u64 & 0xffff);
-        self.cpu_to_rdi();
         self.call(Target::Thunk(thunk));
     }
 

@@ -1,7 +1,7 @@
 //! The way in, and the ways out: to code on the same page, through the jump cache, to the dispatcher.
 
-use super::asm::{Alu, Mem, RAX, RBX, RCX, RDI, RDX, Shift, cc};
-use super::{BIAS, Cold, Emit, Link, Target, state};
+use super::asm::{Alu, Mem, RAX, RCX, RDX, Shift, cc};
+use super::{Cold, Emit, Link, Target, state};
 use crate::counter::Counter;
 use crate::ir::{Inst, Op, Ty, Val};
 use crate::lower::Thunk;
@@ -13,10 +13,9 @@ use std::mem::offset_of;
 pub(super) use crate::runtime::exec::{LEAVE_FAULT as FAULT, LEAVE_LOOKUP as LOOKUP};
 
 impl Emit<'_> {
-    /// CPU pointer, request and heat. Offset of the way in for forward links.
+    /// Request and heat. Offset of the way in for forward links.
     pub(super) fn entry(&mut self, heat: Option<usize>) -> u32 {
         let rip = self.block.rip;
-        self.a.lea(Ty::I64, RBX, Mem::at(RDI, BIAS));
         self.a.load(Ty::I64, RAX, state(offset_of!(CpuState, requests)));
         self.a.alu_imm(Alu::Cmp, Ty::I32, Mem::at(RAX, 0), 0);
         let from = self.a.jcc(cc::NE);
@@ -79,7 +78,6 @@ impl Emit<'_> {
     pub(super) fn jump_to(&mut self, rip: u64) {
         // On the same page the physical target is known: the mapping of the page is the one this code runs under.
         if (self.block.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
-            self.cpu_to_rdi();
             // In counted execution what a block raised is noticed at its end, whoever runs it.
             let forward = rip > self.block.rip && !self.ends_with_call() && !self.is_counted();
             self.links.push(Link { site: self.a.here() as u32, rip, forward });
@@ -148,7 +146,6 @@ impl Emit<'_> {
             self.a.alu_imm(Alu::And, Ty::I64, RAX, -(PAGE_SIZE as i32));
             self.a.store(Ty::I64, state(offset_of!(CpuState, code_base)), RAX);
         }
-        self.cpu_to_rdi();
         self.a.jmp_mem(entry(offset_of!(JumpEntry, code)));
         self.cold.push(Cold::Unknown { from: [other, old], branch: from });
     }
@@ -189,7 +186,6 @@ impl Emit<'_> {
                     if let Some(branch) = branch {
                         self.store_rip(offset_of!(CpuState, branch_rip), branch);
                     }
-                    self.cpu_to_rdi();
                     let at = self.a.jmp();
                     self.fixup(at, Target::Thunk(Thunk::ExitSeek));
                 }

@@ -122,9 +122,9 @@ impl Emit<'_> {
             }
             _ => {
                 self.before_call();
-                self.a.load(Ty::I32, RDI, cc_op());
                 self.a.load(Ty::I64, RSI, cc_res());
                 self.a.load(Ty::I64, RDX, cc_src());
+                self.a.load(Ty::I32, RDI, cc_op());
                 self.call(Target::Thunk(Thunk::AllFlags));
                 self.take_result(i.d);
             }
@@ -281,10 +281,10 @@ impl Emit<'_> {
 
     fn condition_by_call(&mut self, n: u16) -> u8 {
         self.before_call();
-        self.a.mov_imm(RDI, n as u64);
         self.a.load(Ty::I32, RSI, cc_op());
         self.a.load(Ty::I64, RDX, cc_res());
         self.a.load(Ty::I64, RCX, cc_src());
+        self.a.mov_imm(RDI, n as u64);
         self.call(Target::Thunk(Thunk::Condition));
         self.a.test(Ty::I32, RAX, RAX);
         cc::NE

@@ -1,9 +1,9 @@
 //! Guest memory: the TLB check and the access behind it.
 
-use super::asm::{Alu, Mem, RAX, RBX, RCX, RDX, Reg, Shift, Unary, cc};
+use super::asm::{Alu, Mem, RAX, RCX, RDI, RDX, Reg, Shift, Unary, cc};
 use super::regs::BASES;
 use super::share::Share;
-use super::{BIAS, Cold, Emit};
+use super::{Cold, Emit};
 use crate::ir::op::RmwOp;
 use crate::ir::{Inst, Op, Ty, mem};
 use crate::mmu::span::Span;
@@ -165,8 +165,8 @@ impl Emit<'_> {
 
     /// A field of the TLB entry with its offset in RCX.
     fn entry_field(&self, field: usize) -> Mem {
-        let table = (offset_of!(CpuState, tlb) + Tlb::table_offset(self.mmu)) as i32 - BIAS;
-        Mem::indexed(RBX, RCX, table + field as i32)
+        let table = (offset_of!(CpuState, tlb) + Tlb::table_offset(self.mmu)) as i32;
+        Mem::indexed(RDI, RCX, table + field as i32)
     }
 
     /// `to` = base + disp.

@@ -2,8 +2,7 @@
 //! does (`cargo bench -- compile`), so that a block leaves the interpreter after a few runs; what turns out to be hot is
 //! compiled again, in regions, by Cranelift.
 //!
-//! Shape of the code: RBX holds the CPU (plus [`BIAS`], so that the general registers and the flags are within reach of a byte
-//! displacement), values live in ten host registers and the vector registers within a block, guest registers are written through, and RAX, RCX and
+//! Shape of the code: RDI holds the CPU, as it does where code leads from block to block; values live in ten host registers and the vector registers within a block, guest registers are written through, and RAX, RCX and
 //! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions
 //! ([`crate::lower`]), so both kinds of code lead to each other.
 
@@ -28,13 +27,10 @@ use crate::lower::Thunk;
 use crate::passes::dead_flags;
 use crate::passes::flag_notes::{self, Note};
 use crate::state::{CpuState, VALS, mode};
-use asm::{Asm, Mem, RBX, RDI, Reg};
+use asm::{Asm, Mem, RDI, Reg};
 use regs::Regs;
 use std::mem::offset_of;
 use vregs::VectorRegs;
-
-/// What RBX is ahead of the CPU's address.
-pub const BIAS: i32 = 128;
 
 /// What a call or jump out of the code leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,7 +85,7 @@ pub struct Code {
     pub across: Vec<(u32, u32)>,
     /// RIPs are offsets from the page that it runs at.
     pub relative: bool,
-    /// Offset of the way in for forward links of other baseline code: there RBX is set already.
+    /// Offset of the way in for forward links of other baseline code, behind the look for requests.
     pub forward_entry: u32,
 }
 
@@ -231,7 +227,7 @@ fn last_reads(block: &Block) -> Vec<bool> {
 
 /// A field of the state.
 fn state(offset: usize) -> Mem {
-    Mem::at(RBX, offset as i32 - BIAS)
+    Mem::at(RDI, offset as i32)
 }
 
 /// Place of an integer value in the state.
@@ -361,11 +357,6 @@ impl Emit<'_> {
             self.store_vector(n, r);
         }
         self.flags_clobbered();
-    }
-
-    /// RDI = the CPU.
-    fn cpu_to_rdi(&mut self) {
-        self.a.lea(Ty::I64, RDI, Mem::at(RBX, -BIAS));
     }
 
     /// RAX = a known RIP.

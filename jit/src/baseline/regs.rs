@@ -7,9 +7,9 @@ use crate::state::VALS;
 /// No value, no register.
 const NONE: u8 = 0xff;
 /// Registers that values are kept in: first those that calls preserve.
-const POOL: [u8; 10] = [12, 13, 14, 15, 8, 9, 10, 11, 6, 7];
+const POOL: [u8; 10] = [3, 12, 13, 14, 15, 8, 9, 10, 11, 6];
 /// Those of them that calls overwrite.
-const VOLATILE: u16 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 6 | 1 << 7;
+const VOLATILE: u16 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 6;
 
 /// Values beside the guest's: host bases of shared checks, which are kept as long as there is room.
 pub const BASES: usize = VALS;

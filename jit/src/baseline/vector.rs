@@ -207,7 +207,6 @@ impl Emit<'_> {
     fn call_vec(&mut self, thunk: Thunk, i: &Inst, words: u64) {
         self.before_call();
         // The result is in the state.
-        self.cpu_to_rdi();
         self.a.mov_imm(RSI, i.imm as u64);
         self.a.mov_imm(RDX, words);
         if thunk == Thunk::VecFromInt {

@@ -1,6 +1,6 @@
 //! x87 instructions, executed by the host's x87 as they are: see [`crate::helpers::x87::native`].
 
-use super::asm::{Alu, RAX, RCX, RDI, cc};
+use super::asm::{Alu, RAX, RCX, cc};
 use super::memory::Need;
 use super::{Cold, Emit, Target, state};
 use crate::helpers::HelperId;
@@ -122,14 +122,14 @@ impl Emit<'_> {
 
     /// Loads the host's x87, or leaves the instruction to the interpreter.
     pub(super) fn load_x87(&mut self, rip: u64) {
-        self.cpu_to_rdi();
         self.call(Target::Thunk(Thunk::LendX87));
         self.a.test(Ty::I32, RAX, RAX);
         let on = self.a.jcc(cc::NE);
         self.set_rip(rip);
         self.leave_with(LEAVE_INTERPRET);
         self.a.land(on);
-        self.a.lea(Ty::I64, RDI, state(offset_of!(CpuState, x87_image)));
-        self.a.bytes(&native::FRSTOR_RDI[..2]);
+        self.a.lea(Ty::I64, RAX, state(offset_of!(CpuState, x87_image)));
+        // By RAX rather than RDI.
+        self.a.bytes(&[native::FRSTOR_RDI[0], native::FRSTOR_RDI[1] & !7]);
     }
 }

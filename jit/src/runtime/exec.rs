@@ -1,10 +1,11 @@
 //! Entering generated code, and what it calls.
 
 #[cfg(test)]
+mod seek;
+#[cfg(test)]
 pub mod steps;
 
 use super::frame::SHARED_FRAME;
-use crate::baseline;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::helpers::{self, HelperId, effect};
@@ -214,7 +215,7 @@ core::arch::global_asm!(
     "pop rcx",
     "pop rax",
     "ret 16",
-    // A TLB miss in baseline code: RBX is its CPU pointer, RDX the page, RCX the entry's offset. On the stack: return
+    // A TLB miss in baseline code: RDI is the CPU, RDX the page, RCX the entry's offset. On the stack: return
     // address, kind. Keeps the registers that values are in; the other entry is for code with values in vector registers.
     // The RIP stands behind the jump at the return address.
     ".globl brolga_fill",
@@ -229,7 +230,6 @@ core::arch::global_asm!(
     "push r10",
     "push r11",
     "sub rsp, 8",
-    "lea rdi, [rbx - {bias}]",
     "mov rsi, rdx",
     "mov rdx, rcx",
     "mov rcx, [rsp + 88]",
@@ -266,7 +266,6 @@ core::arch::global_asm!(
     ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
     "movups [rsp + 16 * \\n], xmm\\n",
     ".endr",
-    "lea rdi, [rbx - {bias}]",
     "mov rsi, rdx",
     "mov rdx, rcx",
     "mov rcx, [rsp + 344]",
@@ -288,7 +287,6 @@ core::arch::global_asm!(
     "jz 4b",
     "ret 8",
     frame = const SHARED_FRAME,
-    bias = const baseline::BIAS,
     fill = sym tlb_fill,
     host_rsp = const offset_of!(CpuState, host_rsp),
     rip = const offset_of!(CpuState, rip),
