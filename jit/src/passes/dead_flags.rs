@@ -190,7 +190,12 @@ pub fn is_access(op: Op) -> bool {
 
 /// The operation sets the flags in any case.
 pub fn overwrites(i: &Inst) -> bool {
-    flag_use(i).1 && !i.op.info().traits.has(Traits::MAY_SET_FLAGS)
+    flag_use(i).1 && !may_set(i)
+}
+
+/// The operation sets the flags or keeps those that there are.
+pub fn may_set(i: &Inst) -> bool {
+    i.op.info().traits.has(Traits::MAY_SET_FLAGS)
 }
 
 /// Whether an operation reads and sets the flags.

@@ -72,13 +72,18 @@ impl Note {
 /// the accesses behind it.
 pub fn notes(block: &Block, visible: &[bool], live_out: bool) -> Vec<Option<Note>> {
     let stored = dead_flags::visible_without_accesses(block, live_out);
-    let of = |n: usize, i: &Inst| (visible[n] && !stored[n] && i.op == Op::SetFlags).then(|| note(block, n, i));
+    let of =
+        |n: usize, i: &Inst| (visible[n] && !stored[n] && i.op == Op::SetFlags).then(|| note(block, n, i)).flatten();
     block.insts.iter().enumerate().map(|(n, i)| of(n, i)).collect()
 }
 
-fn note(block: &Block, n: usize, i: &Inst) -> Note {
+/// `None`: what comes behind may set other flags, or keep these.
+fn note(block: &Block, n: usize, i: &Inst) -> Option<Note> {
     let behind = &block.insts[n + 1..];
     let end = behind.iter().position(dead_flags::overwrites).unwrap_or(behind.len());
+    if behind[..end].iter().any(dead_flags::may_set) {
+        return None;
+    }
     let last = behind[..end].iter().rposition(|i| dead_flags::is_access(i.op)).unwrap_or(0);
     let keeps = |r: u16| behind[..last].iter().all(|i| !writes(i, r));
     let register = |r: u16| if r < Val::TEMP0 && keeps(r) { u32::from(r) } else { IN_STATE };
@@ -88,7 +93,7 @@ fn note(block: &Block, n: usize, i: &Inst) -> Note {
         _ => (IN_STATE, 0),
     };
     let op = pack(CcKind::from_u16(i.c), i.ty);
-    Note(PRESENT | op << OP | register(i.a) << RES | src << SRC | imm << IMM)
+    Some(Note(PRESENT | op << OP | register(i.a) << RES | src << SRC | imm << IMM))
 }
 
 /// The operation changes guest register `r`.

@@ -404,7 +404,7 @@ fn legacy_paging_with_large_pages() {
 #[test]
 fn a_fault_shows_flags_that_nobody_else_reads() {
     type Setter = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-    let cases: [(Setter, u64); 6] = [
+    let cases: [(Setter, u64); 8] = [
         // -1 + 1, from the registers.
         (|a| a.add(rax, rbx), flag::CF | flag::PF | flag::AF | flag::ZF),
         // The same, and neither result nor source last until the fault.
@@ -422,6 +422,23 @@ fn a_fault_shows_flags_that_nobody_else_reads() {
         (|a| a.cmp(rcx, qword_ptr(DATA + 8)), flag::PF),
         (|a| a.sub(ecx, 4), flag::CF | flag::PF | flag::AF | flag::SF),
         (|a| a.and(rcx, rbx), 0),
+        // Overwritten in part if a count is not zero: 0 rotated by 1.
+        (
+            |a| {
+                a.add(rax, rbx)?;
+                a.mov(ecx, 1)?;
+                a.rol(rdx, cl)
+            },
+            flag::PF | flag::AF | flag::ZF,
+        ),
+        (
+            |a| {
+                a.add(rax, rbx)?;
+                a.mov(ecx, 0)?;
+                a.rol(rdx, cl)
+            },
+            flag::CF | flag::PF | flag::AF | flag::ZF,
+        ),
     ];
     for (n, (setter, want)) in cases.into_iter().enumerate() {
         let mut g = Guest::long();
