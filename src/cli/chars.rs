@@ -258,6 +258,12 @@ fn ring(keys: &mut KeyValues) -> Result<CharKind> {
 /// Kinds of host ends.
 const KINDS: &[&str] = &["stdio", "socket", "pty", "file", "pipe", "udp", "ringbuf", "serial", "null"];
 
+/// What `-chardev help` prints.
+pub fn help() -> String {
+    let rows: String = KINDS.iter().map(|kind| format!("  {kind}\n")).collect();
+    format!("Available chardev backend types: \n{rows}")
+}
+
 /// Why there is no `vc`. Without a display, QEMU draws one that nobody sees.
 const NO_WINDOW: &str = "a vc is a console in a window, and there is no display; use pty or a socket to get at it, null to \
                          throw away what it says";
@@ -374,7 +380,11 @@ pub fn settle(arguments: &Arguments) -> Result<Chars> {
     }
     let monitors = arguments.all("monitor");
     for (i, target) in monitors.iter().enumerate() {
-        if target == "null" || target.starts_with("mon:") || target.starts_with("file:") {
+        if target == "null" {
+            // Nobody can say anything to it.
+            continue;
+        }
+        if target.starts_with("mon:") || target.starts_with("file:") {
             bail!("-monitor {target}: a monitor needs input; use -monitor stdio or -monitor none");
         }
         let id = chars.add("-monitor", target, format!("monitor{i}"))?;
@@ -489,6 +499,9 @@ mod tests {
         assert_eq!(kind("memory,size=4k"), CharKind::Ring { size: 4096 });
         assert_eq!(kind("pty,path=/x"), CharKind::Pty(Some("/x".into())));
         assert_eq!(kind("ringbuf"), CharKind::Ring { size: 65536 });
+        let CharKind::Socket(old) = kind("socket,host=localhost,port=5,server,nowait,nodelay,ipv4") else { panic!() };
+        assert!(old.server && !old.wait);
+        assert_eq!(old.address, SocketAddress::Tcp { host: "127.0.0.1".into(), port: 5 });
         let file = CharKind::File { path: "/x".into(), append: false, input: Some("/y".into()) };
         assert_eq!(kind("file,path=/x,input-path=/y"), file);
         let CharKind::Socket(socket) = kind("socket,fd=7,server=on,wait=off") else { panic!("a socket") };
@@ -525,6 +538,9 @@ mod tests {
         assert!(err(&["-chardev", "socket,id=a,fd=x"]).contains("is no descriptor"));
         assert!(err(&["-chardev", "socket,id=a,fd=3,path=/x"]).contains("or fd=NUMBER"));
         assert!(err(&["-chardev", "socket,id=a"]).contains("give path=PATH"));
+        let family = |keys: &str| err(&["-chardev", &format!("socket,id=a,{keys}")]);
+        assert!(family("host=127.0.0.1,port=5,server=on,ipv6=on").contains("127.0.0.1 has no address of the kind"));
+        assert!(family("path=/x,server=on,ipv4=on").contains("are for host= and port="));
         assert!(err(&["-chardev", "null,id=a", "-chardev", "null,id=a"]).contains("another -chardev with id=a"));
         assert!(err(&["-chardev", "file,id=a"]).contains("path= is missing"));
         let twice = ["-chardev", "stdio,id=c", "-serial", "chardev:c", "-mon", "chardev=c"];
@@ -540,7 +556,8 @@ mod tests {
         assert!(err(&["-serial", "udp:x"]).contains("no port; write udp:"));
         assert!(err(&["-serial", "pipe:"]).contains("a path is missing"));
         assert!(err(&["-serial", "file:"]).contains("a file name is missing"));
-        assert!(err(&["-monitor", "null"]).contains("needs input"));
+        assert!(err(&["-monitor", "file:x"]).contains("needs input"));
+        assert!(with(&["-monitor", "null"]).unwrap().monitors.is_empty());
         assert_eq!(err(&["-echr", "300"]), "-echr 300: 300 is out of range: 0 to 127");
     }
 }

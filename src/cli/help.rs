@@ -2,7 +2,7 @@
 
 use super::config::Identity;
 use super::options::{Arguments, OPTIONS};
-use super::{blockdev, boot, devices, display, network, objects, traces};
+use super::{blockdev, boot, chars, devices, display, network, objects, traces};
 use crate::log::ITEMS;
 use anyhow::Result;
 
@@ -30,7 +30,8 @@ pub fn requested(identity: &Identity, arguments: &Arguments) -> Result<Option<St
         let shown = dirs.iter().filter(|d| d.as_os_str() != "help").map(|d| format!("{}\n", d.display()));
         return Ok(Some(shown.collect()));
     }
-    if arguments.all("trace").iter().any(|v| is_help(v)) {
+    let of_log = |v: &String| v.split(',').any(|item| item.strip_prefix("trace:").is_some_and(is_help));
+    if arguments.all("trace").iter().any(|v| is_help(v)) || arguments.all("d").iter().any(of_log) {
         return Ok(Some(traces::help()));
     }
     if arguments.all("netdev").iter().any(|v| is_help(v)) {
@@ -38,6 +39,9 @@ pub fn requested(identity: &Identity, arguments: &Arguments) -> Result<Option<St
     }
     if arguments.all("blockdev").iter().any(|v| is_help(v)) {
         return Ok(Some(blockdev::help()));
+    }
+    if arguments.all("chardev").iter().any(|v| is_help(v)) {
+        return Ok(Some(chars::help()));
     }
     if arguments.all("object").iter().any(|v| is_help(v)) {
         return Ok(Some(objects::help()));
@@ -149,6 +153,8 @@ mod tests {
         assert!(printed(&["-accel", "help"]).starts_with("jit"));
         assert!(printed(&["-machine", "help"]).starts_with("pc "));
         assert!(printed(&["-device", "loader,help"]).contains("addr="));
+        assert!(printed(&["-chardev", "help"]).contains("\n  socket\n"));
+        assert!(printed(&["-d", "trace:help"]).contains("pci_cfg_read"));
         assert!(printed(&["-blockdev", "help"]).contains("qcow2 "));
         assert!(printed(&["-netdev", "help"]).starts_with("user "));
         assert!(printed(&["-nic", "user,model=help"]).starts_with("e1000 "));

@@ -41,7 +41,7 @@ mod unsupported;
 
 pub use boot::os_reason;
 pub use brolga::words::{suggest, values};
-pub use devices::{Devices, is_model, model_keys, model_names};
+pub use devices::{Devices, help as device_help, is_model, model_keys, model_names};
 pub use gdb::endpoint as gdb_endpoint;
 pub use help::{QEMU_VERSION, VERSION};
 pub use keys::all as option_keys;

@@ -3,7 +3,8 @@
 use super::config::{SocketAddress, SocketSpec};
 use super::keyval::KeyValues;
 use super::values;
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 /// Where a server without a host listens: other machines are not to get at the guest.
@@ -36,9 +37,32 @@ pub fn target(what: &str, target: &str) -> Result<Option<SocketSpec>> {
         // The long form that any of them has.
         _ => (keys.take_switch("telnet")?.unwrap_or(false), keys.take_switch("websocket")?.unwrap_or(false)),
     };
+    let address = of_family(what, address, &mut keys)?;
     let spec = settle(what, address, (telnet, websocket), &mut keys)?;
     keys.finish()?;
     Ok(Some(spec))
+}
+
+/// The address of the kind that `ipv4=` and `ipv6=` leave.
+fn of_family(what: &str, address: SocketAddress, keys: &mut KeyValues) -> Result<SocketAddress> {
+    let (four, six) = (keys.take_switch("ipv4")?, keys.take_switch("ipv6")?);
+    // As QEMU reads them: one that is on excludes the other, unless that is on too.
+    let [four, six] = match (four, six) {
+        (None, None) => return Ok(address),
+        (four, None) => [four == Some(true), four == Some(false)],
+        (None, six) => [six == Some(false), six == Some(true)],
+        (four, six) => [four == Some(true), six == Some(true)],
+    };
+    let SocketAddress::Tcp { host, port } = &address else {
+        bail!("{what}: ipv4= and ipv6= are for host= and port=; leave them away");
+    };
+    let found = (host.as_str(), *port).to_socket_addrs();
+    let found = found.map_err(|e| anyhow!("{what}: {host}: {}; check the name", super::os_reason(&e)))?;
+    let fits = |found: &SocketAddr| if found.is_ipv4() { four } else { six };
+    match found.into_iter().find(fits) {
+        Some(found) => Ok(SocketAddress::Tcp { host: found.ip().to_string(), port: *port }),
+        None => bail!("{what}: {host} has no address of the kind that ipv4= and ipv6= leave; change them"),
+    }
 }
 
 /// `-chardev socket`.
@@ -54,6 +78,7 @@ pub fn chardev(what: &str, keys: &mut KeyValues) -> Result<SocketSpec> {
         (None, Some(port), None) => host_and_port(what, &format!("{}:{port}", host.unwrap_or_default()))?,
         _ => bail!("{what}: give path=PATH for a Unix socket, host=HOST,port=PORT, or fd=NUMBER"),
     };
+    let address = of_family(what, address, keys)?;
     let telnet = keys.take_switch("telnet")?.unwrap_or(false);
     let websocket = keys.take_switch("websocket")?.unwrap_or(false);
     settle(what, address, (telnet, websocket), keys)
@@ -124,7 +149,8 @@ fn settle(
     keys: &mut KeyValues,
 ) -> Result<SocketSpec> {
     let server = keys.take_switch("server")?.unwrap_or(false);
-    let wait = keys.take_switch("wait")?;
+    // `nowait` is an older form.
+    let wait = keys.take_switch("wait")?.or(keys.take_switch("nowait")?.map(|not| !not));
     // Small pieces are never held back, whatever this says.
     keys.take_switch("nodelay")?;
     let seconds = keys.take_as("reconnect", |t| values::number_in(t, 0, 1 << 20))?;

@@ -28,7 +28,7 @@ mod show;
 mod snapshot;
 
 pub use info::describe;
-pub use show::snapshot_json;
+pub use show::{size as shown_size, snapshot_json};
 
 use crate::words::suggest;
 use anyhow::{Result, anyhow};

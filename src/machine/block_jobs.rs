@@ -264,6 +264,10 @@ impl BlockWork for Machine {
         Ok(self.jobs.start(JobSpec::plain(id, "create"), work, |_| Ok(()))?)
     }
 
+    fn commit(&self, device: &str) -> Result<(), Fault> {
+        self.commit_disks(device)
+    }
+
     fn start_nbd(&self, address: &SocketAddress) -> Result<(), Fault> {
         self.listen_for_nbd(address)
     }

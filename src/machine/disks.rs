@@ -71,7 +71,8 @@ impl Disks {
             // The device wants it otherwise.
             self.remove(&disk).map_err(|error| anyhow!(error))?;
         }
-        let drive = Drive::open(path, &spec.options).with_context(|| spec.what.clone())?;
+        // The reason is in the error's own words.
+        let drive = Drive::open(path, &spec.options).map_err(|error| anyhow!("{}: {error}", spec.what))?;
         self.adopt(spec, drive).map(Some)
     }
 

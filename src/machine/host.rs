@@ -109,9 +109,12 @@ impl MonitorHost for Machine {
             }
         };
         if open {
-            let port = network.add_forward(&cli::host_forward(rule)?).map_err(|e| e.to_string())?;
+            let asked = cli::host_forward(rule)?;
+            let port = network.add_forward(&asked).map_err(|e| e.to_string())?;
             let kind = if port.udp { "udp" } else { "tcp" };
-            return Ok(format!("{id}: hostfwd={kind}:{}-{}\n", port.host, port.guest));
+            // Nothing is told, as in QEMU, but the port that the host has chosen.
+            let told = || format!("{id}: hostfwd={kind}:{}-{}\n", port.host, port.guest);
+            return Ok(if asked.host.port() == 0 { told() } else { String::new() });
         }
         let (udp, host) = cli::host_port(rule)?;
         match network.remove_forward(udp, host) {
@@ -272,7 +275,7 @@ impl MonitorHost for Machine {
             Topic::Network => Some(self.network()),
             Topic::Irq => Some(self.interrupts()),
             Topic::Usernet => {
-                let state = |netdev: Arc<Netdev>| Some(format!("{}:\n{}", netdev.id, netdev.user_state()?));
+                let state = |netdev: Arc<Netdev>| Some(format!("Hub -1 ({}):\n{}", netdev.id, netdev.user_state()?));
                 Some(self.parts.netdevs.all().into_iter().filter_map(|(_, netdev)| state(netdev)).collect())
             }
         }

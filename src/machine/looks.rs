@@ -174,7 +174,7 @@ impl Machine {
             return None;
         }
         let read = |at: u64| self.pc.apics.mmio_read(cpu, at, 4) as u32;
-        let mut text = format!("dumping local APIC state for CPU {cpu}\n\n");
+        let mut text = format!("dumping local APIC state for CPU {cpu} \n\n");
         let entries = [
             ("LVT0", apic::LINT0),
             ("LVT1", apic::LINT1),
@@ -199,8 +199,9 @@ impl Machine {
         let enabled = if spurious >> 8 & 1 != 0 { "enabled" } else { "disabled" };
         let _ =
             writeln!(text, "SPIV\t {spurious:#010x} APIC {enabled}, focus={}, spurious vec {}", on(9), spurious & 0xff);
-        let _ = writeln!(text, "ICR\t {:#010x}", read(apic::ICR));
-        let _ = writeln!(text, "ICR2\t {:#010x}", read(apic::ICR_HIGH));
+        let (command, destination) = (read(apic::ICR), read(apic::ICR_HIGH));
+        let _ = writeln!(text, "ICR\t {command:#010x} {}", interrupt_command(command));
+        let _ = writeln!(text, "ICR2\t {destination:#010x}{}", interrupt_target(command, destination));
         let _ = writeln!(text, "ESR\t {:#010x}", read(apic::ERROR));
         for (name, at) in [("ISR", apic::ISR), ("IRR", apic::IRR)] {
             let bits = (0..8u64).flat_map(|i| {
@@ -212,8 +213,24 @@ impl Machine {
         }
         let [_, task, format, logical, priority] =
             [0, read(apic::TPR), read(apic::DFR) >> 28, read(apic::LDR) >> 24, read(apic::PPR)];
-        let _ = writeln!(text, "\nTPR {task:#04x} DFR {format:#04x} LDR {logical:#04x} PPR {priority:#04x}");
+        let _ = writeln!(text, "\nAPR 0x00 TPR {task:#04x} DFR {format:#04x} LDR {logical:#04x} PPR {priority:#04x}");
         Some(text)
+    }
+}
+
+/// The low half of an interrupt command (SDM 3A figure 11-12).
+fn interrupt_command(command: u32) -> String {
+    let bit = |at: u32, on: &'static str, off: &'static str| if command >> at & 1 != 0 { on } else { off };
+    let whom = ["no-shorthand", "self", "all-self", "all"][(command >> 18 & 3) as usize];
+    format!("{} {} {} {whom}", bit(11, "logical", "physical"), bit(15, "level", "edge"), bit(14, "assert", "de-assert"))
+}
+
+/// Whom it is for, if it says so.
+fn interrupt_target(command: u32, high: u32) -> String {
+    match (command >> 18 & 3, command >> 11 & 1) {
+        (0, 0) => format!(" cpu {} (APIC ID)", high >> 24),
+        (0, _) => format!(" mask {:08b} (APIC ID)", high >> 24),
+        _ => String::new(),
     }
 }
 

@@ -308,7 +308,7 @@ impl Media {
         read_only: Option<bool>,
     ) -> Result<Arc<dyn Disk>, String> {
         let mut spec = slot.spec.clone();
-        spec.what = format!("{}: {file}", slot.name);
+        spec.what.clone_from(&slot.name);
         spec.file = Some(PathBuf::from(file));
         let format = format.as_deref().map(Format::from_name).transpose();
         spec.options.format = format.map_err(|e| e.to_string())?;

@@ -6,6 +6,7 @@ mod block_jobs;
 mod board;
 mod bridges;
 mod cards;
+mod committing;
 mod control;
 mod copying;
 mod debug;

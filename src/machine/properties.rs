@@ -72,6 +72,13 @@ impl Machine {
             all.push(LiveProperty { name: POLLING, value: balloon.polling().into(), writable: true });
             all.push(LiveProperty { name: "guest-stats", value: statistics(balloon), writable: false });
         }
+        let entry = inventory.at(path).filter(|entry| entry.spec.keys.iter().all(|(key, _)| key != "mac"));
+        if let Some(Made::Nic(at)) = entry.map(|entry| entry.spec.made)
+            && let Some(nic) = inventory.collected.network.nics.get(at)
+        {
+            let mac = nic.mac.map(|byte| format!("{byte:02x}")).join(":");
+            all.push(LiveProperty { name: "mac", value: mac.into(), writable: false });
+        }
         if let Some(index) = inventory.boot_index(path).and_then(|index| *index) {
             all.push(LiveProperty { name: BOOT, value: index.into(), writable: true });
         }

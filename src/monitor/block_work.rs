@@ -159,6 +159,11 @@ pub trait BlockWork: Send + Sync {
         Err(Fault::new("this machine has no drives"))
     }
 
+    /// Writes what the image of a drive, or of every drive (`all`), holds into the one below it.
+    fn commit(&self, device: &str) -> Result<(), Fault> {
+        Err(Fault::new(format!("Device '{device}' not found")))
+    }
+
     /// Starts to listen for NBD clients.
     fn start_nbd(&self, _address: &SocketAddress) -> Result<(), Fault> {
         Err(Fault::new("this machine has no drives"))

@@ -110,6 +110,9 @@ fn parse(
         if matches!(arg.place, Place::Absent | Place::Flag(_) | Place::Choice(_)) {
             continue;
         }
+        if arg.place == Place::Word && begins_with_flag(command, rest) {
+            rest = flags(command, rest, &mut args)?;
+        }
         if rest.is_empty() {
             if arg.member.optional {
                 continue;
@@ -120,10 +123,22 @@ fn parse(
         args.insert(name.to_owned(), value);
         rest = left.trim_start();
     }
+    if begins_with_flag(command, rest) {
+        rest = flags(command, rest, &mut args)?;
+    }
     match rest {
         "" => Ok(args),
         extraneous => Err(format!("extraneous characters at the end of line: '{extraneous}'")),
     }
+}
+
+/// Whether the command's switches go on here: QEMU has some behind other arguments.
+fn begins_with_flag(command: &Command, rest: &str) -> bool {
+    let word = rest.split_whitespace().next().unwrap_or_default();
+    let of = |letter: char| {
+        command.args.iter().any(|arg| arg.place == Place::Flag(letter) || arg.place == Place::Choice(letter))
+    };
+    word.strip_prefix('-').is_some_and(|letters| !letters.is_empty() && letters.chars().all(of))
 }
 
 /// Takes the switches that a line begins with.

@@ -308,7 +308,7 @@ fn links_and_media() {
     let block = say("info block");
     assert!(block.starts_with("cd: [not inserted]\n    Attached to:      /machine/peripheral/d\n"), "{block}");
     assert!(block.contains("\n\nhd (#block000): /x (raw)\n    Cache mode:       writeback\n"), "{block}");
-    assert_eq!(say("info snapshots"), "List of snapshots present on all disks:\nNone\n");
+    assert_eq!(say("info snapshots"), "There is no snapshot available.\n");
     assert_eq!(say("savevm x"), "Error: snapshot-save is refused\n");
     assert!(say("info blockstats").starts_with("cd: rd_bytes=0 wr_bytes=0 rd_operations=0 "));
 }
@@ -391,6 +391,12 @@ fn numbers_help_and_errors() {
     assert!(say("help q").starts_with("quit|q -- "));
     assert!(say("log bogus").contains("not a log item"));
     assert_eq!(say("   ") + &say("# a remark"), "");
+    assert!(say("log help").contains("\ncpu_reset "), "{}", say("log help"));
+    assert!(say("device_add help").contains("e1000 "), "{}", say("device_add help"));
+    assert!(say("device_add e1000,help").contains("netdev="));
+    // Switches may stand behind other arguments.
+    assert_eq!(say("screendump /x -f gif"), say("screendump -f gif /x"));
+    assert!(say("screendump /x -f gif").contains("does not accept value 'gif'"));
     assert_eq!(say("gpa2hva 0"), "Error: No memory is mapped at address 0x0\n");
 }
 

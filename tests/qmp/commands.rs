@@ -152,6 +152,7 @@ fn devices_links_keys_and_actions() {
     assert_eq!(get(&mut client, "/machine/peripheral/card", "type"), Ok(json!("e1000")));
     assert_eq!(get(&mut client, "/machine/peripheral/card", "netdev"), Ok(json!("n0")));
     assert_eq!(get(&mut client, "/machine/unattached/device[0]", "sse2"), Ok(json!(true)));
+    assert_eq!(get(&mut client, "/machine/peripheral/card", "mac"), Ok(json!("52:54:00:12:34:56")));
     assert_eq!(get(&mut client, "/nope", "type").unwrap_err().0, "DeviceNotFound");
     let pci = client.run("query-pci", json!({})).unwrap();
     let card = pci[0]["devices"].as_array().unwrap().iter().find(|d| d["qdev_id"] == "card").expect("by its place");

@@ -260,3 +260,47 @@ fn a_backup_is_of_its_moment_and_a_mirror_follows() {
     assert_eq!([1, last, 5, 6].map(|sector| mirror[sector * 512]), [0x11, 0x22, 0x55, 0x66]);
     assert_eq!(content(&scratch, "a", 6), 0, "the disk was another one then");
 }
+
+/// What was written to a disk with `-snapshot`, or to an image over another, is kept after all.
+#[test]
+fn changes_are_committed_to_the_image_below() {
+    let scratch = Scratch::new("committed-images");
+    let [base, over, raw] = ["a", "b", "raw"].map(|name| scratch.path(name));
+    img(&["create", "-q", "-f", "qcow2", &base, "1M"]);
+    img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &over]);
+    fs::write(&raw, vec![0x77; SIZE]).expect("an image");
+    let disk = format!("file={over},format=qcow2,id=d,if=ide");
+    let other = format!("file={raw},format=raw,id=r,if=none,snapshot=on");
+    let machine = Machine::start("committed", &["-drive", &disk, "-drive", &other]);
+    let mut client = machine.client();
+    write(&mut client, 1, 0x11);
+    write(&mut client, 900, 0x12);
+    assert_eq!(client.hmp("commit zz"), "Error: Device 'zz' not found\n");
+    // Somebody else reads the image below.
+    let reader = fs::File::open(&base).expect("the image");
+    let lock = |kind: i32| nix::libc::flock {
+        l_type: kind as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: 201,
+        l_len: 1,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock(nix::libc::F_RDLCK))).expect("a lock");
+    let told = client.hmp("commit d");
+    assert!(told.starts_with("Error: 'commit' error for 'd': ") && told.contains("in use"), "{told}");
+    assert_eq!([1, 900].map(|sector| read(&mut client, sector)), [0x11, 0x12]);
+    // It is open for reading as before.
+    assert!(client.hmp("commit d").contains("in use"));
+    drop(reader);
+    assert_eq!(client.hmp("commit all") + &client.hmp("commit r"), "");
+    assert_eq!([1, 2, 900].map(|sector| read(&mut client, sector)), [0x11, 0, 0x12]);
+    write(&mut client, 2, 0x21);
+    assert_eq!(client.hmp("commit d"), "");
+    write(&mut client, 3, 0x31);
+    client.run("quit", json!({})).unwrap();
+    assert!(machine.ends().success());
+    assert_eq!([1, 2, 3, 900].map(|sector| content(&scratch, "a", sector)), [0x11, 0x21, 0, 0x12]);
+    assert_eq!([1, 2, 3, 900].map(|sector| content(&scratch, "b", sector)), [0x11, 0x21, 0x31, 0x12]);
+    assert_eq!(fs::read(&raw).expect("the image"), vec![0x77; SIZE]);
+    [base, over].iter().for_each(|path| img(&["check", "-q", path]));
+}

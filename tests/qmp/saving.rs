@@ -89,7 +89,7 @@ fn jobs_keep_states_go_back_to_them_and_forget_them() {
     client.run("cont", json!({})).unwrap();
     client.run("snapshot-delete", json!({ "job-id": "j3", "tag": "one", "devices": ["a", "b"] })).unwrap();
     assert_eq!(states(&mut client, "j3", "concluded"), WELL);
-    assert_eq!(client.hmp("info snapshots"), "List of snapshots present on all disks:\nNone\n");
+    assert_eq!(client.hmp("info snapshots"), "There is no snapshot available.\n");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::nodes::Taken;
 use super::{Disks, HostDisk};
 use brolga::block::drive::Watcher;
 use brolga::block::qcow2::{CreateOptions, Qcow2, create_in};
-use brolga::block::{BlockBackend, Format, HostFile, Image, OpenOptions, open};
+use brolga::block::{BlockBackend, CacheMode, Format, HostFile, Image, OpenOptions, open};
 use brolga_devices::wire::locked;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -28,7 +28,14 @@ pub struct Successor {
 impl Disks {
     /// The disk of a drive, or of an image, of that name.
     pub fn named(&self, name: &str) -> Option<NamedDisk> {
-        self.all().into_iter().find(|disk| disk.is_called(name)).map(NamedDisk)
+        let called = self.all().into_iter().find(|disk| disk.is_called(name));
+        let free = || self.shelved().into_iter().find(|(spec, _)| spec.id.as_deref() == Some(name));
+        called.or_else(|| self.find(&free()?.1)).map(NamedDisk)
+    }
+
+    /// All disks.
+    pub fn every(&self) -> Vec<NamedDisk> {
+        self.all().into_iter().map(NamedDisk).collect()
     }
 
     /// Runs `work` while none of `disks` has a request under way, and new ones wait.
@@ -64,6 +71,11 @@ impl NamedDisk {
     /// What jobs on it are called.
     pub fn name(&self) -> String {
         self.0.shown()
+    }
+
+    /// How the host's cache is used.
+    pub fn cache(&self) -> CacheMode {
+        self.0.drive.options().cache
     }
 
     /// The name of its image.

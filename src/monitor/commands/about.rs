@@ -73,7 +73,8 @@ pub static TABLE: &[Command] = &[
     Command::qmp("query-target", "the guest's architecture", |_| Ok(json!({ "arch": "x86_64" })))
         .returns(Ty::Object(&TARGET)),
     Command::qmp("query-commands", "names of all QMP commands", |_| {
-        Ok(table::all().filter_map(|command| command.qmp).map(|name| json!({ "name": name })).collect())
+        let names = table::all().filter_map(|command| command.qmp).chain(["qmp_capabilities"]);
+        Ok(names.map(|name| json!({ "name": name })).collect())
     })
     .returns(Ty::Array(&Ty::Object(&COMMAND))),
     Command::qmp("query-events", "names of all events", |_| {

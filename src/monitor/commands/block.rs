@@ -6,6 +6,7 @@ use crate::monitor::host::{DriveInfo, DriveStatistics, MediumChange, MediumInfo}
 use crate::monitor::jobs;
 use crate::monitor::table::{Command, Outcome, Place, arg, opt};
 use crate::monitor::types::{Enum, Object, Ty, member, optional};
+use brolga::img::shown_size;
 use serde_json::{Map, Value, json};
 
 static CACHE: Object = Object::new(
@@ -113,21 +114,24 @@ static STATISTICS: Object = Object::new(
 static MODES: Enum = Enum { name: "BlockdevChangeReadOnlyMode", values: &["retain", "read-only", "read-write"] };
 
 pub static TABLE: &[Command] = &[
-    Command::both("query-block", &["info block"], "show info of one block device or all block devices", query_block)
-        .args(&[opt("verbose", Ty::Bool, Place::Flag('v')), opt("device", Ty::Str, Place::Word)])
-        .returns(Ty::Array(&Ty::Object(&DRIVE)))
-        .show(show_drives),
+    Command::qmp("query-block", "show info of all block devices", query_block).returns(Ty::Array(&Ty::Object(&DRIVE))),
+    Command::hmp(
+        &["info block"],
+        "show info of one block device or all block devices (-n: show named nodes; -v: show details)",
+        show_drives,
+    )
+    .args(&[
+        opt("nodes", Ty::Bool, Place::Flag('n')),
+        opt("verbose", Ty::Bool, Place::Flag('v')),
+        opt("device", Ty::Str, Place::Word),
+    ]),
     Command::both("query-blockstats", &["info blockstats"], "show block device statistics", query_statistics)
         .args(&[opt("query-nodes", Ty::Bool, Place::Absent)])
         .returns(Ty::Array(&Ty::Object(&STATISTICS)))
         .show(show_statistics),
-    Command::qmp("query-named-block-nodes", "images that are in use", |call| {
-        let drives = call.host.drives();
-        let media = drives.iter().filter_map(|drive| drive.medium.as_ref());
-        Ok(media.flat_map(|medium| std::iter::once(inserted(medium)).chain(file(medium))).collect())
-    })
-    .args(&[opt("flat", Ty::Bool, Place::Absent)])
-    .returns(Ty::Array(&Ty::Object(&INSERTED))),
+    Command::qmp("query-named-block-nodes", "images that are in use", |call| Ok(nodes(call).into()))
+        .args(&[opt("flat", Ty::Bool, Place::Absent)])
+        .returns(Ty::Array(&Ty::Object(&INSERTED))),
     Command::both(
         "query-block-jobs",
         &["info block-jobs"],
@@ -258,7 +262,53 @@ fn drive(info: &DriveInfo) -> Value {
     entry
 }
 
-fn show_drives(drives: &Value) -> String {
+/// Images, and the files that they lie in.
+fn nodes(call: &Call<'_>) -> Vec<Value> {
+    let drives = call.host.drives();
+    let media = drives.iter().filter_map(|drive| drive.medium.as_ref());
+    media.flat_map(|medium| std::iter::once(inserted(medium)).chain(file(medium))).collect()
+}
+
+fn show_drives(call: &mut Call<'_>) -> Outcome {
+    let drives = match call.switch("nodes") {
+        false => query_block(call)?,
+        true => {
+            let wanted = call.text("device");
+            let of = |node: Value| json!({ "device": "", "inserted": node });
+            let chosen = |node: &Value| wanted.is_none_or(|wanted| node["node-name"] == wanted);
+            nodes(call).into_iter().filter(chosen).map(of).collect()
+        }
+    };
+    Ok(drives_text(&drives, call.switch("verbose")).into())
+}
+
+/// What `brolga-img info` tells of an image, in short.
+fn image_text(image: &Value) -> String {
+    let word = |key: &str| image[key].as_str().unwrap_or_default();
+    let size = |key: &str| shown_size(image[key].as_u64().unwrap_or(0));
+    let mut text = format!("\nImages:\nimage: {}\nfile format: {}\n", word("filename"), word("format"));
+    text += &format!("virtual size: {} ({} bytes)\n", size("virtual-size"), image["virtual-size"]);
+    text += &format!("disk size: {}\n", size("actual-size"));
+    if let Some(cluster) = image.get("cluster-size") {
+        text += &format!("cluster_size: {cluster}\n");
+    }
+    for (key, about) in [("backing-filename", "backing file"), ("backing-filename-format", "backing file format")] {
+        if image.get(key).is_some() {
+            text += &format!("{about}: {}\n", word(key));
+        }
+    }
+    let specific = image.pointer("/format-specific/data").and_then(Value::as_object);
+    if let Some(members) = specific.filter(|members| !members.is_empty()) {
+        text += "Format specific information:\n";
+        for (key, value) in members.iter().filter(|(_, value)| !value.is_array()) {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            text += &format!("    {}: {value}\n", key.replace('-', " "));
+        }
+    }
+    text
+}
+
+fn drives_text(drives: &Value, verbose: bool) -> String {
     let one = |drive: &Value| {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let mut out = text(&drive["device"]);
@@ -294,6 +344,9 @@ fn show_drives(drives: &Value) -> String {
             }
             if medium["detect_zeroes"] != "off" {
                 out += &format!("    Detect zeroes:    {}\n", text(&medium["detect_zeroes"]));
+            }
+            if verbose {
+                out += &image_text(&medium["image"]);
             }
         }
         out

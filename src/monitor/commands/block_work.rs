@@ -154,6 +154,15 @@ pub static TABLE: &[Command] = &[
         opt("name", Ty::Str, Place::Absent),
     ])
     .returns(Ty::Any),
+    Command::hmp(&["snapshot_delete_blkdev_internal"], "delete an internal snapshot of device", |call| {
+        call.host.delete_internal(call.word("device")?, call.text("id"), call.text("name"))?;
+        Ok(Value::Null)
+    })
+    .args(&[
+        arg("device", Ty::Str, Place::Word),
+        arg("name", Ty::Str, Place::Word),
+        opt("id", Ty::Str, Place::Word),
+    ]),
     Command::qmp("drive-backup", "copy what a drive is now, while it is used", |call| start(call, BlockTask::Backup))
         .args(COPY_ARGS),
     Command::qmp("drive-mirror", "copy a drive and follow it", |call| start(call, BlockTask::Mirror)).args(COPY_ARGS),
@@ -181,6 +190,11 @@ pub static TABLE: &[Command] = &[
         |call| copy(call, BlockTask::Mirror),
     )
     .args(COPY_PEOPLE),
+    Command::hmp(&["commit"], "commit changes to the disk images (if -snapshot is used) or backing files", |call| {
+        call.host.commit(call.word("device")?)?;
+        Ok(Value::Null)
+    })
+    .args(&[arg("device", Ty::Str, Place::Word)]),
     Command::hmp(&["snapshot_blkdev"], "a new image over a device's present one (-n: one that is there)", |call| {
         let Some(file) = call.text("snapshot-file") else {
             return Err("Parameter 'snapshot-file' is missing".into());

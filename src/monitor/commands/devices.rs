@@ -111,6 +111,10 @@ fn described(call: &Call<'_>, first: &str) -> Result<String, Fault> {
 fn add(call: &mut Call<'_>) -> Outcome {
     let text = described(call, "driver")?;
     let driver = text.split(',').next().unwrap_or_default();
+    if call.people && (matches!(driver, "help" | "?") || text.split(',').skip(1).any(|key| matches!(key, "help" | "?")))
+    {
+        return cli::device_help(&text).map(Value::from).map_err(|error| Fault::new(error.to_string()));
+    }
     if driver.contains('=') {
         return Err("Parameter 'driver' is missing".into());
     }

@@ -39,6 +39,9 @@ static MOVE_WRAPPER: Object = Object::new("InputMoveEventWrapper", &[member("dat
 static EVENT: Object = Object::new("InputEvent", &[member("type", Ty::Enum(&EVENT_KINDS))])
     .with("type", &[("key", &KEY_WRAPPER), ("btn", &BUTTON_WRAPPER), ("rel", &MOVE_WRAPPER), ("abs", &MOVE_WRAPPER)]);
 
+/// What QEMU calls the mouse of a PC.
+const MOUSE_INDEX: u64 = 2;
+
 pub static TABLE: &[Command] = &[
     Command::qmp("input-send-event", "keys, buttons and movements one after the other", send_events).args(&[
         opt("device", Ty::Str, Place::Absent),
@@ -60,8 +63,13 @@ pub static TABLE: &[Command] = &[
         .args(&[arg("keys", Ty::Array(&Ty::Object(&KEY)), Place::Absent), opt("hold-time", Ty::Int, Place::Absent)]),
     Command::hmp(&["sendkey"], "send keys to the VM (e.g. 'sendkey ctrl-alt-f1', default hold time=100 ms)", sendkey)
         .args(&[arg("keys", Ty::Str, Place::Word), opt("hold_ms", Ty::Int, Place::Number)]),
+    Command::hmp(&["mouse_set"], "set which mouse device receives events", |call| match call.needed("index")? {
+        MOUSE_INDEX => Ok(Value::Null),
+        other => Err(Fault::new(format!("Mouse at index '{other}' not found"))),
+    })
+    .args(&[arg("index", Ty::Int, Place::LastNumber)]),
     Command::both("query-mice", &["info mice"], "show which guest mouse is receiving events", |_| {
-        Ok(json!([{ "name": "QEMU PS/2 Mouse", "index": 2, "current": true, "absolute": false }]))
+        Ok(json!([{ "name": "QEMU PS/2 Mouse", "index": MOUSE_INDEX, "current": true, "absolute": false }]))
     })
     .returns(Ty::Array(&Ty::Object(&MOUSE)))
     .show(show_mice),

@@ -44,6 +44,11 @@ fn items(call: &mut Call<'_>) -> Outcome {
             let list = if on.is_empty() { "none".to_owned() } else { on.join(",") };
             Ok(format!("logged: {list}\n").into())
         }
+        Some("help" | "?") => {
+            let row = |(name, about): &(&str, &str)| format!("{name:<15} {about}\n");
+            let rows: String = log::ITEMS.iter().map(row).collect();
+            Ok(format!("Log items (comma separated):\n{:<15} remove all logs\n{rows}", "none").into())
+        }
         Some("none") => {
             log::set_items(&[]);
             Ok(Value::Null)

@@ -325,7 +325,8 @@ fn show_backends(list: &Value) -> String {
         let word = |key: &str| backend[key].as_str().unwrap_or_default();
         text += &format!("memory backend: {}\n", word("id"));
         for key in ["size", "merge", "dump", "prealloc", "share", "reserve"] {
-            text += &format!("  {:<7}{}\n", format!("{key}:"), backend[key]);
+            let gap = if key == "size" { "  " } else { " " };
+            text += &format!("  {key}:{gap}{}\n", backend[key]);
         }
         text += &format!("  policy: {}\n  host nodes: \n\n", word("policy"));
     }

@@ -9,6 +9,8 @@ use serde_json::json;
 static TEXT: Object = Object::new("HumanReadableText", &[member("human-readable-text", Ty::Str)]);
 
 pub static TABLE: &[Command] = &[
+    Command::hmp(&["info usb"], "show guest USB devices", |_| Err("USB support not enabled".into())),
+    Command::hmp(&["info replay"], "show record/replay information", |_| Ok("Record/replay is not active\n".into())),
     Command::qmp("x-query-interrupt-controllers", "info pic as text", |call| shown(call, "info pic"))
         .returns(Ty::Object(&TEXT)),
     Command::qmp("x-query-irq", "info irq as text", |call| shown(call, "info irq")).returns(Ty::Object(&TEXT)),

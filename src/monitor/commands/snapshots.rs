@@ -163,6 +163,9 @@ fn list(call: &mut Call<'_>) -> Outcome {
     if all.is_empty() {
         return Err("no block device supports snapshots".into());
     }
+    if all.iter().all(|(_, there)| there.is_empty()) {
+        return Ok("There is no snapshot available.\n".into());
+    }
     let everywhere = |one: &Value| all.iter().all(|(_, there)| there.iter().any(|other| tag(other) == tag(one)));
     let whole = |one: &&Value| one["vm-state-size"].as_u64().is_some_and(|size| size != 0) && everywhere(one);
     let mut text = "List of snapshots present on all disks:\n".to_owned();

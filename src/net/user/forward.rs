@@ -11,6 +11,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 
 /// Connections and datagrams taken from one port in a row.
 const BURST: usize = 64;
@@ -83,9 +84,12 @@ impl Forwards {
         self.forwards.len() != before
     }
 
-    /// The ports: whether UDP, where on the host, where in the guest.
-    pub fn list(&self) -> Vec<(bool, SocketAddr, SocketAddr)> {
-        let row = |f: &Forward| (matches!(f.listener, Listener::Udp(_)), f.bound, f.guest);
+    /// The ports: whether UDP, the descriptor, where on the host, where in the guest.
+    pub fn list(&self) -> Vec<(bool, i32, SocketAddr, SocketAddr)> {
+        let row = |f: &Forward| match &f.listener {
+            Listener::Tcp(socket) => (false, socket.as_raw_fd(), f.bound, f.guest),
+            Listener::Udp(socket) => (true, socket.as_raw_fd(), f.bound, f.guest),
+        };
         self.forwards.values().map(row).collect()
     }
 

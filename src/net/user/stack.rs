@@ -297,19 +297,30 @@ impl Stack {
 
     /// The network for people: forwarded ports, leases, connections.
     pub fn describe(&self, now_ns: u64) -> String {
-        let mut text = String::new();
-        let kind = |udp: bool| if udp { "UDP" } else { "TCP" };
-        for (udp, host, guest) in self.forwards.list() {
-            let _ = writeln!(text, "  {}[HOST_FORWARD] {host} -> {guest}", kind(udp));
+        let mut text = "  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n".to_owned();
+        let mut row = |what: String, fd: i32, [from, to]: [SocketAddr; 2], queued: [usize; 2]| {
+            let shown = |address: SocketAddr| match address.ip() {
+                ip if ip.is_unspecified() => "*".to_owned(),
+                ip => ip.to_string(),
+            };
+            let (source, target, [received, sent]) = (shown(from), shown(to), queued);
+            let (port, to_port) = (from.port(), to.port());
+            let _ = writeln!(
+                text,
+                "{what:<19} {fd:3} {source:>15} {port:5} {target:>15} {to_port:5} {received:5} {sent:5}"
+            );
+        };
+        for (udp, fd, host, guest) in self.forwards.list() {
+            row(format!("  {}[HOST_FORWARD]", if udp { "UDP" } else { "TCP" }), fd, [host, guest], [0, 0]);
+        }
+        for flow in self.tcp.list() {
+            row(format!("  TCP[{}]", flow.state), flow.fd, [flow.guest, flow.far], [flow.received, flow.sent]);
+        }
+        for (guest, fd) in self.udp.list() {
+            row("  UDP[OPEN]".to_owned(), fd, [guest, SocketAddr::from(([0, 0, 0, 0], 0))], [0, 0]);
         }
         for (address, [a, b, c, d, e, f]) in self.dhcp.leased(&self.config, now_ns) {
             let _ = writeln!(text, "  DHCP lease {address} {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-        }
-        for (guest, far, state) in self.tcp.list() {
-            let _ = writeln!(text, "  TCP[{state}] {guest} -> {far}");
-        }
-        for guest in self.udp.list() {
-            let _ = writeln!(text, "  UDP {guest}");
         }
         text
     }

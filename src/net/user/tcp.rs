@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -141,6 +142,22 @@ struct Flow {
     segment: u16,
 }
 
+/// A connection, as people are shown it.
+pub struct Connection {
+    /// The guest's end.
+    pub guest: SocketAddr,
+    /// The far end.
+    pub far: SocketAddr,
+    /// The host's socket.
+    pub fd: i32,
+    /// The guest's side, in RFC 9293's words.
+    pub state: String,
+    /// Bytes of the guest's that wait for the host.
+    pub received: usize,
+    /// Bytes for the guest.
+    pub sent: usize,
+}
+
 /// All connections of a network.
 pub struct TcpFlows {
     interface: Interface,
@@ -211,12 +228,19 @@ impl TcpFlows {
     }
 
     /// The connections: guest's end, far end, state.
-    pub fn list(&self) -> Vec<(SocketAddr, SocketAddr, String)> {
-        let state = |flow: &Flow| match &flow.state {
-            State::Calling { .. } => "calling".to_owned(),
-            State::Open(handle) => self.sockets.get::<tcp::Socket>(*handle).state().to_string(),
+    pub fn list(&self) -> Vec<Connection> {
+        let shown = |flow: &Flow| {
+            let (state, received, sent) = match &flow.state {
+                State::Calling { .. } => ("SYN_SENT".to_owned(), 0, 0),
+                State::Open(handle) => {
+                    let socket = self.sockets.get::<tcp::Socket>(*handle);
+                    (socket.state().to_string().replace('-', "_"), socket.recv_queue(), socket.send_queue())
+                }
+            };
+            let (guest, far) = flow.pair;
+            Connection { guest, far, fd: flow.host.as_raw_fd(), state, received, sent }
         };
-        self.flows.values().map(|flow| (flow.pair.0, flow.pair.1, state(flow))).collect()
+        self.flows.values().map(shown).collect()
     }
 
     /// A segment from the guest. `target` is where a new connection goes; `None`: nowhere.

@@ -6,6 +6,7 @@ use crate::net::poller::{Owner, Poller};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 
 /// Most ports of the guest's at a time; the one silent for longest goes first.
 const PORTS: usize = 512;
@@ -53,8 +54,8 @@ impl UdpPorts {
     }
 
     /// The guest's ends.
-    pub fn list(&self) -> Vec<SocketAddr> {
-        self.ports.values().map(|port| port.guest).collect()
+    pub fn list(&self) -> Vec<(SocketAddr, i32)> {
+        self.ports.values().map(|port| (port.guest, port.socket.as_raw_fd())).collect()
     }
 
     /// Sends a datagram of the guest's to `to`, which it knows as `known_as`.
