@@ -52,8 +52,13 @@ pub fn granules(offset: u64, len: u64) -> u64 {
 
 /// How many processors have code of each page.
 pub struct CodeMap {
+    /// Their number, with [`TOLD`].
     holders: PageMap<AtomicU16>,
 }
+
+/// Since there is code on the page all processors have been told to look at their stores to it. While there is, none of
+/// them forgets that, and who comes to have code there as well need not tell them again.
+const TOLD: u16 = 1 << 15;
 
 impl CodeMap {
     /// An empty map for all of `ram`.
@@ -63,7 +68,14 @@ impl CodeMap {
 
     /// Processors with code of the page of `gpa`; 0 outside RAM.
     pub fn holders(&self, ram: &Ram, gpa: u64) -> u16 {
-        self.holders.get(ram, gpa).map_or(0, |n| n.load(Ordering::SeqCst))
+        self.holders.get(ram, gpa).map_or(0, |n| n.load(Ordering::SeqCst) & !TOLD)
+    }
+
+    /// All processors have been told of the code on the page of `gpa`, of which the caller has some.
+    pub fn set_told(&self, ram: &Ram, gpa: u64) {
+        if let Some(holders) = self.holders.get(ram, gpa) {
+            holders.fetch_or(TOLD, Ordering::SeqCst);
+        }
     }
 
     /// Whether any processor has code of the page of `gpa`.
@@ -88,16 +100,12 @@ impl CodeMarks {
         self.granules.get(ram, gpa).map_or(0, |p| p.load(Ordering::SeqCst))
     }
 
-    /// Marks code; `true` if there was none on the page before. Then `map` counts one holder more.
-    pub fn mark(&self, ram: &Ram, map: &CodeMap, gpa: u64, bits: u64) -> bool {
-        let (Some(page), Some(holders)) = (self.granules.make(ram, gpa), map.holders.make(ram, gpa)) else {
-            return false;
-        };
+    /// Marks code. If this processor had none on the page before, `map` counts one holder more; then the result is whether
+    /// all processors know already that there is code.
+    pub fn mark(&self, ram: &Ram, map: &CodeMap, gpa: u64, bits: u64) -> Option<bool> {
+        let (page, holders) = (self.granules.make(ram, gpa)?, map.holders.make(ram, gpa)?);
         let first = page.fetch_or(bits, Ordering::SeqCst) == 0 && bits != 0;
-        if first {
-            holders.fetch_add(1, Ordering::SeqCst);
-        }
-        first
+        first.then(|| holders.fetch_add(1, Ordering::SeqCst) & TOLD != 0)
     }
 
     /// Replaces the marks of a page by fewer. When none are left, `map` counts one holder less.
@@ -105,7 +113,9 @@ impl CodeMarks {
         let (Some(page), Some(holders)) = (self.granules.get(ram, gpa), map.holders.get(ram, gpa)) else { return };
         let before = page.fetch_and(bits, Ordering::SeqCst);
         if before != 0 && before & bits == 0 {
-            holders.fetch_sub(1, Ordering::SeqCst);
+            let one_less = |n: u16| if n & !TOLD == 1 { 0 } else { n - 1 };
+            // The closure always has a result.
+            let _ = holders.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| Some(one_less(n)));
         }
     }
 }
@@ -130,9 +140,12 @@ mod tests {
         let ram = Ram::new(8192, vec![region]).expect("two pages");
         let map = CodeMap::new(&ram);
         let (one, two) = (CodeMarks::new(&ram), CodeMarks::new(&ram));
-        assert!(one.mark(&ram, &map, 0x1000, 1));
-        assert!(!one.mark(&ram, &map, 0x1040, 2));
-        assert!(two.mark(&ram, &map, 0x1000, 1));
+        assert_eq!(one.mark(&ram, &map, 0x1000, 1), Some(false));
+        assert_eq!(one.mark(&ram, &map, 0x1040, 2), None);
+        assert_eq!(two.mark(&ram, &map, 0x1000, 1), Some(false), "nobody has been told yet");
+        map.set_told(&ram, 0x1000);
+        two.keep(&ram, &map, 0x1000, 0);
+        assert_eq!((map.holders(&ram, 0x1000), two.mark(&ram, &map, 0x1000, 1)), (1, Some(true)));
         assert_eq!((map.holders(&ram, 0x1fff), map.holders(&ram, 0)), (2, 0));
         one.keep(&ram, &map, 0x1000, 2);
         assert_eq!((one.get(&ram, 0x1000), two.get(&ram, 0x1000), map.holders(&ram, 0x1000)), (2, 1, 2));
@@ -141,6 +154,7 @@ mod tests {
         assert_eq!(map.holders(&ram, 0x1000), 1);
         two.keep(&ram, &map, 0x1000, 0);
         assert!(!map.has_code(&ram, 0x1000));
-        assert!(!one.mark(&ram, &map, 0x10_0000, 1), "no memory there");
+        assert_eq!(two.mark(&ram, &map, 0x1000, 1), Some(false), "that there is code again is to be told again");
+        assert_eq!(one.mark(&ram, &map, 0x10_0000, 1), None, "no memory there");
     }
 }

@@ -537,9 +537,14 @@ impl Cpu {
     /// Notes that there is code of `len` bytes at `gpa`, within a page. From now on stores to it are looked at.
     fn mark_code(&mut self, gpa: u64, len: u64) {
         let (shared, page) = (self.shared.clone(), gpa & !(PAGE_SIZE - 1));
-        if self.mailbox.marks.mark(&shared.ram, &shared.code_map, gpa, granules(gpa, len)) {
-            self.state.tlb.protect_code_page(page);
+        let Some(told) = self.mailbox.marks.mark(&shared.ram, &shared.code_map, gpa, granules(gpa, len)) else {
+            return;
+        };
+        // What others have told of the page may be in the mail still.
+        self.state.tlb.protect_code_page(page);
+        if !told {
             shared.protect_elsewhere(page, &self.mailbox);
+            shared.code_map.set_told(&shared.ram, page);
         }
     }
 
