@@ -8,18 +8,20 @@ use std::time::Duration;
 const PASS: Duration = Duration::from_secs(300);
 
 /// Starts a CD by firmware.
-fn start(cd: &str, memory: &str) -> Guest {
+fn start(cd: &str, memory: &str, processors: &str) -> Guest {
     let cd = cached(&format!("rescue/{cd}"));
     let cd = cd.to_str().expect("a path in UTF-8");
-    let words = ["-m", memory, "-nographic", "-no-reboot", "-nic", "none", "-cdrom", cd, "-boot", "d"];
-    let mut guest = Guest::start(&words.map(str::to_owned));
+    let machine = ["-m", memory, "-smp", processors, "-nographic", "-no-reboot", "-nic", "none"];
+    let words = [&machine[..], &["-cdrom", cd, "-boot", "d"]].concat();
+    let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    let mut guest = Guest::start(&words);
     guest.expect("SeaBIOS", BOOT);
     guest
 }
 
 #[test]
 fn grubs_rescue_cd_comes_to_a_prompt() {
-    let mut guest = start("grub.iso", "64M");
+    let mut guest = start("grub.iso", "64M", "1");
     guest.expect("grub> ", BOOT);
     guest.send("ls\r");
     guest.expect("(cd)", COMMAND);
@@ -39,7 +41,7 @@ fn grubs_rescue_cd_comes_to_a_prompt() {
 
 #[test]
 fn memdisk_starts_a_floppy_image_in_memory() {
-    let mut guest = start("tools.iso", "64M");
+    let mut guest = start("tools.iso", "64M", "1");
     guest.expect("boot:", BOOT);
     guest.send("floppy\r");
     guest.expect("MEMDISK", BOOT);
@@ -52,10 +54,12 @@ fn memdisk_starts_a_floppy_image_in_memory() {
 }
 
 #[test]
-fn memtest_finishes_a_pass() {
-    let mut guest = start("tools.iso", "16M");
+fn memtest_finishes_a_pass_on_two_processors() {
+    let mut guest = start("tools.iso", "16M", "2");
     guest.expect("boot:", BOOT);
     guest.send("memtest\r");
+    // Both processors test, at a time.
+    guest.expect("SMP: 2T (PAR)", BOOT);
     guest.expect("Errors: 0", BOOT);
     // Menus: test selection, remove one test: the last waits for bits to fade, minutes by the clock.
     for (keys, shows) in [("1", "Test selection"), ("1", "Remove one test"), ("2", "Enter test #")] {

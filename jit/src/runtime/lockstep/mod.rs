@@ -129,6 +129,10 @@ impl Subject {
     /// The block and operation at which the guest instruction at `rip` starts.
     fn instruction(&self, rip: u64) -> Option<(usize, usize)> {
         let rip = rip.wrapping_sub(self.base);
+        // The first instruction of a block may have no operations.
+        if let Some(n) = self.blocks.iter().position(|(_, b)| b.rip == rip) {
+            return Some((n, 0));
+        }
         self.blocks.iter().enumerate().find_map(|(n, (_, b))| {
             let at = b.insts.iter().position(|i| b.wrap(b.rip.wrapping_add(i.off as u64)) == rip)?;
             Some((n, at))
