@@ -253,6 +253,26 @@ impl super::drives::Drives {
         None
     }
 
+    /// A chain is shorter now: of the nodes below `top`, those that lie in none of `files` are forgotten.
+    pub fn prune(&mut self, top: &str, files: &[PathBuf]) {
+        let mut all = vec![top.to_owned()];
+        let mut at = 0;
+        while let Some(above) = all.get(at).cloned() {
+            let below = self.below.iter().filter(|(_, upper)| *upper == above).map(|(lower, _)| lower.clone());
+            all.extend(below.collect::<Vec<_>>());
+            at += 1;
+        }
+        let stays = |drives: &Self, name: &str| drives.node_file(name).is_none_or(|file| files.contains(&file));
+        let (stay, go): (Vec<String>, Vec<String>) = all.into_iter().partition(|name| stays(self, name));
+        for (lower, upper) in &mut self.below {
+            if go.contains(upper) && stay.contains(lower) {
+                top.clone_into(upper);
+            }
+        }
+        self.below.retain(|(lower, _)| !go.contains(lower));
+        go.iter().for_each(|name| self.drop_node(name));
+    }
+
     /// The node `name` is forgotten, with those that were for it alone.
     fn drop_node(&mut self, name: &str) {
         let named = |value: &String| {

@@ -14,6 +14,7 @@ use brolga::block::qcow2::{MachineState, create_in};
 use brolga::block::{BlockBackend, HostFile, Image, Preallocation, create_raw};
 use brolga_devices::services::Clock;
 use serde_json::Value;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -152,8 +153,12 @@ impl Machine {
         let (from, base) = commit_range(&job, &disk)?;
         let below = disk.below(base)?;
         if from != 0 {
+            let pruned = self.pruned(&disk);
             let work = move |progress: &Progress| {
-                sink(&disks, &disk, (from, base), job.backing, progress).map(|()| drop(busy))
+                sink(&disks, &disk, (from, base), job.backing, progress)?;
+                drop(busy);
+                pruned();
+                Ok(())
             };
             return Ok(self.jobs.start(spec, work, |_| Ok(()))?);
         }
@@ -182,6 +187,16 @@ impl Machine {
             }
         }
         Ok(job)
+    }
+
+    /// What is to be done when a disk's chain has become shorter: nodes that are not in it any more are forgotten.
+    fn pruned(&self, disk: &NamedDisk) -> impl FnOnce() + Send + use<> {
+        let (machine, disk) = (self.this.get().cloned(), disk.clone());
+        move || {
+            let Some(machine) = machine.and_then(|weak| weak.upgrade()) else { return };
+            let files: Vec<PathBuf> = disk.chain().iter().map(|image| image.file().name().into()).collect();
+            machine.inventory().collected.drives.prune(&disk.node(), &files);
+        }
     }
 
     /// What is to be done when a disk has become a copy, or an image below: names of nodes are others then.
@@ -312,8 +327,13 @@ impl BlockWork for Machine {
                 if base.is_none() && job.backing.is_some() {
                     return Err("backing file specified, but streaming the entire chain".into());
                 }
-                let work =
-                    move |progress: &Progress| stream(&disks, &disk, base, job.backing, progress).map(|()| drop(busy));
+                let pruned = self.pruned(&disk);
+                let work = move |progress: &Progress| {
+                    stream(&disks, &disk, base, job.backing, progress)?;
+                    drop(busy);
+                    pruned();
+                    Ok(())
+                };
                 Ok(self.jobs.start(spec, work, |_| Ok(()))?)
             }
         }

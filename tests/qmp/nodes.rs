@@ -165,3 +165,45 @@ fn images_that_cannot_be_made() {
     assert!(machine.ends().success());
     assert_eq!(content(&scratch, "a", 1), 0);
 }
+
+/// Nodes that a job has taken out of a disk's chain are gone, their names and files free; the others are not.
+#[test]
+fn nodes_leave_a_chain() {
+    let (machine, scratch) = machine("chain-of");
+    let mut client = machine.client();
+    for (n, (file, below)) in [("b", "a"), ("c", "b"), ("e", "c")].into_iter().enumerate() {
+        // Sectors of clusters of their own.
+        write(&mut client, 500 * n + 1, 0x10 + n as u8);
+        let [old, new] = [n, n + 1].map(|n| format!("n{n}"));
+        new_node(&mut client, &scratch.path(file), &new, Some(&scratch.path(below)));
+        client.run("blockdev-snapshot", json!({ "node": old, "overlay": new })).unwrap();
+    }
+    assert_eq!(node(&mut client), ("n3".to_owned(), 3));
+    let names = ["n0", "n1", "n1-storage", "n2", "n2-storage", "n3"];
+    let gone = |client: &mut Client| {
+        names.map(|name| {
+            why(client.run("blockdev-del", json!({ "node-name": name }))).starts_with("Failed to find node")
+        })
+    };
+    let done = |client: &mut Client| loop {
+        let told = client.event("JOB_STATUS_CHANGE");
+        if told["id"] == "j" && told["status"] == "null" {
+            break;
+        }
+    };
+    let middle = json!({ "job-id": "j", "device": "n3", "top-node": "n2", "base-node": "n1" });
+    client.run("block-commit", middle).unwrap();
+    done(&mut client);
+    assert_eq!(node(&mut client), ("n3".to_owned(), 2));
+    assert_eq!(gone(&mut client), [false, false, false, true, true, false]);
+    client.run("block-stream", json!({ "job-id": "j", "device": "n3", "base-node": "n0" })).unwrap();
+    done(&mut client);
+    assert_eq!(node(&mut client), ("n3".to_owned(), 1));
+    assert_eq!(gone(&mut client), [false, true, true, true, true, false]);
+    let sectors = [1, 501, 1001];
+    assert_eq!(sectors.map(|sector| read(&mut client, sector)), [0x10, 0x11, 0x12]);
+    new_node(&mut client, &scratch.path("c"), "n1", None);
+    client.run("quit", json!({})).unwrap();
+    assert!(machine.ends().success());
+    assert_eq!(sectors.map(|sector| content(&scratch, "e", sector)), [0x10, 0x11, 0x12]);
+}
