@@ -94,21 +94,24 @@ fn pcmpestr(cpu: &mut Cpu, imm: u64, length_a: u64, length_b: u64) -> Result<u64
 }
 
 /// Bytes whose mask bit is clear are not written, but faults on them are raised, of the high half first, even where no
-/// bit is set (SDM 2B MASKMOVDQU leaves that open; measured).
-fn maskmov(cpu: &mut Cpu, address: u64, bytes: u64, _: u64) -> Result<u64, Fault> {
+/// bit is set (SDM 2B MASKMOVDQU leaves that open; measured). `second`: where the high half goes, if there is one.
+fn maskmov(cpu: &mut Cpu, address: u64, bytes: u64, second: u64) -> Result<u64, Fault> {
     let data = cpu.state.vecs[STAGE0].to_le_bytes();
     let mask = cpu.state.vecs[STAGE1].to_le_bytes();
-    let bytes = (bytes as usize).min(16);
-    for half in (0..bytes as u64 / 8).rev() {
-        cpu.probe_write(address.wrapping_add(8 * half), 8)?;
+    let halves = [(address, 0), (second, 8)];
+    let halves = if bytes == 16 { &halves[..] } else { &halves[..1] };
+    for (address, _) in halves.iter().rev() {
+        cpu.probe_write(*address, 8)?;
     }
-    let mut at = 0;
-    while at < bytes {
-        let run = mask[at..bytes].iter().take_while(|m| *m & 0x80 != 0).count();
-        if run > 0 {
-            cpu.store_bytes(address.wrapping_add(at as u64), &data[at..at + run])?;
+    for (address, first) in halves {
+        let mut at = 0;
+        while at < 8 {
+            let run = mask[first + at..first + 8].iter().take_while(|m| *m & 0x80 != 0).count();
+            if run > 0 {
+                cpu.store_bytes(address.wrapping_add(at as u64), &data[first + at..first + at + run])?;
+            }
+            at += run + 1;
         }
-        at += run + 1;
     }
     Ok(0)
 }

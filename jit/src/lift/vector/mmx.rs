@@ -152,7 +152,7 @@ fn transfer(l: &mut Lifter, i: &Instruction) {
 
 fn maskmovq(l: &mut Lifter, i: &Instruction) {
     let (data, mask) = (l.mmx_read(i, 1), l.mmx_read(i, 2));
-    let address = l.mask_address(i, 8);
+    let (address, _) = l.mask_address(i, 8);
     l.stage(data, mask);
     let bytes = l.b.iconst(8);
     l.b.call(MASKMOV, &[address, bytes]);

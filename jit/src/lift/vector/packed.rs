@@ -222,10 +222,26 @@ fn pcmpestr(l: &mut Lifter, i: &Instruction) {
 /// Stores selected bytes at DS:rDI.
 fn maskmovdqu(l: &mut Lifter, i: &Instruction) {
     let (data, mask) = (vreg(i.op_register(1)), vreg(i.op_register(2)));
-    let address = l.mask_address(i, 16);
+    let (address, offset) = l.mask_address(i, 16);
+    // The second quadword has an address of its own, which wraps as the first one's does (measured).
+    let second = l.b.temp();
+    let ty = mask_address_size(i);
+    l.b.op2_to(Op::Add, Ty::I64, second, offset, 8);
+    l.b.mov_to(ty, second, second);
+    l.b.op2_to(Op::Sub, Ty::I64, second, second, offset);
+    l.b.op2_to(Op::Add, Ty::I64, second, second, address);
     l.stage(data, mask);
     let bytes = l.b.iconst(16);
-    l.b.call(MASKMOV, &[address, bytes]);
+    l.b.call(MASKMOV, &[address, bytes, second]);
+}
+
+/// Width of the implicit address of MASKMOVQ and MASKMOVDQU.
+fn mask_address_size(i: &Instruction) -> Ty {
+    match i.op_kind(0) {
+        OpKind::MemorySegRDI => Ty::I64,
+        OpKind::MemorySegEDI => Ty::I32,
+        _ => Ty::I16,
+    }
 }
 
 impl Lifter<'_> {
@@ -244,19 +260,14 @@ impl Lifter<'_> {
         mask
     }
 
-    /// Linear address of the implicit operand of MASKMOVQ and MASKMOVDQU.
-    pub(super) fn mask_address(&mut self, i: &Instruction, bytes: usize) -> Val {
-        let ty = match i.op_kind(0) {
-            OpKind::MemorySegRDI => Ty::I64,
-            OpKind::MemorySegEDI => Ty::I32,
-            _ => Ty::I16,
-        };
+    /// Linear address of the implicit operand of MASKMOVQ and MASKMOVDQU, and its offset in the segment.
+    pub(super) fn mask_address(&mut self, i: &Instruction, bytes: usize) -> (Val, Val) {
         let offset = self.b.temp();
-        self.b.mov_to(ty, offset, Val::gpr(reg::RDI));
+        self.b.mov_to(mask_address_size(i), offset, Val::gpr(reg::RDI));
         let segment = segment_number(i.memory_segment());
         let addr = self.segmented(segment, offset, bytes, true);
         // By quadwords, both of them (measured).
         self.check_boundary(Mem { addr, disp: 0, flags: segment_flags(segment) }, 8);
-        addr
+        (addr, offset)
     }
 }
