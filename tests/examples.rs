@@ -38,7 +38,7 @@ fn programs_without_an_operating_system() {
 #[test]
 fn what_is_installed_runs() {
     let out = folder("installed");
-    make(&out, &["install", "PREFIX=/usr", &format!("DESTDIR={}", out.display())]);
+    make(&out, &["install-programs", "PREFIX=/usr", &format!("DESTDIR={}", out.display())]);
     for program in ["brolga", "brolga-img"] {
         let version = Command::new(out.join("usr/bin").join(program)).arg("--version").output().expect("it is there");
         assert!(
