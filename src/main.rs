@@ -13,6 +13,7 @@ mod gdb;
 mod io_thread;
 mod log;
 mod machine;
+mod migration;
 mod monitor;
 mod nbd;
 mod net;

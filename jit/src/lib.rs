@@ -26,6 +26,7 @@ pub mod testing;
 mod vcpu;
 
 pub use counter::Counter;
+pub use lift::instructions;
 pub use names::name_code;
 pub use saved::{SavedVcpu, Unfit};
 pub use seeded::Seeded;

@@ -18,7 +18,7 @@ pub mod terminal;
 mod way;
 
 pub use mux::FocusListener;
-pub use stream::{held_by, listen_unix};
+pub use stream::{connect_unix, held_by, listen_unix};
 
 use crate::background;
 use crate::cli::config::{CharId, CharKind, CharSpec, Config};

@@ -23,7 +23,9 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -206,7 +208,20 @@ fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
     match address {
         SocketAddress::Inherited(number) => inherited(*number),
         SocketAddress::Tcp { host, port } => tcp(TcpStream::connect((host.as_str(), *port))?),
-        SocketAddress::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+        SocketAddress::Unix(path) => Ok(connect_unix(path)?.into()),
+    }
+}
+
+/// The name of a socket that is in no file system (unix(7)): its path begins with a zero byte.
+fn abstract_name(path: &Path) -> Option<&[u8]> {
+    path.as_os_str().as_bytes().strip_prefix(&[0])
+}
+
+/// Connects to a path, or to a name.
+pub fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    match abstract_name(path) {
+        Some(name) => UnixStream::connect_addr(&UnixAddress::from_abstract_name(name)?),
+        None => UnixStream::connect(path),
     }
 }
 
@@ -215,7 +230,8 @@ pub fn held_by(address: &SocketAddress, error: &io::Error) -> String {
     match address {
         _ if error.kind() != ErrorKind::AddrInUse => String::new(),
         SocketAddress::Tcp { port, .. } => by_whom(false, *port),
-        SocketAddress::Unix(path) => by_whom_at(path),
+        SocketAddress::Unix(path) if abstract_name(path).is_none() => by_whom_at(path),
+        SocketAddress::Unix(_) => String::new(),
         SocketAddress::Inherited(_) => String::new(),
     }
 }
@@ -234,6 +250,9 @@ fn listen_tcp(host: &str, port: u16, last: Option<u16>) -> io::Result<TcpListene
 
 /// Listens at a path; a socket there that nobody listens at any more makes way.
 pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Some(name) = abstract_name(path) {
+        return UnixListener::bind_addr(&UnixAddress::from_abstract_name(name)?);
+    }
     if UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
         std::fs::remove_file(path)?;
     }

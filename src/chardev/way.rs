@@ -86,7 +86,12 @@ impl Way {
             CharKind::Socket(socket) => {
                 let way = Self::stream(Stream::socket(label, socket, program)?);
                 let path = match socket {
-                    SocketSpec { address: SocketAddress::Unix(path), server: true, .. } => Some(path.clone()),
+                    // One that is in no file system goes by itself.
+                    SocketSpec { address: SocketAddress::Unix(path), server: true, .. }
+                        if !path.to_string_lossy().starts_with('\0') =>
+                    {
+                        Some(path.clone())
+                    }
                     _ => None,
                 };
                 Self { socket: path, ..way }

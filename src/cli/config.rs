@@ -11,6 +11,7 @@ mod time;
 
 use super::devices::Devices;
 use crate::gdb::Endpoint;
+use crate::migration::Address;
 use brolga::block::drive::DriveOptions;
 use brolga_devices::fdc::DriveType;
 use brolga_devices::lsi::Chip;
@@ -107,6 +108,8 @@ pub struct Config {
     pub start_paused: bool,
     /// `-loadvm`: the state to go on from.
     pub load: Option<String>,
+    /// `-incoming`: the machine arrives from another process.
+    pub incoming: Option<Incoming>,
     /// Where a debugger connects (`-gdb`).
     pub debugger: Option<Endpoint>,
     /// `-d`, `-D`, `-dfilter`.
@@ -119,6 +122,15 @@ pub struct Config {
     pub profile: Option<ProfileConfig>,
     /// `-perfmap`: perf(1) is told where generated code lies.
     pub perf_map: bool,
+}
+
+/// `-incoming`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// `migrate-incoming` in a monitor says where from.
+    Later,
+    /// From there.
+    From(Address),
 }
 
 /// A monitor for programs.
@@ -643,17 +655,34 @@ pub enum SocketAddress {
         /// Port.
         port: u16,
     },
-    /// In the file system.
+    /// In the file system; one whose path begins with a zero byte is a name in none, see [`SocketAddress::named`].
     Unix(PathBuf),
     /// A descriptor that the program was started with.
     Inherited(i32),
+}
+
+/// Bytes of a Unix socket's name, but the first one (unix(7)).
+const MOST_NAME: usize = 107;
+
+impl SocketAddress {
+    /// A socket that is in no file system (`abstract=on`); unless it is `tight`, its name fills up all there is.
+    pub fn named(name: &str, tight: bool) -> Self {
+        let mut path = format!("\0{name}");
+        let missing = if tight { 0 } else { (1 + MOST_NAME).saturating_sub(path.len()) };
+        path.extend(std::iter::repeat_n('\0', missing));
+        Self::Unix(path.into())
+    }
 }
 
 impl fmt::Display for SocketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => match path.to_str().and_then(|path| path.strip_prefix('\0')) {
+                Some(name) if name.ends_with('\0') => write!(f, "unix:{},abstract", name.trim_end_matches('\0')),
+                Some(name) => write!(f, "unix:{name},abstract,tight"),
+                None => write!(f, "unix:{}", path.display()),
+            },
             Self::Inherited(number) => write!(f, "fd:{number}"),
         }
     }

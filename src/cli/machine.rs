@@ -5,6 +5,7 @@ use super::keyval::KeyValues;
 use super::options::Arguments;
 use super::{suggest, unsupported, values};
 use crate::gdb::Endpoint;
+use crate::migration::Address;
 use anyhow::{Context, Result, anyhow, bail};
 use brolga_jit::cpuid::{self, CpuModel, Topology};
 use brolga_jit::{Check, EngineConfig};
@@ -354,6 +355,22 @@ pub fn icount(arguments: &Arguments) -> Result<Option<IcountConfig>> {
         bail!("-icount align=on: sleep=off lets guest time run ahead; leave one of them out");
     }
     Ok(Some(IcountConfig { shift, sleep, align }))
+}
+
+/// `-incoming`.
+pub fn incoming(arguments: &Arguments) -> Result<Option<Incoming>> {
+    let Some(value) = arguments.one("incoming") else { return Ok(None) };
+    if let Some(tag) = arguments.one("loadvm") {
+        bail!("-loadvm {tag}: the machine arrives with -incoming; leave one of them out");
+    }
+    if value == "defer" {
+        return Ok(Some(Incoming::Later));
+    }
+    let address = match serde_json::from_str::<serde_json::Value>(value) {
+        Ok(channel @ serde_json::Value::Object(_)) => Address::of_channels(&serde_json::json!([channel])),
+        _ => Address::parse(value),
+    };
+    address.map(|address| Some(Incoming::From(address))).map_err(|why| anyhow!("-incoming: {why}"))
 }
 
 /// `-action`, `-no-reboot`, `-no-shutdown`.

@@ -52,6 +52,7 @@ pub use network::{host_forward, host_port};
 pub use objects::keys as object_keys;
 pub use options::names as option_names;
 pub use processor::{is_processor, later as processor_later};
+pub use sockets::host_and_port;
 pub use traces::split as split_traces;
 
 use anyhow::{Result, bail};
@@ -149,6 +150,7 @@ pub fn parse(identity: Identity, args: &[String]) -> Result<Request> {
         pid_file: machine::pid_file(&arguments)?,
         start_paused: arguments.flag("S"),
         load: arguments.one("loadvm").map(str::to_owned),
+        incoming: machine::incoming(&arguments)?,
         debugger: gdb::settle(&arguments)?,
         log: logging::settle(&arguments)?,
         trace: traces::settle(&arguments)?,

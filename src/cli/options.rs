@@ -108,6 +108,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(RUN, "seed", Times::Once, "N", "random bytes that the guest gets (a kernel's seed, RDRAND, rng-builtin) are the same in each run with N"),
     row(RUN, "S", Times::Flag, "", "do not start the guest before 'cont' in the monitor"),
     row(RUN, "loadvm", Times::Once, "NAME", "go on from the state that 'savevm NAME' in the monitor kept in the disks"),
+    row(RUN, "incoming", Times::Once, "URI|defer", "the machine arrives by 'migrate' of another process: from tcp:HOST:PORT, unix:PATH, fd:NUMBER, exec:COMMAND or file:PATH[,offset=N]"),
     row(LOOK, "perfmap", Times::Flag, "", "write /tmp/perf-PID.map, by which perf(1) names generated code after the guest's"),
     row(LOOK, "profile", Times::Once, "[file=]FILE[,hz=N][,symbols=FILE][,program=FILE...]", "look N times a second (199) at what the guest runs: folded stacks for flame graphs in FILE, hottest functions in 'info jit'; names from the kernel's ELF file or a System.map, of programs from their ELF files"),
     row(LOOK, "gdb", Times::Once, "tcp:[HOST]:PORT|unix:PATH|stdio", "wait for gdb there; with -S nothing runs before it says so"),

@@ -141,6 +141,19 @@ fn last_port(what: &str, address: &SocketAddress, server: bool, keys: &mut KeyVa
     }
 }
 
+/// `abstract=on`: the path of a Unix socket is a name in no file system.
+fn named(what: &str, address: SocketAddress, keys: &mut KeyValues) -> Result<SocketAddress> {
+    let (on, tight) = (keys.take_switch("abstract")?, keys.take_switch("tight")?);
+    match address {
+        SocketAddress::Unix(path) if on == Some(true) => {
+            Ok(SocketAddress::named(&path.to_string_lossy(), tight.unwrap_or(true)))
+        }
+        other if on.is_none() && tight.is_none() => Ok(other),
+        other @ SocketAddress::Unix(_) => Ok(other),
+        _ => bail!("{what}: abstract= and tight= are for Unix sockets; give path=, or leave them away"),
+    }
+}
+
 /// The switches that all forms have.
 fn settle(
     what: &str,
@@ -148,6 +161,7 @@ fn settle(
     (telnet, websocket): (bool, bool),
     keys: &mut KeyValues,
 ) -> Result<SocketSpec> {
+    let address = named(what, address, keys)?;
     let server = keys.take_switch("server")?.unwrap_or(false);
     // `nowait` is an older form.
     let wait = keys.take_switch("wait")?.or(keys.take_switch("nowait")?.map(|not| !not));
@@ -216,6 +230,15 @@ mod tests {
         assert!(parse("tcp::5,to=9").unwrap_err().contains("add server=on"));
         assert!(parse("unix:/x,server=on,to=9").unwrap_err().contains("is for a server's port"));
         assert!(parse("tcp::5,to=x,server=on").unwrap_err().contains("'x' is no port number"));
+        let s = parse("unix:n,abstract=on,server=on").unwrap();
+        assert_eq!(
+            (s.address.to_string(), &s.address),
+            ("unix:n,abstract,tight".into(), &SocketAddress::named("n", true))
+        );
+        let s = parse("unix:n,abstract=on,tight=off").unwrap();
+        assert_eq!(s.address.to_string(), "unix:n,abstract");
+        assert!(matches!(s.address, SocketAddress::Unix(path) if path.as_os_str().len() == 108));
+        assert!(parse("tcp::1,abstract=on").unwrap_err().contains("for Unix sockets"));
         assert!(parse("tcp::1,sever=on").unwrap_err().contains("did you mean server?"));
     }
 }

@@ -13,7 +13,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("full-screen", CONSOLE),
     ("g", CONSOLE),
     ("global", "give the property to the device itself with -device or -machine"),
-    ("incoming", ""),
     ("iscsi", DISKS),
     ("k", ""),
     ("mem-path", ""),

@@ -109,7 +109,12 @@ impl Machine {
                 self.debug_stop(cpu);
             }
             Request::Debug(actions, done) => {
-                self.go_on_as(&actions);
+                match self.may_go_on() {
+                    Ok(true) => self.go_on_as(&actions),
+                    // The debugger hears of it when the machine stops the next time.
+                    Ok(false) => {}
+                    Err(why) => eprintln!("{}: {why}", self.program),
+                }
                 // Fails only if the asker did not wait.
                 let _ = done.send(());
             }
@@ -123,6 +128,8 @@ impl Machine {
                 // Fails only if the asker did not wait.
                 let _ = done.send(self.snapshot_here(&action));
             }
+            Request::Do(work) => work(self),
+            Request::Lost(why) => bail!("incoming migration: {why}"),
             Request::Died(cpu) => bail!("internal error: the thread of vCPU {cpu} panicked"),
             Request::Control(what, done) => {
                 let status = self.control(what)?;
@@ -165,16 +172,18 @@ impl Machine {
                 self.tell_end(false, "host-signal");
                 return Ok(Some(0));
             }
-            Control::Stop => {
-                if self.state() == RunState::Running {
-                    self.pause(RunState::Paused);
+            Control::Stop => match self.state() {
+                RunState::Running => self.pause(RunState::Paused),
+                RunState::InMigrate => self.starts.store(false, Ordering::SeqCst),
+                _ => {}
+            },
+            Control::Continue => {
+                if let Err(why) = self.go_on_if_it_can() {
+                    eprintln!("{}: {why}", self.program);
                 }
             }
-            Control::Continue => {
-                let ended = matches!(self.state(), RunState::Running | RunState::Shutdown);
-                if !ended {
-                    self.resume();
-                }
+            Control::Reset if self.state() == RunState::InMigrate => {
+                eprintln!("{}: the machine is still to arrive, so it is not reset", self.program);
             }
             Control::Reset => self.reset(false, "host-qmp-system-reset")?,
             Control::PowerButton => {
@@ -184,6 +193,28 @@ impl Machine {
             Control::Nmi => self.vcpus.iter().for_each(|vcpu| vcpu.raise(request::NMI)),
         }
         Ok(None)
+    }
+
+    /// Lets the guest go on, unless it is over or not here.
+    pub(super) fn go_on_if_it_can(&self) -> Result<(), String> {
+        if self.may_go_on()? && !matches!(self.state(), RunState::Running | RunState::Shutdown) {
+            self.resume();
+        }
+        Ok(())
+    }
+
+    /// Whether the guest is here and can go on; one that is still to arrive will when it is.
+    fn may_go_on(&self) -> Result<bool, String> {
+        match self.state() {
+            RunState::InMigrate => {
+                self.starts.store(true, Ordering::SeqCst);
+                Ok(false)
+            }
+            RunState::FinishMigrate => Err("Migration is not finalized yet".to_owned()),
+            // One that has left, or whose disks could not be taken back.
+            _ if !self.disks.active() => self.disks.activate().map(|()| true),
+            _ => Ok(true),
+        }
     }
 
     /// The guest reported its crash.
@@ -272,7 +303,10 @@ impl Machine {
             | RunState::Panicked
             | RunState::Watchdog
             | RunState::SaveVm
-            | RunState::RestoreVm => {}
+            | RunState::RestoreVm
+            | RunState::InMigrate
+            | RunState::FinishMigrate
+            | RunState::PostMigrate => {}
         }
         Ok(())
     }

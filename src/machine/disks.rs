@@ -1,5 +1,6 @@
 //! Drives as devices use them: requests go to a drive's threads, completions come back on the I/O thread.
 
+mod handing;
 pub mod images;
 pub mod nodes;
 pub mod snapshots;
@@ -26,6 +27,7 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Instant;
@@ -44,13 +46,22 @@ pub struct Disks {
     shelf: Mutex<Vec<(DriveSpec, Arc<dyn Disk>)>>,
     /// Images opened so far, for their names.
     count: AtomicU64,
+    /// Images are this process's; not while the machine is to arrive, nor when it has left.
+    active: AtomicBool,
 }
 
 impl Disks {
     /// No drives yet. Those that come move data to and from `memory`, have completions told by `io`, and tell `requests`
-    /// of failures that stop the machine.
-    pub fn new(memory: Arc<GuestMemory>, io: IoHandle, requests: Sender<Request>, events: Arc<Events>) -> Arc<Self> {
+    /// of failures that stop the machine. Images that are not `active` yet are another process's.
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        io: IoHandle,
+        requests: Sender<Request>,
+        events: Arc<Events>,
+        active: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            active: AtomicBool::new(active),
             memory,
             io,
             requests,
@@ -71,8 +82,9 @@ impl Disks {
             // The device wants it otherwise.
             self.remove(&disk).map_err(|error| anyhow!(error))?;
         }
+        let open = if self.active() { Drive::open } else { Drive::open_inactive };
         // The reason is in the error's own words.
-        let drive = Drive::open(path, &spec.options).map_err(|error| anyhow!("{}: {error}", spec.what))?;
+        let drive = open(path, &spec.options).map_err(|error| anyhow!("{}: {error}", spec.what))?;
         self.adopt(spec, drive).map(Some)
     }
 
@@ -92,6 +104,7 @@ impl Disks {
                 node: spec.node.clone().unwrap_or_else(|| self.next_name()),
                 file_node: spec.file_node.clone().unwrap_or_else(|| self.next_name()),
                 path: spec.file.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+                place: place(spec.file.as_deref().unwrap_or(Path::new(""))),
             }),
             gate: RwLock::default(),
             clients: Mutex::default(),
@@ -256,6 +269,12 @@ impl Disks {
     }
 }
 
+/// Where a file is, whatever becomes of the directory that this process is in.
+fn place(path: &Path) -> PathBuf {
+    // Fails for an empty path only.
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Where the bytes of a read go.
 enum Target {
     /// To the device, with the completion.
@@ -301,6 +320,8 @@ struct Names {
     /// The name of the file below it.
     file_node: String,
     path: String,
+    /// The same wherever this process stands (`-daemonize`).
+    place: PathBuf,
 }
 
 /// A drive. `gate` is held while a request is submitted, and by those who keep requests out; `collecting` is held while devices hear of completions; `state` is a leaf.
@@ -387,7 +408,7 @@ fn in_place(memory: &GuestMemory, ranges: &[GuestRange]) -> Option<RamBuffer> {
 impl HostDisk {
     /// Makes all durable that the guest gave, and the image sound.
     fn close(&self) -> Result<(), String> {
-        if self.drive.backend().read_only() {
+        if self.drive.backend().read_only() || !self.drive.is_active() {
             return Ok(());
         }
         let flushed = self.drive.backend().flush();

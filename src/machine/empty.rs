@@ -3,9 +3,10 @@
 use crate::background;
 use crate::chardev::Chardevs;
 use crate::cli::config::{Actions, Config};
+use crate::migration::Migration;
 use crate::monitor::{
-    BlockWork, Commands, Control, DriveInfo, Events, JobSpec, Jobs, MediumChange, MonitorHost, PciInfo, Plugging,
-    Pointer, Progress, RunState, SnapshotAction, Topic,
+    BlockWork, Commands, Control, DriveInfo, Events, JobSpec, Jobs, MediumChange, Migrating, MonitorHost, PciInfo,
+    Plugging, Pointer, Progress, RunState, SnapshotAction, Topic,
 };
 use anyhow::{Result, bail};
 use brolga_devices::services::Reception;
@@ -29,12 +30,16 @@ struct Empty {
     actions: Mutex<Actions>,
     events: Arc<Events>,
     jobs: Arc<Jobs>,
+    migration: Arc<Migration>,
 }
 
 /// Runs the machine to its end: only the user can bring that about.
 pub fn run(config: &Config) -> Result<i32> {
     if let Some(tag) = &config.load {
         bail!("-loadvm {tag}: -machine none has no state to go on from; use -machine pc");
+    }
+    if config.incoming.is_some() {
+        bail!("-incoming: -machine none has no state that could arrive; use -machine pc");
     }
     let (requests, asked) = unbounded();
     let events = Arc::<Events>::default();
@@ -43,6 +48,7 @@ pub fn run(config: &Config) -> Result<i32> {
         state: Mutex::new(RunState::Prelaunch),
         actions: Mutex::new(config.actions),
         jobs: Jobs::new(events.clone()),
+        migration: Migration::new(events.clone()),
         events,
     });
     let chardevs = Arc::new(Chardevs::open(config)?);
@@ -104,6 +110,12 @@ impl Empty {
 impl Plugging for Empty {}
 
 impl BlockWork for Empty {}
+
+impl Migrating for Empty {
+    fn migration(&self) -> &Arc<Migration> {
+        &self.migration
+    }
+}
 
 impl MonitorHost for Empty {
     fn control(&self, what: Control) {

@@ -30,7 +30,8 @@ pub fn open(config: &Config) -> Result<Vec<FlashImage>> {
     for spec in &config.drives {
         let (Some(Attachment::Flash { unit }), Some(path)) = (spec.attachment, &spec.file) else { continue };
         let what = &spec.what;
-        let drive = Drive::open(path, &spec.options).with_context(|| what.clone())?;
+        let open = if config.incoming.is_some() { Drive::open_inactive } else { Drive::open };
+        let drive = open(path, &spec.options).with_context(|| what.clone())?;
         let len = drive.backend().len();
         if len == 0 || len % BLOCK as u64 != 0 || len > LIMIT {
             bail!("{what}: {len} bytes are no flash image; its size is a multiple of 4 KiB, up to 8 MiB");

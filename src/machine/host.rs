@@ -4,12 +4,12 @@ use super::{Machine, Request};
 use crate::cli;
 use crate::cli::config::Actions;
 use crate::gdb;
+use crate::migration::{Address, Migration};
 use crate::monitor::{
-    Commands, Control, DriveInfo, Events, JobSpec, Jobs, MediumChange, MonitorHost, PciInfo, Pointer, Progress,
-    RunState, SnapshotAction, Topic,
+    Commands, Control, DriveInfo, Events, Fault, JobSpec, Jobs, MediumChange, Migrating, MonitorHost, PciInfo, Pointer,
+    Progress, RunState, SnapshotAction, Topic,
 };
 use crate::net::Netdev;
-use brolga_devices::bus::Space;
 use brolga_devices::i8042::{Key, MouseMove};
 use brolga_devices::services::Reception;
 use brolga_devices::state::Inspector;
@@ -21,13 +21,35 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
+impl Migrating for Machine {
+    fn migration(&self) -> &Arc<Migration> {
+        &self.migration
+    }
+
+    fn migrate(&self, address: Address) -> Result<(), Fault> {
+        self.begin_to_leave(address)
+    }
+
+    fn migrate_incoming(&self, address: &Address, exits: bool) -> Result<(), Fault> {
+        self.begin_to_arrive(address, exits)
+    }
+}
+
 impl MonitorHost for Machine {
     fn control(&self, what: Control) {
+        if matches!(what, Control::Quit | Control::Terminate) {
+            // The other side may be stuck; who ends does not wait for it.
+            self.migration.cancel();
+        }
         let (done, wait) = bounded(1);
         if self.requests.send(Request::Control(what, done)).is_ok() {
             // Fails if the machine ends meanwhile.
             let _ = wait.recv();
         }
+    }
+
+    fn cont(&self) -> Result<(), String> {
+        self.on_control(Machine::go_on_if_it_can).unwrap_or_else(|| Err("the machine is ending".to_owned()))
     }
 
     fn screen(&self) -> Option<Picture> {
@@ -89,13 +111,7 @@ impl MonitorHost for Machine {
     }
 
     fn host_address(&self, gpa: u64) -> Option<(&'static str, u64)> {
-        let region = self.ram.region_of(gpa)?;
-        let name = match (region.rom, self.ram.window().is_some_and(|w| w.gpa == region.gpa)) {
-            (true, _) => "pc.bios",
-            (_, true) => "vga.vram",
-            _ => "pc.ram",
-        };
-        Some((name, self.ram.host_address(gpa)?))
+        Some((self.block_at(gpa), self.ram.host_address(gpa)?))
     }
 
     fn forward(&self, open: bool, netdev: Option<&str>, rule: &str) -> Result<String, String> {
@@ -271,6 +287,8 @@ impl MonitorHost for Machine {
             Topic::Pic => Some(self.pc.ioapic.show() + &self.pc.pic.show()),
             Topic::Roms => Some(self.roms()),
             Topic::Mtree => Some(self.map()),
+            Topic::FlatMtree => Some(self.flat_map()),
+            Topic::RamBlocks => Some(self.memory_blocks()),
             Topic::Jit => Some(self.engine_counters()),
             Topic::Network => Some(self.network()),
             Topic::Irq => Some(self.interrupts()),
@@ -369,27 +387,4 @@ impl Machine {
         }
         text
     }
-
-    fn map(&self) -> String {
-        let mut rows: Vec<_> = self.ram.regions().iter().map(|r| (r.gpa, r.gpa + (r.size - 1), kind(r.rom))).collect();
-        let ranges = self.pc.bus.ranges();
-        let memory = ranges.iter().filter(|r| r.space == Space::Memory);
-        rows.extend(memory.map(|r| (r.base, r.last, r.name.as_str())));
-        rows.sort_unstable();
-        let mut text =
-            String::from("address-space: memory\n  0000000000000000-ffffffffffffffff (prio 0, i/o): system\n");
-        for (first, last, name) in rows {
-            let kind = if matches!(name, "ram" | "rom") { name } else { "i/o" };
-            let _ = writeln!(text, "    {first:016x}-{last:016x} (prio 0, {kind}): {name}");
-        }
-        text.push_str("\naddress-space: I/O\n  0000000000000000-000000000000ffff (prio 0, i/o): io\n");
-        for r in ranges.iter().filter(|r| r.space == Space::Port) {
-            let _ = writeln!(text, "    {:016x}-{:016x} (prio 0, i/o): {}", r.base, r.last, r.name);
-        }
-        text
-    }
-}
-
-fn kind(rom: bool) -> &'static str {
-    if rom { "rom" } else { "ram" }
 }

@@ -1,6 +1,7 @@
 //! The machine: built as a whole before anything starts, then run until the guest or the user ends it.
 
 mod acpi;
+mod arriving;
 mod bars;
 mod block_jobs;
 mod board;
@@ -24,8 +25,10 @@ mod inventory;
 mod isa_irq;
 pub mod layout;
 mod looks;
+mod maps;
 mod media;
 mod memory;
+mod migrating;
 mod nics;
 mod offers;
 mod parts;
@@ -48,10 +51,11 @@ mod video;
 use crate::background;
 use crate::boot::{Boot, Facts, Placed};
 use crate::chardev::Chardevs;
-use crate::cli::config::{Actions, BootOrder, Config, DeviceSpec, MachineKind};
+use crate::cli::config::{Actions, BootOrder, Config, DeviceSpec, Incoming, MachineKind};
 use crate::clock::GuestClock;
 use crate::gdb::{self, Listener, Resume};
 use crate::io_thread::{IoHandle, IoThread};
+use crate::migration::Migration;
 use crate::monitor::{Commands, Control, Events, Fault, Jobs, Kept, MonitorHost, RunState, SnapshotAction};
 use crate::nbd;
 use crate::net::Netdevs;
@@ -110,6 +114,10 @@ pub enum Request {
     Processor(Word),
     /// A processor's thread panicked.
     Died(u32),
+    /// Something that is to be done between two other requests.
+    Do(Box<dyn FnOnce(&Machine) + Send>),
+    /// The machine that was to arrive did not, for this reason.
+    Lost(String),
 }
 
 /// A machine. Locks are leaves: nothing is called while one is held.
@@ -163,6 +171,12 @@ pub struct Machine {
     nbd: Mutex<Option<nbd::Server>>,
     /// How the last dump went, and its bytes.
     last_dump_file: Mutex<Option<Option<u64>>>,
+    /// What is settled about migration, and how it goes.
+    migration: Arc<Migration>,
+    /// What the machine did before it was stopped to leave.
+    left_as: Mutex<RunState>,
+    /// The machine that arrives goes on, if it ran.
+    starts: AtomicBool,
 }
 
 /// Builds the machine that `config` describes and runs it to its end. The result is the process's exit status.
@@ -190,9 +204,12 @@ pub fn run(config: Config) -> Result<i32> {
         let server = gdb::start(endpoint, machine.clone(), Commands::new(chardevs.facts(&config)))?;
         *machine.debugger.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
     }
+    if let Some(Incoming::From(address)) = &config.incoming {
+        machine.begin_to_arrive(address, true).map_err(|fault| anyhow!("-incoming: {}", fault.desc))?;
+    }
     background::ready(&config)?;
     profiling::start(&machine).context("-profile: cannot start its thread")?;
-    let status = machine.control_loop(&requests, config.start_paused);
+    let status = machine.control_loop(&requests, config.start_paused || config.incoming.is_some());
     if config.engine.check != Check::Off {
         machine.report_checks();
     }
@@ -229,7 +246,8 @@ impl Machine {
         let netdevs = Netdevs::open(&config.netdevs, guest_clock, io.clone())?;
         let (memory, shadow) = (GuestMemory::new(ram.clone()), Shadow::new(ram.clone(), layout.rom));
         let events = Arc::new(Events::default());
-        let disks = Disks::new(memory.clone(), io.clone(), requests.clone(), events.clone());
+        let arrives = config.incoming.is_some();
+        let disks = Disks::new(memory.clone(), io.clone(), requests.clone(), events.clone(), !arrives);
         let parts = Parts {
             layout,
             memory: memory.clone(),
@@ -304,7 +322,7 @@ impl Machine {
             turns,
             clock,
             io,
-            media: Media::new(std::mem::take(&mut pc.drives.plugged), disks.clone(), config, events),
+            media: Media::new(std::mem::take(&mut pc.drives.plugged), disks.clone(), config, events.clone()),
             pc,
             disks,
             config: config.clone(),
@@ -316,7 +334,7 @@ impl Machine {
             inventory: Mutex::new(inventory),
             vcpus: Processors::new(vcpus, config.topology.processors() as usize),
             requests,
-            state: Mutex::new(RunState::Prelaunch),
+            state: Mutex::new(if arrives { RunState::InMigrate } else { RunState::Prelaunch }),
             last_dump: Mutex::new(None),
             listener: Mutex::default(),
             placed: Mutex::default(),
@@ -326,6 +344,9 @@ impl Machine {
             profile: config.profile.as_ref().map(|p| Profile::new(p, config.boot.kernel.as_deref())).transpose()?,
             nbd: Mutex::default(),
             last_dump_file: Mutex::default(),
+            migration: Migration::new(events.clone()),
+            left_as: Mutex::new(RunState::Prelaunch),
+            starts: AtomicBool::new(!config.start_paused),
         };
         let machine = Arc::new(machine);
         let weak = Arc::downgrade(&machine);

@@ -48,6 +48,9 @@ impl Chosen {
 impl Machine {
     /// Saves, restores or forgets. On the thread that runs the machine.
     pub(super) fn snapshot_here(&self, action: &SnapshotAction) -> Result<(), String> {
+        if !self.disks.active() {
+            return Err("the disks are another process's: the machine is to arrive, or has left".to_owned());
+        }
         match action {
             SnapshotAction::Save { tag, replace, place } => self.save(tag, *replace, &self.choose(place)?),
             SnapshotAction::Load { tag, place } => self.load(tag, &self.choose(place)?),
@@ -89,7 +92,7 @@ impl Machine {
     }
 
     /// Nothing that the guest asked for is under way any more. No processor runs.
-    fn quiesce(&self) {
+    pub(super) fn quiesce(&self) {
         loop {
             // What was posted; then what that asked of disks; then what their answers brought about.
             self.on_io(|_| ());
@@ -102,7 +105,7 @@ impl Machine {
     }
 
     /// Runs `work` on the I/O thread, between two of its rounds, and waits for it. `None`: the machine is ending.
-    fn on_io<R: Send + 'static>(&self, work: impl FnOnce(&Machine) -> R + Send + 'static) -> Option<R> {
+    pub(super) fn on_io<R: Send + 'static>(&self, work: impl FnOnce(&Machine) -> R + Send + 'static) -> Option<R> {
         let machine = self.this.get().and_then(Weak::upgrade)?;
         let (done, wait) = bounded(1);
         self.io.post(move || {
@@ -113,7 +116,7 @@ impl Machine {
     }
 
     /// What another machine must be like to take over this one's state.
-    fn makeup(&self) -> Makeup {
+    pub(super) fn makeup(&self) -> Makeup {
         let config = &self.config;
         let devices = self.pc.bus.devices().into_iter().map(|(name, device)| (name, device.name().to_owned()));
         let leaf = |(leaf, subleaf)| config.cpu.cpuid(leaf, subleaf, &Dynamic::default());
@@ -159,18 +162,23 @@ impl Machine {
         })
     }
 
-    /// The machine's state, written; bytes. On the I/O thread.
-    fn write_state(&self, writer: StateWriter) -> Result<u64, StreamError> {
-        let _closed = self.parts.input.close();
+    /// All but memory. On the I/O thread, with input closed.
+    pub(super) fn take_state(&self) -> Result<SavedMachine, StreamError> {
         let numbered = self.vcpus.numbered().into_iter();
         let processors = numbered.map(|(number, vcpu)| Some((number, vcpu.save()?))).collect::<Option<_>>();
         let ended = || StreamError::Host(std::io::Error::other("a processor's thread has ended"));
-        let saved = SavedMachine {
+        Ok(SavedMachine {
             makeup: self.makeup(),
             clock: SavedClock { guest_ns: self.clock.now_ns() },
             processors: processors.ok_or_else(ended)?,
             devices: self.pc.bus.save(),
-        };
+        })
+    }
+
+    /// The machine's state, written; bytes. On the I/O thread.
+    fn write_state(&self, writer: StateWriter) -> Result<u64, StreamError> {
+        let _closed = self.parts.input.close();
+        let saved = self.take_state()?;
         let mut out = Writer::new(BufWriter::with_capacity(PIECE, writer))?;
         saved.write(&mut out)?;
         save_memory(self.ram.file(), self.ram.size(), &mut out)?;
@@ -237,10 +245,15 @@ impl Machine {
 
     /// Becomes the machine of a state that was checked. On the I/O thread.
     fn put_state(&self, saved: &SavedMachine, view: &StateView) -> Result<(), String> {
-        let _closed = self.parts.input.close();
-        self.clock.set(saved.clock.guest_ns);
         let reader = BufReader::with_capacity(PIECE, view.reader());
         load_memory(reader, self.ram.file(), self.ram.size()).map_err(|e| e.to_string())?;
+        self.become_saved(saved)
+    }
+
+    /// Becomes the machine of a state that was checked, whose memory is there. On the I/O thread.
+    pub(super) fn become_saved(&self, saved: &SavedMachine) -> Result<(), String> {
+        let _closed = self.parts.input.close();
+        self.clock.set(saved.clock.guest_ns);
         for (vcpu, (_, state)) in self.vcpus.iter().zip(&saved.processors) {
             vcpu.load(state).map_err(|e| e.to_string())?;
         }

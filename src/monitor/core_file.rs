@@ -1,6 +1,7 @@
 //! Guest memory and registers as an ELF core file, for crash and gdb (ELF gABI chapter 5; the notes are laid out as Linux's
 //! `elf_prstatus` and as QEMU's `QEMUCPUState`, which crash looks for).
 
+use super::compressed_dump;
 use super::host::MonitorHost;
 use crate::cli::os_reason;
 use brolga::descriptors;
@@ -23,8 +24,19 @@ const PRSTATUS_REGISTERS: usize = 112;
 /// Where the process id is.
 const PRSTATUS_PID: usize = 32;
 
+/// Forms of dumps that can be written, by the names that QMP has for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DumpForm {
+    /// An ELF core file.
+    Elf,
+    /// makedumpfile's, flattened.
+    Zlib,
+    /// makedumpfile's.
+    RawZlib,
+}
+
 /// Writes physical memory, or `range` of it, to the file `name`. The machine stands still meanwhile.
-pub fn write(host: &dyn MonitorHost, name: &str, range: Option<Range<u64>>) -> Result<(), String> {
+pub fn write(host: &dyn MonitorHost, name: &str, range: Option<Range<u64>>, form: DumpForm) -> Result<(), String> {
     let pieces = pieces(&host.memory_map(), range);
     if pieces.is_empty() {
         return Err("there is no memory in that range".to_owned());
@@ -39,7 +51,16 @@ pub fn write(host: &dyn MonitorHost, name: &str, range: Option<Range<u64>>) -> R
             descriptors::create(path).map_err(|e| format!("Could not open '{path}': {}", os_reason(&e)))?
         }
     };
-    let written = host.while_paused(&mut || write_all(host, &file, &pieces).map_err(failed));
+    let compressed = |straight| {
+        let out = compressed_dump::Form::new(file.try_clone()?, straight)?;
+        compressed_dump::write(host, out, &pieces, &notes(host))
+    };
+    let write = || match form {
+        DumpForm::Elf => write_all(host, &file, &pieces),
+        DumpForm::Zlib => compressed(false),
+        DumpForm::RawZlib => compressed(true),
+    };
+    let written = host.while_paused(&mut || write().map_err(failed));
     host.note_dump(written.as_ref().ok().copied());
     written.map(drop)
 }
@@ -51,8 +72,8 @@ fn pieces(map: &[Range<u64>], wanted: Option<Range<u64>>) -> Vec<Range<u64>> {
     map.iter().map(cut).filter(|r| r.start < r.end).collect()
 }
 
-fn write_all(host: &dyn MonitorHost, file: &File, pieces: &[Range<u64>]) -> io::Result<u64> {
-    let mut out = BufWriter::new(file);
+/// Of each processor its registers, in the two forms that readers look for.
+fn notes(host: &dyn MonitorHost) -> Vec<u8> {
     let mut notes = Vec::new();
     for cpu in 0..host.cpus() {
         if let Some(registers) = host.registers(cpu) {
@@ -60,6 +81,12 @@ fn write_all(host: &dyn MonitorHost, file: &File, pieces: &[Range<u64>]) -> io::
             note(&mut notes, b"QEMU\0", 0, &qemu_state(&registers));
         }
     }
+    notes
+}
+
+fn write_all(host: &dyn MonitorHost, file: &File, pieces: &[Range<u64>]) -> io::Result<u64> {
+    let mut out = BufWriter::new(file);
+    let notes = notes(host);
     let headers = HEADER + PROGRAM_HEADER * (1 + pieces.len() as u64);
     out.write_all(&elf_header(1 + pieces.len() as u16))?;
     out.write_all(&program_header(PT_NOTE, headers, 0, notes.len() as u64))?;

@@ -1,5 +1,6 @@
 //! Events: what happens to the machine by itself, told to whoever listens (QMP clients).
 
+use super::commands::MIGRATION_STATES;
 use super::jobs;
 use super::types::{Enum, Object, Ty, member, optional};
 use serde_json::{Map, Value, json};
@@ -113,6 +114,9 @@ static BLOCK_JOB: Object = Object::new(
 static BLOCK_JOB_PENDING: Object =
     Object::new("BLOCK_JOB_PENDING-data", &[member("type", Ty::Enum(&jobs::KINDS)), member("id", Ty::Str)]);
 
+static MIGRATION: Object = Object::new("MIGRATION-data", &[member("status", Ty::Enum(&MIGRATION_STATES))]);
+static MIGRATION_PASS: Object = Object::new("MIGRATION_PASS-data", &[member("pass", Ty::Int)]);
+
 static EXPORT_DELETED: Object = Object::new("BLOCK_EXPORT_DELETED-data", &[member("id", Ty::Str)]);
 
 const fn kind(name: &'static str, data: Option<&'static Object>) -> Kind {
@@ -150,6 +154,8 @@ pub static KINDS: &[Kind] = &[
     kind("BLOCK_JOB_READY", Some(&BLOCK_JOB)),
     kind("BLOCK_JOB_PENDING", Some(&BLOCK_JOB_PENDING)),
     kind("BLOCK_EXPORT_DELETED", Some(&EXPORT_DELETED)),
+    kind("MIGRATION", Some(&MIGRATION)),
+    kind("MIGRATION_PASS", Some(&MIGRATION_PASS)),
 ];
 
 /// Who hears of events.

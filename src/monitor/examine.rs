@@ -2,7 +2,6 @@
 
 use super::host::MonitorHost;
 use brolga_jit::Registers;
-use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
 /// Most items shown by one command.
 const MOST: usize = 65536;
@@ -50,13 +49,23 @@ impl Format {
     }
 }
 
-/// One number of `size` bytes.
+/// Columns of a number of `size` bytes.
+fn width(kind: char, size: usize) -> usize {
+    match kind {
+        'o' => (8 * size).div_ceil(3),
+        'u' | 'd' => (8 * 10 * size).div_ceil(33),
+        _ => 0,
+    }
+}
+
+/// One number of `size` bytes. Only those of 8 bytes have a sign, as in QEMU.
 pub fn show(value: u64, kind: char, size: usize) -> String {
     let bits = 8 * size as u32;
     let value = if bits < 64 { value & ((1 << bits) - 1) } else { value };
     match kind {
-        'd' => format!("{}", ((value << (64 - bits)) as i64) >> (64 - bits)),
+        'd' => format!("{}", value as i64),
         'u' => format!("{value}"),
+        'o' if value == 0 => "0".to_owned(),
         'o' => format!("0{value:o}"),
         'c' => format!("'{}'", (value as u8).escape_ascii()),
         _ => format!("0x{value:0width$x}", width = 2 * size),
@@ -97,14 +106,14 @@ impl Reader<'_> {
         let mut bytes = vec![0; format.count * format.size];
         let have = self.read(address, &mut bytes) / format.size * format.size;
         let per_line = if format.kind == 'c' { 8 } else { 16 / format.size };
+        let width = width(format.kind, format.size);
         let mut out = String::new();
         for (i, line) in bytes[..have].chunks(per_line * format.size).enumerate() {
             let at = address.wrapping_add((i * per_line * format.size) as u64);
             out += &format!("{at:016x}:");
             for item in line.chunks(format.size) {
                 let value = item.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b));
-                out.push(' ');
-                out += &show(value, format.kind, format.size);
+                out += &format!(" {:>width$}", show(value, format.kind, format.size));
             }
             out.push('\n');
         }
@@ -118,26 +127,9 @@ impl Reader<'_> {
     fn disassemble(&self, address: u64, count: usize, registers: Option<&Registers>) -> String {
         let mut bytes = vec![0; count * LONGEST_INSTRUCTION];
         let have = self.read(address, &mut bytes);
-        let mut decoder = Decoder::with_ip(bitness(registers), &bytes[..have], address, DecoderOptions::NONE);
-        let mut formatter = IntelFormatter::new();
-        let options = formatter.options_mut();
-        options.set_hex_prefix("0x");
-        options.set_hex_suffix("");
-        options.set_uppercase_hex(false);
-        options.set_branch_leading_zeros(false);
-        options.set_space_after_operand_separator(true);
-        options.set_show_branch_size(false);
-        let mut out = String::new();
-        let mut shown = 0;
-        while shown < count && decoder.can_decode() {
-            let at = decoder.ip();
-            let instruction = decoder.decode();
-            let mut text = String::new();
-            formatter.format(&instruction, &mut text);
-            out += &format!("0x{at:016x}:  {text}\n");
-            shown += 1;
-        }
-        if shown < count {
+        let shown = brolga_jit::instructions(bytes.get(..have).unwrap_or_default(), address, bitness(registers), count);
+        let mut out = shown.concat();
+        if shown.len() < count {
             out += &format!("Cannot access memory at address {:#x}\n", address.wrapping_add(have as u64));
         }
         out
@@ -172,7 +164,8 @@ mod tests {
 
     #[test]
     fn numbers() {
-        assert_eq!(show(0xfffe, 'd', 2), "-2");
+        assert_eq!(show(0xfffe, 'd', 2), "65534");
+        assert_eq!((show(0, 'o', 2), width('o', 4), width('d', 4), width('u', 8)), ("0".to_owned(), 11, 10, 20));
         assert_eq!(show(0xfffe, 'x', 4), "0x0000fffe");
         assert_eq!(show(u64::MAX, 'd', 8), "-1");
         assert_eq!(show(u64::MAX, 'u', 1), "255");

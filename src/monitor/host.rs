@@ -4,6 +4,7 @@ use super::Commands;
 use super::block_work::BlockWork;
 use super::events::Events;
 use super::jobs::Jobs;
+use super::migrating::Migrating;
 use super::plugging::Plugging;
 use crate::cli::config::Actions;
 use brolga_devices::services::Reception;
@@ -153,23 +154,40 @@ pub enum RunState {
     SaveVm,
     /// Its state is being brought back.
     RestoreVm,
+    /// It is to arrive from another process.
+    InMigrate,
+    /// It stands, to leave for another process.
+    FinishMigrate,
+    /// It has left for another process.
+    PostMigrate,
 }
 
 impl RunState {
+    /// All of them, by the names of `query-status`.
+    const ALL: [(&'static str, Self); 13] = [
+        ("running", Self::Running),
+        ("prelaunch", Self::Prelaunch),
+        ("paused", Self::Paused),
+        ("debug", Self::Debug),
+        ("io-error", Self::IoError),
+        ("shutdown", Self::Shutdown),
+        ("guest-panicked", Self::Panicked),
+        ("watchdog", Self::Watchdog),
+        ("save-vm", Self::SaveVm),
+        ("restore-vm", Self::RestoreVm),
+        ("inmigrate", Self::InMigrate),
+        ("finish-migrate", Self::FinishMigrate),
+        ("postmigrate", Self::PostMigrate),
+    ];
+
     /// As `query-status` names it.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Prelaunch => "prelaunch",
-            Self::Paused => "paused",
-            Self::Debug => "debug",
-            Self::IoError => "io-error",
-            Self::Shutdown => "shutdown",
-            Self::Panicked => "guest-panicked",
-            Self::Watchdog => "watchdog",
-            Self::SaveVm => "save-vm",
-            Self::RestoreVm => "restore-vm",
-        }
+        Self::ALL.iter().find(|(_, state)| *state == self).map_or("internal-error", |(name, _)| name)
+    }
+
+    /// The one that `query-status` names so.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, state)| *state)
     }
 }
 
@@ -186,6 +204,10 @@ pub enum Topic {
     Roms,
     /// Memory and port maps.
     Mtree,
+    /// The same, each address once.
+    FlatMtree,
+    /// Pieces of memory, and where they are in this process.
+    RamBlocks,
     /// Network cards and their host ends.
     Network,
     /// How often interrupt lines were raised.
@@ -349,9 +371,14 @@ pub trait CharHost: Send + Sync {
 }
 
 /// The machine as a monitor sees it. Methods may wait for vCPUs to reach a safe point, never for the guest.
-pub trait MonitorHost: Plugging + BlockWork {
+pub trait MonitorHost: Plugging + BlockWork + Migrating {
     /// Does `what`.
     fn control(&self, what: Control);
+    /// Lets the guest go on, or says why it cannot.
+    fn cont(&self) -> Result<(), String> {
+        self.control(Control::Continue);
+        Ok(())
+    }
     /// Keeps the machine's state, brings it back or forgets it; or says why not.
     fn snapshot(&self, action: &SnapshotAction) -> Result<(), String>;
     /// The same, as a job called `id`.

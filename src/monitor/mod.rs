@@ -4,6 +4,7 @@
 mod block_work;
 mod call;
 mod commands;
+mod compressed_dump;
 mod core_file;
 mod events;
 mod examine;
@@ -13,6 +14,7 @@ mod hmp;
 mod host;
 mod jobs;
 mod line;
+mod migrating;
 mod paging;
 mod plugging;
 mod qcode;
@@ -30,6 +32,7 @@ pub use host::{
     PciInfo, PciRegion, Pointer, RunState, SnapshotAction, Topic,
 };
 pub use jobs::{Busy, JobSpec, Jobs, Progress, Word};
+pub use migrating::Migrating;
 pub use plugging::{DeviceInfo, LiveProperty, ObjectInfo, Plugging};
 pub use qmp::{Qmp, settle};
 

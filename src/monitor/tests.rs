@@ -3,17 +3,19 @@
 use super::block_work::BlockWork;
 use super::call::{Call, State};
 use super::host::*;
+use super::migrating::Migrating;
 use super::plugging::{DeviceInfo, Plugging};
 use super::types::Ty;
 use super::{Commands, Events, Facts, Fault, JobSpec, Jobs, hmp, qmp, table};
 use crate::cli::config::Actions;
 use crate::cli::tests::with;
+use crate::migration::{Address, Migration};
 use brolga_devices::services::Reception;
 use brolga_devices::vga::Picture;
 use brolga_jit::Registers;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 /// 8 KiB of memory at 0x1000 holding its own addresses' low bytes; linear = physical + 0x10000.
@@ -28,9 +30,19 @@ struct Fake {
     events: Arc<Events>,
     jobs: Arc<Jobs>,
     texts: Mutex<Vec<String>>,
+    migration: OnceLock<Arc<Migration>>,
 }
 
 impl BlockWork for Fake {}
+
+impl Migrating for Fake {
+    fn migration(&self) -> &Arc<Migration> {
+        self.migration.get_or_init(|| Migration::new(self.events.clone()))
+    }
+    fn migrate(&self, address: Address) -> Result<(), Fault> {
+        Err(Fault::new(format!("{address:?}")))
+    }
+}
 
 impl Plugging for Fake {
     fn device_add(&self, value: &str) -> Result<(), Fault> {
@@ -347,7 +359,7 @@ fn memory_dumps() {
     );
     assert_eq!(say("xp/2xg 0x2ff8"), "0000000000002ff8: 0xfffefdfcfbfaf9f8\nCannot access memory at address 0x3000\n");
     assert_eq!(say("x 0"), "Cannot access memory at address 0x0\n");
-    assert_eq!(say("xp/1i 0x1000"), "0x0000000000001000:  add [rcx], al\n");
+    assert_eq!(say("xp/1i 0x1000"), "0x00001000:  00 01                    addb     %al, (%rcx)\n");
     assert_eq!(say("x/z 0"), "Error: 'z' is not a format (x d u o c i) or size (b h w g)\n");
     assert_eq!(say("x"), "x: addr expected\nTry \"help x\" for more information\n");
     assert_eq!(say("gva2gpa 0x11000"), "gpa: 0x1000\n");

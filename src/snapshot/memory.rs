@@ -2,7 +2,7 @@
 //!
 //! Payload of a section: offset in the memory file (64 bits), bytes (64 bits), the bytes, packed.
 
-use super::stream::{Reader, StreamError, Writer, pack, unpack};
+use super::stream::{Reader, Section, StreamError, Writer, pack, unpack};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use std::fs::File;
@@ -10,9 +10,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 
 const MEMORY: [u8; 4] = *b"memo";
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// Bytes of a run, at most.
-const RUN: u64 = 1 << 20;
+pub(super) const RUN: u64 = 1 << 20;
 
 /// Writes what is not zero of the first `size` bytes of a memory file.
 pub fn save_memory<W: Write>(file: &File, size: u64, out: &mut Writer<W>) -> Result<(), StreamError> {
@@ -32,7 +32,7 @@ pub fn save_memory<W: Write>(file: &File, size: u64, out: &mut Writer<W>) -> Res
 }
 
 /// The next stretch from `at` on that the host holds anything for.
-fn data(file: &File, at: u64, size: u64) -> Result<Option<(u64, u64)>, StreamError> {
+pub(super) fn data(file: &File, at: u64, size: u64) -> Result<Option<(u64, u64)>, StreamError> {
     let host = |errno: Errno| StreamError::Host(errno.into());
     if at >= size {
         return Ok(None);
@@ -62,7 +62,8 @@ fn save_runs<W: Write>(at: u64, bytes: &[u8], out: &mut Writer<W>) -> Result<(),
     save_run(at, bytes, run, out)
 }
 
-fn save_run<W: Write>(
+/// Writes the part of `bytes`, which begin at `at`, that `run` says, if it says any.
+pub(super) fn save_run<W: Write>(
     at: u64,
     bytes: &[u8],
     run: Option<(usize, usize)>,
@@ -77,6 +78,22 @@ fn save_run<W: Write>(
     out.section(MEMORY, &payload)
 }
 
+/// The run in a section's payload: its offset, and its bytes.
+fn run(payload: &[u8], size: u64) -> Result<(u64, Vec<u8>), StreamError> {
+    let wrong = |why| StreamError::malformed(MEMORY, why);
+    let (offset, rest) = payload.split_first_chunk().ok_or_else(|| wrong("it has no address"))?;
+    let (len, packed) = rest.split_first_chunk().ok_or_else(|| wrong("it has no length"))?;
+    let (offset, len) = (u64::from_le_bytes(*offset), u64::from_le_bytes(*len));
+    if len > RUN || offset.checked_add(len).is_none_or(|end| end > size) {
+        return Err(wrong("it lies outside of memory"));
+    }
+    let bytes = unpack(MEMORY, packed)?;
+    match bytes.len() as u64 == len {
+        true => Ok((offset, bytes)),
+        false => Err(wrong("its length is wrong")),
+    }
+}
+
 /// Calls `f` with each run, by its offset, to the end of the stream.
 pub(super) fn each<R: Read>(
     reader: &mut Reader<R>,
@@ -87,20 +104,24 @@ pub(super) fn each<R: Read>(
         if kind != MEMORY {
             return Err(StreamError::malformed(kind, "only memory should be there"));
         }
-        let wrong = |why| StreamError::malformed(MEMORY, why);
-        let (offset, rest) = payload.split_first_chunk().ok_or_else(|| wrong("it has no address"))?;
-        let (len, packed) = rest.split_first_chunk().ok_or_else(|| wrong("it has no length"))?;
-        let (offset, len) = (u64::from_le_bytes(*offset), u64::from_le_bytes(*len));
-        if len > RUN || offset.checked_add(len).is_none_or(|end| end > size) {
-            return Err(wrong("it lies outside of memory"));
-        }
-        let bytes = unpack(MEMORY, packed)?;
-        if bytes.len() as u64 != len {
-            return Err(wrong("its length is wrong"));
-        }
+        let (offset, bytes) = run(&payload, size)?;
         f(offset, &bytes)?;
     }
     Ok(())
+}
+
+/// Fills the first `size` bytes of a memory file from the runs that come next, in the order in which they come; the section
+/// behind them.
+pub(super) fn receive<R: Read>(reader: &mut Reader<R>, file: &File, size: u64) -> Result<Section, StreamError> {
+    clear(file, size)?;
+    while let Some((kind, payload)) = reader.next()? {
+        if kind != MEMORY {
+            return Ok((kind, payload));
+        }
+        let (offset, bytes) = run(&payload, size)?;
+        file.write_all_at(&bytes, offset)?;
+    }
+    Err(StreamError::Truncated)
 }
 
 /// Fills the first `size` bytes of a memory file from a stream, which was read before.

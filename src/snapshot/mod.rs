@@ -4,9 +4,13 @@
 //! machine changes.
 
 mod memory;
+mod moving;
+mod precopy;
 mod stream;
 
 pub use memory::{load_memory, save_memory};
+pub use moving::{Arrival, Arriving, Terms, depart, set_out};
+pub use precopy::{MemoryCopy, Pass};
 pub use stream::{StreamError, Writer};
 
 use crate::vcpu::SavedThread;
@@ -104,8 +108,13 @@ fn get<T: DeserializeOwned>(kind: [u8; 4], payload: &[u8]) -> Result<T, StreamEr
 impl SavedMachine {
     /// Writes it to the beginning of a stream, which memory follows in.
     pub fn write<W: Write>(&self, out: &mut Writer<W>) -> Result<(), StreamError> {
-        let Self { makeup, clock, processors, devices } = self;
-        put(out, MACHINE, makeup)?;
+        put(out, MACHINE, &self.makeup)?;
+        self.write_state(out)
+    }
+
+    /// The same without what it is made of.
+    fn write_state<W: Write>(&self, out: &mut Writer<W>) -> Result<(), StreamError> {
+        let Self { makeup: _, clock, processors, devices } = self;
         put(out, CLOCK, clock)?;
         put(out, PROCESSORS, processors)?;
         put(out, DEVICES, devices)

@@ -8,6 +8,8 @@ use std::io::{self, Read, Write};
 
 const MAGIC: [u8; 16] = *b"brolga machine\r\n";
 const VERSION: u32 = 1;
+/// What QEMU's streams begin with.
+const QEMU: &[u8] = b"QEVM";
 const END: [u8; 4] = *b"end ";
 /// A larger section is refused.
 const MOST: u64 = 256 << 20;
@@ -22,6 +24,9 @@ pub enum StreamError {
     /// Not ours.
     #[error("it was not saved by Brolga")]
     Foreign,
+    /// QEMU's.
+    #[error("it is QEMU's, whose form this program does not read; the other side has to be Brolga too")]
+    Qemu,
     /// Another version's.
     #[error("it has version {0} of the format, and this program reads version {VERSION}")]
     Version(u32),
@@ -120,6 +125,11 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// What was written is on its way.
+    pub fn flush(&mut self) -> Result<(), StreamError> {
+        Ok(self.out.flush()?)
+    }
+
     /// Ends the stream.
     pub fn finish(mut self) -> Result<W, StreamError> {
         self.section(END, &self.sections.to_le_bytes())?;
@@ -129,7 +139,7 @@ impl<W: Write> Writer<W> {
 }
 
 /// A section's kind and payload.
-type Section = ([u8; 4], Vec<u8>);
+pub(super) type Section = ([u8; 4], Vec<u8>);
 
 /// A stream that is read.
 pub(super) struct Reader<R> {
@@ -150,6 +160,9 @@ impl<R: Read> Reader<R> {
             Err(StreamError::Truncated) => return Err(StreamError::Foreign),
             other => other?,
         };
+        if magic.starts_with(QEMU) {
+            return Err(StreamError::Qemu);
+        }
         if magic != MAGIC {
             return Err(StreamError::Foreign);
         }

@@ -104,7 +104,7 @@ fn every_flipped_bit_is_noticed() {
 #[test]
 fn foreign_bytes_and_other_versions_are_named() {
     let qemu = *b"QEVM\0\0\0\x03\x07\0\0\0\x0cpc-i440fx-10.0";
-    assert!(matches!(SavedMachine::read(&qemu[..], SIZE), Err(StreamError::Foreign)));
+    assert!(matches!(SavedMachine::read(&qemu[..], SIZE), Err(StreamError::Qemu)));
     let mut bytes = stream();
     bytes[16] = 9;
     assert!(matches!(SavedMachine::read(&bytes[..], SIZE), Err(StreamError::Version(9))));
@@ -199,4 +199,41 @@ fn machines_that_differ_say_in_what() {
     one(Makeup { devices: vec![], ..makeup() }, "without the device pit");
     let more = [makeup().devices, vec![("hpet".into(), "hpet".into())]].concat();
     one(Makeup { devices: more, ..makeup() }, "the device hpet (hpet), which is not here");
+}
+
+/// Several passes over memory that changes between them.
+#[test]
+fn what_changes_is_sent_again_and_nothing_else() {
+    let (file, told) = (memory_file(), Pass::default());
+    fill(&file);
+    let mut out = Writer::new(Vec::new()).unwrap();
+    set_out(&mut out, &makeup(), Terms { answer: true }).unwrap();
+    let mut copy = MemoryCopy::new(SIZE, 5);
+    let first = copy.pass(&file, &mut out, &told).unwrap();
+    assert!(first > 70 && told.zero.load(std::sync::atomic::Ordering::Relaxed) + first == SIZE / 4096);
+    assert_eq!(copy.pass(&file, &mut out, &told).unwrap(), 0);
+    file.write_all_at(&[9; 8192], 0x8000).unwrap();
+    file.write_all_at(&[1], SIZE - 1).unwrap();
+    // What becomes zero is sent too, whether the host holds zeroes or nothing.
+    file.write_all_at(&[0; 4096], 4096).unwrap();
+    let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, hole, (1 << 20) + 102_400, 8192).unwrap();
+    assert_eq!(copy.pass(&file, &mut out, &told).unwrap(), 6);
+    assert_eq!(copy.pass(&file, &mut out, &told).unwrap(), 0);
+    let bytes = depart(out, &machine(), "running").unwrap();
+    let other = memory_file();
+    other.write_all_at(&[3; SIZE as usize], 0).unwrap();
+    let arriving = Arriving::new(&bytes[..]).unwrap();
+    assert!(arriving.terms.answer && arriving.makeup == makeup());
+    let arrival = arriving.receive(&other, SIZE).unwrap();
+    assert_eq!((arrival.saved, arrival.state.as_str()), (machine(), "running"));
+    assert!(content(&file) == content(&other));
+    for at in (0..300).chain((300..bytes.len()).step_by(1499)) {
+        let cut = Arriving::new(&bytes[..at]).and_then(|arriving| arriving.receive(&other, SIZE).map(drop));
+        assert!(matches!(cut, Err(StreamError::Truncated | StreamError::Foreign)), "{at}");
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1 << (at % 8);
+        let flipped = Arriving::new(&bytes[..]).and_then(|arriving| arriving.receive(&other, SIZE).map(drop));
+        assert!(flipped.is_err(), "byte {at}");
+    }
 }

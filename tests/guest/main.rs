@@ -17,6 +17,7 @@ mod harness;
 mod hotplug;
 mod kernels;
 mod lsi;
+mod migration;
 mod network;
 mod peripherals;
 mod ports;

@@ -28,7 +28,7 @@ fn echo_server() -> u16 {
 }
 
 /// The work: each step writes its number and the sum of all so far to a sector of its own, and says so.
-const WORK: &str = "cat >/w.sh <<'END'
+pub const WORK: &str = "cat >/w.sh <<'END'
 n=0; sum=0
 while :; do
   n=$((n+1)); sum=$(((sum*31+n)%1000003))
@@ -55,7 +55,7 @@ fn read(guest: &mut Guest) -> Option<u64> {
 
 /// Waits for the work's next line; it has to be right.
 #[track_caller]
-fn next(guest: &mut Guest) -> u64 {
+pub fn next(guest: &mut Guest) -> u64 {
     read(guest).expect("a line that is right")
 }
 
@@ -72,7 +72,7 @@ fn goes_back(guest: &mut Guest, mut last: u64) -> u64 {
 
 /// Follows the work until it has come to `n`: where it is.
 #[track_caller]
-fn follow(guest: &mut Guest, n: u64) -> u64 {
+pub fn follow(guest: &mut Guest, n: u64) -> u64 {
     loop {
         let now = next(guest);
         if now >= n {
@@ -83,7 +83,7 @@ fn follow(guest: &mut Guest, n: u64) -> u64 {
 
 /// The disk has what every step so far wrote, and nothing of steps that were undone.
 #[track_caller]
-fn check_disk(guest: &mut Guest, least: u64) {
+pub fn check_disk(guest: &mut Guest, least: u64) {
     guest.send("\x03");
     guest.expect("/ # ", COMMAND);
     guest.run("sync; echo 3 >/proc/sys/vm/drop_caches");

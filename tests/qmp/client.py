@@ -26,6 +26,15 @@ async def main(path):
         assert all(answer == answers[0] for answer in answers)
         text = await client.execute("human-monitor-command", {"command-line": "info status"})
         assert text == "VM status: running\r\n", text
+        on = [{"capability": "events", "state": True}]
+        await client.execute("migrate-set-capabilities", {"capabilities": on})
+        with client.listener("MIGRATION") as moves:
+            await client.execute("migrate", {"uri": "exec:cat >/dev/null"})
+            async for event in moves:
+                said.append(event["data"]["status"])
+                if said[-1] == "completed":
+                    break
+        said += [(await heard.get())["event"], (await client.execute("query-status"))["status"]]
         await client.execute("quit")
         said.append((await heard.get())["event"])
     try:

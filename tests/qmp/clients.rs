@@ -21,6 +21,9 @@ fn qemus_python_library() {
     let output = Command::new("timeout").arg("60").arg(python()).arg(script).arg(socket).output().expect("timeout(1)");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "running paused STOP RESUME CommandNotFound SHUTDOWN\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "running paused STOP RESUME CommandNotFound setup active device completed STOP postmigrate SHUTDOWN\n"
+    );
     assert!(machine.ends().success());
 }

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 type Answer = Result<Value, (String, String)>;
 
 /// Runs a command that a descriptor comes along with.
-fn hand(client: &mut Client, command: &str, arguments: Value, descriptor: &impl AsFd) -> Answer {
+pub fn hand(client: &mut Client, command: &str, arguments: Value, descriptor: &impl AsFd) -> Answer {
     let message = format!("{}\n", json!({ "execute": command, "arguments": arguments, "id": command }));
     let descriptors = [descriptor.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -42,14 +42,18 @@ pub struct Machine {
 impl Machine {
     /// A guest that halts at once, with a QMP socket. `args` may say `-S`.
     pub fn start(name: &str, args: &[&str]) -> Self {
-        let scratch = Scratch::new(name);
         // cli; hlt; jmp back to hlt.
         let loader =
             ["-device", "loader,data=0xfdebf4fa,data-len=4,addr=0x1000", "-device", "loader,addr=0x1000,cpu-num=0"];
+        Self::start_plain(name, &[&loader, args].concat())
+    }
+
+    /// A guest that `args` say all about.
+    pub fn start_plain(name: &str, args: &[&str]) -> Self {
+        let scratch = Scratch::new(name);
         let child = Command::new(env!("CARGO_BIN_EXE_brolga"))
             .args(["-m", "16", "-display", "none", "-nodefaults"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", scratch.path("qmp"))])
-            .args(loader)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

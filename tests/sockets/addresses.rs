@@ -70,3 +70,35 @@ fn a_free_port_is_looked_for() {
     monitor.write_all(b"quit\r").expect("a monitor");
     machine.ends();
 }
+
+/// Sockets that are in no file system: both forms of the name, for a monitor and for a serial port that connects.
+#[test]
+fn names_without_a_file() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+    let name = format!("brolga-test-{}", std::process::id());
+    let far = UnixListener::bind_addr(&SocketAddr::from_abstract_name(format!("{name}-far")).unwrap()).expect("a name");
+    let _machine = Machine::start(&[
+        "-chardev",
+        &format!("socket,id=m,path={name},abstract=on,tight=off,server=on,wait=off"),
+        "-mon",
+        "chardev=m",
+        "-serial",
+        &format!("unix:{name}-far,abstract=on"),
+    ]);
+    far.accept().expect("it connects");
+    // Without tight the name is as long as names can be.
+    let long = format!("{name:\0<107}");
+    let start = std::time::Instant::now();
+    let mut monitor = loop {
+        match UnixStream::connect_addr(&SocketAddr::from_abstract_name(&long).unwrap()) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(start.elapsed() < LONG, "{e}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    monitor.set_read_timeout(Some(LONG)).expect("a socket");
+    monitor.write_all(b"info chardev\n").expect("it listens");
+    read_until(&mut monitor, &format!("unix:{name},abstract,server=on"));
+    read_until(&mut monitor, &format!("unix:{name}-far,abstract,tight"));
+}

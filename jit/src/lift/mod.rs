@@ -23,7 +23,7 @@ mod system;
 mod vector;
 mod x87;
 
-pub use disasm::{disassemble, disassemble_host};
+pub use disasm::{disassemble, disassemble_host, instructions};
 
 use crate::cpuid::CpuModel;
 use crate::fault::vector as vec_no;

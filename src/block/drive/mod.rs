@@ -81,6 +81,28 @@ impl Default for DriveOptions {
 }
 
 impl DriveOptions {
+    /// How its image is opened.
+    fn to_open(&self) -> OpenOptions {
+        OpenOptions {
+            format: self.format,
+            read_only: self.read_only || self.snapshot,
+            lock: self.lock,
+            cache: self.cache,
+            tables: self.tables,
+            backing: self.backing != Backing::None,
+            over: match &self.backing {
+                Backing::Given(layer) => Some(layer.clone()),
+                Backing::Named | Backing::None => None,
+            },
+            ..OpenOptions::default()
+        }
+    }
+
+    /// How its image is opened while it is another process's.
+    fn to_look_at(&self) -> OpenOptions {
+        OpenOptions { read_only: true, lock: false, ..self.to_open() }
+    }
+
     /// Whether the options fit together.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: &str| Err(BlockError::Invalid { what: what.to_string() });
@@ -111,22 +133,54 @@ impl Drive {
     /// Opens the image at `path` as `options` say.
     pub fn open(path: &Path, options: &DriveOptions) -> Result<Drive> {
         options.check()?;
-        let open_options = OpenOptions {
-            format: options.format,
-            read_only: options.read_only || options.snapshot,
-            lock: options.lock,
-            cache: options.cache,
-            tables: options.tables,
-            backing: options.backing != Backing::None,
-            over: match &options.backing {
-                Backing::Given(layer) => Some(layer.clone()),
-                Backing::Named | Backing::None => None,
-            },
-            ..OpenOptions::default()
-        };
-        let image = open(path, &open_options)?;
+        let image = open(path, &options.to_open())?;
         let image = if options.snapshot && !options.read_only { overlay::over(image)? } else { image };
         Ok(Drive::of(image, options))
+    }
+
+    /// Opens an image that another process writes for now: nothing is read of it but what it is like, and nothing written,
+    /// before [`Drive::activate`]. One that is not to be written is opened as ever.
+    pub fn open_inactive(path: &Path, options: &DriveOptions) -> Result<Drive> {
+        options.check()?;
+        if options.read_only || options.snapshot {
+            return Drive::open(path, options);
+        }
+        let drive = Drive::of(open(path, &options.to_look_at())?, options);
+        drive.backend.set_active(false);
+        Ok(drive)
+    }
+
+    /// Whether its image is this process's.
+    pub fn is_active(&self) -> bool {
+        self.backend.is_active()
+    }
+
+    /// Makes all durable and lets go of the image, at `path`, so that another process can write it. No request may be under
+    /// way, and none may come.
+    pub fn deactivate(&self, path: &Path) -> Result<()> {
+        if self.options.snapshot || self.backend.read_only() || !self.is_active() {
+            return Ok(());
+        }
+        let image = self.image();
+        self.backend.flush()?;
+        if let Image::Qcow2(image) = &image {
+            image.close()?;
+        }
+        let options = OpenOptions { format: Some(image.format()), ..self.options.to_look_at() };
+        self.replace(open(path, &options)?);
+        self.backend.set_active(false);
+        Ok(())
+    }
+
+    /// Takes over the image, at `path`, which another process has let go of.
+    pub fn activate(&self, path: &Path) -> Result<()> {
+        if self.is_active() {
+            return Ok(());
+        }
+        let options = OpenOptions { format: Some(self.image().format()), ..self.options.to_open() };
+        self.replace(open(path, &options)?);
+        self.backend.set_active(true);
+        Ok(())
     }
 
     /// The drive that an open image is; of `options` only what concerns requests counts.

@@ -4,6 +4,7 @@ use super::DriveOptions;
 use super::filter::Filter;
 use crate::block::{BlockBackend, Extent, Image, Preallocation, Result, Transfer, total};
 use std::io::{IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Who has to know of changes to a disk: a copy that is being made of it.
@@ -24,12 +25,14 @@ struct Now {
 /// The disk. The lock is a leaf: requests take what is there when they begin.
 pub(super) struct Switch {
     now: RwLock<Now>,
+    /// The image is this process's. Otherwise it is open for reading only, of which devices know nothing.
+    active: AtomicBool,
 }
 
 impl Switch {
     pub(super) fn new(image: Image, options: &DriveOptions) -> Self {
         let backend = Arc::new(Filter::new(image.clone(), options));
-        Self { now: RwLock::new(Now { image, backend, watcher: None }) }
+        Self { now: RwLock::new(Now { image, backend, watcher: None }), active: AtomicBool::new(true) }
     }
 
     fn now(&self) -> Now {
@@ -50,6 +53,15 @@ impl Switch {
         let backend = Arc::new(Filter::new(image.clone(), options));
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
         (now.image, now.backend) = (image, backend);
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.active.load(Ordering::SeqCst)
+    }
+
+    /// Whether the image is this process's from now on.
+    pub(super) fn set_active(&self, active: bool) {
+        self.active.store(active, Ordering::SeqCst);
     }
 
     /// Whoever has to know of changes from now on.
@@ -73,7 +85,8 @@ impl BlockBackend for Switch {
     }
 
     fn read_only(&self) -> bool {
-        self.backend().read_only()
+        // Only one that is to be written is ever inactive.
+        self.is_active() && self.backend().read_only()
     }
 
     fn readv(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {

@@ -58,6 +58,7 @@ impl Disks {
         {
             let mut names = locked(&disk.0.names);
             names.path = path.display().to_string();
+            names.place = super::place(&path);
             names.node = node.unwrap_or_else(|| self.next_name());
             names.file_node = file_node.unwrap_or_else(|| self.next_name());
         }

@@ -64,7 +64,8 @@ static RING_WRAPPER: Object = Object::new("ChardevRingbufWrapper", &[member("dat
 static SOCKET_WRAPPER: Object = Object::new("ChardevSocketWrapper", &[member("data", Ty::Object(&SOCKET))]);
 static UDP_WRAPPER: Object = Object::new("ChardevUdpWrapper", &[member("data", Ty::Object(&UDP))]);
 
-static ADDRESS_KINDS: Enum = Enum { name: "SocketAddressType", values: &["inet", "unix", "fd"] };
+/// Kinds of sockets.
+pub static ADDRESS_KINDS: Enum = Enum { name: "SocketAddressType", values: &["inet", "unix", "fd"] };
 pub static ADDRESS: Object = Object::new("SocketAddressLegacy", &[member("type", Ty::Enum(&ADDRESS_KINDS))])
     .with("type", &[("inet", &INET_WRAPPER), ("unix", &UNIX_WRAPPER), ("fd", &FD_WRAPPER)]);
 static INET: Object = Object::new("InetSocketAddress", &[member("host", Ty::Str), member("port", Ty::Str)]);

@@ -90,7 +90,8 @@ fn cont(call: &mut Call<'_>) -> Outcome {
     if call.host.run_state() == RunState::Shutdown {
         return Err("Resetting the Virtual Machine is required".into());
     }
-    control(call, Control::Continue)
+    call.host.cont()?;
+    Ok(Value::Null)
 }
 
 fn query_status(call: &mut Call<'_>) -> Outcome {

@@ -3,8 +3,6 @@
 use super::about::{processor, text};
 use crate::cli::os_reason;
 use crate::monitor::call::Call;
-use crate::monitor::core_file;
-use crate::monitor::events::DUMP;
 use crate::monitor::examine::{Format, Reader, show};
 use crate::monitor::expression::evaluate;
 use crate::monitor::fault::{Class, Fault};
@@ -22,9 +20,6 @@ const CHUNK: u64 = 64 << 10;
 static SUMMARY: Object =
     Object::new("MemoryInfo", &[member("base-memory", Ty::Int), optional("plugged-memory", Ty::Int)]);
 static BALLOON: Object = Object::new("BalloonInfo", &[member("actual", Ty::Int)]);
-static FORMATS: Enum = Enum { name: "DumpGuestMemoryFormat", values: &["elf"] };
-static CAPABILITY: Object =
-    Object::new("DumpGuestMemoryCapability", &[member("formats", Ty::Array(&Ty::Enum(&FORMATS)))]);
 static POLICIES: Enum = Enum { name: "HostMemPolicy", values: &["default", "preferred", "bind", "interleave"] };
 static BACKEND: Object = Object::new(
     "Memdev",
@@ -91,28 +86,6 @@ pub static TABLE: &[Command] = &[
         arg("filename", Ty::Str, Place::Word),
         opt("cpu-index", Ty::Int, Place::Absent),
     ]),
-    Command::qmp("dump-guest-memory", "write all guest memory and registers into an ELF core file", dump_for_programs)
-        .args(&[
-            arg("paging", Ty::Bool, Place::Absent),
-            arg("protocol", Ty::Str, Place::Absent),
-            opt("detach", Ty::Bool, Place::Absent),
-            opt("begin", Ty::Uint, Place::Absent),
-            opt("length", Ty::Uint, Place::Absent),
-            opt("format", Ty::Enum(&FORMATS), Place::Absent),
-        ]),
-    Command::hmp(&["dump-guest-memory"], "dump guest memory into file 'filename'", dump_for_people).args(&[
-        arg("filename", Ty::Str, Place::Word),
-        opt("begin", Ty::Uint, Place::Number),
-        opt("length", Ty::Uint, Place::Number),
-    ]),
-    Command::qmp("query-dump-guest-memory-capability", "formats of dumps", |_| Ok(json!({ "formats": ["elf"] })))
-        .returns(Ty::Object(&CAPABILITY)),
-    Command::both("query-dump", &["info dump"], "Display the latest dump status", |call| {
-        let (status, done) = call.host.last_dump();
-        Ok(json!({ "status": status, "completed": done, "total": done }))
-    })
-    .returns(Ty::Object(&DUMP))
-    .show(|dump| format!("Status: {}\n", dump["status"].as_str().unwrap_or_default())),
     Command::both(
         "query-memory-size-summary",
         &["info memory_size_summary"],
@@ -136,7 +109,11 @@ pub static TABLE: &[Command] = &[
     Command::both("query-balloon", &["info balloon"], "show balloon information", balloon)
         .returns(Ty::Object(&BALLOON))
         .show(show_balloon),
-    Command::hmp(&["info mtree"], "show memory tree", |call| text(call, Topic::Mtree)),
+    Command::hmp(&["info mtree"], "show memory tree (-f: show the flat view)", |call| {
+        text(call, if call.switch("flat") { Topic::FlatMtree } else { Topic::Mtree })
+    })
+    .args(&[opt("flat", Ty::Bool, Place::Flag('f'))]),
+    Command::hmp(&["info ramblock"], "Display system ramblock information", |call| text(call, Topic::RamBlocks)),
 ];
 
 fn format<'a>(call: &'a Call<'_>) -> &'a str {
@@ -165,15 +142,19 @@ fn print(call: &mut Call<'_>) -> Outcome {
     })
 }
 
-/// Bytes of a port access and the letter that stands for them; one byte unless told.
+/// Bytes of a port access and the letter that stands for them; one byte unless told. What else a format says does not matter.
 fn port_size(call: &Call<'_>) -> Result<(u8, char), Fault> {
-    let letters = format(call).trim_start_matches(|c: char| c.is_ascii_digit() || c == 'x');
-    match letters {
-        "" | "b" => Ok((1, 'b')),
-        "h" => Ok((2, 'w')),
-        "w" => Ok((4, 'l')),
-        other => Err(Fault::new(format!("'{other}' is not a size of port accesses; use b, h or w"))),
+    let mut size = (1, 'b');
+    for letter in format(call).chars() {
+        match letter {
+            'b' => size = (1, 'b'),
+            'h' => size = (2, 'w'),
+            'w' => size = (4, 'l'),
+            '0'..='9' | 'x' | 'd' | 'u' | 'o' | 'c' | 'i' => {}
+            other => return Err(Fault::new(format!("'{other}' is not a size of port accesses; use b, h or w"))),
+        }
     }
+    Ok(size)
 }
 
 fn read_port(call: &mut Call<'_>) -> Outcome {
@@ -279,43 +260,6 @@ fn save(call: &mut Call<'_>, physical: bool) -> Outcome {
         done += n;
     }
     file.flush().map_err(failed)?;
-    Ok(Value::Null)
-}
-
-fn dump_for_programs(call: &mut Call<'_>) -> Outcome {
-    if call.switch("paging") {
-        return Err("paging=true is not supported: the dump holds physical memory, as crash reads it".into());
-    }
-    let protocol = call.word("protocol")?;
-    if !["file:", "fd:"].iter().any(|kind| protocol.starts_with(kind)) {
-        return Err(Fault::new("parameter 'protocol' must be file:PATH or fd:NAME"));
-    }
-    if !call.switch("detach") {
-        return dump(call, protocol.to_owned());
-    }
-    // Who does not want to wait is told of the end, which comes first here.
-    dump(call, protocol.to_owned())?;
-    let (status, bytes) = call.host.last_dump();
-    let result = json!({ "status": status, "completed": bytes, "total": bytes });
-    call.host.events().emit("DUMP_COMPLETED", json!({ "result": result }));
-    Ok(Value::Null)
-}
-
-fn dump_for_people(call: &mut Call<'_>) -> Outcome {
-    let file = format!("file:{}", call.word("filename")?);
-    dump(call, file)
-}
-
-fn dump(call: &mut Call<'_>, file: String) -> Outcome {
-    let range = match (call.number("begin"), call.number("length")) {
-        (None, None) => None,
-        (Some(begin), Some(length)) => {
-            let end = begin.checked_add(length).filter(|end| *end > begin);
-            Some(begin..end.ok_or("begin and length name no memory")?)
-        }
-        _ => return Err("begin and length go together".into()),
-    };
-    core_file::write(call.host, &file, range)?;
     Ok(Value::Null)
 }
 

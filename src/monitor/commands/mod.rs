@@ -9,6 +9,7 @@ mod chars;
 mod control;
 mod descriptors;
 mod devices;
+mod dumps;
 mod keys;
 mod logging;
 mod memory;
@@ -24,6 +25,7 @@ mod snapshots;
 mod statistics;
 
 use super::table::Command;
+pub use migration::STATES as MIGRATION_STATES;
 
 /// All of them.
 pub static TABLES: &[&[Command]] = &[
@@ -31,6 +33,7 @@ pub static TABLES: &[&[Command]] = &[
     control::TABLE,
     processors::TABLE,
     memory::TABLE,
+    dumps::TABLE,
     block::TABLE,
     block_work::TABLE,
     block_nodes::TABLE,
