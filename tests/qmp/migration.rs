@@ -120,12 +120,26 @@ fn statuses(client: &mut Client, last: &str) -> Vec<String> {
     seen
 }
 
+/// Of what else the machine has.
+const MORE: &[&str] = &[
+    "-smp",
+    "2",
+    "-device",
+    "virtio-serial-pci",
+    "-device",
+    "virtio-balloon-pci",
+    "-device",
+    "virtio-rng-pci",
+    "-nic",
+    "user,model=e1000",
+];
+
 /// From one process to another that listens at `uri`.
 fn over(name: &'static str, incoming: &str, capability: Option<&str>) {
     let stage = Stage::new(name);
     let uri = |uri: &str| uri.replace("DIR", &stage.files.path("socket"));
-    let (_one, mut here) = stage.process("one", &[]);
-    let (two, mut there) = stage.process("two", &["-incoming", "defer"]);
+    let (_one, mut here) = stage.process("one", MORE);
+    let (two, mut there) = stage.process("two", &[MORE, &["-incoming", "defer"]].concat());
     stage.goes_on("one");
     assert_eq!(state(&mut there), "inmigrate");
     there.run("migrate-incoming", json!({ "uri": uri(incoming) })).expect("it listens");
