@@ -1,7 +1,8 @@
 //! Values that registers have at the start of a guest block, so that loops do not go through the state.
 //!
 //! A block that is reached from one block alone goes on with that one's values. Where several ways meet, the registers
-//! that are read from there on come as parameters of the CLIF block; who jumps there loads what it does not know.
+//! that are read from there on, or further round a loop that it is in, come as parameters of the CLIF block; who jumps there
+//! loads what it does not know.
 
 use super::{Known, Lower};
 use crate::helpers::{self, HelperId};
@@ -16,7 +17,7 @@ use cranelift_codegen::ir::{BlockArg, Value};
 const MOST_VECS: usize = 10;
 
 /// A set of registers, one bit each.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Registers {
     ints: u64,
     vecs: u128,
@@ -87,18 +88,47 @@ fn set_by_helper(i: &Inst) -> u64 {
     }
 }
 
-/// What each block takes, given the block that alone leads to it, where there is one.
-pub(super) fn taken(blocks: &[std::sync::Arc<Block>], sole: &[Option<usize>]) -> Vec<Registers> {
+/// What each block takes, given the block that alone leads to it, where there is one, and the blocks that each goes on to.
+pub(super) fn taken(
+    blocks: &[std::sync::Arc<Block>],
+    sole: &[Option<usize>],
+    next: &[[Option<usize>; 2]],
+) -> Vec<Registers> {
     let uses: Vec<_> = blocks.iter().map(|block| use_of(block)).collect();
-    let mut taken: Vec<Registers> = uses.iter().map(|(reads, _)| *reads).collect();
-    // Such a block stands behind the one that leads to it.
-    for n in (0..blocks.len()).rev() {
-        if let Some(before) = sole[n] {
-            taken[before] = taken[before].or(taken[n].without(uses[before].1));
-            taken[n] = Registers::default();
+    let mut wanted: Vec<Registers> = uses.iter().map(|(reads, _)| *reads).collect();
+    let reached = reached(next);
+    // Values go on to a block that is reached from one alone, and round a loop: what only others read is in the state.
+    let goes_on = |n: usize, to: usize| sole[to] == Some(n) || reached[to] >> n & 1 != 0;
+    let mut changed = true;
+    while std::mem::take(&mut changed) {
+        for n in (0..blocks.len()).rev() {
+            let mut now = wanted[n];
+            for to in next[n].into_iter().flatten().filter(|to| goes_on(n, *to)) {
+                now = now.or(wanted[to].without(uses[n].1));
+            }
+            changed |= now != wanted[n];
+            wanted[n] = now;
         }
     }
-    taken.into_iter().map(Registers::bounded).collect()
+    let take = |(wanted, sole): (Registers, &Option<usize>)| match sole {
+        Some(_) => Registers::default(),
+        None => wanted.bounded(),
+    };
+    wanted.into_iter().zip(sole).map(take).collect()
+}
+
+/// For each block, those that it leads to in one or more steps, one bit each.
+fn reached(next: &[[Option<usize>; 2]]) -> Vec<u64> {
+    let mut reached = vec![0u64; next.len()];
+    let mut changed = true;
+    while std::mem::take(&mut changed) {
+        for n in (0..next.len()).rev() {
+            let now = next[n].into_iter().flatten().fold(reached[n], |all, to| all | 1 << to | reached[to]);
+            changed |= now != reached[n];
+            reached[n] = now;
+        }
+    }
+    reached
 }
 
 /// What is known of registers at the end of a block.

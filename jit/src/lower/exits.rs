@@ -59,6 +59,7 @@ impl Lower<'_, '_> {
                 this.count_done(uncounted, None);
             }
             this.set_rip(rip);
+            this.store_flags_aside();
             this.exit(Thunk::ExitLookup);
         });
     }
@@ -117,6 +118,9 @@ impl Lower<'_, '_> {
     /// Goes to a known RIP.
     pub(super) fn jump_to(&mut self, rip: u64) {
         self.settle();
+        if self.needs_flags_at(rip) {
+            self.store_flags_aside();
+        }
         if let Some(n) = self.by_rip.get(&rip).copied() {
             if self.wrote_behind {
                 self.exit_if_stale(rip, 0);
@@ -214,12 +218,17 @@ impl Lower<'_, '_> {
         let cond = self.truth(i.a);
         self.settle();
         let (taken, other) = (i.imm as u64, block.end_rip());
+        if self.needs_flags_at(taken) && self.needs_flags_at(other) {
+            self.store_flags();
+        }
+        let at_hand = self.flags.is_some_and(|f| !f.is_stored());
         let forward = |this: &mut Self, rip: u64| {
             let n = this
                 .by_rip
                 .get(&rip)
                 .copied()
-                .filter(|n| *n > this.current && !this.wrote_behind && !this.is_counted())?;
+                .filter(|n| *n > this.current && !this.wrote_behind && !this.is_counted())
+                .filter(|n| !at_hand || !this.needs_flags[*n])?;
             Some((this.blocks[n], this.arguments(n)))
         };
         let (to_taken, to_other) = (forward(self, taken), forward(self, other));

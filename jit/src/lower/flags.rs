@@ -2,8 +2,8 @@
 
 use super::{Lower, Thunk};
 use crate::ir::flags::{CcKind, pack};
-use crate::ir::{Inst, Op, Ty};
-use crate::passes::flag_notes::Note;
+use crate::ir::{Block, Inst, Op, Ty, Val};
+use crate::passes::flag_notes::{self, Note};
 use crate::state::{CpuState, VALS};
 use cranelift_codegen::ir::condcodes::{CondCode, FloatCC, IntCC};
 use cranelift_codegen::ir::types::{I32, I64};
@@ -25,6 +25,18 @@ pub(super) struct Live {
     floats: Option<(Value, Value)>,
     /// They are in the state.
     stored: bool,
+}
+
+impl Live {
+    /// They are in the state.
+    pub(super) fn is_stored(&self) -> bool {
+        self.stored
+    }
+
+    /// The same where they are in the state if `stored`.
+    pub(super) fn stored_if(self, stored: bool) -> Self {
+        Self { stored: self.stored || stored, ..self }
+    }
 }
 
 impl Lower<'_, '_> {
@@ -111,8 +123,29 @@ impl Lower<'_, '_> {
         self.store_flags();
     }
 
+    /// Starts a block that alone goes on with flags that are not in the state: leaves them to a note, as far as it can tell them.
+    pub(super) fn note_flags_at_hand(&mut self, block: &Block) {
+        let Some(f) = self.flags.filter(|f| !f.stored) else { return };
+        if f.op.is_some() {
+            return self.store_flags();
+        }
+        let holding = |v: Value| {
+            let v = self.b.func.dfg.resolve_aliases(v);
+            let holds = |r: &u16| {
+                let known = self.known[*r as usize].value;
+                known.is_some_and(|k| self.b.func.dfg.resolve_aliases(k) == v)
+            };
+            (0..Val::TEMP0).filter(holds).collect::<Vec<_>>()
+        };
+        let (res, src) = (holding(f.res), holding(f.src));
+        let note = flag_notes::note_at_entry(block, pack(f.kind, f.ty), &res, &src, self.folded(f.src, 0));
+        if let Some(note) = note {
+            self.leave_to_note(note, f.res, f.src);
+        }
+    }
+
     /// Writes the flags in hand to the state.
-    fn store_flags(&mut self) {
+    pub(super) fn store_flags(&mut self) {
         self.store_flags_aside();
         if let Some(f) = &mut self.flags {
             f.stored = true;

@@ -17,7 +17,7 @@ mod x87;
 
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::mmu::tlb::MMU_INDEXES;
-use crate::passes::dead_flags;
+use crate::passes::dead_flags::{self, AtEntry};
 use crate::passes::flag_notes::{self, Note};
 use crate::state::{CpuState, VALS, VECS};
 use cranelift_codegen::ir::{
@@ -318,6 +318,8 @@ struct Lower<'a, 'f> {
     by_rip: HashMap<u64, usize>,
     /// Registers that each block takes as parameters.
     taken: Vec<carry::Registers>,
+    /// Blocks before which the flags must be in the state.
+    needs_flags: Vec<bool>,
     current: usize,
     mmu: usize,
     /// A helper ran in this guest instruction, which may have changed translated code, this too.
@@ -363,6 +365,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             blocks,
             by_rip,
             taken: Vec::new(),
+            needs_flags: Vec::new(),
             current: 0,
             mmu: ((mode & crate::state::mode::MMU) >> crate::state::mode::MMU_SHIFT) as usize,
             wrote_behind: false,
@@ -376,9 +379,16 @@ impl<'a, 'f> Lower<'a, 'f> {
 
     fn region(&mut self) {
         let region = self.region;
-        let entry_needs = dead_flags::live_at_entry(&region.blocks);
-        let sole = self.sole_predecessors();
-        self.taken = carry::taken(&region.blocks, &sole);
+        let next: Vec<_> = region.blocks.iter().map(|block| self.next_blocks(block)).collect();
+        let sole = sole_predecessors(&next);
+        // Who alone leads to a block can hand it what is not in the state.
+        let needs = |(block, sole): (&std::sync::Arc<Block>, &Option<usize>)| match AtEntry::of(block) {
+            AtEntry::Dead => false,
+            AtEntry::AtHand => sole.is_none(),
+            AtEntry::InState => true,
+        };
+        self.needs_flags = region.blocks.iter().zip(&sole).map(needs).collect();
+        self.taken = carry::taken(&region.blocks, &sole, &next);
         self.declare_parameters();
         self.enter_checked(0);
         let mut after: Vec<(carry::Values, Option<flags::Live>, share::Holding)> =
@@ -391,7 +401,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             match sole[n].and_then(|p| after.get(p)) {
                 Some((values, flags, holding)) => {
                     self.resume(values);
-                    self.flags = *flags;
+                    self.flags = flags.map(|f| f.stored_if(self.needs_flags[n]));
                     self.checks.set_holding(holding.clone());
                 }
                 None => {
@@ -400,10 +410,11 @@ impl<'a, 'f> Lower<'a, 'f> {
                     self.checks.set_holding(Vec::new());
                 }
             }
-            let out = self.flags_live_out(block, &entry_needs);
+            let out = self.flags_live_out(block);
             let visible = dead_flags::visible(block, out);
             self.notes = flag_notes::notes(block, &visible, out);
             self.note = Note::NONE;
+            self.note_flags_at_hand(block);
             self.block(block, &visible);
             self.wrote_behind = false;
             after.push((self.values(), self.flags, self.checks.holding()));
@@ -411,34 +422,29 @@ impl<'a, 'f> Lower<'a, 'f> {
         self.b.seal_all_blocks();
     }
 
-    /// For each block but the head, the block before it in the region from which alone it is reached, if there is one.
-    fn sole_predecessors(&self) -> Vec<Option<usize>> {
-        let mut from = vec![Vec::new(); self.region.blocks.len()];
-        for (n, block) in self.region.blocks.iter().enumerate() {
-            let targets = match block.insts.last() {
-                Some(i) if i.op == Op::Jmp => [Some(i.imm as u64), None],
-                Some(i) if i.op == Op::Br => [Some(i.imm as u64), Some(block.end_rip())],
-                _ => [None, None],
-            };
-            for to in targets.iter().flatten().filter_map(|rip| self.by_rip.get(rip)) {
-                from[*to].push(n);
-            }
+    /// The blocks of the region that `block` goes on to.
+    fn next_blocks(&self, block: &Block) -> [Option<usize>; 2] {
+        let number = |rip: u64| self.by_rip.get(&rip).copied();
+        match block.insts.last() {
+            Some(i) if i.op == Op::Jmp => [number(i.imm as u64), None],
+            Some(i) if i.op == Op::Br => [number(i.imm as u64), number(block.end_rip())],
+            _ => [None, None],
         }
-        let sole = |(n, from): (usize, &Vec<usize>)| match from[..] {
-            [p] if n != 0 && p < n => Some(p),
-            _ => None,
-        };
-        from.iter().enumerate().map(sole).collect()
     }
 
-    /// Whether somebody may look at the flags after `block`.
-    fn flags_live_out(&self, block: &Block, entry_needs: &[bool]) -> bool {
-        let needs = |rip: u64| self.by_rip.get(&rip).is_none_or(|n| entry_needs[*n]);
+    /// Whether flags must be in the state wherever `block` goes on. Where only one of two ways needs them, that one stores
+    /// them.
+    fn flags_live_out(&self, block: &Block) -> bool {
         match block.insts.last() {
-            Some(i) if i.op == Op::Jmp => needs(i.imm as u64),
-            Some(i) if i.op == Op::Br => needs(i.imm as u64) || needs(block.end_rip()),
+            Some(i) if i.op == Op::Jmp => self.needs_flags_at(i.imm as u64),
+            Some(i) if i.op == Op::Br => self.needs_flags_at(i.imm as u64) && self.needs_flags_at(block.end_rip()),
             _ => true,
         }
+    }
+
+    /// Whether flags must be in the state where a block goes on at `rip`.
+    fn needs_flags_at(&self, rip: u64) -> bool {
+        self.by_rip.get(&rip).is_none_or(|n| self.needs_flags[*n])
     }
 
     fn block(&mut self, block: &Block, visible: &[bool]) {
@@ -623,6 +629,20 @@ impl<'a, 'f> Lower<'a, 'f> {
         let call = self.b.ins().call(f, args);
         self.b.inst_results(call).first().copied()
     }
+}
+
+/// For each block but the head, the block before it in the region from which alone it is reached, if there is one; given the
+/// blocks that each goes on to.
+fn sole_predecessors(next: &[[Option<usize>; 2]]) -> Vec<Option<usize>> {
+    let mut from = vec![Vec::new(); next.len()];
+    for (n, next) in next.iter().enumerate() {
+        next.iter().flatten().for_each(|to| from[*to].push(n));
+    }
+    let sole = |(n, from): (usize, &Vec<usize>)| match from[..] {
+        [p] if n != 0 && p < n => Some(p),
+        _ => None,
+    };
+    from.iter().enumerate().map(sole).collect()
 }
 
 /// Offset of an integer value in the state.

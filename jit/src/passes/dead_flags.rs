@@ -150,23 +150,43 @@ pub fn in_vain(block: &Block, visible: &[bool], n: usize) -> bool {
     true
 }
 
-/// For each block of a region, whether the flags at its entry may be looked at.
-pub fn live_at_entry(blocks: &[std::sync::Arc<Block>]) -> Vec<bool> {
-    blocks.iter().map(|b| needs_flags(b)).collect()
+/// What a block does with the flags that there are at its entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AtEntry {
+    /// Nobody looks at them: the block sets all of them first.
+    Dead,
+    /// It reads them, goes on with them to other blocks, or accesses show them: who knows their values need not store them.
+    AtHand,
+    /// They must be in the state.
+    InState,
 }
 
-fn needs_flags(block: &Block) -> bool {
-    for i in &block.insts {
-        let (reads, sets) = flag_use(i);
-        let traits = i.op.info().traits;
-        if reads || traits.has(Traits::FAULT) && faults(i) {
-            return true;
+impl AtEntry {
+    /// What `block` does with them.
+    pub fn of(block: &Block) -> Self {
+        let mut seen = Self::Dead;
+        for i in &block.insts {
+            let (reads, sets) = flag_use(i);
+            let faults = i.op.info().traits.has(Traits::FAULT) && faults(i);
+            if may_set(i) || i.op == Op::Call && reads || faults && !is_access(i.op) {
+                return Self::InState;
+            }
+            if reads || faults {
+                seen = Self::AtHand;
+            }
+            if sets {
+                return seen;
+            }
+            if i.op == Op::Call {
+                // Execution may stop behind it.
+                return Self::InState;
+            }
         }
-        if sets {
-            return false;
+        match block.insts.last() {
+            Some(i) if matches!(i.op, Op::Jmp | Op::Br) => Self::AtHand,
+            _ => Self::InState,
         }
     }
-    true
 }
 
 /// The guest instruction that the operations end with changes memory.
@@ -292,5 +312,26 @@ mod tests {
         });
         run(&mut b);
         assert_eq!(flag_ops(&b), 2);
+    }
+
+    #[test]
+    fn a_block_tells_where_it_wants_the_flags_that_it_finds() {
+        let (rax, rbx) = (Val::gpr(0), Val::gpr(3));
+        let set = |b: &mut Builder| b.set_flags(CcKind::Logic, Ty::I32, rax, 0);
+        let jump = |b: &mut Builder| {
+            b.start_insn(8);
+            b.jmp(0);
+        };
+        let of = |build: &dyn Fn(&mut Builder)| {
+            AtEntry::of(&block(|b| {
+                b.start_insn(0);
+                build(b);
+            }))
+        };
+        assert_eq!(of(&|b| (set(b), jump(b)).1), AtEntry::Dead);
+        assert_eq!(of(&|b| (drop(b.load(Ty::I32, rbx, 0, 0)), set(b), jump(b)).2), AtEntry::AtHand);
+        assert_eq!(of(&|b| (drop(b.get_cond(4)), set(b)).1), AtEntry::AtHand);
+        assert_eq!(of(&jump), AtEntry::AtHand, "the next block may look");
+        assert_eq!(of(&|b| b.dispatch()), AtEntry::InState);
     }
 }

@@ -32,6 +32,10 @@ impl Note {
     /// The state has the flags.
     pub const NONE: Self = Self(0);
 
+    fn new(op: u32, res: u32, src: u32, imm: u32) -> Self {
+        Self(PRESENT | op << OP | res << RES | src << SRC | imm << IMM)
+    }
+
     /// A check's kind with the note.
     pub fn with_kind(self, kind: u32) -> u32 {
         self.0 | kind
@@ -93,7 +97,22 @@ fn note(block: &Block, n: usize, i: &Inst) -> Option<Note> {
         _ => (IN_STATE, 0),
     };
     let op = pack(CcKind::from_u16(i.c), i.ty);
-    Some(Note(PRESENT | op << OP | register(i.a) << RES | src << SRC | imm << IMM))
+    Some(Note::new(op, register(i.a), src, imm))
+}
+
+/// The note for the accesses of `block` before it sets flags, if there are any, for flags that were made before it: `cc_op`, the
+/// guest registers that hold the result and the source there, or the constant that the source is.
+pub fn note_at_entry(block: &Block, op: u32, res: &[u16], src: &[u16], constant: Option<i64>) -> Option<Note> {
+    let insts = &block.insts;
+    let end = insts.iter().position(dead_flags::overwrites).unwrap_or(insts.len());
+    let last = insts[..end].iter().rposition(|i| dead_flags::is_access(i.op))?;
+    let kept = |r: &&u16| insts[..last].iter().all(|i| !writes(i, **r));
+    let word = |registers: &[u16]| registers.iter().find(kept).map_or(IN_STATE, |r| u32::from(*r));
+    let (src, imm) = match constant.filter(|c| (-2048..2048).contains(c)) {
+        Some(c) => (CONSTANT, c as u32 & 0xfff),
+        None => (word(src), 0),
+    };
+    Some(Note::new(op, word(res), src, imm))
 }
 
 /// The operation changes guest register `r`.

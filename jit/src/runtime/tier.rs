@@ -34,6 +34,8 @@ const REGION_BLOCKS: usize = 20;
 const IN_FLIGHT: usize = 4;
 /// Most IR operations in a region.
 const REGION_OPS: usize = 1200;
+// What is reached from a block is a word of bits ([`crate::lower`]).
+const _: () = assert!(REGION_BLOCKS <= 64);
 
 /// Who runs a block the first time.
 #[cfg(any(test, feature = "testing"))]

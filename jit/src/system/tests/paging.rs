@@ -457,3 +457,81 @@ fn a_fault_shows_flags_that_nobody_else_reads() {
         assert_eq!(g.frame(3) & flag::ARITH, want, "case {n}");
     }
 }
+
+/// The same from block to block of a loop: the jumps behind what sets them read them, one way out of the loop needs them,
+/// and a load at the start of the third block faults.
+#[test]
+fn flags_go_from_block_to_block_and_a_fault_or_the_way_out_shows_them() {
+    type Setter = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let all = flag::CF | flag::PF | flag::AF | flag::ZF;
+    let cases: [(Setter, u64); 6] = [
+        (|a| a.add(rax, rbx), all),
+        // Neither result nor source is in a register any more.
+        (
+            |a| {
+                a.add(rax, rbx)?;
+                a.mov(eax, 7)?;
+                a.mov(ebx, 8)
+            },
+            all,
+        ),
+        (|a| a.cmp(r9d, 0x12345), flag::CF | flag::PF | flag::AF | flag::SF),
+        (|a| a.test(r9, r9), flag::PF),
+        // Their kind depends on the carry.
+        (
+            |a| {
+                a.stc()?;
+                a.adc(rax, 0)
+            },
+            all,
+        ),
+        // Kept.
+        (
+            |a| {
+                a.add(rax, rbx)?;
+                a.mov(ecx, 0)?;
+                a.shl(rdx, cl)
+            },
+            all,
+        ),
+    ];
+    for (n, (setter, want)) in cases.into_iter().enumerate() {
+        // The loop ends with a fault, or by the jump.
+        for leaves in [false, true] {
+            let mut g = Guest::long();
+            g.page(DATA + 0x1000, 0);
+            g.code(|a| {
+                let (mut top, mut out, mut never) = (a.create_label(), a.create_label(), a.create_label());
+                a.mov(esi, DATA as u32 + 0x1000 - 8 * 60)?;
+                a.mov(edi, if leaves { DATA as u32 + 0x1000 - 80 } else { 0 })?;
+                a.set_label(&mut top)?;
+                a.mov(rax, -1i64)?;
+                a.mov(ebx, 1)?;
+                a.mov(r9d, 3)?;
+                a.mov(r10, rsi)?;
+                a.sub(r10, rdi)?;
+                setter(a)?;
+                a.mov(rcx, r10)?;
+                a.jrcxz(out)?;
+                a.jo(never)?;
+                a.mov(rdx, qword_ptr(rsi))?;
+                a.lea(rsi, qword_ptr(rsi + 8))?;
+                a.add(rdx, rdx)?;
+                a.jmp(top)?;
+                a.set_label(&mut out)?;
+                a.pushfq()?;
+                a.pop(rdx)?;
+                a.set_label(&mut never)?;
+                a.hlt()
+            });
+            let shown = if leaves {
+                g.run();
+                g.cpu.gpr(reg::RDX)
+            } else {
+                g.expect(vector::PF);
+                g.frame(3)
+            };
+            assert_eq!(shown & flag::ARITH, want, "case {n}, leaves: {leaves}");
+        }
+    }
+}
