@@ -328,9 +328,21 @@ mod tests {
                 build(b);
             }))
         };
-        assert_eq!(of(&|b| (set(b), jump(b)).1), AtEntry::Dead);
-        assert_eq!(of(&|b| (drop(b.load(Ty::I32, rbx, 0, 0)), set(b), jump(b)).2), AtEntry::AtHand);
-        assert_eq!(of(&|b| (drop(b.get_cond(4)), set(b)).1), AtEntry::AtHand);
+        let sets = |b: &mut Builder| {
+            set(b);
+            jump(b);
+        };
+        assert_eq!(of(&sets), AtEntry::Dead);
+        let loads_and_sets = |b: &mut Builder| {
+            let _ = b.load(Ty::I32, rbx, 0, 0);
+            sets(b);
+        };
+        assert_eq!(of(&loads_and_sets), AtEntry::AtHand);
+        let reads_and_sets = |b: &mut Builder| {
+            let _ = b.get_cond(4);
+            sets(b);
+        };
+        assert_eq!(of(&reads_and_sets), AtEntry::AtHand);
         assert_eq!(of(&jump), AtEntry::AtHand, "the next block may look");
         assert_eq!(of(&|b| b.dispatch()), AtEntry::InState);
     }

@@ -21,7 +21,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 /// Interpreted runs after which a block gets baseline code.
-const WARM: u32 = 6;
+const WARM: u32 = 2;
 /// The same in `sync` mode, where tests want code early.
 const WARM_SYNC: u32 = 2;
 /// Samples after which a block is compiled better: what the compilation of a region costs is some milliseconds, too.
