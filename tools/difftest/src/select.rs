@@ -1,7 +1,7 @@
 //! Which opcodes are tested, and what the manual leaves open about them.
 
 use crate::generate::Case;
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, RflagsBits};
 
 /// Part of the instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,16 +263,39 @@ pub const UNDEFINED: &[Undefined] = &[Undefined {
           1 bit, the OF flag is undefined.)",
 }];
 
-/// Flags to leave out of the comparison, and the manual's words for it.
+/// Whether the host is an Intel processor, whose undefined flags ours are like but for [`UNDEFINED`].
+pub fn intel_host() -> bool {
+    static INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("GenuineIntel"))
+    });
+    *INTEL
+}
+
+/// RFLAGS bits that the manual leaves open after an instruction, where other processors' silicon need not be like ours.
+fn open_elsewhere(insn: &Instruction) -> u64 {
+    let places = [
+        (RflagsBits::CF, 0x1),
+        (RflagsBits::PF, 0x4),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::OF, 0x800),
+    ];
+    let open = if intel_host() { 0 } else { insn.rflags_undefined() };
+    places.into_iter().filter(|(bit, _)| open & bit != 0).fold(0, |all, (_, flag)| all | flag)
+}
+
+/// Flags to leave out of the comparison.
 pub fn undefined_flags(case: &Case) -> u64 {
     let [insn] = &case.insns[..] else { return 0 };
     let mnemonic = insn.mnemonic();
-    UNDEFINED.iter().filter(|u| u.mnemonics.contains(&mnemonic) && (u.when)(case)).fold(0, |all, u| all | u.flags)
+    let listed = UNDEFINED.iter().filter(|u| u.mnemonics.contains(&mnemonic) && (u.when)(case));
+    listed.fold(open_elsewhere(insn), |all, u| all | u.flags)
 }
 
 /// The instruction may leave flags undefined: no place for it in a sequence, where others may look at them.
 pub fn leaves_undefined(insn: &Instruction) -> bool {
-    UNDEFINED.iter().any(|u| u.mnemonics.contains(&insn.mnemonic()))
+    open_elsewhere(insn) != 0 || UNDEFINED.iter().any(|u| u.mnemonics.contains(&insn.mnemonic()))
 }
 
 /// The masked count of a shift.
