@@ -148,7 +148,7 @@ fn balloon(devices: &mut Devices, mut keys: KeyValues, value: &str) -> Result<()
     let what = format!("-device {value}");
     let deflate_on_oom = keys.take_switch("deflate-on-oom")?.unwrap_or(false);
     let reporting = keys.take_switch("free-page-reporting")?.unwrap_or(false);
-    keys.take_fixed("free-page-hint", false, "it serves migration, which there is not yet")?;
+    keys.take_fixed("free-page-hint", false, "it serves QEMU's migration, and this program's has no use for it")?;
     let polling =
         keys.take_as("guest-stats-polling-interval", |t| values::number_in(t, 0, u32::MAX.into()))?.unwrap_or(0);
     let place = virtio_slot(&mut keys, value)?;

@@ -198,7 +198,8 @@ impl Machine {
 }
 
 fn told(error: &dyn std::fmt::Display) -> String {
-    format!("the state cannot be sent: {error}")
+    let text = error.to_string();
+    format!("the state cannot be sent: {}", text.split(" (os error").next().unwrap_or(&text))
 }
 
 impl Leaving {
