@@ -101,7 +101,7 @@ def rate(program, directory, files, commands, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", default=str(ROOT / "target" / "release" / "brolga"))
+    parser.add_argument("--program", default=str(ROOT / "target" / "dist" / "brolga"))
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 """The guest benchmark: Brolga and QEMU run the same guest in turn, measured from outside; native beside them.
 
 usage: benches/guest.py [options]
-Prepare with `tools/setup --bench` and `cargo build --release`. Every workload checks its own results, and the
+Prepare with `tools/setup --bench` and `cargo build --profile dist`. Every workload checks its own results, and the
 applications' output must equal the native run's. Times are CPU seconds of the whole emulator process (all threads)
 and wall seconds, between two marks on the serial console; ratios above 1 say that Brolga is faster.
 """
@@ -23,7 +23,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from guestkit import apt, benchmark, images, rival  # noqa: E402 (the path comes first)
+from guestkit import apt, benchmark, emulator, images, rival  # noqa: E402 (the path comes first)
 
 TICK = os.sysconf("SC_CLK_TCK")
 BOOT = "boot"
@@ -219,7 +219,7 @@ def parse():
     parser.add_argument("-n", "--rounds", type=int, default=3, help="rounds of each emulator; the median counts")
     parser.add_argument("--only", default="", help="workloads or groups, separated by commas (also: boot)")
     parser.add_argument("--emulators", default="brolga,qemu", help="brolga, qemu, or both")
-    parser.add_argument("--brolga", default=ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/brolga")
+    parser.add_argument("--brolga", default=emulator.shipped("brolga"))
     parser.add_argument("--brolga-args", default="", help="more options for Brolga, such as '-accel interp'")
     parser.add_argument("--qemu", default=rival.PROGRAM)
     parser.add_argument("--timeout", type=float, default=300, help="seconds of silence after which a guest has failed")

@@ -2,7 +2,7 @@
 """The benchmark of disk images: brolga-img and qemu-img do the same work by turns.
 
 usage: benches/image.py [options]
-Prepare with `cargo build --release --bin brolga-img` and qemu-img 10. Requests are timed by the programs themselves
+Prepare with `cargo build --profile dist` and qemu-img 10. Requests are timed by the programs themselves
 ("Run completed in"), other commands by the wall from start to end; memory is the peak resident size. The order of
 the two changes from round to round, each case runs once unmeasured before, and results of conversions are compared.
 Ratios are QEMU's median time over Brolga's, of the clock and of CPU time: above 1 Brolga needs less.
@@ -212,7 +212,7 @@ def parse():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--rounds", type=int, default=5, help="measured runs of each program; medians count")
     parser.add_argument("--only", default="", help="cases whose group or name holds one of these, by commas")
-    parser.add_argument("--brolga-img", default=ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/brolga-img")
+    parser.add_argument("--brolga-img", default=ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "dist/brolga-img")
     parser.add_argument("--qemu-img", default=shutil.which("qemu-img"))
     parser.add_argument("--directory", type=pathlib.Path, help="where images are made (a new one beside the program)")
     parser.add_argument("--size", type=int, default=4, help="GiB of the disk that is converted")
@@ -228,7 +228,7 @@ def main():
         sys.exit("benches/image.py: there is no qemu-img; install qemu-utils, or give --qemu-img")
     programs = {"brolga": pathlib.Path(options.brolga_img).resolve(), "qemu": options.qemu_img}
     if not programs["brolga"].exists():
-        sys.exit("benches/image.py: there is no brolga-img; cargo build --release --bin brolga-img")
+        sys.exit("benches/image.py: there is no brolga-img; cargo build --profile dist")
     version = subprocess.run([options.qemu_img, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
     wanted = [word for word in options.only.split(",") if word]
     cases = [case for case in (*requests(), *rings(), *conversions(), *others())

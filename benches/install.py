@@ -2,7 +2,7 @@
 """The install benchmark: Brolga and QEMU by turns install Debian, boot it to ssh, and work on its disk.
 
 usage: benches/install.py [options]
-Prepare with `cargo build --release`, `tools/guest.py installer` and `tools/guest.py qemu`. A round is, for each emulator,
+Prepare with `cargo build --profile dist`, `tools/guest.py installer` and `tools/guest.py qemu`. A round is, for each emulator,
 an unattended install onto a fresh qcow2, a boot of that disk by its own GRUB until a login by ssh succeeds, and the
 work of benches/install/run.sh in it; the order of the two changes from round to round. Times are taken outside the
 guest, at marks on the serial line: wall seconds, and CPU seconds of the whole process. Ratios are QEMU's over Brolga's.
@@ -135,10 +135,10 @@ def parse():
     parser.add_argument("-n", "--rounds", type=int, default=1, help="rounds of each emulator; the median counts")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to measure: install,boot,disk")
     parser.add_argument("--emulators", default="brolga,qemu", help="brolga, qemu, or both")
-    parser.add_argument("--brolga", default=emulator.built("brolga"))
+    parser.add_argument("--brolga", default=emulator.shipped("brolga"))
     parser.add_argument("--brolga-args", default="", help="more options for Brolga")
     parser.add_argument("--qemu", default=rival.PROGRAM)
-    parser.add_argument("--image-tool", default=emulator.built("brolga-img"))
+    parser.add_argument("--image-tool", default=emulator.shipped("brolga-img"))
     parser.add_argument("--bus", choices=emulator.BUSES, default="virtio")
     parser.add_argument("--nic", choices=emulator.CARDS, default="e1000")
     parser.add_argument("-m", "--memory", default="1G")

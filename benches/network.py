@@ -2,7 +2,7 @@
 """The network benchmark: a guest behind the user-mode network of Brolga and of QEMU in turn.
 
 usage: benches/network.py [options]
-Prepare with `tools/setup --bench` and `cargo build --release`. For each card: TCP streams out of and into the guest,
+Prepare with `tools/setup --bench` and `cargo build --profile dist`. For each card: TCP streams out of and into the guest,
 compared byte by byte at both ends; round trips of one byte; connections opened and closed one after the other; and
 what a register's read and a virtio notification cost on the processor's thread, in nanoseconds. Times are wall seconds
 between two marks on the serial console, and CPU seconds of the whole process; ratios above 1 say that Brolga is faster.
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "tools")]
 
 import guest  # noqa: E402 (the path comes first)
-from guestkit import apt, cpio, images, rival  # noqa: E402
+from guestkit import apt, cpio, emulator, images, rival  # noqa: E402
 
 SOURCES = ROOT / "benches" / "network"
 BLOCK = 1 << 20
@@ -180,7 +180,7 @@ def parse():
     parser.add_argument("-n", "--rounds", type=int, default=3, help="rounds of each emulator; the median counts")
     parser.add_argument("--only", default="", help="measurements or cards, separated by commas")
     parser.add_argument("--emulators", default="brolga,qemu", help="brolga, qemu, or both")
-    parser.add_argument("--brolga", default=ROOT / "target/release/brolga")
+    parser.add_argument("--brolga", default=emulator.shipped("brolga"))
     parser.add_argument("--brolga-args", default="", help="more options for Brolga")
     parser.add_argument("--qemu", default=rival.PROGRAM)
     parser.add_argument("--timeout", type=float, default=180, help="seconds of silence after which a guest has failed")

@@ -2,7 +2,7 @@
 """The benchmark of several processors: Brolga and QEMU with one, two and more of them, in turn, and the host beside.
 
 usage: benches/smp.py [options]
-Prepare with `tools/setup --bench` and `cargo build --release`. Each workload does the same work whatever number of
+Prepare with `tools/setup --bench` and `cargo build --profile dist`. Each workload does the same work whatever number of
 threads shares it, and must print what it prints natively; two threads run on one and on two processors, and as many as
 `--many` says on two and on that many. Wall and CPU seconds of the whole emulator process are taken from outside the
 guest, between marks on the serial console; medians count. Latencies are measured in the guest, by its own clock.
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "tools")]
 
 import guest  # noqa: E402 (the path comes first)
-from guestkit import apt, benchmark, cpio, images, rival  # noqa: E402
+from guestkit import apt, benchmark, cpio, emulator, images, rival  # noqa: E402
 
 SOURCES = ROOT / "benches" / "smp"
 PARTS = [ROOT / "benches" / "guest" / name for name in ("integer.c", "packed.c")]
@@ -230,7 +230,7 @@ def parse():
     parser.add_argument("--only", default="", help="workloads or latencies, separated by commas")
     parser.add_argument("--many", type=int, default=8, help="more processors than the host has; 0 for none")
     parser.add_argument("--emulators", default="brolga,qemu", help="brolga, qemu, or both")
-    parser.add_argument("--brolga", default=ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/brolga")
+    parser.add_argument("--brolga", default=emulator.shipped("brolga"))
     parser.add_argument("--brolga-args", default="", help="more options for Brolga")
     parser.add_argument("--qemu", default=rival.PROGRAM)
     parser.add_argument("--qemu-args", default="", help="more options for QEMU")

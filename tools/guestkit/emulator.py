@@ -18,6 +18,11 @@ def built(name):
     return pathlib.Path(ROOT, os.environ.get("CARGO_TARGET_DIR", "target"), "release", name)
 
 
+def shipped(name):
+    """The same as `cargo build --profile dist` leaves it, which is what users have and benchmarks measure."""
+    return built(name).parent.parent / "dist" / name
+
+
 class Emulator:
     """A program and the machine it is to be."""
 
