@@ -5,7 +5,10 @@ usage: benches/smp.py [options]
 Prepare with `tools/setup --bench` and `cargo build --profile dist`. Each workload does the same work whatever number of
 threads shares it, and must print what it prints natively; two threads run on one and on two processors, and as many as
 `--many` says on two and on that many. Wall and CPU seconds of the whole emulator process are taken from outside the
-guest, between marks on the serial console; medians count. Latencies are measured in the guest, by its own clock.
+guest, between marks on the serial console; medians count. Rows take seconds, but for the matrix product, which QEMU does
+a tenth as fast; before each a tenth of it is run and after it once more: by how much the first took longer is the row's
+warm-up, which the row itself does not have. Only the parallel compile has its own inside. Latencies are measured in the
+guest, by its own clock.
 """
 
 import argparse
@@ -30,6 +33,9 @@ PARTS = [ROOT / "benches" / "guest" / name for name in ("integer.c", "packed.c")
 UNITS = 12
 """What the parallel compile compiles."""
 THREADS = 2
+SHORT = 10
+"""What part of a row is run before it and after it."""
+FIRST, AGAIN = "first", "again"
 
 
 class Guest:
@@ -43,7 +49,9 @@ class Guest:
         sources = [*sorted(SOURCES.glob("*.c")), *PARTS]
         subprocess.run(["gcc", *benchmark.FLAGS, "-Wall", "-o", self.program, *sources], check=True)
         listed = subprocess.run([self.program, "list"], check=True, capture_output=True, text=True).stdout
-        self.kinds = dict(line.split() for line in listed.splitlines()) | {"compile": "workload"}
+        lines = [line.split() for line in listed.splitlines()]
+        self.kinds = {name: kind for name, kind, _ in lines} | {"compile": "workload"}
+        self.rounds = {name: int(rounds) for name, _, rounds in lines} | {"compile": UNITS}
 
     def image(self, compiles):
         """An initramfs with the program; only the parallel compile needs the large one, with a compiler."""
@@ -135,13 +143,27 @@ def run_guest(program, extra, processors, image, cache, words, options):
     return samples
 
 
-def plan(kinds, names, options):
-    """What runs where: {processors: [words]}. A word is NAME:THREADS:ROUNDS, rounds 0 those of the program."""
-    rounds = lambda name: UNITS if name == "compile" else 0  # noqa: E731 (one line says it)
-    loads = [name for name in names if kinds[name] == "workload"]
-    few = [f"{name}:{THREADS}:{rounds(name)}" for name in loads]
-    many = [f"{name}:{options.many}:{rounds(name)}" for name in loads] if options.many > THREADS else []
-    latencies = [f"{name}:{THREADS}:0" for name in names if kinds[name] == "latency"]
+def row(smp, name, threads):
+    """The words of a row: its short run, itself, its short run again."""
+    word, short = f"{name}:{threads}:{smp.rounds[name]}", f"{name}:{threads}:{smp.rounds[name] // SHORT}"
+    return [word] if name == "compile" else [f"{short}:{FIRST}", word, f"{short}:{AGAIN}"]
+
+
+def is_row(word):
+    return word.count(":") == 2
+
+
+def work_of(word):
+    """The word without when it is run."""
+    return ":".join(word.split(":")[:3])
+
+
+def plan(smp, names, options):
+    """What runs where: {processors: [words]}. A word is NAME:THREADS:ROUNDS, with :first or :again if it is a short run."""
+    loads = [name for name in names if smp.kinds[name] == "workload"]
+    few = [word for name in loads for word in row(smp, name, THREADS)]
+    many = [word for name in loads for word in row(smp, name, options.many)] if options.many > THREADS else []
+    latencies = [f"{name}:{THREADS}:{smp.rounds[name]}" for name in names if smp.kinds[name] == "latency"]
     return {1: few, THREADS: few + latencies + many, **({options.many: many} if many else {})}
 
 
@@ -156,7 +178,7 @@ def measure(number, results, who, programs, smp, planned, options):
                 tell(f"round {number} of {options.rounds}: {emulator}, -smp {processors}, {len(chosen)} measurements")
                 image = smp.image(compiles)
                 for word, sample in run_guest(*programs[emulator], processors, image, smp.cache, chosen, options).items():
-                    right = results["host"][THREADS][word][0].get("sum")
+                    right = results["host"][THREADS][work_of(word)][0].get("sum")
                     if sample.get("sum") != right:
                         raise guest.GuestFailed(f"{word}: {emulator} has {sample.get('sum')}, the host {right}")
                     results[emulator].setdefault(processors, {}).setdefault(word, []).append(sample)
@@ -165,7 +187,7 @@ def measure(number, results, who, programs, smp, planned, options):
 def measure_host(results, smp, planned, options):
     """The same on the host, on one and on two of its processors."""
     for processors in (1, THREADS):
-        for word in dict.fromkeys(word for words in planned.values() for word in words):
+        for word in dict.fromkeys(work_of(word) for words in planned.values() for word in words):
             if processors > 1 or word in planned[1]:
                 samples = results["host"].setdefault(processors, {}).setdefault(word, [])
                 samples += [smp.native(word, processors) for _ in range(options.rounds)]
@@ -202,17 +224,37 @@ def print_pairs(results, words, small, large, key, who):
     return rows
 
 
+def print_warm_up(results, planned, who):
+    """By how much the short run took longer before its row than after it; the rows of the table."""
+    numbers = [n for n in planned if any(word.endswith(FIRST) for word in planned[n])]
+    firsts = dict.fromkeys(word for n in numbers for word in planned[n] if word.endswith(FIRST))
+    print(f"{'workload':16}" + "".join(f"{name + ' ' + str(n):>10}" for name in who for n in numbers))
+    rows = []
+    for first in firsts:
+        taken = lambda name, n, word: median(results, name, n, word, "wall")  # noqa: E731 (one line says it)
+        pairs = {name: [(taken(name, n, first), taken(name, n, f"{work_of(first)}:{AGAIN}")) for n in numbers]
+                 for name in who}
+        values = [None if None in pair else pair[0] - pair[1] for name in who for pair in pairs[name]]
+        print(f"{':'.join(first.split(':')[:2]):16}" + "".join(guest.shown(value, "{:10.2f}") for value in values))
+        rows.append({"word": work_of(first), "key": "warm-up", "processors": numbers, "pairs": pairs})
+    return rows
+
+
 def print_tables(results, planned, who, options):
     """All tables; their rows."""
     everybody, rows = ["host", *who], []
+    few, many = ([word for word in planned.get(n, []) if is_row(word)] for n in (1, options.many))
     for key, what in (("wall", "seconds by the clock"), ("cpu", "CPU seconds of the process")):
-        if planned[1]:
+        if few:
             print(f"\n{what}, NAME:THREADS, on 1 and {THREADS} processors; x: the one over the other; "
                   "gain: QEMU's over Brolga's")
-            rows += print_pairs(results, planned[1], 1, THREADS, key, everybody)
-    if options.many in planned and options.many > THREADS:
+            rows += print_pairs(results, few, 1, THREADS, key, everybody)
+    if many and options.many > THREADS:
         print(f"\nseconds by the clock on {THREADS} and {options.many} processors")
-        rows += print_pairs(results, planned[options.many], THREADS, options.many, "wall", who)
+        rows += print_pairs(results, many, THREADS, options.many, "wall", who)
+    if few:
+        print("\nseconds by which a tenth of the row took longer before it than after it, by number of processors")
+        rows += print_warm_up(results, planned, who)
     latencies = [word for word in planned[THREADS] if median(results, "host", THREADS, word, "value") is not None]
     if latencies:
         print("\nnanoseconds, in the guest\n" + f"{'latency':16}" + "".join(f"{name:>12}" for name in everybody))
@@ -253,7 +295,7 @@ def main():
         sys.exit(f"benches/smp.py: nothing is called {', '.join(sorted(unknown))}; there are: {' '.join(smp.kinds)}")
     programs = {"brolga": (options.brolga, options.brolga_args.split()),
                 "qemu": (options.qemu, ["-accel", "tcg,thread=multi", *options.qemu_args.split()])}
-    planned = plan(smp.kinds, names, options)
+    planned = plan(smp, names, options)
     results = {name: {} for name in ["host", *who]}
     tell("host")
     measure_host(results, smp, planned, options)

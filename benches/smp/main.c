@@ -1,4 +1,5 @@
-/* smp NAME THREADS [ROUNDS]: runs one workload or measures one latency between two marks; `smp list` names them. */
+/* smp NAME THREADS [ROUNDS]: runs one workload or measures one latency between two marks; `smp list` names them and
+   their rounds. */
 #include "smp.h"
 #include <unistd.h>
 
@@ -8,12 +9,12 @@ static const struct entry {
 	latency *measure;
 	unsigned long rounds;
 } table[] = {
-	{ "hash", hash, NULL, 150 },
-	{ "matrix", matrix, NULL, 40 },
-	{ "mutex", mutex, NULL, 6000 },
-	{ "atomic", atomic, NULL, 60000 },
+	{ "hash", hash, NULL, 750 },
+	{ "matrix", matrix, NULL, 160 },
+	{ "mutex", mutex, NULL, 12000 },
+	{ "atomic", atomic, NULL, 120000 },
 	{ "ping-pong", futex_ping_pong, NULL, 60 },
-	{ "forks", forks, NULL, 1600 },
+	{ "forks", forks, NULL, 6400 },
 	{ "ipi", NULL, ipi, 20000 },
 	{ "wake", NULL, wake, 20000 },
 	{ "wake-idle", NULL, wake_idle, 1000 },
@@ -27,7 +28,7 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc == 2 && !strcmp(argv[1], "list")) {
 		for (size_t i = 0; i < count; i++)
-			printf("%s %s\n", table[i].name, table[i].run ? "workload" : "latency");
+			printf("%s %s %lu\n", table[i].name, table[i].run ? "workload" : "latency", table[i].rounds);
 		return 0;
 	}
 	for (size_t i = 0; argc > 2 && i < count; i++) {
