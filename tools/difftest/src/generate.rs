@@ -83,7 +83,8 @@ impl Generator {
         let mut decoder = iced_x86::Decoder::with_ip(self.bitness(), &bytes, at, 0);
         let insn = decoder.decode();
         // Some encodings mean another opcode without their mandatory registers; test what the bytes say.
-        (!insn.is_invalid() && insn.len() == bytes.len()).then_some((insn, bytes))
+        let known = !insn.is_invalid() && insn.len() == bytes.len() && !crate::vendor::foreign(&insn);
+        known.then_some((insn, bytes))
     }
 
     /// Some instructions after one another.
@@ -552,6 +553,9 @@ impl Generator {
             target = target.max(DATA) & !63;
         }
         let target = self.make_address(insn, regs, target)?;
+        if crate::vendor::unaligned(insn) && target % 16 != 0 {
+            return None;
+        }
         if self.random.chance(70) {
             let mut contents = Vec::new();
             while (contents.len() as u64) < bytes {

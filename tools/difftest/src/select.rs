@@ -1,9 +1,8 @@
 //! Which opcodes are tested, and what the manual leaves open about them.
 
 use crate::generate::Case;
-use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, RflagsBits,
-};
+use crate::vendor;
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind};
 
 /// Part of the instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,43 +264,21 @@ pub const UNDEFINED: &[Undefined] = &[Undefined {
           1 bit, the OF flag is undefined.)",
 }];
 
-/// Whether the host is an Intel processor, whose undefined flags ours are like but for [`UNDEFINED`].
-pub fn intel_host() -> bool {
-    static INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
-        std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("GenuineIntel"))
-    });
-    *INTEL
-}
-
-/// RFLAGS bits that the manual leaves open after an instruction, where other processors' silicon need not be like ours.
-fn open_elsewhere(insn: &Instruction) -> u64 {
-    let places = [
-        (RflagsBits::CF, 0x1),
-        (RflagsBits::PF, 0x4),
-        (RflagsBits::AF, 0x10),
-        (RflagsBits::ZF, 0x40),
-        (RflagsBits::SF, 0x80),
-        (RflagsBits::OF, 0x800),
-    ];
-    let open = if intel_host() { 0 } else { insn.rflags_undefined() };
-    places.into_iter().filter(|(bit, _)| open & bit != 0).fold(0, |all, (_, flag)| all | flag)
-}
-
 /// Flags to leave out of the comparison.
 pub fn undefined_flags(case: &Case) -> u64 {
     let [insn] = &case.insns[..] else { return 0 };
     let mnemonic = insn.mnemonic();
     let listed = UNDEFINED.iter().filter(|u| u.mnemonics.contains(&mnemonic) && (u.when)(case));
-    listed.fold(open_elsewhere(insn), |all, u| all | u.flags)
+    listed.fold(vendor::open_flags(insn), |all, u| all | u.flags)
 }
 
-/// The instruction may leave flags undefined: no place for it in a sequence, where others may look at them.
+/// The instruction may leave something undefined: no place for it in a sequence, where others may look at them.
 pub fn leaves_undefined(insn: &Instruction) -> bool {
-    open_elsewhere(insn) != 0 || UNDEFINED.iter().any(|u| u.mnemonics.contains(&insn.mnemonic()))
+    vendor::leaves_open(insn) || UNDEFINED.iter().any(|u| u.mnemonics.contains(&insn.mnemonic()))
 }
 
 /// The masked count of a shift.
-fn shift_count(case: &Case) -> u64 {
+pub fn shift_count(case: &Case) -> u64 {
     let Some(i) = case.insns.first() else { return 1 };
     let last = i.op_count() - 1;
     let wide = i.op0_register().is_gpr64() || i.memory_size().size() == 8;
