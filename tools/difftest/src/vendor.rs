@@ -178,16 +178,22 @@ pub fn take_over(case: &Case, bits: Bits, native: &After, ours: &mut After) {
 }
 
 /// AMD's processors save the last instruction's pointers only with an exception pending, zeros otherwise (AMD64 manual 2,
-/// 11.4.4; CPUID 8000_0008 EBX bit 2), and a signal's frame is saved so. FOP and FDP
-/// change with every instruction there, while Intel's change with unmasked exceptions alone (SDM 1, 8.1.8 and 8.1.9.1), which
-/// shows in sequences. Of an operand's address AMD's keep 57 bits.
+/// 11.4.4; CPUID 8000_0008 EBX bit 2), and a signal's frame is saved so. Zeros it also is for what the case does not set, if
+/// the host's kernel puts the program aside between a start with none pending and the exception.
+///
+/// FOP and FDP change with every instruction there, while Intel's change with unmasked exceptions alone (SDM 1, 8.1.8 and
+/// 8.1.9.1), which shows in sequences. Of an operand's address AMD's keep 57 bits.
 fn pointers(case: &Case, native: &After, ours: &mut After) {
     let (from, to) = (&native.regs, &mut ours.regs);
-    if !error_pending(from) {
-        (to.fop, to.fip, to.fdp) = (from.fop, from.fip, from.fdp);
-    } else if case.insns.len() > 1 && case.insns.iter().any(x87) {
-        (to.fop, to.fdp) = (from.fop, from.fdp);
-    } else if from.fdp == ((to.fdp << 7) as i64 >> 7) as u64 {
+    let unsaved = |value: u64| !error_pending(from) || value == 0 && !error_pending(&case.regs);
+    let earlier = case.insns.len() > 1 && case.insns.iter().any(x87);
+    if unsaved(from.fop.into()) || earlier {
+        to.fop = from.fop;
+    }
+    if unsaved(from.fip) {
+        to.fip = from.fip;
+    }
+    if unsaved(from.fdp) || earlier || from.fdp == ((to.fdp << 7) as i64 >> 7) as u64 {
         to.fdp = from.fdp;
     }
 }
