@@ -68,8 +68,7 @@ pub struct Mapping {
 }
 
 /// Linear range that covers all large pages entered since the last flush.
-#[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct LargePages {
     address: u64,
     mask: u64,
@@ -87,7 +86,8 @@ pub struct Tlb {
     used: [[u64; GROUPS]; MMU_INDEXES],
     /// Those among them that do not hold a global page.
     local: [[u64; GROUPS]; MMU_INDEXES],
-    large: LargePages,
+    /// Of the lower half of the address space, and of the upper.
+    large: [LargePages; 2],
 }
 
 /// Offset in its table of the entry that `linear` maps to.
@@ -121,7 +121,7 @@ impl Tlb {
             tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES],
             used: [[0; _]; _],
             local: [[0; _]; _],
-            large: LargePages::NONE,
+            large: [LargePages::NONE; 2],
         }
     }
 
@@ -179,15 +179,16 @@ impl Tlb {
     }
 
     fn note_large(&mut self, page: u64, page_mask: u64) {
-        if self.large.address == u64::MAX {
-            self.large = LargePages { address: page, mask: page_mask };
+        let large = &mut self.large[(page >> 63) as usize];
+        if *large == LargePages::NONE {
+            *large = LargePages { address: page, mask: page_mask };
             return;
         }
-        let mut mask = self.large.mask & page_mask;
-        while (self.large.address ^ page) & mask != 0 {
+        let mut mask = large.mask & page_mask;
+        while (large.address ^ page) & mask != 0 {
             mask <<= 1;
         }
-        self.large = LargePages { address: self.large.address & mask, mask };
+        *large = LargePages { address: large.address & mask, mask };
     }
 
     /// Drops everything.
@@ -197,7 +198,7 @@ impl Tlb {
                 self.drop_group(index, group, self.used[index][group]);
             }
         }
-        self.large = LargePages::NONE;
+        self.large = [LargePages::NONE; 2];
     }
 
     /// Drops everything but global pages.
@@ -224,7 +225,8 @@ impl Tlb {
 
     /// Drops the translation of one page; all of them if a large page may cover it.
     pub fn flush_page(&mut self, linear: u64) {
-        if self.large.address != u64::MAX && (linear & self.large.mask) == self.large.address {
+        let large = &self.large[(linear >> 63) as usize];
+        if *large != LargePages::NONE && linear & large.mask == large.address {
             self.flush_all();
             return;
         }

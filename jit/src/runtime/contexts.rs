@@ -53,6 +53,12 @@ impl Contexts {
         if mode_word & mode::CPL == mode::CPL { self.user } else { self.supervisor }
     }
 
+    /// The generation of the current address space: its translations that are not global hold as long.
+    #[inline]
+    pub fn address_space(&self) -> u32 {
+        self.user
+    }
+
     /// A generation never used; 0 when they are used up.
     fn fresh(&mut self) -> u32 {
         self.last = self.last.wrapping_add(1);
