@@ -480,11 +480,18 @@ impl Cpu {
         if kept && let Some(m) = self.second.find(index, linear, access, generation) {
             return Ok(tlb::Mapping { gpa: m.gpa & paging.lines, ..m });
         }
-        let m = paging.walk(&self.shared.ram, linear, access, index, marks).inspect_err(|f| {
+        let walk = |from| paging.walk_from(from, &self.shared.ram, linear, access, index, marks);
+        let table = if kept { self.second.table(linear, generation) } else { None };
+        // What a kept table forbids, those above it may allow by now: a fault is one of a whole walk.
+        let found = table.and_then(|table| walk(Some(table)).ok()).map_or_else(|| walk(None), Ok);
+        let (m, last) = found.inspect_err(|f| {
             tracing::trace!(target: "mmu", "page fault: linear {:#x} {:?} index {} code {:?}", linear, access, index, f.error);
         })?;
         if kept {
             self.second.enter(index, linear, &m, generation);
+            if let (Some(last), None) = (last, table) {
+                self.second.enter_table(linear, last, generation);
+            }
         }
         Ok(m)
     }

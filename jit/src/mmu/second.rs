@@ -3,14 +3,19 @@
 //! Generated code does not look here, so it can do what the first level cannot: an entry covers a page of any size, carries
 //! the address space that it belongs to (the generation of [`crate::runtime::contexts::Contexts`]), so that a switch of
 //! address spaces and a return lose nothing that the architecture lets stay (SDM 3A 4.10.2, 4.10.3), and the table grows
-//! with what a guest uses. Rights are those at one MMU index; whatever changes them (CR0, CR4, EFER) flushes all.
+//! with what a guest uses. Beside it are the page tables that the last walks led to, so that another page of theirs costs one
+//! look (SDM 3A 4.10.3). Rights are those at one MMU index; whatever changes them (CR0, CR4, EFER) flushes all.
 
 use super::tlb::{MMU_INDEXES, Mapping};
-use super::walk::Access;
+use super::walk::{Access, Table};
 
 /// Entries at first, and at most: 1.5 MiB.
 const FEWEST: usize = 1 << 9;
 const MOST: usize = 1 << 16;
+/// Page tables kept.
+const TABLES: usize = 64;
+/// What a page table maps, as a shift.
+const TABLE_SHIFT: u32 = 21;
 /// Sizes of pages (as shifts) that there are.
 const SHIFTS: [u32; 4] = [12, 21, 22, 30];
 
@@ -34,6 +39,14 @@ struct Entry {
     generation: u32,
 }
 
+/// A page table, of the linear addresses `number << TABLE_SHIFT`.
+#[derive(Clone, Copy)]
+struct KeptTable {
+    number: u64,
+    generation: u32,
+    table: Table,
+}
+
 /// Tables of one vCPU.
 pub struct SecondTlb {
     entries: Box<[Entry]>,
@@ -43,11 +56,21 @@ pub struct SecondTlb {
     kinds: [u8; 2],
     /// Valid entries that gave way to others since the table last grew.
     displaced: usize,
+    tables: [Option<KeptTable>; TABLES],
+    /// There may be some.
+    any_tables: bool,
 }
 
 impl Default for SecondTlb {
     fn default() -> Self {
-        Self { entries: table(FEWEST), global: 1, kinds: [0; 2], displaced: 0 }
+        Self {
+            entries: table(FEWEST),
+            global: 1,
+            kinds: [0; 2],
+            displaced: 0,
+            tables: [None; TABLES],
+            any_tables: false,
+        }
     }
 }
 
@@ -121,11 +144,34 @@ impl SecondTlb {
     /// Drops all, where generations begin anew.
     pub fn clear(&mut self) {
         self.entries.fill(Entry::default());
+        self.drop_tables();
         (self.global, self.kinds, self.displaced) = (1, [0; 2], 0);
     }
 
-    /// Drops the translations of the page of `linear`, of whatever size, in the address space of `generation` and global ones.
+    /// The page table that a walk for `linear` may begin at.
+    pub fn table(&self, linear: u64, generation: u32) -> Option<Table> {
+        let number = linear >> TABLE_SHIFT;
+        let kept = self.tables[table_slot(number)].filter(|t| t.number == number && t.generation == generation);
+        kept.map(|t| t.table)
+    }
+
+    /// Enters the page table that a walk for `linear` led to.
+    pub fn enter_table(&mut self, linear: u64, table: Table, generation: u32) {
+        let number = linear >> TABLE_SHIFT;
+        self.any_tables = true;
+        self.tables[table_slot(number)] = Some(KeptTable { number, generation, table });
+    }
+
+    fn drop_tables(&mut self) {
+        if std::mem::take(&mut self.any_tables) {
+            self.tables = [None; TABLES];
+        }
+    }
+
+    /// Drops the translations of the page of `linear`, of whatever size, in the address space of `generation` and global ones;
+    /// and all page tables (SDM 3A 4.10.4.1).
     pub fn flush_page(&mut self, linear: u64, generation: u32) {
+        self.drop_tables();
         for kind in self.kinds(linear) {
             let generation = self.generation(kind, generation);
             for tag in (0..MMU_INDEXES).map(|index| tag(index, linear, kind)) {
@@ -178,6 +224,10 @@ impl SecondTlb {
             }
         }
     }
+}
+
+fn table_slot(number: u64) -> usize {
+    (number ^ number >> 6 ^ number >> 18) as usize % TABLES
 }
 
 /// The translation of the page of 4 KiB with `linear`.

@@ -285,3 +285,36 @@ fn code_is_seen_through_a_kept_translation() {
     s.cr3(OTHER | 5 | KEEP);
     assert_eq!(s.answer(), 6);
 }
+
+#[test]
+fn page_tables_are_remembered_until_any_page_is_invalidated() {
+    let mut s = Spaces::new(false, false);
+    let (entry, at) = (PAGING + 0x2000 + 8 * 9, 9 << 21);
+    let (one, two) = (NUMBERS + 0x1_0000, NUMBERS + 0x1_1000);
+    for n in 0..8 {
+        s.g.write64(one + 8 * n, (NUMBERS + 0x1000 * n) | USED);
+        s.g.write64(two + 8 * n, (NUMBERS + 0x1000 * (n + 8)) | USED);
+    }
+    s.g.write64(entry, one | USED);
+    assert_eq!(s.read(at), 0);
+    s.g.write64(entry, two | USED);
+    assert_eq!(s.read(at + 0x1000), 1, "by the table that was");
+    s.g.cpu.flush_tlb_page(PAGE);
+    assert_eq!((s.read(at), s.read(at + 0x2000)), (0, 10));
+    s.cr3(PAGING);
+    assert_eq!((s.read(at), s.read(at + 0x2000)), (8, 10));
+    // Rights that are given need no invalidation.
+    s.g.write64(entry, two | USED & !2);
+    s.cr3(PAGING);
+    s.g.cpu.write_cr0(s.g.cpu.state.cr0 | crate::state::cr0::WP).expect("write protection");
+    assert_eq!(s.read(at + 0x3000), 11);
+    assert!(s.g.cpu.store(Ty::I64, at + 0x4000, 1).is_err());
+    s.g.write64(entry, two | USED);
+    s.g.cpu.store(Ty::I64, at + 0x5000, 77).expect("it can be written now");
+    assert_eq!(s.g.read64(NUMBERS + 0xd000), 77);
+    // A page that was not there is looked for anew.
+    s.g.write64(two + 8 * 9, 0);
+    assert!(s.g.cpu.load(Ty::I64, at + 0x9000).is_err());
+    s.g.write64(two + 8 * 9, (NUMBERS + 0x6000) | USED);
+    assert_eq!(s.read(at + 0x9000), 6);
+}
