@@ -1,7 +1,7 @@
 //! The second-level TLB: what page walks found, in place of another walk when the first level ([`super::tlb`]) has lost it.
 //!
 //! Generated code does not look here, so it can do what the first level cannot: an entry covers a page of any size, carries
-//! the address space that it belongs to (the generation of [`crate::runtime::contexts::Contexts`]), so that a switch of
+//! the address space that it belongs to (its generation in `runtime/contexts.rs`), so that a switch of
 //! address spaces and a return lose nothing that the architecture lets stay (SDM 3A 4.10.2, 4.10.3), and the table grows
 //! with what a guest uses. Beside it are the page tables that the last walks led to, so that another page of theirs costs one
 //! look (SDM 3A 4.10.3). Rights are those at one MMU index; whatever changes them (CR0, CR4, EFER) flushes all.

@@ -3,7 +3,7 @@
 use super::Guest;
 use crate::ir::Ty;
 use crate::state::{cr4, reg};
-use crate::mmu::tlb::TLB_ENTRIES;
+use crate::mmu::tlb::{SUPERVISOR, entries};
 use crate::system::testing::place::*;
 
 /// Page tables of a second address space.
@@ -15,7 +15,7 @@ const NUMBERS: u64 = 0x20_0000;
 /// A data page whose translation changes.
 const PAGE: u64 = 0x30_0000;
 /// So far apart lie pages that the first-level TLB has one place for.
-const APART: u64 = TLB_ENTRIES as u64 * 0x1000;
+const APART: u64 = entries(SUPERVISOR) as u64 * 0x1000;
 /// Flags of a page table entry: present, writable, for users, accessed, dirty, global.
 const USED: u64 = 0x67;
 const GLOBAL: u64 = 1 << 8;
