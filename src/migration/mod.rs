@@ -125,7 +125,7 @@ struct Course {
     at: Option<SocketAddress>,
 }
 
-/// All about migration in this process. Locks are leaves.
+/// All about migration in this process. Nothing but settings and listeners' queues is locked under `course`.
 pub struct Migration {
     events: Arc<Events>,
     settings: Mutex<Settings>,
@@ -166,33 +166,36 @@ impl Migration {
     pub fn begin(&self, leaving: bool, memory: u64) -> Option<Arc<Control>> {
         let control = Arc::new(Control::default());
         control.limit.store(self.settings().number(Parameter::MaxBandwidth), Ordering::Relaxed);
-        {
-            let mut course = self.course();
-            if course.status.under_way() {
-                return None;
-            }
-            let started = Some(Instant::now());
-            *course = Course { leaving, memory, started, control: control.clone(), ..Course::default() };
+        let mut course = self.course();
+        if course.status.under_way() {
+            return None;
         }
-        self.set(Status::Setup);
+        let started = Some(Instant::now());
+        *course = Course { leaving, memory, started, control: control.clone(), ..Course::default() };
+        self.come_to(&mut course, Status::Setup);
         Some(control)
     }
 
-    /// It has come to `status`.
+    /// It has come to `status`. Of one that was called off only the end counts.
     pub fn set(&self, status: Status) {
-        {
-            let mut course = self.course();
-            let since = course.started.map_or(Duration::ZERO, |at| at.elapsed());
-            match status {
-                Status::Active => course.setup = since,
-                _ if !status.under_way() => {
-                    course.total = since;
-                    course.downtime = course.stopped.map_or(Duration::ZERO, |at| at.elapsed());
-                }
-                _ => {}
-            }
-            course.status = status;
+        let mut course = self.course();
+        if !course.control.cancelled() || !status.under_way() {
+            self.come_to(&mut course, status);
         }
+    }
+
+    /// The event is told before the lock goes: who hears of two hears of them in their order.
+    fn come_to(&self, course: &mut Course, status: Status) {
+        let since = course.started.map_or(Duration::ZERO, |at| at.elapsed());
+        match status {
+            Status::Active => course.setup = since,
+            _ if !status.under_way() => {
+                course.total = since;
+                course.downtime = course.stopped.map_or(Duration::ZERO, |at| at.elapsed());
+            }
+            _ => {}
+        }
+        course.status = status;
         if self.settings().has(Capability::Events) {
             self.events.emit("MIGRATION", json!({ "status": status.name() }));
         }
@@ -218,28 +221,19 @@ impl Migration {
 
     /// It failed, or ends as it was called off; the machine goes on meanwhile.
     pub fn fail(&self, why: &str) {
-        let cancelled = {
-            let mut course = self.course();
-            let cancelled = course.control.cancelled();
-            course.error = (!cancelled).then(|| why.to_owned());
-            course.stopped = None;
-            cancelled
-        };
-        self.set(if cancelled { Status::Cancelled } else { Status::Failed });
+        let mut course = self.course();
+        let cancelled = course.control.cancelled();
+        course.error = (!cancelled).then(|| why.to_owned());
+        course.stopped = None;
+        self.come_to(&mut course, if cancelled { Status::Cancelled } else { Status::Failed });
     }
 
     /// Calls off the one that leaves, if there is one.
     pub fn cancel(&self) {
-        let cancels = {
-            let course = self.course();
-            let cancels = course.leaving && course.status.under_way() && !course.control.cancelled();
-            if cancels {
-                course.control.cancelled.store(true, Ordering::SeqCst);
-            }
-            cancels
-        };
-        if cancels {
-            self.set(Status::Cancelling);
+        let mut course = self.course();
+        if course.leaving && course.status.under_way() && !course.control.cancelled() {
+            self.come_to(&mut course, Status::Cancelling);
+            course.control.cancelled.store(true, Ordering::SeqCst);
         }
     }
 
@@ -335,6 +329,7 @@ impl Course {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::events::{Event, EventListener};
 
     #[test]
     fn one_at_a_time_and_its_end_is_told() {
@@ -356,5 +351,44 @@ mod tests {
         assert!(migration.begin(true, 1 << 20).is_some());
         migration.fail("no route");
         assert_eq!(migration.describe()["error-desc"], "no route");
+    }
+
+    /// The statuses that were told.
+    #[derive(Default)]
+    struct Ear(Mutex<Vec<String>>);
+
+    impl EventListener for Ear {
+        fn event(&self, event: &Event) {
+            self.0.lock().unwrap().push(event.data["status"].as_str().unwrap().to_owned());
+        }
+    }
+
+    /// Who calls it off and what goes on or fails meanwhile meet in any order; what is told is one of two stories.
+    #[test]
+    fn calling_off_and_failing_at_once() {
+        let (events, ear) = (Arc::<Events>::default(), Arc::new(Ear::default()));
+        let listener: Arc<dyn EventListener> = ear.clone();
+        events.listen(Arc::downgrade(&listener));
+        let migration = Migration::new(events);
+        migration.settle(|settings| settings.switch(Capability::Events, true));
+        for _ in 0..2000 {
+            migration.begin(true, 0).expect("the last one is over");
+            std::thread::scope(|scope| {
+                scope.spawn(|| migration.cancel());
+                migration.set(Status::Active);
+                migration.set(Status::Device);
+                migration.fail("broken pipe");
+            });
+            let told = std::mem::take(&mut *ear.0.lock().unwrap());
+            let told: Vec<&str> = told.iter().map(String::as_str).collect();
+            let good = match told.split_last().unwrap() {
+                (&"failed", way) => way == ["setup", "active", "device"],
+                (&"cancelled", way) => way
+                    .split_last()
+                    .is_some_and(|(last, way)| *last == "cancelling" && ["setup", "active", "device"].starts_with(way)),
+                _ => false,
+            };
+            assert!(good, "{told:?}");
+        }
     }
 }

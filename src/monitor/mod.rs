@@ -6,7 +6,7 @@ mod call;
 mod commands;
 mod compressed_dump;
 mod core_file;
-mod events;
+pub(crate) mod events;
 mod examine;
 mod expression;
 mod fault;
