@@ -3,6 +3,7 @@
 use crate::board::Board;
 use crate::cpuid::CpuModel;
 use crate::fault::Fault;
+use crate::mmu::second::SecondTlb;
 use crate::mmu::tlb::{self, Tlb};
 use crate::runtime::cache::BlockCache;
 use crate::runtime::contexts::Contexts;
@@ -43,6 +44,8 @@ pub struct Cpu {
     pub blocks: BlockCache,
     /// Which translations of code addresses hold.
     pub contexts: Contexts,
+    /// What page walks found.
+    pub(crate) second: SecondTlb,
     /// What other threads left.
     pub mailbox: Arc<Mailbox>,
     /// Promotion of hot blocks to compiled code.
@@ -93,6 +96,7 @@ impl Cpu {
             pdptes: [0; 4],
             blocks: BlockCache::new(),
             contexts: Contexts::default(),
+            second: SecondTlb::default(),
             mailbox,
             tier: Tier::default(),
             pauses: 0,
@@ -213,6 +217,7 @@ impl Cpu {
     /// Drops all translations of addresses, global ones too (CR0/CR4 changes, INVPCID type 2).
     pub fn flush_tlb_all(&mut self) {
         self.state.tlb.flush_all();
+        self.second.flush_all();
         self.mappings_changed();
     }
 
@@ -233,6 +238,7 @@ impl Cpu {
     /// Drops the translation of one page (INVLPG).
     pub fn flush_tlb_page(&mut self, linear: u64) {
         self.state.tlb.flush_page(linear);
+        self.second.flush_page(linear, self.contexts.address_space());
         if self.contexts.fetched_from(linear) {
             self.mappings_changed();
         } else {
@@ -260,6 +266,7 @@ impl Cpu {
             self.state.forget_jumps();
             self.state.fetches.fill(FetchEntry::new(0, 0, 0));
             self.blocks.forget_addresses();
+            self.second.clear();
         }
         self.update_jump_check();
     }

@@ -250,6 +250,12 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Who wants the host's cores.
+    #[cfg(test)]
+    pub(crate) fn crowd(&self) -> &crate::shared::Crowd {
+        &self.shared.crowd
+    }
+
     /// An engine over `ram`, with `board` around it.
     pub fn new(mut config: EngineConfig, ram: Arc<Ram>, board: Arc<dyn Board>) -> Result<Arc<Self>, EngineError> {
         if !crate::helpers::vec::host_has_required() {

@@ -7,7 +7,7 @@ use super::{Cold, Emit};
 use crate::ir::op::RmwOp;
 use crate::ir::{Inst, Op, Ty, mem};
 use crate::mmu::span::Span;
-use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
+use crate::mmu::tlb::{self, Tlb, TlbEntry};
 use crate::passes::flag_notes::Note;
 use crate::state::CpuState;
 use std::mem::offset_of;
@@ -112,7 +112,7 @@ impl Emit<'_> {
         self.a.alu_imm(Alu::And, Ty::I64, RDX, -4096 | inside);
         self.copy_address(Ty::I32, RCX, base, span.first as i32);
         self.a.shift_imm(Shift::Shr, Ty::I32, RCX, 12 - size_of::<TlbEntry>().trailing_zeros() as u8);
-        self.a.alu_imm(Alu::And, Ty::I32, RCX, ((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i32);
+        self.a.alu_imm(Alu::And, Ty::I32, RCX, ((tlb::entries(self.mmu) - 1) * size_of::<TlbEntry>()) as i32);
         let tag = if span.write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
         let again = self.a.here();
         let m = self.entry_field(tag);

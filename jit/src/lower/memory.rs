@@ -6,7 +6,7 @@ use super::{Lower, Thunk};
 use crate::ir::op::RmwOp;
 use crate::ir::{Block, Inst, Op, Ty, mem};
 use crate::mmu::span::Span;
-use crate::mmu::tlb::{TLB_ENTRIES, Tlb, TlbEntry};
+use crate::mmu::tlb::{self, Tlb, TlbEntry};
 use crate::state::CpuState;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
@@ -95,7 +95,7 @@ impl Lower<'_, '_> {
         }
         let shift = self.iconst(12 - size_of::<TlbEntry>().trailing_zeros() as i64);
         let index = self.b.ins().ushr(linear, shift);
-        let slots = self.iconst(((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i64);
+        let slots = self.iconst(((tlb::entries(self.mmu) - 1) * size_of::<TlbEntry>()) as i64);
         let index = self.b.ins().band(index, slots);
         let entry = self.b.ins().iadd(self.env, index);
         let table = (offset_of!(CpuState, tlb) + Tlb::table_offset(self.mmu)) as i32;

@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::op::RmwOp;
 use crate::ir::{Ty, mem};
-use crate::state::{cr4, efer, mode};
+use crate::state::{cr0, cr4, efer, mode};
 use std::sync::PoisonError;
 use std::sync::atomic::{Ordering, fence};
 
@@ -443,9 +443,7 @@ impl Cpu {
             }
         }
         self.check_canonical(linear, flags)?;
-        let m = self.paging().walk(&self.shared.ram, linear, access, index, marks).inspect_err(|f| {
-            tracing::trace!(target: "mmu", "page fault: linear {:#x} {:?} index {} code {:?}", linear, access, index, f.error);
-        })?;
+        let m = self.translate(index, linear, access, marks)?;
         let offset = linear & (PAGE_SIZE - 1);
         match self.shared.ram.host(m.gpa) {
             Some((host, _, rom)) => {
@@ -471,6 +469,31 @@ impl Cpu {
                 Ok(Place::Mmio(m.gpa | offset))
             }
         }
+    }
+
+    /// Translates a data access by the second-level TLB, or by a walk, which is entered there.
+    fn translate(&mut self, index: usize, linear: u64, access: Access, marks: Marks) -> Result<tlb::Mapping, Fault> {
+        let paging = self.paging();
+        // Page marks are compared in lockstep: they are to be as without a TLB.
+        let kept = paging.cr0 & cr0::PG != 0 && self.lockstep.is_none();
+        let generation = self.contexts.address_space();
+        if kept && let Some(m) = self.second.find(index, linear, access, generation) {
+            return Ok(tlb::Mapping { gpa: m.gpa & paging.lines, ..m });
+        }
+        let walk = |from| paging.walk_from(from, &self.shared.ram, linear, access, index, marks);
+        let table = if kept { self.second.table(linear, generation) } else { None };
+        // What a kept table forbids, those above it may allow by now: a fault is one of a whole walk.
+        let found = table.and_then(|table| walk(Some(table)).ok()).map_or_else(|| walk(None), Ok);
+        let (m, last) = found.inspect_err(|f| {
+            tracing::trace!(target: "mmu", "page fault: linear {:#x} {:?} index {} code {:?}", linear, access, index, f.error);
+        })?;
+        if kept {
+            self.second.enter(index, linear, &m, generation);
+            if let (Some(last), None) = (last, table) {
+                self.second.enter_table(linear, last, generation);
+            }
+        }
+        Ok(m)
     }
 
     /// #GP(0), or #SS(0) for the stack, unless the address is canonical and not [`NOWHERE`].

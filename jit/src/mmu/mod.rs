@@ -4,6 +4,7 @@ pub mod access;
 pub mod code_map;
 pub mod ram;
 pub mod ram_buffer;
+pub mod second;
 pub mod span;
 pub mod tlb;
 pub mod walk;

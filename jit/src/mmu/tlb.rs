@@ -18,10 +18,16 @@ pub const USER: usize = 1;
 /// Supervisor; user pages fault (SMAP on and AC clear).
 pub const SUPERVISOR_SMAP: usize = 2;
 
-/// Entries per MMU index.
-pub const TLB_ENTRIES: usize = 4096;
-/// Entries are marked as used in groups of 64.
-const GROUPS: usize = TLB_ENTRIES / 64;
+/// Entries by MMU index. Programs go about in more memory than their kernel does for them, and each pair of pages that both are
+/// in use and have one place costs a miss at every turn: the fewer, the larger the table.
+const ENTRIES: [usize; MMU_INDEXES] = [4096, 16_384, 4096];
+/// Where the tables begin, in entries.
+const STARTS: [usize; MMU_INDEXES] = [0, ENTRIES[0], ENTRIES[0] + ENTRIES[1]];
+const ALL: usize = STARTS[MMU_INDEXES - 1] + ENTRIES[MMU_INDEXES - 1];
+/// Entries are marked as used in groups of 64, and groups with such entries again.
+const GROUPS: usize = ALL / 64;
+/// Words of the filter of pages that stores hit.
+const FILTER: usize = 512;
 /// Bytes that string comparisons look at at a time: a multiple of all element sizes.
 const SCAN_CHUNK: usize = 256;
 /// Tag that matches nothing.
@@ -68,8 +74,7 @@ pub struct Mapping {
 }
 
 /// Linear range that covers all large pages entered since the last flush.
-#[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct LargePages {
     address: u64,
     mask: u64,
@@ -82,17 +87,27 @@ impl LargePages {
 /// Tables of one vCPU. They lie in `CpuState`, at offsets that generated code knows.
 #[repr(C)]
 pub struct Tlb {
-    tables: [[TlbEntry; TLB_ENTRIES]; MMU_INDEXES],
+    entries: [TlbEntry; ALL],
     /// Which entries may be filled, so that a flush touches no others.
-    used: [[u64; GROUPS]; MMU_INDEXES],
+    used: [u64; GROUPS],
     /// Those among them that do not hold a global page.
-    local: [[u64; GROUPS]; MMU_INDEXES],
-    large: LargePages,
+    local: [u64; GROUPS],
+    /// Groups with used entries.
+    groups: [u64; GROUPS / 64],
+    /// Guest-physical pages that stores may hit, by a hash: most code comes to pages that none does.
+    stored: [u64; FILTER],
+    /// Of the lower half of the address space, and of the upper.
+    large: [LargePages; 2],
+}
+
+/// Number of entries of an MMU index, a power of two.
+pub const fn entries(index: usize) -> usize {
+    ENTRIES[index % MMU_INDEXES]
 }
 
 /// Offset in its table of the entry that `linear` maps to.
-pub fn entry_offset(linear: u64) -> u64 {
-    (slot(linear) * size_of::<TlbEntry>()) as u64
+pub fn entry_offset(index: usize, linear: u64) -> u64 {
+    (place(index, linear) * size_of::<TlbEntry>()) as u64
 }
 
 /// Numbers of the bits that are set, ascending.
@@ -104,8 +119,21 @@ fn bits(mut word: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-fn slot(linear: u64) -> usize {
-    (linear >> 12) as usize & (TLB_ENTRIES - 1)
+/// Number of the entry for `linear` in its table.
+fn place(index: usize, linear: u64) -> usize {
+    (linear >> 12) as usize & (entries(index) - 1)
+}
+
+/// Number of the entry for `linear` among all.
+#[inline]
+fn slot(index: usize, linear: u64) -> usize {
+    STARTS[index % MMU_INDEXES] + place(index, linear)
+}
+
+/// Word and bit of the filter for a guest-physical page.
+fn filter_bit(gpa: u64) -> (usize, u64) {
+    let mixed = (gpa >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (mixed as usize >> 6 & (FILTER - 1), 1 << (mixed & 63))
 }
 
 impl Default for Tlb {
@@ -118,21 +146,23 @@ impl Tlb {
     /// Empty tables.
     pub fn new() -> Self {
         Self {
-            tables: [[EMPTY; TLB_ENTRIES]; MMU_INDEXES],
-            used: [[0; _]; _],
-            local: [[0; _]; _],
-            large: LargePages::NONE,
+            entries: [EMPTY; ALL],
+            used: [0; _],
+            local: [0; _],
+            groups: [0; _],
+            stored: [0; _],
+            large: [LargePages::NONE; 2],
         }
     }
 
     /// Byte offset in this structure of the table of an MMU index.
     pub const fn table_offset(index: usize) -> usize {
-        std::mem::offset_of!(Tlb, tables) + index * TLB_ENTRIES * size_of::<TlbEntry>()
+        std::mem::offset_of!(Tlb, entries) + STARTS[index % MMU_INDEXES] * size_of::<TlbEntry>()
     }
 
     /// The entry that `linear` maps to.
     pub fn entry(&self, index: usize, linear: u64) -> &TlbEntry {
-        &self.tables[index % MMU_INDEXES][slot(linear)]
+        &self.entries[slot(index, linear)]
     }
 
     /// Enters a mapping of `linear`'s page to host memory at `host`; `slow` marks stores for the slow path.
@@ -163,11 +193,15 @@ impl Tlb {
 
     /// Puts `entry`, with the tags for all that could be allowed, in the place of `page`.
     fn enter(&mut self, index: usize, m: &Mapping, page: u64, entry: TlbEntry) {
-        let n = slot(page);
-        self.used[index % MMU_INDEXES][n / 64] |= 1 << (n % 64);
-        let local = &mut self.local[index % MMU_INDEXES][n / 64];
+        let n = slot(index, page);
+        self.used[n / 64] |= 1 << (n % 64);
+        self.groups[n / 4096] |= 1 << (n / 64 % 64);
+        if m.write && entry.write & 0xfff == 0 {
+            self.note_stored(m.gpa);
+        }
+        let local = &mut self.local[n / 64];
         *local = *local & !(1 << (n % 64)) | (!m.global as u64) << (n % 64);
-        self.tables[index % MMU_INDEXES][n] = TlbEntry {
+        self.entries[n] = TlbEntry {
             read: if m.read { entry.read } else { INVALID },
             write: if m.write { entry.write } else { INVALID },
             addend: entry.addend,
@@ -179,88 +213,108 @@ impl Tlb {
     }
 
     fn note_large(&mut self, page: u64, page_mask: u64) {
-        if self.large.address == u64::MAX {
-            self.large = LargePages { address: page, mask: page_mask };
+        let large = &mut self.large[(page >> 63) as usize];
+        if *large == LargePages::NONE {
+            *large = LargePages { address: page, mask: page_mask };
             return;
         }
-        let mut mask = self.large.mask & page_mask;
-        while (self.large.address ^ page) & mask != 0 {
+        let mut mask = large.mask & page_mask;
+        while (large.address ^ page) & mask != 0 {
             mask <<= 1;
         }
-        self.large = LargePages { address: self.large.address & mask, mask };
+        *large = LargePages { address: large.address & mask, mask };
     }
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        for index in 0..MMU_INDEXES {
-            for group in 0..GROUPS {
-                self.drop_group(index, group, self.used[index][group]);
-            }
+        for group in self.groups() {
+            self.drop_group(group, self.used[group]);
         }
-        self.large = LargePages::NONE;
+        self.stored.fill(0);
+        self.large = [LargePages::NONE; 2];
     }
 
     /// Drops everything but global pages.
     pub fn flush_non_global(&mut self) {
-        for index in 0..MMU_INDEXES {
-            for group in 0..GROUPS {
-                self.drop_group(index, group, self.local[index][group]);
-            }
+        for group in self.groups() {
+            self.drop_group(group, self.local[group]);
         }
+    }
+
+    /// Groups with used entries.
+    fn groups(&self) -> impl Iterator<Item = usize> + use<> {
+        let words = self.groups;
+        words.into_iter().enumerate().flat_map(|(n, word)| bits(word).map(move |bit| n * 64 + bit))
     }
 
     /// Drops the entries of a group of 64 that have their bit in `which`.
     #[inline]
-    fn drop_group(&mut self, index: usize, group: usize, which: u64) {
-        if which == 0 {
-            return;
-        }
+    fn drop_group(&mut self, group: usize, which: u64) {
         for n in bits(which) {
-            self.tables[index][group * 64 + n] = EMPTY;
+            self.entries[group * 64 + n] = EMPTY;
         }
-        self.used[index][group] &= !which;
-        self.local[index][group] &= !which;
+        self.used[group] &= !which;
+        self.local[group] &= !which;
+        if self.used[group] == 0 {
+            self.groups[group / 64] &= !(1 << (group % 64));
+        }
     }
 
     /// Drops the translation of one page; all of them if a large page may cover it.
     pub fn flush_page(&mut self, linear: u64) {
-        if self.large.address != u64::MAX && (linear & self.large.mask) == self.large.address {
+        let large = &self.large[(linear >> 63) as usize];
+        if *large != LargePages::NONE && linear & large.mask == large.address {
             self.flush_all();
             return;
         }
-        for t in &mut self.tables {
-            t[slot(linear)] = EMPTY;
-        }
+        (0..MMU_INDEXES).for_each(|index| self.drop_entry(index, linear));
     }
 
     /// Sends stores to guest-physical page `gpa` to the slow path from now on. Whether some did not go there.
     pub fn protect_code_page(&mut self, gpa: u64) -> bool {
+        let (word, bit) = filter_bit(gpa);
+        if self.stored[word] & bit == 0 {
+            return false;
+        }
+        // The filter holds what was long ago, too: all are looked at, so it can be made anew.
+        self.stored.fill(0);
         let mut found = false;
-        for (table, used) in self.tables.iter_mut().zip(&self.used) {
-            for (entries, used) in table.chunks_exact_mut(64).zip(used) {
-                for n in bits(*used) {
-                    let e = &mut entries[n];
-                    if e.meta & !(PAGE_SIZE - 1) == gpa && e.write & 0xfff == 0 {
-                        e.write |= SLOW;
-                        found = true;
-                    }
+        for group in self.groups() {
+            for n in bits(self.used[group]) {
+                let e = &mut self.entries[group * 64 + n];
+                if e.write & 0xfff != 0 {
+                    continue;
+                }
+                let page = e.meta & !(PAGE_SIZE - 1);
+                if page == gpa {
+                    e.write |= SLOW;
+                    found = true;
+                } else {
+                    self.note_stored(page);
                 }
             }
         }
         found
     }
 
+    fn note_stored(&mut self, gpa: u64) {
+        let (word, bit) = filter_bit(gpa);
+        self.stored[word] |= bit;
+    }
+
     /// Undoes [`Tlb::protect_code_page`] for the entry of `linear`.
     pub fn unprotect(&mut self, index: usize, linear: u64) {
-        let e = &mut self.tables[index % MMU_INDEXES][slot(linear)];
+        let e = &mut self.entries[slot(index, linear)];
         if e.write == linear & !(PAGE_SIZE - 1) | SLOW {
             e.write &= !SLOW;
+            let gpa = e.meta & !(PAGE_SIZE - 1);
+            self.note_stored(gpa);
         }
     }
 
     /// Sends stores to the page of `linear` to the slow path from now on; undone by [`Tlb::unprotect`].
     pub fn protect(&mut self, index: usize, linear: u64) {
-        let e = &mut self.tables[index % MMU_INDEXES][slot(linear)];
+        let e = &mut self.entries[slot(index, linear)];
         if e.write == linear & !(PAGE_SIZE - 1) {
             e.write |= SLOW;
         }
@@ -268,7 +322,7 @@ impl Tlb {
 
     /// Drops the entry of `linear` at one MMU index.
     pub fn drop_entry(&mut self, index: usize, linear: u64) {
-        self.tables[index % MMU_INDEXES][slot(linear)] = EMPTY;
+        self.entries[slot(index, linear)] = EMPTY;
     }
 
     /// Loads through the TLB; `None` on a miss.
@@ -681,102 +735,4 @@ unsafe fn cmpxchg16b(p: *mut u128, expected: u128, new: u128) -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mmu::ram::RamRegion;
-
-    fn setup() -> (Ram, Tlb) {
-        let ram =
-            Ram::new(8192, vec![RamRegion { gpa: 0, size: 8192, offset: 0, rom: false }]).expect("two pages of memory");
-        (ram, Tlb::new())
-    }
-
-    fn mapping(gpa: u64) -> Mapping {
-        Mapping { gpa, read: true, write: true, global: false, page_mask: !0xfff }
-    }
-
-    #[test]
-    fn hits_within_a_page_only() {
-        let (ram, mut tlb) = setup();
-        tlb.fill(SUPERVISOR, 0x7000, &mapping(0), ram.host(0).unwrap().0, false);
-        assert!(tlb.store(SUPERVISOR, 0x7ff8, Ty::I64, 0x1122_3344_5566_7788));
-        assert_eq!(tlb.load(SUPERVISOR, 0x7ffc, Ty::I32), Some(0x1122_3344));
-        assert_eq!(tlb.load(SUPERVISOR, 0x7ffd, Ty::I32), None);
-        assert_eq!(tlb.load(USER, 0x7000, Ty::I8), None);
-        assert_eq!(tlb.rmw(SUPERVISOR, 0x7ff8, 0, Ty::I8, RmwOp::Add, 1), Some(0x88));
-        assert_eq!(tlb.cas(SUPERVISOR, 0x7fff, 0, Ty::I16, 0, 1), None);
-        assert_eq!(tlb.cas(SUPERVISOR, 0x7ff9, 0, Ty::I16, 0x6677, 0x1234), Some(0x6677));
-        assert_eq!(tlb.rmw(SUPERVISOR, 0x7ff9, 0, Ty::I32, RmwOp::Sub, 0x34), Some(0x4455_1234));
-        assert_eq!(tlb.load(SUPERVISOR, 0x7ff9, Ty::I32), Some(0x4455_1200));
-        tlb.protect_code_page(0);
-        assert!(!tlb.store(SUPERVISOR, 0x7000, Ty::I8, 1));
-        assert_eq!(tlb.load(SUPERVISOR, 0x7ff8, Ty::I8), Some(0x89));
-        tlb.unprotect(SUPERVISOR, 0x7000);
-        assert!(tlb.store(SUPERVISOR, 0x7000, Ty::I8, 1));
-    }
-
-    #[test]
-    fn device_pages_are_known_but_hit_by_nothing() {
-        let (_ram, mut tlb) = setup();
-        let (linear, gpa) = (0x7000, 0xfebc_0000);
-        tlb.fill_device(USER, linear, &Mapping { write: false, ..mapping(gpa) });
-        assert_eq!(tlb.device(USER, linear + 8, false), Some(gpa));
-        assert_eq!((tlb.device(USER, linear, true), tlb.device(SUPERVISOR, linear, false)), (None, None));
-        assert_eq!(tlb.device(USER, linear + (TLB_ENTRIES as u64) * PAGE_SIZE, false), None);
-        assert!(tlb.load(USER, linear, Ty::I32).is_none() && tlb.load128(USER, linear).is_none());
-        tlb.fill_device(USER, linear, &mapping(gpa));
-        assert_eq!(tlb.device(USER, linear, true), Some(gpa));
-        assert!(!tlb.store(USER, linear, Ty::I32, 1) && !tlb.store_tagged(USER, linear, SLOW, Ty::I32, 1));
-        assert!(!tlb.protect_code_page(gpa));
-        tlb.flush_page(linear);
-        assert_eq!(tlb.device(USER, linear, false), None);
-        tlb.fill_device(USER, linear, &mapping(gpa));
-        tlb.flush_all();
-        assert_eq!(tlb.device(USER, linear, false), None);
-    }
-
-    #[test]
-    fn large_pages_flush_whole() {
-        let (ram, mut tlb) = setup();
-        let large = Mapping { page_mask: !0x1f_ffff, global: true, ..mapping(0) };
-        tlb.fill(SUPERVISOR, 0x20_1000, &large, ram.host(0).unwrap().0, false);
-        tlb.flush_non_global();
-        assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_some());
-        tlb.flush_page(0x60_0000);
-        assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_some());
-        tlb.flush_page(0x20_5000);
-        assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_none());
-    }
-
-    #[test]
-    fn local_pages_go_alone_and_all_pages_together() {
-        let (ram, mut tlb) = setup();
-        let host = ram.host(0).unwrap().0;
-        let (local, global) = (mapping(0), Mapping { global: true, ..mapping(0) });
-        for n in 0..2 * TLB_ENTRIES as u64 {
-            tlb.fill(USER, n << 12, if n % 3 == 0 { &global } else { &local }, host, false);
-        }
-        // Each entry was filled twice; the second filling counts.
-        tlb.flush_non_global();
-        let there = |tlb: &Tlb, n: u64| tlb.load(USER, n << 12, Ty::I8).is_some();
-        for n in TLB_ENTRIES as u64..2 * TLB_ENTRIES as u64 {
-            assert_eq!(there(&tlb, n), n % 3 == 0);
-        }
-        tlb.fill(USER, 0x7000, &mapping(0), host, false);
-        tlb.protect_code_page(0);
-        assert!(!tlb.store(USER, 0x7000, Ty::I8, 1));
-        tlb.flush_all();
-        assert!((0..2 * TLB_ENTRIES as u64).all(|n| !there(&tlb, n)));
-    }
-
-    #[test]
-    fn forward_overlap_repeats_the_pattern() {
-        let (ram, mut tlb) = setup();
-        tlb.fill(SUPERVISOR, 0, &mapping(0), ram.host(0).unwrap().0, false);
-        assert!(tlb.store(SUPERVISOR, 0, Ty::I16, 0x0201));
-        assert!(tlb.copy(SUPERVISOR, 2, 0, 6, 2));
-        assert_eq!(tlb.load(SUPERVISOR, 0, Ty::I64), Some(0x0201_0201_0201_0201));
-        assert!(tlb.fill_bytes(SUPERVISOR, 8, 8, 0xabcd, 2));
-        assert_eq!(tlb.load(SUPERVISOR, 8, Ty::I64), Some(0xabcd_abcd_abcd_abcd));
-    }
-}
+mod tests;

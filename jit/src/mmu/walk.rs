@@ -76,11 +76,18 @@ mod code {
 }
 
 /// Rights gathered on the way down.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Rights {
     write: bool,
     user: bool,
     exec: bool,
+}
+
+/// A table of the last level, where a walk for any page in its 2 MiB may begin (SDM 3A 4.10.3). Entries have 8 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    address: u64,
+    rights: Rights,
 }
 
 impl PagingState {
@@ -90,17 +97,33 @@ impl PagingState {
 
     /// Translates `linear`.
     pub fn walk(&self, ram: &Ram, linear: u64, access: Access, index: usize, marks: Marks) -> Result<Mapping, Fault> {
+        self.walk_from(None, ram, linear, access, index, marks).map(|(mapping, _)| mapping)
+    }
+
+    /// The same, from `table` on, if there is one; and the table of the last level that it led to.
+    pub fn walk_from(
+        &self,
+        from: Option<Table>,
+        ram: &Ram,
+        linear: u64,
+        access: Access,
+        index: usize,
+        marks: Marks,
+    ) -> Result<(Mapping, Option<Table>), Fault> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = linear & 0xffff_f000 & self.lines;
-            return Ok(Mapping { gpa, read: true, write: true, global: false, page_mask: !0xfff });
+            return Ok((Mapping { gpa, read: true, write: true, global: false, page_mask: !0xfff }, None));
         }
         let fault = |bits: u32| Err(Fault::page(linear, bits | self.access_code(access, index)));
-        let (mut table, mut level, entry_bytes) = match self.root(linear) {
-            Ok(root) => root,
-            Err(bits) => return fault(bits),
-        };
-        let mut rights = Rights { write: true, user: true, exec: true };
+        let again = || self.walk_from(from, ram, linear, access, index, marks);
+        let (mut table, mut level, entry_bytes) =
+            match from.map_or_else(|| self.root(linear), |t| Ok((t.address, 1, 8))) {
+                Ok(root) => root,
+                Err(bits) => return fault(bits),
+            };
+        let mut rights = from.map_or(Rights { write: true, user: true, exec: true }, |t| t.rights);
         loop {
+            let above = Table { address: table, rights };
             let shift = if entry_bytes == 4 { 12 + 10 * (level - 1) } else { 12 + 9 * (level - 1) };
             let index_mask = if entry_bytes == 4 { 0x3ff } else { 0x1ff };
             let at = (table + ((linear >> shift) & index_mask) * entry_bytes) & self.lines;
@@ -119,7 +142,7 @@ impl PagingState {
                 match self.mark(ram, marks, at, entry_bytes, entry, entry | A) {
                     Marked::Done => {}
                     Marked::Missing => return fault(0),
-                    Marked::Raced => return self.walk(ram, linear, access, index, marks),
+                    Marked::Raced => return again(),
                 }
                 table = entry & self.address_mask(entry_bytes);
                 level -= 1;
@@ -133,9 +156,10 @@ impl PagingState {
             match self.mark(ram, marks, at, entry_bytes, entry, want) {
                 Marked::Done => {}
                 Marked::Missing => return fault(0),
-                Marked::Raced => return self.walk(ram, linear, access, index, marks),
+                Marked::Raced => return again(),
             }
-            return Ok(self.mapping(linear, entry, want, shift, entry_bytes, rights, index));
+            let last = (level == 1 && entry_bytes == 8).then_some(above);
+            return Ok((self.mapping(linear, entry, want, shift, entry_bytes, rights, index), last));
         }
     }
 

@@ -5,7 +5,8 @@
 //! what one of them has not come to yet. Who asks for a region is told of the [`Shape`] of one with the same head that has
 //! all that it asks for: if its memory holds the same code, it asks for that one.
 //!
-//! Only compile threads take the lock. What processors want to know, [`Heads`] tells them.
+//! Only compile threads take the store's lock. What processors want to know, [`Heads`] tells them: whether a region starts
+//! somewhere, and which were finished since they looked last.
 
 mod content;
 
@@ -15,7 +16,7 @@ use crate::lower::Region;
 pub use content::{Part, Shape, print_of};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use std::time::Duration;
 const SHAPES: usize = 4;
 /// Entries of [`Heads`].
 const HEADS: usize = 1 << 16;
+/// Heads that were finished last, which processors are told of.
+const NEWS: usize = 1 << 10;
 
 /// What a compilation led to.
 pub type Outcome = Result<Arc<Ready>, Unplaced>;
@@ -178,6 +181,9 @@ impl<W> Store<W> {
             + size_of::<Entry<W>>();
         held.order.push_back((content.clone(), size));
         held.stats.bytes += size as u64;
+        if outcome.is_ok() {
+            entry.heads.iter().for_each(|head| self.heads.tell(*head));
+        }
         while held.stats.bytes > self.most as u64 && held.order.len() > 1 {
             self.let_go_of_oldest(held);
         }
@@ -219,11 +225,18 @@ fn add_shape(by_head: &mut FxHashMap<Key, Vec<Arc<Shape>>>, head: Key, shape: &A
 
 /// Where regions of the store start: what processors look at before they ask, without a lock. It may forget some and take
 /// others for known; who asks then is told.
-pub struct Heads(Box<[AtomicU32]>);
+pub struct Heads {
+    marks: Box<[AtomicU32]>,
+    /// Those of what was compiled last.
+    news: Mutex<VecDeque<Key>>,
+    /// How many there were in all.
+    told: AtomicU64,
+}
 
 impl Default for Heads {
     fn default() -> Self {
-        Self((0..HEADS).map(|_| AtomicU32::new(0)).collect())
+        let marks = (0..HEADS).map(|_| AtomicU32::new(0)).collect();
+        Self { marks, news: Mutex::default(), told: AtomicU64::new(0) }
     }
 }
 
@@ -231,13 +244,33 @@ impl Heads {
     /// The entry of a key, and what it holds if the key is there.
     fn place(&self, key: &Key) -> (&AtomicU32, u32) {
         let hash = content::hash_of_key(key);
-        (&self.0[(hash >> 32) as usize % HEADS], hash as u32 | 1)
+        (&self.marks[(hash >> 32) as usize % HEADS], hash as u32 | 1)
     }
 
     /// There is, it seems, a region with this head.
     pub fn has(&self, key: &Key) -> bool {
         let (place, mark) = self.place(key);
         place.load(Ordering::Relaxed) == mark
+    }
+
+    /// Heads of regions that were compiled since `seen` of them were, which becomes how many there are; of many the last.
+    pub fn since(&self, seen: &mut u64) -> Vec<Key> {
+        if self.told.load(Ordering::Acquire) == *seen {
+            return Vec::new();
+        }
+        let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(seen, self.told.load(Ordering::Acquire));
+        let unseen = seen.wrapping_sub(before).min(news.len() as u64) as usize;
+        news.range(news.len() - unseen..).copied().collect()
+    }
+
+    fn tell(&self, key: Key) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if news.len() >= NEWS {
+            news.pop_front();
+        }
+        news.push_back(key);
+        self.told.fetch_add(1, Ordering::Release);
     }
 
     fn add(&self, key: &Key) {

@@ -4,6 +4,8 @@
 //! that generation is the current one of its privilege. User code has a generation for each PCID (SDM 3A 4.10.1), so that
 //! a return to an address space whose translations were not invalidated finds what it left. Supervisor code keeps its own
 //! as long as it runs from global pages, which a write of CR3 leaves alone.
+//!
+//! The second-level TLB (`mmu/second.rs`) keeps data translations by the same generations of address spaces.
 
 use crate::mmu::tlb::Mapping;
 use crate::state::mode;
@@ -51,6 +53,12 @@ impl Contexts {
     #[inline]
     pub fn generation(&self, mode_word: u32) -> u32 {
         if mode_word & mode::CPL == mode::CPL { self.user } else { self.supervisor }
+    }
+
+    /// The generation of the current address space: its translations that are not global hold as long.
+    #[inline]
+    pub fn address_space(&self) -> u32 {
+        self.user
     }
 
     /// A generation never used; 0 when they are used up.

@@ -409,10 +409,10 @@ unsafe extern "C" fn tlb_fill(cpu: *mut Cpu, page: u64, entry: u64, kind: u64) -
     let (note, kind) = Note::split(kind as u32);
     note.carry_out(&mut cpu.state);
     // A misaligned atomic access, or one whose last byte lies on another page than its first.
-    if page & (PAGE_SIZE - 1) != 0 || tlb::entry_offset(page) != entry {
+    let (index, access) = ((kind >> 1) as usize, if kind & 1 != 0 { Access::Write } else { Access::Read });
+    if page & (PAGE_SIZE - 1) != 0 || tlb::entry_offset(index, page) != entry {
         return 0;
     }
-    let (index, access) = ((kind >> 1) as usize, if kind & 1 != 0 { Access::Write } else { Access::Read });
     cpu.fill_for(index, page, access) as u64
 }
 

@@ -154,6 +154,7 @@ impl Cpu {
                     self.tier.stats.heated += 1;
                     let slot = self.find_block(false)?;
                     self.propose(slot);
+                    self.learn();
                 }
                 Ok(())
             }

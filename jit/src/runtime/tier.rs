@@ -96,6 +96,8 @@ pub struct Tier {
     hot: i32,
     /// Code does not count its runs: the sampler tells what is hot.
     sampled: bool,
+    /// How many regions others had compiled when this processor looked last.
+    learned: u64,
     next_job: u64,
     pending: FxHashMap<u64, Pending>,
     /// Hot blocks that wait for a compiler: (how often they asked, slot, serial number).
@@ -161,6 +163,7 @@ impl Default for Tier {
             warm: Some(WARM),
             hot: HOT_SYNC,
             sampled: false,
+            learned: 0,
             next_job: 0,
             pending: FxHashMap::default(),
             proposals: BinaryHeap::new(),

@@ -120,6 +120,26 @@ fn the_oldest_make_room_and_are_forgotten() {
 }
 
 #[test]
+fn what_was_compiled_is_told_once_to_each() {
+    let (store, mut compiler) = (Store::new(1 << 24), Compiler::new().expect("a compiler"));
+    let (mut one, mut other) = (0, 0);
+    assert!(store.heads.since(&mut one).is_empty());
+    let Answer::Compile(1, refused) = ask(&store, &region(0x500, 1), &asked(500), 1) else { panic!("the first") };
+    store.finish(&refused, &Err(Unplaced::Refused), Duration::ZERO);
+    for n in 0..3 {
+        assert!(get(&store, &mut compiler, &region(0x1000 * n, 1), &asked(n)));
+    }
+    assert_eq!(store.heads.since(&mut one), [head(0), head(1), head(2)], "what has code");
+    assert!(get(&store, &mut compiler, &region(0x4000, 1), &asked(3)));
+    assert_eq!((store.heads.since(&mut one), store.heads.since(&mut one)), (vec![head(3)], vec![]));
+    for n in 0..NEWS as u64 {
+        store.heads.tell(head(10 + n));
+    }
+    let last = store.heads.since(&mut other);
+    assert_eq!((last.len(), last.first(), other), (NEWS, Some(&head(10)), NEWS as u64 + 4));
+}
+
+#[test]
 fn a_larger_region_with_the_same_head_is_proposed() {
     let store = Store::new(1 << 20);
     let (first, second) = (region(0x1000, 5), region(0x1008, 6));

@@ -14,6 +14,22 @@ impl Cpu {
         self.blocks.key(slot).is_some_and(|key| service.heads().has(&key))
     }
 
+    /// Where more processors run than the host has cores, what is hot takes each of them long to find. There, this one asks for
+    /// the regions that others have got since the last look, at blocks that have baseline code here. Elsewhere that is dear: most
+    /// of them would have run here too seldom (measured: a parallel compile by two on two cores took a tenth longer).
+    pub(in crate::runtime) fn learn(&mut self) {
+        if !self.tier.sampled || !self.shared.crowd.too_many() {
+            return;
+        }
+        let Some(service) = self.tier.service.clone() else { return };
+        for key in service.heads().since(&mut self.tier.learned) {
+            if let Some(slot) = self.blocks.slot_of(&key).filter(|slot| self.blocks.baseline(*slot).is_some()) {
+                self.tier.proposals.push((0, slot, self.blocks.serial(slot)));
+            }
+        }
+        self.feed_compilers();
+    }
+
     /// Asks for the region of this shape, which another processor has, at the block in `head`; if the code is another one
     /// here, for the region that this processor would form, unless it takes none but known ones.
     pub(super) fn submit_larger(&mut self, head: u32, shape: &Shape, if_known: bool) {

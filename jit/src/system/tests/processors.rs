@@ -244,6 +244,51 @@ fn mwait_waits_for_a_store_to_its_line() {
     assert!(!pair.vcpus[0].waits_for_store(), "a masked interrupt ends the wait if ECX says so");
 }
 
+/// A loop that adds `step` to EAX, as often as memory says, and halts.
+fn counting_loop(step: i32) -> impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError> {
+    move |a| {
+        let mut again = a.create_label();
+        a.mov(ecx, dword_ptr(0))?;
+        a.xor(eax, eax)?;
+        a.jmp(again)?;
+        a.set_label(&mut again)?;
+        a.add(eax, step)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    }
+}
+
+/// The second processor has run the first one's loop a few times only, and is busy elsewhere.
+#[test]
+fn what_one_has_compiled_comes_to_the_other_by_itself() {
+    if TIER != 2 {
+        return;
+    }
+    let mut pair = Pair::with(EngineConfig { code_cache: 1 << 20, ..EngineConfig::default() });
+    let elsewhere = FIRST + 0x100;
+    // As if there were many more.
+    (0..1 << 20).for_each(|_| pair.engine.crowd().enter());
+    pair.program(FIRST, counting_loop(3));
+    pair.program(elsewhere, counting_loop(5));
+    let start = Instant::now();
+    let rounds = |pair: &mut Pair, n: usize, at: u16, rounds: u32| {
+        assert!(start.elapsed() < Duration::from_secs(120), "{:?}", pair.vcpus[n].statistics().0);
+        pair.ram.write(u64::from(DATA) << 4, &rounds.to_le_bytes(), false);
+        run(&mut pair.vcpus[n], at)
+    };
+    assert_eq!(rounds(&mut pair, 1, FIRST, 10), 30);
+    rounds(&mut pair, 0, FIRST, 10);
+    while pair.vcpus[0].statistics().0.compiled == 0 {
+        rounds(&mut pair, 0, FIRST, 1_000_000);
+    }
+    rounds(&mut pair, 1, elsewhere, 10);
+    while pair.vcpus[1].statistics().0.reused == 0 {
+        rounds(&mut pair, 1, elsewhere, 1_000_000);
+    }
+    assert_eq!(rounds(&mut pair, 1, FIRST, 1000), 3000);
+}
+
 #[test]
 fn what_one_has_compiled_serves_the_other() {
     if TIER != 2 {
@@ -251,17 +296,7 @@ fn what_one_has_compiled_serves_the_other() {
     }
     let mut pair = Pair::with(EngineConfig { code_cache: 1 << 20, ..EngineConfig::default() });
     // Each runs the same loop; how often is in memory, so that all of it has been run before it is hot.
-    pair.program(FIRST, |a| {
-        let mut again = a.create_label();
-        a.mov(ecx, dword_ptr(0))?;
-        a.xor(eax, eax)?;
-        a.jmp(again)?;
-        a.set_label(&mut again)?;
-        a.add(eax, 3)?;
-        a.dec(ecx)?;
-        a.jnz(again)?;
-        a.hlt()
-    });
+    pair.program(FIRST, counting_loop(3));
     for n in [0, 1] {
         let start = Instant::now();
         let mut rounds = 10_u32;
