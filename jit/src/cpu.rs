@@ -231,7 +231,8 @@ impl Cpu {
     /// CR3 was written: from PCID `old` to `new`, whose translations stay if `keep`.
     pub fn switch_address_space(&mut self, old: u16, new: u16, keep: bool) {
         self.state.tlb.flush_non_global();
-        let counted_on = self.contexts.switch(old, new, keep);
+        let alone = !self.shared.several();
+        let counted_on = self.contexts.switch(old, new, keep, alone);
         self.code_addresses_changed(counted_on);
     }
 
