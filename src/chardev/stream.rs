@@ -42,6 +42,12 @@ pub struct Peer {
     output: File,
 }
 
+/// Someone who gets what is written.
+struct Met {
+    input: OwnedFd,
+    output: Arc<Output>,
+}
+
 /// Where peers come from.
 enum Source {
     Tcp(TcpListener),
@@ -349,29 +355,38 @@ impl Stream {
     }
 
     /// Starts the thread: input goes to `sink`, and `changed` hears when a peer comes (`true`) or leaves. What ends with it.
-    pub fn start(self, sink: Arc<dyn InputSink>, changed: impl Fn(bool) + Send + 'static) -> io::Result<Receiver<()>> {
+    ///
+    /// Who has been waited for is there when this returns: the first byte is for them.
+    pub fn start(
+        mut self,
+        sink: Arc<dyn InputSink>,
+        changed: impl Fn(bool) + Send + 'static,
+    ) -> io::Result<Receiver<()>> {
+        let first = self.first.take().map(|peer| self.meet(peer)).transpose()?;
         let (running, end) = bounded(0);
         thread::Builder::new().name(format!("in-{}", self.label)).spawn(move || {
-            self.run(&*sink, changed);
+            self.run(first, &*sink, changed);
             drop(running);
         })?;
         Ok(end)
     }
 
-    fn run(mut self, sink: &dyn InputSink, changed: impl Fn(bool)) {
+    fn run(mut self, first: Option<Met>, sink: &dyn InputSink, changed: impl Fn(bool)) {
+        if let Some(met) = first {
+            self.serve(met, sink, &changed);
+        }
         while !self.waker.stopped() {
-            let next = match self.first.take() {
-                Some(peer) => Ok(Some(peer)),
-                None => self.source.next(&self.waker),
-            };
-            let served = match next {
-                Ok(Some(peer)) => self.serve(peer, sink, &changed),
+            let next = match self.source.next(&self.waker) {
+                Ok(Some(peer)) => self.meet(peer),
                 Ok(None) => return,
                 Err(e) => Err(e),
             };
-            if let Err(e) = served {
-                tracing::warn!("{}: {e}", self.label);
-                pause(&self.waker, LOOK);
+            match next {
+                Ok(met) => self.serve(met, sink, &changed),
+                Err(e) => {
+                    tracing::warn!("{}: {e}", self.label);
+                    pause(&self.waker, LOOK);
+                }
             }
         }
     }
@@ -411,28 +426,35 @@ impl Stream {
         let serve = move || {
             let _seat = seat;
             let greeted = monitor.clone();
-            let served = one.serve(peer, &*plain, &move |open| {
+            let changed = move |open| {
                 if open {
                     greeted.opened();
                 }
-            });
-            if let Err(e) = served {
-                tracing::warn!("{}: {e}", one.label);
+            };
+            match one.meet(peer) {
+                Ok(met) => one.serve(met, &*plain, &changed),
+                Err(e) => tracing::warn!("{}: {e}", one.label),
             }
         };
         thread::Builder::new().name(format!("in-{}", self.label)).spawn(serve)?;
         Ok(())
     }
 
-    fn serve(&self, peer: Peer, sink: &dyn InputSink, changed: &impl Fn(bool)) -> io::Result<()> {
+    /// What is written goes to `peer` from now on.
+    fn meet(&self, peer: Peer) -> io::Result<Met> {
         let output = Output::start(self.label.clone(), peer.output)?;
         if self.telnet {
             output.write(&telnet::GREETING);
         }
         self.outlet.set(Some(output.clone()));
+        Ok(Met { input: peer.input, output })
+    }
+
+    /// Takes what someone sends until they leave.
+    fn serve(&self, Met { input, output }: Met, sink: &dyn InputSink, changed: &impl Fn(bool)) {
         changed(true);
         let mut decoder = telnet::Decoder::default();
-        input::read_to_end(&peer.input, self.source.door(), &self.waker, sink, |bytes, data| match self.telnet {
+        input::read_to_end(&input, self.source.door(), &self.waker, sink, |bytes, data| match self.telnet {
             true => decoder.decode(bytes, data),
             false => data.extend_from_slice(bytes),
         });
@@ -440,6 +462,5 @@ impl Stream {
         changed(false);
         output.flush(LINGER);
         output.close();
-        Ok(())
     }
 }

@@ -288,7 +288,9 @@ fn it_stays_when_it_cannot_go() {
     let again = here.run("migrate", json!({ "uri": "exec:cat" })).unwrap_err().1;
     assert!(again.contains("in progress"), "{again}");
     peer.read_exact(&mut [0; 100]).expect("it sends");
-    assert_eq!(here.run("query-migrate", json!({})).unwrap()["status"], "active");
+    // A guest that got no time meanwhile has changed nothing: then what is not memory moves already.
+    let status = here.run("query-migrate", json!({})).unwrap()["status"].take();
+    assert!(status == "active" || status == "device", "{status}");
     here.run("migrate_cancel", json!({})).expect("it can be cancelled");
     assert_eq!(end(&mut here), "cancelled");
     assert!(statuses(&mut here, "cancelled").ends_with(&["cancelling".into(), "cancelled".into()]));
