@@ -150,7 +150,7 @@ impl Emit<'_> {
             native = true;
         }
         let read = readers.later || readers.soon && !native;
-        match self.notes[n] {
+        match self.notes.get(n) {
             Some(note) if !read => self.leave_to_note(i, note),
             _ if visible || read => self.store_flags(i, kind),
             _ => {}

@@ -25,7 +25,7 @@ use crate::ir::vecop::VecOp;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::lower::Thunk;
 use crate::passes::dead_flags;
-use crate::passes::flag_notes::{self, Note};
+use crate::passes::flag_notes::{Note, Notes};
 use crate::state::{CpuState, VALS, mode};
 use asm::{Asm, Mem, RDI, Reg};
 use regs::Regs;
@@ -141,7 +141,7 @@ struct Emit<'a> {
     /// Kind and width of the guest's flags, if known; they are in the state or in the host's flags.
     flags: Option<(crate::ir::flags::CcKind, Ty)>,
     /// For operations whose flags only a miss shows, what it is to be told.
-    notes: Vec<Option<Note>>,
+    notes: Notes,
     /// What misses are told now, and from the next instruction on.
     note: Note,
     next_note: Note,
@@ -159,52 +159,54 @@ struct Emit<'a> {
     x87_lent: bool,
 }
 
-/// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`], if it counts.
-pub fn compile(block: &Block, heat: Option<usize>) -> Code {
-    let mut e = Emit {
-        a: Asm { code: Vec::with_capacity(64 + block.insts.len() * 48), ..Asm::default() },
-        block,
-        regs: Regs::new(),
-        vectors: VectorRegs::new(),
-        plan: share::Plan::new(block),
-        shared: [None; share::OPEN],
-        at: 0,
-        avx: host_has_avx2(),
-        host: None,
-        fused: false,
-        flags: None,
-        notes: Vec::new(),
-        note: Note::NONE,
-        next_note: Note::NONE,
-        dies: last_reads(block),
-        fixups: Vec::new(),
-        links: Vec::new(),
-        cold: Vec::new(),
-        rip: block.rip,
-        mmu: ((block.mode & mode::MMU) >> mode::MMU_SHIFT) as usize,
-        wrote_behind: false,
-        x87_lent: false,
-    };
-    let forward_entry = e.entry(heat);
-    e.body();
-    let cold = e.a.here();
-    e.a.cold = Some(cold);
-    e.cold();
-    let (bytes, across) = (e.a.code, e.a.across);
-    Code {
-        bytes,
-        cold: cold as u32,
-        across,
-        fixups: e.fixups,
-        links: e.links,
-        relative: block.is_relative(),
-        forward_entry,
+/// Emits blocks, one after the other: the memory of its lists serves all.
+#[derive(Default)]
+pub struct Emitter {
+    code: Code,
+    cold: Vec<Cold>,
+    plan: share::Plan,
+    notes: Notes,
+    visible: Vec<bool>,
+    dies: Vec<bool>,
+}
+
+impl Emitter {
+    /// Emits the code of a block. `heat`: index of its counter in [`CpuState::heat`], if it counts.
+    pub fn compile(&mut self, block: &Block, heat: Option<usize>) -> &Code {
+        let mut e = Emit::new(block, self);
+        let forward_entry = e.entry(heat);
+        let visible = dead_flags::visible(block, true, std::mem::take(&mut self.visible));
+        e.notes.make(block, &visible, true);
+        e.body(&visible);
+        let cold = e.a.here();
+        e.a.cold = Some(cold);
+        e.cold();
+        self.visible = visible;
+        self.code = Code {
+            bytes: e.a.code,
+            cold: cold as u32,
+            across: e.a.across,
+            fixups: e.fixups,
+            links: e.links,
+            relative: block.is_relative(),
+            forward_entry,
+        };
+        (self.cold, self.plan, self.notes, self.dies) = (e.cold, e.plan, e.notes, e.dies);
+        &self.code
     }
 }
 
-/// For each operation, whether its operand `a` is a temporary that nothing reads after it.
-fn last_reads(block: &Block) -> Vec<bool> {
-    let mut out = vec![false; block.insts.len()];
+/// An empty list in the memory of another.
+fn emptied<T>(list: &mut Vec<T>) -> Vec<T> {
+    list.clear();
+    std::mem::take(list)
+}
+
+/// For each operation, whether its operand `a` is a temporary that nothing reads after it. `room`: memory for the answer.
+fn last_reads(block: &Block, room: Vec<bool>) -> Vec<bool> {
+    let mut out = room;
+    out.clear();
+    out.resize(block.insts.len(), false);
     let (mut read, mut off) = (0u64, None);
     for (n, i) in block.insts.iter().enumerate().rev() {
         if off != Some(i.off) {
@@ -235,11 +237,41 @@ fn val(n: usize) -> Mem {
     state(offset_of!(CpuState, vals) + 8 * n)
 }
 
+impl<'a> Emit<'a> {
+    fn new(block: &'a Block, room: &mut Emitter) -> Self {
+        let mut plan = std::mem::take(&mut room.plan);
+        plan.make(block);
+        let code = &mut room.code;
+        Self {
+            a: Asm { code: emptied(&mut code.bytes), cold: None, across: emptied(&mut code.across) },
+            block,
+            regs: Regs::new(),
+            vectors: VectorRegs::new(),
+            plan,
+            shared: [None; share::OPEN],
+            at: 0,
+            avx: host_has_avx2(),
+            host: None,
+            fused: false,
+            flags: None,
+            notes: std::mem::take(&mut room.notes),
+            note: Note::NONE,
+            next_note: Note::NONE,
+            dies: last_reads(block, std::mem::take(&mut room.dies)),
+            fixups: emptied(&mut code.fixups),
+            links: emptied(&mut code.links),
+            cold: emptied(&mut room.cold),
+            rip: block.rip,
+            mmu: ((block.mode & mode::MMU) >> mode::MMU_SHIFT) as usize,
+            wrote_behind: false,
+            x87_lent: false,
+        }
+    }
+}
+
 impl Emit<'_> {
-    fn body(&mut self) {
+    fn body(&mut self, visible: &[bool]) {
         let block = self.block;
-        let visible = dead_flags::visible(block, true);
-        self.notes = flag_notes::notes(block, &visible, true);
         let mut off = None;
         let mut n = 0;
         while let Some(i) = block.insts.get(n) {

@@ -56,6 +56,9 @@ pub struct Plan {
     members: Vec<Member>,
     /// The member looked at last.
     at: usize,
+    /// While the groups are made: values read from the state, and which groups are open.
+    fields: Vec<(i64, u32)>,
+    open: Vec<usize>,
 }
 
 /// Where integer values come from.
@@ -67,12 +70,12 @@ struct Origins {
 }
 
 impl Origins {
-    fn new() -> Self {
+    fn new(fields: Vec<(i64, u32)>) -> Self {
         let mut of = [(0, 0); VALS];
         for (n, origin) in of.iter_mut().enumerate() {
             *origin = (1 + n as u32, 0);
         }
-        Self { of, fields: Vec::new(), next: 1 + VALS as u32 }
+        Self { of, fields, next: 1 + VALS as u32 }
     }
 
     fn fresh(&mut self) -> (u32, i64) {
@@ -130,34 +133,36 @@ fn access(i: &Inst) -> Option<Span> {
 }
 
 impl Plan {
-    /// The groups of `block`.
-    pub fn new(block: &Block) -> Self {
-        let mut plan = Self::default();
-        let accesses = block.insts.iter().filter(|i| access(i).is_some()).count();
-        if accesses < 2 {
-            return plan;
+    /// Makes the groups of `block` in place of those that are there.
+    pub fn make(&mut self, block: &Block) {
+        self.groups.clear();
+        self.members.clear();
+        self.at = 0;
+        if block.insts.iter().filter(|i| access(i).is_some()).count() < 2 {
+            return;
         }
-        let mut origins = Origins::new();
-        let mut open: Vec<usize> = Vec::with_capacity(OPEN);
+        self.fields.clear();
+        self.open.clear();
+        let mut origins = Origins::new(std::mem::take(&mut self.fields));
         for (n, i) in block.insts.iter().enumerate() {
             if let Some(span) = access(i) {
-                plan.place(&mut open, n, origins.of[i.a as usize % VALS], span);
+                self.place(n, origins.of[i.a as usize % VALS], span);
             }
             if matches!(i.op, Op::Call | Op::SegAddr) {
-                open.clear();
+                self.open.clear();
                 origins.forget_all();
             } else {
                 origins.follow(i);
             }
         }
-        plan
+        self.fields = origins.fields;
     }
 
     /// Finds a group for the access of operation `n`, whose base is `distance` away from where it comes from.
-    fn place(&mut self, open: &mut Vec<usize>, n: usize, (from, distance): (u32, i64), access: Span) {
+    fn place(&mut self, n: usize, (from, distance): (u32, i64), access: Span) {
         let (first, last) = (access.first.wrapping_add(distance), access.last.wrapping_add(distance));
         let access = Span { first, last, ..access };
-        let found = open.iter().rev().find_map(|g| {
+        let found = self.open.iter().rev().find_map(|g| {
             let group = self.groups[*g];
             let span = (group.from == from).then(|| group.span.with(access, false)).flatten()?;
             Some((*g, Group { span, until: n, count: group.count + 1, ..group }))
@@ -168,11 +173,11 @@ impl Plan {
                 g
             }
             None => {
-                let taken = |place: &usize| open.iter().any(|g| self.groups[*g].place == *place);
+                let taken = |place: &usize| self.open.iter().any(|g| self.groups[*g].place == *place);
                 let free = (0..OPEN).find(|place| !taken(place));
-                let place = free.unwrap_or_else(|| self.groups[open.remove(0)].place);
+                let place = free.unwrap_or_else(|| self.groups[self.open.remove(0)].place);
                 self.groups.push(Group { from, span: access, until: n, count: 1, place });
-                open.push(self.groups.len() - 1);
+                self.open.push(self.groups.len() - 1);
                 self.groups.len() - 1
             }
         };
@@ -202,7 +207,8 @@ mod tests {
         let word = mode::CS64 | mode::CS32 | mode::FLAT | mode::CPL;
         let model = crate::cpuid::parse("max").expect("a model");
         let block = lift_block(bytes, 0x1000, word, &model, MAX_INSNS).expect("code");
-        let mut plan = Plan::new(&block);
+        let mut plan = Plan::default();
+        plan.make(&block);
         let accesses: Vec<usize> = plan.members.iter().map(|m| m.n).collect();
         let member = |n: usize| {
             let group = plan.members.iter().find(|m| m.n == n).expect("the access").group;

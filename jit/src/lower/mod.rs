@@ -18,7 +18,7 @@ mod x87;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::mmu::tlb::MMU_INDEXES;
 use crate::passes::dead_flags::{self, AtEntry};
-use crate::passes::flag_notes::{self, Note};
+use crate::passes::flag_notes::{Note, Notes};
 use crate::state::{CpuState, VALS, VECS};
 use cranelift_codegen::ir::{
     self as clif, AbiParam, AliasRegionData, ExtFuncData, ExternalName, FuncRef, InstBuilder, MemFlagsData, Signature,
@@ -328,7 +328,7 @@ struct Lower<'a, 'f> {
     x87_lent: bool,
     places: Vec<Place>,
     /// For operations of the block whose flags only a miss shows, what it is to be told.
-    notes: Vec<Option<Note>>,
+    notes: Notes,
     /// What misses are told from the next instruction on.
     note: Note,
     links: Vec<LinkTarget>,
@@ -371,7 +371,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             wrote_behind: false,
             x87_lent: false,
             places: Vec::new(),
-            notes: Vec::new(),
+            notes: Notes::default(),
             note: Note::NONE,
             links: Vec::new(),
         }
@@ -411,8 +411,8 @@ impl<'a, 'f> Lower<'a, 'f> {
                 }
             }
             let out = self.flags_live_out(block);
-            let visible = dead_flags::visible(block, out);
-            self.notes = flag_notes::notes(block, &visible, out);
+            let visible = dead_flags::visible(block, out, Vec::new());
+            self.notes.make(block, &visible, out);
             self.note = Note::NONE;
             self.note_flags_at_hand(block);
             self.block(block, &visible);
@@ -457,7 +457,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             if dead_flags::overwrites(i) {
                 self.note = Note::NONE;
             }
-            let note = self.notes[n];
+            let note = self.notes.get(n);
             self.inst(block, i, visible[n], note);
             self.keep_comparison(block, visible, n);
         }

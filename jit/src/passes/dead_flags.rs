@@ -99,18 +99,21 @@ impl Temps {
 
 /// For each operation that sets flags, whether they must be in the state: somebody may look after a fault or an exit.
 /// Readers in the block itself do not count, they get the flags as values; `setflagsif`, which keeps old ones, does.
-pub fn visible(block: &Block, live_out: bool) -> Vec<bool> {
-    visible_to(block, live_out, true)
+/// `room`: memory for the answer.
+pub fn visible(block: &Block, live_out: bool, room: Vec<bool>) -> Vec<bool> {
+    visible_to(block, live_out, true, room)
 }
 
 /// The same, but for what accesses to memory may show that fault.
-pub fn visible_without_accesses(block: &Block, live_out: bool) -> Vec<bool> {
-    visible_to(block, live_out, false)
+pub fn visible_without_accesses(block: &Block, live_out: bool, room: Vec<bool>) -> Vec<bool> {
+    visible_to(block, live_out, false, room)
 }
 
-fn visible_to(block: &Block, live_out: bool, accesses: bool) -> Vec<bool> {
+fn visible_to(block: &Block, live_out: bool, accesses: bool, room: Vec<bool>) -> Vec<bool> {
     let mut live = live_out;
-    let mut out = vec![false; block.insts.len()];
+    let mut out = room;
+    out.clear();
+    out.resize(block.insts.len(), false);
     for (n, i) in block.insts.iter().enumerate().rev() {
         let traits = i.op.info().traits;
         let ends = block.insts.get(n + 1).is_none_or(|next| next.off != i.off);

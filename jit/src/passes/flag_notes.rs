@@ -72,13 +72,30 @@ impl Note {
     }
 }
 
-/// For each operation of a block whose flags nobody but handlers of faults in accesses may see, by `visible`, the note for
-/// the accesses behind it.
-pub fn notes(block: &Block, visible: &[bool], live_out: bool) -> Vec<Option<Note>> {
-    let stored = dead_flags::visible_without_accesses(block, live_out);
-    let of =
-        |n: usize, i: &Inst| (visible[n] && !stored[n] && i.op == Op::SetFlags).then(|| note(block, n, i)).flatten();
-    block.insts.iter().enumerate().map(|(n, i)| of(n, i)).collect()
+/// The notes of a block: for each operation whose flags nobody but handlers of faults in accesses may see, the note for the
+/// accesses behind it.
+#[derive(Default)]
+pub struct Notes {
+    of: Vec<Option<Note>>,
+    /// Which flags are in the state where no access shows them.
+    stored: Vec<bool>,
+}
+
+impl Notes {
+    /// Makes those of `block`, whose flags are seen as `visible` says.
+    pub fn make(&mut self, block: &Block, visible: &[bool], live_out: bool) {
+        self.stored = dead_flags::visible_without_accesses(block, live_out, std::mem::take(&mut self.stored));
+        let of = |(n, i): (usize, &Inst)| {
+            (visible[n] && !self.stored[n] && i.op == Op::SetFlags).then(|| note(block, n, i)).flatten()
+        };
+        self.of.clear();
+        self.of.extend(block.insts.iter().enumerate().map(of));
+    }
+
+    /// That of operation `n`.
+    pub fn get(&self, n: usize) -> Option<Note> {
+        self.of.get(n).copied().flatten()
+    }
 }
 
 /// `None`: what comes behind may set other flags, or keep these.
@@ -133,8 +150,10 @@ mod tests {
     }
 
     fn notes_of(block: &Block) -> Vec<Note> {
-        let visible = dead_flags::visible(block, false);
-        notes(block, &visible, false).into_iter().flatten().collect()
+        let visible = dead_flags::visible(block, false, Vec::new());
+        let mut notes = Notes::default();
+        notes.make(block, &visible, false);
+        notes.of.into_iter().flatten().collect()
     }
 
     #[test]
@@ -183,8 +202,10 @@ mod tests {
             b.start_insn(3);
             b.load(Ty::I64, Val(1), 0, 0);
         });
-        let visible = dead_flags::visible(&b, true);
-        assert_eq!(notes(&b, &visible, true).into_iter().flatten().count(), 0);
+        let visible = dead_flags::visible(&b, true, Vec::new());
+        let mut notes = Notes::default();
+        notes.make(&b, &visible, true);
+        assert_eq!(notes.of.into_iter().flatten().count(), 0);
         let mut state = CpuState::zeroed();
         state.cc_op = 5;
         Note::NONE.carry_out(&mut state);

@@ -129,6 +129,8 @@ impl CodeMemory {
 /// The arena with its thunks.
 pub struct CodeSpace {
     arena: Arena,
+    /// Where stubs are put together.
+    stub: Vec<u8>,
     next_link: u32,
     miss: usize,
     abandon: usize,
@@ -156,7 +158,7 @@ impl CodeSpace {
         for (at, to) in [miss, abandon, seek, fill, fill_vectors].into_iter().zip(exec::stub_targets()) {
             write_jump(&mut arena, at, to);
         }
-        Ok(Self { arena, next_link: 0, miss, abandon, seek, fill, fill_vectors })
+        Ok(Self { arena, stub: Vec::new(), next_link: 0, miss, abandon, seek, fill, fill_vectors })
     }
 
     /// Number of the part to empty, the one filled longest ago, if there may not be room for the next piece of code.
@@ -327,7 +329,8 @@ impl CodeSpace {
 
     /// Code behind a way out that is not joined: leaves with the link's number and RIP. RDI is the CPU.
     fn link_stub(&mut self, number: u32, rip: u64, relative: bool) -> Option<usize> {
-        let mut s = Vec::with_capacity(LINK_STUB);
+        let mut s = std::mem::take(&mut self.stub);
+        s.clear();
         if relative {
             // mov eax, offset; add rax, [rdi + code_base]
             s.push(0xb8);
@@ -349,9 +352,12 @@ impl CodeSpace {
         s.extend(LEAVE_LINK.to_le_bytes());
         s.extend([LEAVE, RET]);
         debug_assert_eq!(s.len(), LINK_STUB);
-        let at = self.arena.alloc_cold(s.len())?;
-        self.arena.write(at, &s);
-        Some(at)
+        let at = self.arena.alloc_cold(s.len());
+        if let Some(at) = at {
+            self.arena.write(at, &s);
+        }
+        self.stub = s;
+        at
     }
 
     /// Writes the stub of one check: fill the TLB, compare again, go on or abandon the frame.

@@ -90,6 +90,7 @@ pub struct Tier {
     /// Where the code is.
     memory: Option<CodeMemory>,
     sync: Option<Box<Compiler>>,
+    emitter: baseline::Emitter,
     /// Interpreted runs after which a block gets baseline code; `None`: it never does, and `hot` counts interpreted runs.
     warm: Option<u32>,
     /// Runs of baseline code after which it asks for better.
@@ -160,6 +161,7 @@ impl Default for Tier {
             service: None,
             memory: None,
             sync: None,
+            emitter: baseline::Emitter::default(),
             warm: Some(WARM),
             hot: HOT_SYNC,
             sampled: false,
@@ -391,9 +393,9 @@ impl Cpu {
     fn compile_baseline(&mut self, slot: u32) -> Option<u32> {
         let heat = slot as usize % HEAT_ENTRIES;
         let block = self.ir(slot)?;
-        let code = baseline::compile(&block, (!self.tier.sampled).then_some(heat));
         self.make_room();
-        let placed = self.tier.memory.as_ref()?.lock().place_block(&code)?;
+        let code = self.tier.emitter.compile(&block, (!self.tier.sampled).then_some(heat));
+        let placed = self.tier.memory.as_ref()?.lock().place_block(code)?;
         let rip = self.state.rip;
         tracing::trace!(target: "out_asm", pc = rip, "{}", log_text(&code.bytes, placed.entry, rip));
         self.state.heat[heat] = self.tier.hot;

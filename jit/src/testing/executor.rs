@@ -74,6 +74,7 @@ fn interpret_one(cpu: &mut Cpu, block: &Block, bytes: &[u8]) -> Result<(), Fault
 /// The compiling tier of a machine, with the last instruction it compiled.
 pub(super) struct Compiling {
     compiler: Compiler,
+    emitter: baseline::Emitter,
     memory: CodeMemory,
     last: Option<(Block, Tier, Option<u64>)>,
     /// Blocks for which there was no code; the interpreter ran them, as it would in a machine.
@@ -84,6 +85,7 @@ impl Compiling {
     fn new() -> Self {
         Self {
             compiler: Compiler::new().expect("a host that Cranelift knows"),
+            emitter: baseline::Emitter::default(),
             memory: CodeMemory::new(16 << 20).expect("memory for generated code"),
             last: None,
             refused: 0,
@@ -112,8 +114,7 @@ impl Compiling {
             }
         }
         let placed = if tier == Tier::Baseline {
-            let code = baseline::compile(&block, Some(0));
-            self.memory.lock().place_block(&code)
+            self.memory.lock().place_block(self.emitter.compile(&block, Some(0)))
         } else {
             let region = Region { blocks: vec![block], inner_jumps: true, narrow: 0 };
             compile_one(&mut self.compiler, &region, &self.memory).ok()

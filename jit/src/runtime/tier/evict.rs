@@ -97,9 +97,10 @@ mod tests {
         let slot = slot_at(g, CODE);
         let block = g.cpu.ir(slot).expect("its IR");
         let memory = g.cpu.tier.memory.clone().expect("code memory");
+        let mut emitter = baseline::Emitter::default();
         while memory.lock().holds(part) {
             g.cpu.make_room();
-            assert!(memory.lock().place_block(&baseline::compile(&block, None)).is_some());
+            assert!(memory.lock().place_block(emitter.compile(&block, None)).is_some());
         }
     }
 
