@@ -2,9 +2,10 @@
 //! does (`cargo bench -- compile`), so that a block leaves the interpreter after a few runs; what turns out to be hot is
 //! compiled again, in regions, by Cranelift.
 //!
-//! Shape of the code: RDI holds the CPU, as it does where code leads from block to block; values live in ten host registers and the vector registers within a block, guest registers are written through, and RAX, RCX and
-//! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions
-//! ([`crate::lower`]), so both kinds of code lead to each other.
+//! Shape of the code: RDI holds the CPU, as it does where code leads from block to block; values live in ten host registers
+//! and the vector registers within a block, guest registers are written through, and RAX, RCX and RDX are free for each
+//! operation. Frame, ways in and out and the TLB check are those of Cranelift's regions ([`crate::lower`]), so both kinds of
+//! code lead to each other.
 
 mod asm;
 mod calls;

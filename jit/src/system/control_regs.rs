@@ -187,8 +187,8 @@ impl Cpu {
         if self.state.cr4 & cr4::PCIDE != 0 { self.state.cr3 & 0xfff } else { 0 }
     }
 
-    /// INVPCID with its 16-byte descriptor (SDM 2A). The TLB that generated code reads holds the current PCID's translations only;
-    /// those of others are in the second one, and go with their generation, all at once.
+    /// INVPCID with its 16-byte descriptor (SDM 2A). The TLB that generated code reads holds the current PCID's translations
+    /// only; those of others are in the second one, and go with their generation, all at once.
     pub fn invalidate_pcid(&mut self, kind: u64, descriptor: u128) -> Result<(), Fault> {
         let pcid = descriptor as u64;
         let address = (descriptor >> 64) as u64;

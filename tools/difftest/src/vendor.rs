@@ -22,8 +22,7 @@ pub fn intel_host() -> bool {
 }
 
 /// The host decodes it otherwise: 0F 0D is AMD's opcode (3DNow!'s PREFETCH), which has no register form there (AMD64 manual
-/// 3, PREFETCH, #UD), while Intel's register forms are no-operations (SDM 2,
-/// appendix A).
+/// 3, PREFETCH, #UD), while Intel's register forms are no-operations (SDM 2, appendix A).
 pub fn foreign(insn: &Instruction) -> bool {
     use Code::*;
     let code = matches!(insn.code(), Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D);
