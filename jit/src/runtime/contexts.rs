@@ -5,17 +5,14 @@
 //! a return to an address space whose translations were not invalidated finds what it left. Supervisor code keeps its own
 //! as long as it runs from global pages, which a write of CR3 leaves alone.
 //!
-//! The second-level TLB (`mmu/second.rs`) keeps data translations by the same generations of address spaces, as long as there is
-//! one processor. With several, a switch begins a generation of data of its own, so that nothing is found again that was
-//! left: see [`Contexts::switch`].
+//! The second-level TLB (`mmu/second.rs`) keeps data translations by the same generations of address spaces. With several
+//! processors nothing is kept over a switch: see `Cpu::switch_address_space`.
 
 use crate::mmu::tlb::Mapping;
 use crate::state::mode;
 
 /// Address spaces beside the current one that are remembered; Linux uses six PCIDs a processor.
 const KEPT: usize = 8;
-/// Generations that one change needs at most, with the one past the last.
-const SPARE: u32 = 4;
 /// Bits of the filter of pages fetched from.
 const FILTER_BITS: usize = 1 << 15;
 /// Sizes of pages (as shifts) that there are.
@@ -26,7 +23,6 @@ pub struct Contexts {
     last: u32,
     supervisor: u32,
     user: u32,
-    data: u32,
     /// Supervisor code was fetched from pages that are not global.
     supervisor_local: bool,
     /// PCIDs left, with their user generations; 0: none.
@@ -44,7 +40,6 @@ impl Default for Contexts {
             last: 2,
             supervisor: 1,
             user: 2,
-            data: 2,
             supervisor_local: false,
             kept: [(0, 0); KEPT],
             next_kept: 0,
@@ -61,10 +56,10 @@ impl Contexts {
         if mode_word & mode::CPL == mode::CPL { self.user } else { self.supervisor }
     }
 
-    /// The generation of data in the current address space: its translations that are not global hold as long.
+    /// The generation of the current address space: its translations that are not global hold as long.
     #[inline]
     pub fn address_space(&self) -> u32 {
-        self.data
+        self.user
     }
 
     /// A generation never used; 0 when they are used up.
@@ -77,13 +72,12 @@ impl Contexts {
     #[must_use]
     pub fn forget_all(&mut self) -> bool {
         // Two are needed here, and those that were handed out when they ran out count for nothing.
-        if self.last > u32::MAX - SPARE {
+        if self.last >= u32::MAX - 2 {
             *self = Self::default();
             return false;
         }
         self.supervisor = self.fresh();
         self.user = self.fresh();
-        self.data = self.user;
         self.supervisor_local = false;
         self.kept = [(0, 0); KEPT];
         self.filter.fill(0);
@@ -97,14 +91,9 @@ impl Contexts {
         self.change(0)
     }
 
-    /// CR3 is written: from PCID `old` to `new`, whose translations stay if `keep`; those of data only if it is `alone`.
-    ///
-    /// That they go where there are several processors is more than the architecture asks for. Linux 6.1.176 and 6.12.95, for
-    /// two, read whether an address space needs a flush some instructions before they tell others that it is about to run: if
-    /// another processor unmaps something of it in between, it runs with what it left. Silicon has that moment too (7.2 is
-    /// mended), but where processors are threads the host stretches it: `tools/stress` met it within minutes.
+    /// CR3 is written: from PCID `old` to `new`, whose translations stay if `keep`.
     #[must_use]
-    pub fn switch(&mut self, old: u16, new: u16, keep: bool, alone: bool) -> bool {
+    pub fn switch(&mut self, old: u16, new: u16, keep: bool) -> bool {
         if old == new && keep {
             return true;
         }
@@ -112,20 +101,15 @@ impl Contexts {
             self.keep(old);
         }
         let found = self.kept.iter_mut().find(|k| k.0 == new && k.1 != 0).map(std::mem::take);
-        let counted_on = self.change(found.filter(|_| keep).map_or(0, |k| k.1));
-        if counted_on && !alone {
-            self.data = self.fresh();
-        }
-        counted_on
+        self.change(found.filter(|_| keep).map_or(0, |k| k.1))
     }
 
     /// Goes on with user generation `user`, or with a new one (0).
     fn change(&mut self, user: u32) -> bool {
-        if self.last > u32::MAX - SPARE {
+        if self.last >= u32::MAX - 2 {
             return self.forget_all();
         }
         self.user = if user == 0 { self.fresh() } else { user };
-        self.data = self.user;
         if std::mem::take(&mut self.supervisor_local) {
             self.supervisor = self.fresh();
         }
@@ -211,20 +195,20 @@ mod tests {
     fn a_kept_address_space_is_found_again() {
         let mut c = Contexts::default();
         let one = c.generation(USER);
-        assert!(c.switch(1, 2, true, true));
+        assert!(c.switch(1, 2, true));
         let two = c.generation(USER);
         assert_ne!(one, two);
-        assert!(c.switch(2, 1, true, true));
+        assert!(c.switch(2, 1, true));
         assert_eq!(c.generation(USER), one);
-        assert!(c.switch(1, 2, false, true));
+        assert!(c.switch(1, 2, false));
         assert_ne!(c.generation(USER), two, "its translations were not to be kept");
-        assert!(c.switch(2, 2, true, true));
+        assert!(c.switch(2, 2, true));
         let two = c.generation(USER);
         c.forget_pcid(1);
-        assert!(c.switch(2, 1, true, true));
+        assert!(c.switch(2, 1, true));
         assert_ne!(c.generation(USER), one);
         c.forget_others();
-        assert!(c.switch(1, 2, true, true));
+        assert!(c.switch(1, 2, true));
         assert_ne!(c.generation(USER), two);
     }
 
@@ -233,10 +217,10 @@ mod tests {
         let mut c = Contexts::default();
         let mut generations = std::collections::HashSet::from([c.generation(USER)]);
         for pcid in 1..100 {
-            assert!(c.switch(pcid - 1, pcid, true, true));
+            assert!(c.switch(pcid - 1, pcid, true));
             assert!(generations.insert(c.generation(USER)));
         }
-        assert!(c.switch(99, 0, true, true));
+        assert!(c.switch(99, 0, true));
         assert!(generations.insert(c.generation(USER)), "forgotten long ago");
     }
 
@@ -253,30 +237,12 @@ mod tests {
     }
 
     #[test]
-    fn among_several_processors_no_data_is_found_again() {
-        let mut c = Contexts::default();
-        let (code, data) = (c.generation(USER), c.address_space());
-        let mut seen = std::collections::HashSet::from([data]);
-        for (old, new) in [(1, 2), (2, 1), (1, 2)] {
-            assert!(c.switch(old, new, true, false));
-            assert!(seen.insert(c.address_space()));
-            assert_eq!(c.generation(USER) == code, new == 1);
-        }
-        // What is noted from here on holds until the next switch.
-        let data = c.address_space();
-        assert!(c.switch(2, 2, true, false));
-        assert_eq!(c.address_space(), data);
-        assert!(c.forget_local());
-        assert!(seen.insert(c.address_space()));
-    }
-
-    #[test]
     fn generations_run_out() {
-        let mut c = Contexts { last: u32::MAX - SPARE, ..Contexts::default() };
-        assert!(c.switch(0, 1, true, true));
-        assert!(!c.switch(1, 2, true, true), "old ones must be thrown away");
-        assert!(c.switch(2, 1, true, true));
-        let mut c = Contexts { last: u32::MAX - SPARE + 1, ..Contexts::default() };
+        let mut c = Contexts { last: u32::MAX - 3, ..Contexts::default() };
+        assert!(c.switch(0, 1, true));
+        assert!(!c.switch(1, 2, true), "old ones must be thrown away");
+        assert!(c.switch(2, 1, true));
+        let mut c = Contexts { last: u32::MAX - 2, ..Contexts::default() };
         assert!(!c.forget_all());
         assert!(c.forget_all());
     }
