@@ -7,7 +7,7 @@
 //! look (SDM 3A 4.10.3). Rights are those at one MMU index; whatever changes them (CR0, CR4, EFER) flushes all.
 
 use super::tlb::{MMU_INDEXES, Mapping};
-use super::walk::{Access, Table};
+use super::walk::{Access, PAGE_SHIFTS, Table};
 
 /// Entries at first, and at most: 1.5 MiB.
 const FEWEST: usize = 1 << 9;
@@ -16,17 +16,15 @@ const MOST: usize = 1 << 16;
 const TABLES: usize = 64;
 /// What a page table maps, as a shift.
 const TABLE_SHIFT: u32 = 21;
-/// Sizes of pages (as shifts) that there are.
-const SHIFTS: [u32; 4] = [12, 21, 22, 30];
 
 /// Flags in [`Entry::gpa`].
 const READ: u64 = 1;
 const WRITE: u64 = 2;
 /// Below this bit of [`Entry::tag`] lies the MMU index, from it on the kind.
 const KIND: u32 = 2;
-/// Kinds of entries are what is looked for separately: sizes (indexes of [`SHIFTS`]) of pages of an address space, then of
+/// Kinds of entries are what is looked for separately: sizes (indexes of [`PAGE_SHIFTS`]) of pages of an address space, then of
 /// global ones.
-const KINDS: usize = 2 * SHIFTS.len();
+const KINDS: usize = 2 * PAGE_SHIFTS.len();
 
 /// One translation.
 #[derive(Clone, Copy, Default)]
@@ -80,12 +78,12 @@ fn table(len: usize) -> Box<[Entry]> {
 
 /// Tag of the page of a kind with `linear`.
 fn tag(index: usize, linear: u64, kind: usize) -> u64 {
-    let shift = SHIFTS[kind % SHIFTS.len()];
+    let shift = PAGE_SHIFTS[kind % PAGE_SHIFTS.len()];
     linear >> shift << shift | (index % MMU_INDEXES) as u64 | (kind as u64) << KIND
 }
 
 fn is_global(kind: usize) -> bool {
-    kind >= SHIFTS.len()
+    kind >= PAGE_SHIFTS.len()
 }
 
 fn half(linear: u64) -> usize {
@@ -112,8 +110,8 @@ impl SecondTlb {
 
     /// Enters what a walk found.
     pub fn enter(&mut self, index: usize, linear: u64, m: &Mapping, generation: u32) {
-        let Some(size) = SHIFTS.iter().position(|shift| u64::MAX << shift == m.page_mask) else { return };
-        let kind = if m.global { SHIFTS.len() + size } else { size };
+        let Some(size) = PAGE_SHIFTS.iter().position(|shift| u64::MAX << shift == m.page_mask) else { return };
+        let kind = if m.global { PAGE_SHIFTS.len() + size } else { size };
         self.kinds[half(linear)] |= 1 << kind;
         let rights = if m.read { READ } else { 0 } | if m.write { WRITE } else { 0 };
         let entry = Entry {
@@ -232,7 +230,7 @@ fn table_slot(number: u64) -> usize {
 
 /// The translation of the page of 4 KiB with `linear`.
 fn mapping(linear: u64, kind: usize, entry: &Entry) -> Mapping {
-    let page_mask = u64::MAX << SHIFTS[kind % SHIFTS.len()];
+    let page_mask = u64::MAX << PAGE_SHIFTS[kind % PAGE_SHIFTS.len()];
     Mapping {
         gpa: entry.gpa & !0xfff | linear & !page_mask & !0xfff,
         read: entry.gpa & READ != 0,

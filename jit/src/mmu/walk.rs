@@ -5,6 +5,9 @@ use super::tlb::{Mapping, SUPERVISOR_SMAP, USER};
 use crate::fault::Fault;
 use crate::state::{cr0, cr4, efer};
 
+/// Sizes of pages that there are, as shifts: 4 KiB, 2 MiB, 4 MiB without PAE, 1 GiB (SDM 3A 4.3 to 4.5).
+pub const PAGE_SHIFTS: [u32; 4] = [12, 21, 22, 30];
+
 /// Physical address width that CPUID announces.
 pub const PHYS_BITS: u32 = 40;
 

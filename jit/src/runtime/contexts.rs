@@ -9,14 +9,13 @@
 //! processors nothing is kept over a switch: see `Cpu::switch_address_space`.
 
 use crate::mmu::tlb::Mapping;
+use crate::mmu::walk::PAGE_SHIFTS;
 use crate::state::mode;
 
 /// Address spaces beside the current one that are remembered; Linux uses six PCIDs a processor.
 const KEPT: usize = 8;
 /// Bits of the filter of pages fetched from.
 const FILTER_BITS: usize = 1 << 15;
-/// Sizes of pages (as shifts) that there are.
-const SHIFTS: [u32; 4] = [12, 21, 22, 30];
 
 /// The generations.
 pub struct Contexts {
@@ -30,7 +29,7 @@ pub struct Contexts {
     next_kept: usize,
     /// Pages fetched from since all was forgotten.
     filter: Box<[u64]>,
-    /// Page sizes (indexes of [`SHIFTS`]) among them.
+    /// Page sizes (indexes of [`PAGE_SHIFTS`]) among them.
     sizes: u8,
 }
 
@@ -143,15 +142,15 @@ impl Contexts {
         self.supervisor_local |= supervisor && !m.global;
         let shift = m.page_mask.trailing_zeros();
         // A size unknown to `may_hold` counts as the smallest: there is none.
-        let size = SHIFTS.iter().position(|s| *s == shift).unwrap_or(0);
+        let size = PAGE_SHIFTS.iter().position(|s| *s == shift).unwrap_or(0);
         self.sizes |= 1 << size;
-        let bit = filter_bit(linear, SHIFTS[size]);
+        let bit = filter_bit(linear, PAGE_SHIFTS[size]);
         self.filter[bit / 64] |= 1 << (bit % 64);
     }
 
     /// Code may have been fetched from the page of `linear`.
     pub fn fetched_from(&self, linear: u64) -> bool {
-        SHIFTS.iter().enumerate().any(|(n, shift)| {
+        PAGE_SHIFTS.iter().enumerate().any(|(n, shift)| {
             let bit = filter_bit(linear, *shift);
             self.sizes >> n & 1 != 0 && self.filter[bit / 64] >> (bit % 64) & 1 != 0
         })
