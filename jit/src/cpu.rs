@@ -369,6 +369,7 @@ impl CpuState {
             zero: 0,
             branch_rip: 0,
             exit_link: 0,
+            exit_page: 0,
             jump_check: 1 << 32,
             jump_cache: JumpCache::new_box_zeroed().expect("a size that fits, or no memory at all"),
             fetches: <[FetchEntry; FETCH_ENTRIES]>::new_box_zeroed().expect("a size that fits, or no memory at all"),

@@ -345,6 +345,8 @@ pub struct CpuState {
     pub branch_rip: u64,
     /// Number of the link that generated code left through.
     pub exit_link: u32,
+    /// Address of the [`crate::runtime::pages::PageCheck`] that generated code left by.
+    pub exit_page: u64,
     /// What entries of the jump cache must carry to be valid now: generation of the mappings and the mode word.
     pub jump_check: u64,
     /// Generated code by RIP. Apart from the state: of its pages only those are there that a guest's code needs.

@@ -348,8 +348,19 @@ impl Machine {
         for (cpu, vcpu) in self.vcpus.numbered() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
             let TierStats { baseline, compiled, reused, dropped, entries, interpreted, blocks, evictions, .. } = stats;
-            let TierStats { lookups, links, requests, faults, heated, narrowed, evicted, evicted_bytes, aged, .. } =
-                stats;
+            let TierStats {
+                lookups,
+                links,
+                requests,
+                pages,
+                faults,
+                heated,
+                narrowed,
+                evicted,
+                evicted_bytes,
+                aged,
+                ..
+            } = stats;
             let rows = [
                 ("blocks cached", cached as u64),
                 ("blocks interpreted", blocks),
@@ -361,6 +372,7 @@ impl Machine {
                 ("exits to look up what is next", lookups),
                 ("exits through jumps not joined yet", links),
                 ("exits for interrupts and requests", requests),
+                ("exits to look up a region's next page", pages),
                 ("exits by exceptions", faults),
                 ("exits to compile hot code", heated),
                 ("exits for single instructions", interpreted),

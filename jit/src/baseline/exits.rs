@@ -3,7 +3,7 @@
 use super::asm::{Alu, Mem, RAX, RCX, RDX, Shift, cc};
 use super::{Cold, Emit, Link, Target, state};
 use crate::counter::Counter;
-use crate::ir::{Inst, Op, Ty, Val};
+use crate::ir::{Inst, Ty, Val};
 use crate::lower::Thunk;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::runtime::exec::{LEAVE_ENTRY, LEAVE_FAULT, LEAVE_HOT, LEAVE_LOOKUP};
@@ -78,8 +78,8 @@ impl Emit<'_> {
     pub(super) fn jump_to(&mut self, rip: u64) {
         // On the same page the physical target is known: the mapping of the page is the one this code runs under.
         if (self.block.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
-            // In counted execution what a block raised is noticed at its end, whoever runs it.
-            let forward = rip > self.block.rip && !self.ends_with_call() && !self.is_counted();
+            // Calls look for requests where they lead, so that who samples the guest finds functions. In counted execution what a block raised is noticed at its end, whoever runs it.
+            let forward = rip > self.block.rip && !self.block.ends_with_call() && !self.is_counted();
             self.links.push(Link { site: self.a.here() as u32, rip, forward });
             // Set when the code is placed.
             self.a.jmp();
@@ -95,14 +95,6 @@ impl Emit<'_> {
         let entry = jump_slot(rip) * size_of::<JumpEntry>();
         self.a.load(Ty::I64, RCX, state(offset_of!(CpuState, jump_cache)));
         self.through_cache(|part| Mem::at(RCX, (entry + part) as i32), None);
-    }
-
-    /// The block ends with a call, which pushes. Those look for requests where they lead, so that who samples the guest
-    /// finds functions.
-    fn ends_with_call(&self) -> bool {
-        let last = self.block.insts.last().map(|i| i.off);
-        let mut of_last = self.block.insts.iter().rev().take_while(|i| Some(i.off) == last);
-        self.block.insts.last().is_some_and(|i| i.op == Op::Jmp) && of_last.any(|i| i.op == Op::Store)
     }
 
     pub(super) fn jump_indirect(&mut self, i: &Inst) {

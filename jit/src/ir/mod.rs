@@ -22,6 +22,7 @@ pub mod verify;
 use crate::state::{CpuState, HIGH, mode};
 pub use build::Builder;
 pub use op::Op;
+use std::mem::offset_of;
 
 /// An integer value: a general register or a temporary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -167,15 +168,36 @@ impl Block {
     pub fn is_relative(&self) -> bool {
         self.mode & mode::RELATIVE != 0
     }
+    /// The same relative block, with RIPs that count from the page `by` bytes before its own.
+    pub fn counted_from(&self, by: u64) -> Self {
+        let mut insts = Vec::with_capacity(self.insts.len() + 2);
+        for i in &self.insts {
+            let mut i = *i;
+            if matches!(i.op, Op::Jmp | Op::Br) {
+                i.imm = i.imm.wrapping_add(by as i64);
+            }
+            insts.push(i);
+            if i.op == Op::GetState && i.imm as usize == offset_of!(CpuState, code_base) {
+                insts.push(Inst { op: Op::Lea, a: i.d, c: 0, imm: by as i64, ..i });
+            }
+        }
+        Self { rip: self.rip.wrapping_add(by), insts, ..*self }
+    }
+    /// Ends with a call, which pushes.
+    pub fn ends_with_call(&self) -> bool {
+        let last = self.insts.last().map(|i| i.off);
+        let mut of_last = self.insts.iter().rev().take_while(|i| Some(i.off) == last);
+        self.insts.last().is_some_and(|i| i.op == Op::Jmp) && of_last.any(|i| i.op == Op::Store)
+    }
     /// What is added to its RIPs when it runs.
     #[inline(always)]
     pub fn base(&self, state: &CpuState) -> u64 {
         if self.is_relative() { state.code_base } else { 0 }
     }
-    /// A RIP of the block as it is written down in generated code for [`crate::runtime::exec`]: bit 62 marks an offset. No
-    /// canonical address has it without bit 63.
+    /// A RIP of the block as it is written down in generated code for [`crate::runtime::exec`]: bit 62 marks an offset, with
+    /// its sign in the bit below. No canonical address has it without bit 63.
     pub fn written(&self, rip: u64) -> u64 {
-        if self.is_relative() { rip | RELATIVE_RIP } else { rip }
+        if self.is_relative() { rip & (RELATIVE_RIP - 1) | RELATIVE_RIP } else { rip }
     }
     /// RIP that follows the block's last instruction.
     pub fn end_rip(&self) -> u64 {

@@ -1,10 +1,11 @@
 //! Control flow: within the region, to other code, to the dispatcher; helpers.
 
-use super::{Lower, NS_LINK, Thunk, tail_signature};
+use super::{Lower, NS_LINK, NS_PAGE, Thunk, tail_signature};
 use crate::counter::Counter;
 use crate::helpers::{self, HelperId, effect};
 use crate::ir::{Block, Inst, Val};
 use crate::mmu::ram::PAGE_SIZE;
+use crate::runtime::pages::PageCheck;
 use crate::state::{CpuState, JUMP_ENTRIES, JumpEntry, VECS, jump_slot, mode};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
@@ -125,6 +126,7 @@ impl Lower<'_, '_> {
             if self.wrote_behind {
                 self.exit_if_stale(rip, 0);
             }
+            self.look_at_pages(n);
             if n <= self.current || self.is_counted() {
                 self.enter_checked(n);
             } else {
@@ -133,21 +135,64 @@ impl Lower<'_, '_> {
             }
             return;
         }
-        // On the same page the physical target is known: the mapping of the page is the one this code runs under.
-        let head = self.region.blocks[0].clone();
-        if (head.rip ^ rip) & !(PAGE_SIZE - 1) == 0 {
-            let n = self.links.len() as u32;
-            self.links.push(super::LinkTarget { rip });
-            let f = self.import(NS_LINK, n, tail_signature());
-            self.b.ins().return_call(f, &[self.env]);
-            return;
+        if let Some(page) = self.region.page_of(rip).filter(|page| self.sure_of() >> page & 1 != 0) {
+            return self.leave_through_link(rip, page);
         }
         let v = self.rip_value(rip);
-        let entry = match head.is_relative() {
+        let entry = match self.region.blocks[0].is_relative() {
             true => self.cache_entry(v),
             false => self.iconst((jump_slot(rip) * size_of::<JumpEntry>()) as i64),
         };
         self.jump_through_cache(v, entry, None);
+    }
+
+    /// Pages, one bit each, that are mapped as they were when the region came to be wherever the current block runs: the
+    /// head's, and those it lies on. Nothing in a region changes the mappings and goes on.
+    fn sure_of(&self) -> u32 {
+        self.needs_pages[self.current] | 1
+    }
+
+    /// Leaves before block `n` unless the pages that it lies on are known to be mapped as they were.
+    fn look_at_pages(&mut self, n: usize) {
+        let (m, relative) = (self.state_mem, self.region.blocks[0].is_relative());
+        let rip = self.region.blocks[n].rip;
+        let mut missing = self.needs_pages[n] & !self.sure_of();
+        while missing != 0 {
+            let f = self.import(NS_PAGE, missing.trailing_zeros(), tail_signature());
+            missing &= missing - 1;
+            let known = self.b.ins().func_addr(I64, f);
+            let mut differs = |field: usize, known_field: usize| {
+                let now = self.b.ins().load(I64, m, self.env, field as i32);
+                let then = self.b.ins().load(I64, m, known, known_field as i32);
+                self.b.ins().bxor(now, then)
+            };
+            let mut changed = differs(offset_of!(CpuState, jump_check), offset_of!(PageCheck, check));
+            if relative {
+                let base = differs(offset_of!(CpuState, code_base), offset_of!(PageCheck, base));
+                changed = self.b.ins().bor(changed, base);
+            }
+            self.cold_exit(changed, |this| {
+                this.set_rip(rip);
+                this.b.ins().store(m, known, this.env, offset_of!(CpuState, exit_page) as i32);
+                this.store_flags_aside();
+                this.exit(Thunk::ExitPage);
+            });
+        }
+    }
+
+    /// Leaves for a known RIP outside the region, on a page of the region that is mapped as it was: the physical target is
+    /// known.
+    fn leave_through_link(&mut self, rip: u64, page: usize) {
+        let (at, relative) = (self.region.pages[page], self.region.blocks[0].is_relative());
+        if relative && page != 0 {
+            let base = self.rip_value(at);
+            self.b.ins().store(self.state_mem, base, self.env, offset_of!(CpuState, code_base) as i32);
+        }
+        let n = self.links.len() as u32;
+        let rip = if relative { rip.wrapping_sub(at) } else { rip };
+        self.links.push(super::LinkTarget { rip, page });
+        let f = self.import(NS_LINK, n, tail_signature());
+        self.b.ins().return_call(f, &[self.env]);
     }
 
     pub(super) fn jump_indirect(&mut self, block: &Block, i: &Inst) {
@@ -228,7 +273,8 @@ impl Lower<'_, '_> {
                 .get(&rip)
                 .copied()
                 .filter(|n| *n > this.current && !this.wrote_behind && !this.is_counted())
-                .filter(|n| !at_hand || !this.needs_flags[*n])?;
+                .filter(|n| !at_hand || !this.needs_flags[*n])
+                .filter(|n| this.needs_pages[*n] & !this.sure_of() == 0)?;
             Some((this.blocks[n], this.arguments(n)))
         };
         let (to_taken, to_other) = (forward(self, taken), forward(self, other));

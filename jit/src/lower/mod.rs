@@ -16,6 +16,7 @@ mod vector;
 mod x87;
 
 use crate::ir::{Block, Inst, Op, Ty, Val};
+use crate::mmu::ram::PAGE_SIZE;
 use crate::mmu::tlb::MMU_INDEXES;
 use crate::passes::dead_flags::{self, AtEntry};
 use crate::passes::flag_notes::{Note, Notes};
@@ -36,6 +37,8 @@ use std::sync::Arc;
 pub const NS_THUNK: u32 = 0;
 /// Namespace of links: index into [`Compiled::links`].
 pub const NS_LINK: u32 = 1;
+/// Namespace of what a region knows of its pages ([`crate::runtime::pages::PageCheck`]): number of the page.
+pub const NS_PAGE: u32 = 3;
 /// Low byte of the namespace of code that replaces the call, see [`inline_code`].
 const NS_INLINE: u32 = 2;
 
@@ -66,6 +69,8 @@ pub enum Thunk {
     ExitFault,
     /// Leave: the instruction at the state's RIP is to be interpreted.
     ExitInterpret,
+    /// Leave: code goes on at the state's RIP, on a page that must be looked at first; what is known of it is in the state.
+    ExitPage,
     /// `fn(cpu) -> 0 | 1`: the host's x87 is to be loaded from the image in the state; 0 = it cannot serve.
     LendX87,
     /// `fn(cpu, id, a, b, c) -> 0 | 1`: a helper; result in the state, 1 = fault.
@@ -101,9 +106,9 @@ impl Thunk {
 }
 
 /// Number of thunks.
-pub const THUNKS: usize = 15;
+pub const THUNKS: usize = 16;
 
-/// What a region is compiled from: blocks of one mode, code segment and page, the head first.
+/// What a region is compiled from: blocks of one mode and code segment, the head first.
 pub struct Region {
     /// The blocks, lifted and run through the passes.
     pub blocks: Vec<Arc<Block>>,
@@ -111,13 +116,37 @@ pub struct Region {
     pub inner_jumps: bool,
     /// Blocks, one bit each, that check each access alone.
     pub narrow: u32,
+    /// Pages that they lie on, as their RIPs have it: first the head's. The way from one to another looks whether it is
+    /// mapped as it was.
+    pub pages: Vec<u64>,
 }
 
-/// A patchable way out to code on the same page.
+impl Region {
+    /// One of blocks on the page of the first.
+    pub fn on_a_page(blocks: Vec<Arc<Block>>, inner_jumps: bool, narrow: u32) -> Self {
+        let pages = blocks.first().map(|head| head.rip & !(PAGE_SIZE - 1));
+        Self { blocks, inner_jumps, narrow, pages: pages.into_iter().collect() }
+    }
+
+    /// Number of the page of a RIP.
+    fn page_of(&self, rip: u64) -> Option<usize> {
+        self.pages.iter().position(|page| *page == rip & !(PAGE_SIZE - 1))
+    }
+
+    /// Pages but the head's that a block lies on, one bit each.
+    fn needs(&self, block: &Block) -> u32 {
+        let bit = |rip: u64| self.page_of(rip).map_or(0, |page| 1 << page);
+        (bit(block.rip) | bit(block.end_rip().wrapping_sub(1))) & !1
+    }
+}
+
+/// A patchable way out to code on a page of the region.
 #[derive(Clone, Copy, Debug)]
 pub struct LinkTarget {
-    /// RIP it leads to, in relative code an offset.
+    /// RIP it leads to, in relative code its offset in the page.
     pub rip: u64,
+    /// Number of the page.
+    pub page: usize,
 }
 
 /// A TLB check in the code.
@@ -152,6 +181,8 @@ pub struct Compiled {
     pub links: Vec<LinkTarget>,
     /// RIPs are offsets from the page that it runs at.
     pub relative: bool,
+    /// The region's pages.
+    pub pages: Vec<u64>,
 }
 
 /// Why a region was not compiled; its blocks keep the code they have.
@@ -263,6 +294,7 @@ impl Compiler {
             places: starts.map(place_of).collect(),
             links,
             relative: region.blocks[0].is_relative(),
+            pages: region.pages.clone(),
         })
     }
 }
@@ -316,6 +348,8 @@ struct Lower<'a, 'f> {
     /// CLIF block of each guest block, and the guest block by RIP.
     blocks: Vec<clif::Block>,
     by_rip: HashMap<u64, usize>,
+    /// Pages that each block lies on, see [`Region::needs`].
+    needs_pages: Vec<u32>,
     /// Registers that each block takes as parameters.
     taken: Vec<carry::Registers>,
     /// Blocks before which the flags must be in the state.
@@ -364,6 +398,7 @@ impl<'a, 'f> Lower<'a, 'f> {
             thunks: [None; THUNKS],
             blocks,
             by_rip,
+            needs_pages: region.blocks.iter().map(|block| region.needs(block)).collect(),
             taken: Vec::new(),
             needs_flags: Vec::new(),
             current: 0,
@@ -590,7 +625,12 @@ impl<'a, 'f> Lower<'a, 'f> {
             return f;
         }
         let (params, returns) = match t {
-            Thunk::ExitLookup | Thunk::ExitSeek | Thunk::ExitRequest | Thunk::ExitFault | Thunk::ExitInterpret => {
+            Thunk::ExitLookup
+            | Thunk::ExitSeek
+            | Thunk::ExitRequest
+            | Thunk::ExitFault
+            | Thunk::ExitInterpret
+            | Thunk::ExitPage => {
                 let f = self.import(NS_THUNK, t as u32, tail_signature());
                 self.thunks[t as usize] = Some(f);
                 return f;

@@ -1,6 +1,5 @@
 //! Translated blocks of one vCPU: found by linear address (jump cache), by physical address (map), dropped by page.
 
-use super::compiled::print_of;
 pub use super::slots::{Key, SINGLE};
 use super::slots::{Number, Slot, Slots};
 use crate::cpu::Cpu;
@@ -231,7 +230,7 @@ impl BlockCache {
         self.slots.get(slot).filter(|s| s.serial != 0).map(|s| s.key)
     }
 
-    /// RIP that the block in a slot was found at first; 0 if there is none.
+    /// RIP that the block in a slot was found at last; 0 if there is none.
     pub fn rip(&self, slot: u32) -> u64 {
         self.slots.get(slot).map_or(0, Slot::rip)
     }
@@ -247,9 +246,12 @@ impl BlockCache {
     }
 
     /// The block in a slot was found at `rip`.
-    fn note_found(&mut self, slot: u32, rip: u64) {
-        if let Some(s) = self.slots.get_mut(slot) {
-            s.moved |= s.rip() != rip;
+    pub fn note_found(&mut self, slot: u32, rip: u64) {
+        if let Some(s) = self.slots.get_mut(slot)
+            && s.rip() != rip
+        {
+            s.moved = true;
+            s.page = rip & !(PAGE_SIZE - 1);
         }
     }
 
@@ -263,6 +265,23 @@ impl BlockCache {
     /// Number of instructions of the block in a slot.
     pub fn insns(&self, slot: u32) -> u64 {
         self.slots.get(slot).map_or(0, |s| s.insns.into())
+    }
+
+    /// Guest-physical address of the second page that the block in a slot crosses into, if it does.
+    pub fn second_page(&self, slot: u32) -> Option<u64> {
+        self.slots.get(slot).filter(|s| s.serial != 0)?.second_page()
+    }
+
+    /// Regions that start with the block are to keep to its page: the next one is not always the same.
+    pub fn keep_to_page(&mut self, slot: u32) {
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.keeps_to_page = true;
+        }
+    }
+
+    /// See [`BlockCache::keep_to_page`].
+    pub fn keeps_to_page(&self, slot: u32) -> bool {
+        self.slots.get(slot).is_some_and(|s| s.keeps_to_page)
     }
 
     /// The block does not cross into a second page.
@@ -506,14 +525,14 @@ impl Cpu {
         Ok(self.enter_block(key, (rip, linear), block, second_page))
     }
 
-    /// Lifts the block with `key` at `rip` in flat code, which has not been run, if it lies within a page and has this
-    /// hash.
-    pub(super) fn lift_ahead(&mut self, key: Key, rip: u64, print: u64) -> Option<u32> {
+    /// Lifts the block with `key` at `rip` in flat code, which has not been run, if it lies within a page and is what is
+    /// `expected`.
+    pub(super) fn lift_ahead(&mut self, key: Key, rip: u64, expected: impl FnOnce(&Block) -> bool) -> Option<u32> {
         if self.blocks.len() >= self.blocks.most {
             return None;
         }
         let (block, second_page) = self.lift(&key, rip, |_| Err(Fault::GP0)).ok()?;
-        (second_page.is_none() && print_of(&block) == print).then(|| self.enter_block(key, (rip, rip), block, None))
+        (second_page.is_none() && expected(&block)).then(|| self.enter_block(key, (rip, rip), block, None))
     }
 
     /// Enters the block that was just lifted at a RIP and linear address.
@@ -722,6 +741,6 @@ impl Cpu {
 }
 
 /// Start of the page after `linear`'s.
-fn next_page(linear: u64) -> u64 {
+pub(super) fn next_page(linear: u64) -> u64 {
     (linear & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)
 }

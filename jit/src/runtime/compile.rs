@@ -2,7 +2,7 @@
 //! compiled before, for another processor perhaps, is placed before anything is compiled.
 
 use super::compiled::{Answer, Asked, Content, Heads, Outcome, Store, StoreStats};
-use super::place::{CodeMemory, Placed, Ready, Unplaced};
+use super::place::{CodeMemory, CodePage, Placed, Ready, Unplaced};
 use crate::lift;
 use crate::lower::{Compiler, Region};
 use crate::vcpu::{EngineConfig, EngineError, VcpuHandle, request};
@@ -21,6 +21,8 @@ pub struct Job {
     pub id: u64,
     /// What to compile.
     pub region: Region,
+    /// Where its pages are.
+    pub pages: Box<[CodePage]>,
     /// For whom, if other processors may have the same; else it is compiled in any case, and nobody told.
     pub asked: Option<Asked>,
     /// Where the result goes.
@@ -45,7 +47,7 @@ impl Job {
     /// Places what was compiled and tells the processor.
     fn answer(self, outcome: &Outcome, reused: bool) {
         let placed = match outcome {
-            Ok(ready) => place(ready, &self.region, &self.memory),
+            Ok(ready) => place(ready, &self.region, &self.pages, &self.memory),
             Err(why) => Err(why.clone()),
         };
         self.reply(placed, reused);
@@ -140,7 +142,7 @@ impl Worker {
     /// Answers a job if nothing need be compiled for it.
     fn look(&self, job: Job) {
         let Some(asked) = job.asked else { return self.put_off((job, None)) };
-        match self.store.ask(Content::of(&job.region), &asked, job) {
+        match self.store.ask(Content::of(&job.region, &job.pages), &asked, job) {
             Answer::Known(job, outcome) => job.answer(&outcome, true),
             Answer::Waits => {}
             Answer::Larger(job, shape) => job.reply(Err(Unplaced::Larger(shape)), false),
@@ -181,17 +183,22 @@ fn compile(compiler: &mut Compiler, region: &Region) -> Outcome {
 }
 
 /// Places what `region` was compiled to.
-fn place(ready: &Ready, region: &Region, memory: &CodeMemory) -> Result<Placed, Unplaced> {
+fn place(ready: &Ready, region: &Region, pages: &[CodePage], memory: &CodeMemory) -> Result<Placed, Unplaced> {
     let rip = region.blocks[0].rip;
-    let placed = memory.lock().place(ready);
+    let placed = memory.lock().place(ready, pages);
     let at = placed.as_ref().map_or(0, |p| p.entry);
     tracing::trace!(target: "out_asm", pc = rip, "{}", log_text(ready.code(), at, rip));
     placed
 }
 
 /// Compiles and places one region.
-pub fn compile_one(compiler: &mut Compiler, region: &Region, memory: &CodeMemory) -> Result<Placed, Unplaced> {
-    place(&*compile(compiler, region)?, region, memory)
+pub fn compile_one(
+    compiler: &mut Compiler,
+    region: &Region,
+    pages: &[CodePage],
+    memory: &CodeMemory,
+) -> Result<Placed, Unplaced> {
+    place(&*compile(compiler, region)?, region, pages, memory)
 }
 
 #[cfg(test)]
@@ -208,7 +215,15 @@ mod tests {
         let asked = Asked { head: head(1), or_larger: true, if_known: false };
         let submit = |id, region, asked| {
             let (reply, memory) = (replies.0.clone(), memories[id as usize % 3].clone());
-            assert!(service.submit(Job { id, region, asked, reply, memory, handle: handle.clone() }));
+            assert!(service.submit(Job {
+                id,
+                region,
+                pages: [CodePage::NOWHERE].into(),
+                asked,
+                reply,
+                memory,
+                handle: handle.clone()
+            }));
         };
         let next = || replies.1.recv_timeout(Duration::from_secs(120)).expect("an answer");
         for id in 0..30 {

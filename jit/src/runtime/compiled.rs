@@ -10,10 +10,10 @@
 
 mod content;
 
-use super::place::{Ready, Unplaced};
+use super::place::{CodePage, Ready, Unplaced};
 use super::slots::Key;
 use crate::lower::Region;
-pub use content::{Part, Shape, print_of};
+pub use content::{Shape, print_of};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -79,9 +79,9 @@ pub enum Answer<W> {
 pub struct Content(Arc<[u8]>);
 
 impl Content {
-    /// That of a region, and its blocks.
-    pub fn of(region: &Region) -> (Self, Shape) {
-        let (bytes, shape) = content::of_region(region);
+    /// That of a region, and its blocks where it lies on `places`.
+    pub fn of(region: &Region, places: &[CodePage]) -> (Self, Shape) {
+        let (bytes, shape) = content::of_region(region, places);
         (Self(bytes.into()), shape)
     }
 }
@@ -94,8 +94,8 @@ enum State<W> {
 
 struct Entry<W> {
     state: State<W>,
-    shape: Arc<Shape>,
-    heads: Vec<Key>,
+    /// Where it is, and what it looks like there.
+    heads: Vec<(Key, Arc<Shape>)>,
 }
 
 struct Held<W> {
@@ -136,9 +136,10 @@ impl<W> Store<W> {
         let held = &mut *held;
         if let Some(entry) = held.entries.get_mut(&content) {
             held.stats.reused += 1;
-            if !entry.heads.contains(&asked.head) {
-                entry.heads.push(asked.head);
-                add_shape(&mut held.by_head, asked.head, &entry.shape);
+            if !entry.heads.iter().any(|(head, other)| *head == asked.head && **other == shape) {
+                let shape = Arc::new(shape);
+                entry.heads.push((asked.head, shape.clone()));
+                add_shape(&mut held.by_head, asked.head, &shape);
                 self.heads.add(&asked.head);
             }
             return match &mut entry.state {
@@ -162,7 +163,7 @@ impl<W> Store<W> {
         let shape = Arc::new(shape);
         add_shape(&mut held.by_head, asked.head, &shape);
         self.heads.add(&asked.head);
-        let entry = Entry { state: State::InWork(Vec::new()), shape, heads: vec![asked.head] };
+        let entry = Entry { state: State::InWork(Vec::new()), heads: vec![(asked.head, shape)] };
         held.entries.insert(content.clone(), entry);
         Answer::Compile(who, content)
     }
@@ -176,13 +177,17 @@ impl<W> Store<W> {
         let Some(entry) = held.entries.get_mut(content) else { return Vec::new() };
         let before = std::mem::replace(&mut entry.state, State::Finished(outcome.clone()));
         let size = content.0.len()
-            + entry.shape.parts.len() * size_of::<Part>()
+            + entry
+                .heads
+                .iter()
+                .map(|(_, shape)| size_of_val(&shape.parts[..]) + size_of_val(&shape.pages[..]))
+                .sum::<usize>()
             + outcome.as_ref().map_or(0, |ready| ready.size())
             + size_of::<Entry<W>>();
         held.order.push_back((content.clone(), size));
         held.stats.bytes += size as u64;
         if outcome.is_ok() {
-            entry.heads.iter().for_each(|head| self.heads.tell(*head));
+            entry.heads.iter().for_each(|(head, _)| self.heads.tell(*head));
         }
         while held.stats.bytes > self.most as u64 && held.order.len() > 1 {
             self.let_go_of_oldest(held);
@@ -199,9 +204,9 @@ impl<W> Store<W> {
         held.stats.bytes -= size as u64;
         held.stats.evicted += 1;
         let Some(entry) = held.entries.remove(&content) else { return };
-        for head in &entry.heads {
+        for (head, shape) in &entry.heads {
             let Some(shapes) = held.by_head.get_mut(head) else { continue };
-            shapes.retain(|s| !Arc::ptr_eq(s, &entry.shape));
+            shapes.retain(|s| !Arc::ptr_eq(s, shape));
             if shapes.is_empty() {
                 held.by_head.remove(head);
                 self.heads.remove(head);

@@ -63,7 +63,7 @@ impl Cpu {
         self.tier.stats.narrowed += heads.len() as u64;
         self.drop_regions(regions);
         for head in heads {
-            self.propose(head);
+            self.propose_again(head);
         }
     }
 }

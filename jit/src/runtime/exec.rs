@@ -40,6 +40,9 @@ pub enum Leave {
     Hot,
     /// At its start: baseline code has seen that a request is pending.
     Entry,
+    /// On the way to a page that a region has not come to since translations changed; its [`super::pages::PageCheck`] is in
+    /// the state.
+    Page,
 }
 
 /// Codes in EAX.
@@ -56,6 +59,8 @@ pub const LEAVE_LINK: u32 = 4;
 pub const LEAVE_HOT: u32 = 5;
 /// See [`Leave::Entry`].
 pub const LEAVE_ENTRY: u32 = 6;
+/// See [`Leave::Page`].
+pub const LEAVE_PAGE: u32 = 7;
 
 // The trampoline pushes the CPU pointer as RBP, so that `[rbp]` finds the CPU without a register of its own, and makes the
 // frame that all code runs in (see `frame`): it is entered with RDI = CPU, RBP at the frame, RSP at its low end, and goes
@@ -95,6 +100,9 @@ core::arch::global_asm!(
     "js 5f",
     "btr rax, {relative}",
     "jnc 5f",
+    // The sign is in bit 61.
+    "shl rax, 2",
+    "sar rax, 2",
     "add rax, [rdi + {code_base}]",
     "5:",
     "mov [rdi + {rip}], rax",
@@ -340,6 +348,7 @@ impl Cpu {
             LEAVE_LINK => Leave::Link,
             LEAVE_HOT => Leave::Hot,
             LEAVE_ENTRY => Leave::Entry,
+            LEAVE_PAGE => Leave::Page,
             _ => Leave::Lookup,
         }
     }
@@ -366,6 +375,7 @@ pub fn thunk_bodies() -> [ThunkBody; crate::lower::THUNKS] {
     out[Thunk::ExitSeek as usize] = jump(brolga_seek as *const ());
     out[Thunk::ExitRequest as usize] = ThunkBody::Leave(LEAVE_REQUEST);
     out[Thunk::ExitFault as usize] = ThunkBody::Leave(LEAVE_FAULT);
+    out[Thunk::ExitPage as usize] = ThunkBody::Leave(LEAVE_PAGE);
     out[Thunk::ExitInterpret as usize] = ThunkBody::Leave(LEAVE_INTERPRET);
     out[Thunk::LendX87 as usize] = jump(lend_x87 as *const ());
     out[Thunk::Helper as usize] = jump(call_helper as *const ());

@@ -10,6 +10,7 @@ pub mod debugger;
 pub mod exec;
 mod frame;
 pub mod lockstep;
+pub mod pages;
 pub mod perf_map;
 pub mod place;
 mod run;

@@ -4,8 +4,9 @@ use super::arena::Arena;
 use super::compiled::Shape;
 use super::exec::{self, LEAVE_LINK, ThunkBody};
 use super::frame::Frame;
+use super::pages::{PAGE_CHECK, PageCheck};
 use crate::baseline::{self, Target};
-use crate::lower::{Compiled, NS_LINK, NS_THUNK, THUNKS, inline_code};
+use crate::lower::{Compiled, NS_LINK, NS_PAGE, NS_THUNK, THUNKS, inline_code};
 use crate::state::CpuState;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::collections::{HashMap, HashSet};
@@ -30,6 +31,24 @@ const MOST: usize = (1 << 31) - (1 << 20);
 /// Offset in a link stub where RAX and the state hold the target's RIP.
 const STUB_RIP_SET: usize = 19;
 
+/// A page that a region lies on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CodePage {
+    /// Tells code that links may lead to: the linear page; of relative code the guest-physical one, with
+    /// [`CodePage::RELATIVE`].
+    pub mark: u64,
+    /// Guest-physical address.
+    pub gpa: u64,
+}
+
+impl CodePage {
+    /// Mark of pages of relative code.
+    pub const RELATIVE: u64 = 1;
+    /// For code that is alone.
+    #[cfg(any(test, feature = "testing"))]
+    pub const NOWHERE: Self = Self { mark: 0, gpa: 0 };
+}
+
 /// A way out of a placed region.
 #[derive(Clone, Copy, Debug)]
 pub struct PlacedLink {
@@ -39,6 +58,8 @@ pub struct PlacedLink {
     pub joined: Option<u32>,
     /// May use the way in for forward links.
     pub forward: bool,
+    /// Page it leads to, as [`CodePage::mark`] has it.
+    pub page: u64,
     /// Offset in the arena of its `jmp rel32`.
     site: u32,
     /// Offset of the stub that it leads to while it is not joined.
@@ -46,8 +67,8 @@ pub struct PlacedLink {
 }
 
 impl PlacedLink {
-    fn new(rip: u64, forward: bool, site: usize, stub: usize) -> Self {
-        Self { rip, joined: None, forward, site: site as u32, stub: stub as u32 }
+    fn new(rip: u64, page: u64, forward: bool, site: usize, stub: usize) -> Self {
+        Self { rip, joined: None, forward, page, site: site as u32, stub: stub as u32 }
     }
 }
 
@@ -65,6 +86,8 @@ pub struct Placed {
     pub len: usize,
     /// Number of the part of the code memory that it lies in.
     pub part: u64,
+    /// Host addresses of what it knows of its pages but the first.
+    pub pages: Box<[u64]>,
 }
 
 /// Why code was not placed.
@@ -183,22 +206,24 @@ impl CodeSpace {
         self.arena.holds(part)
     }
 
-    /// Places a region.
-    pub fn place(&mut self, ready: &Ready) -> Result<Placed, Unplaced> {
+    /// Places a region that lies on `pages`.
+    pub fn place(&mut self, ready: &Ready, pages: &[CodePage]) -> Result<Placed, Unplaced> {
         let c = &ready.compiled;
-        let len = c.code.len() + 8 + c.links.len() * LINK_STUB + ready.found.checks.len() * MISS_STUB;
+        let stubs = c.links.len() * LINK_STUB + ready.found.checks.len() * MISS_STUB + c.pages.len() * PAGE_CHECK;
+        let len = c.code.len() + 8 + stubs;
         if !self.arena.reserve(len) {
             return Err(if self.arena.can_hold(len) { Unplaced::Full } else { Unplaced::Refused });
         }
         let mark = self.arena.mark();
-        let placed = self.try_place(ready);
+        let placed = self.try_place(ready, pages);
         if placed.is_none() {
             self.arena.rewind(mark);
         }
         placed.ok_or(Unplaced::Refused)
     }
 
-    fn try_place(&mut self, Ready { compiled: c, found: Found { checks, ways } }: &Ready) -> Option<Placed> {
+    fn try_place(&mut self, ready: &Ready, pages: &[CodePage]) -> Option<Placed> {
+        let Ready { compiled: c, found: Found { checks, ways } } = ready;
         // Room to read and write eight bytes at a link in the last instruction.
         let at = self.arena.alloc(c.code.len() + 8)?;
         let mut code = c.code.clone();
@@ -207,19 +232,24 @@ impl CodeSpace {
         let mut links = Vec::with_capacity(c.links.len());
         for (n, link) in c.links.iter().enumerate() {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
+            let page = pages.get(link.page)?.mark;
             let reloc = c.relocs.iter().find(|(_, name)| name.namespace == NS_LINK && name.index == n as u32);
             let Some((offset, _)) = reloc else {
                 // A branch that is never taken: its way out is gone. The number stays, nobody leaves by it.
-                links.push(PlacedLink::new(link.rip, false, at, stub));
+                links.push(PlacedLink::new(link.rip, page, false, at, stub));
                 continue;
             };
             let site = ways.of_call(*offset)?;
             set_jump(&mut code, site, at, stub);
-            links.push(PlacedLink::new(link.rip, false, at + site, stub));
+            links.push(PlacedLink::new(link.rip, page, false, at + site, stub));
         }
+        let looks = self.place_page_checks(c, pages)?;
         for (offset, name) in &c.relocs {
             match name.namespace {
                 NS_LINK => {}
+                NS_PAGE => {
+                    set_rel32(&mut code, *offset as usize, at, *looks.get((name.index as usize).checked_sub(1)?)?)
+                }
                 // Thunks lie at the arena's start. Some are called, others are ways out.
                 NS_THUNK => match ways.of_call(*offset) {
                     Some(site) => set_jump(&mut code, site, at, name.index as usize * THUNK_SIZE),
@@ -238,11 +268,33 @@ impl CodeSpace {
         self.arena.write(at, &code);
         let entry = self.arena.address(at + ways.start);
         let (len, part) = (code.len() - ways.start, self.arena.filling());
-        Some(Placed { entry, forward_entry: entry, first_link, links: links.into(), len, part })
+        let pages = looks.iter().map(|at| self.arena.address(*at)).collect();
+        Some(Placed { entry, forward_entry: entry, first_link, links: links.into(), len, part, pages })
     }
 
-    /// Places the baseline code of a block. `None`: there is no room for it.
-    pub fn place_block(&mut self, c: &baseline::Code) -> Option<Placed> {
+    /// Makes room for what a region knows of its pages but the first: where that is.
+    fn place_page_checks(&mut self, c: &Compiled, pages: &[CodePage]) -> Option<Vec<usize>> {
+        let mut places = Vec::with_capacity(c.pages.len());
+        for (at, page) in c.pages.iter().zip(pages).skip(1) {
+            let place = self.arena.alloc_cold(PAGE_CHECK)?;
+            self.arena.write(place, &PageCheck::new(*at, page.gpa, c.relative).bytes());
+            places.push(place);
+        }
+        Some(places)
+    }
+
+    /// Bytes at a host address of code memory.
+    pub(super) fn bytes_at<const N: usize>(&self, at: u64) -> [u8; N] {
+        self.arena.read(self.arena.offset(at))
+    }
+
+    /// Writes bytes, which no code is among, at a host address of code memory.
+    pub(super) fn put_bytes_at(&mut self, at: u64, bytes: &[u8]) {
+        self.arena.write(self.arena.offset(at), bytes);
+    }
+
+    /// Places the baseline code of a block on a page with this mark. `None`: there is no room for it.
+    pub fn place_block(&mut self, c: &baseline::Code, page: u64) -> Option<Placed> {
         if !self.arena.reserve(c.bytes.len() + 8 + c.links.len() * LINK_STUB) {
             return None;
         }
@@ -271,12 +323,13 @@ impl CodeSpace {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
             let site = place(link.site as usize);
             self.aim(site + 1, stub);
-            links.push(PlacedLink::new(link.rip, link.forward, site, stub));
+            links.push(PlacedLink::new(link.rip, page, link.forward, site, stub));
         }
         let entry = self.arena.address(at);
         let forward_entry = entry + u64::from(c.forward_entry);
         let part = self.arena.filling();
-        Some(Placed { entry, forward_entry, first_link, links: links.into(), len: hot.len(), part })
+        let (links, pages) = (links.into(), Box::default());
+        Some(Placed { entry, forward_entry, first_link, links, len: hot.len(), part, pages })
     }
 
     /// Sets the 32-bit displacement at `at` to lead to `target`.

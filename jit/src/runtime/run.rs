@@ -141,6 +141,11 @@ impl Cpu {
                 self.tier.left_through(self.state.exit_link);
                 Ok(())
             }
+            Leave::Page => {
+                self.tier.stats.pages += 1;
+                self.look_up_page();
+                Ok(())
+            }
             Leave::Hot => {
                 self.tier.stats.heated += 1;
                 let slot = self.find_block(false)?;

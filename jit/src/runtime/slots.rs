@@ -102,13 +102,15 @@ pub struct Slot {
     pub len: u16,
     /// Its region is being compiled, or could not be.
     pub requested: bool,
-    /// It was found at other pages than `page`.
+    /// It was found at several pages.
     pub moved: bool,
     /// What its accesses have in common crosses a page too often to be checked at once.
     pub narrow: bool,
+    /// Regions that start with it keep to its page.
+    pub keeps_to_page: bool,
     /// Instructions in it.
     pub insns: u8,
-    /// Linear page that it was found at first.
+    /// Linear page that it was found at last.
     pub page: u64,
 }
 
@@ -129,7 +131,7 @@ impl Slot {
         }
     }
 
-    /// RIP that it was found at first.
+    /// RIP that it was found at last.
     pub fn rip(&self) -> u64 {
         if self.key.is_relative() { self.page | self.key.rip & (PAGE_SIZE - 1) } else { self.key.rip }
     }

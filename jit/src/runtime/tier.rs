@@ -1,21 +1,24 @@
 //! Promotion: which blocks are hot, what regions they form, what becomes of finished code.
 
 mod evict;
+mod form;
 mod larger;
 mod order;
 
-use super::cache::Key;
 use super::compile::{CompileService, Done, Job, compile_one, log_text, replies};
 use super::compiled::Asked;
 use super::perf_map::{Maker, PerfMap};
-use super::place::{CodeMemory, Placed, PlacedLink, Unplaced};
+use super::place::{CodeMemory, CodePage, Placed, PlacedLink, Unplaced};
 use super::sampler::Sampler;
 use crate::baseline;
 use crate::cpu::Cpu;
-use crate::lower::{Compiler, Region};
+use crate::lower::Compiler;
+#[cfg(test)]
+use crate::lower::Region;
 use crate::mmu::ram::PAGE_SIZE;
 use crate::state::HEAT_ENTRIES;
 use crossbeam_channel::{Receiver, Sender};
+use form::Formed;
 use rustc_hash::FxHashMap;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -51,20 +54,23 @@ pub enum First {
     EachInTurn,
 }
 
-/// Mark in [`Compiled::page`].
-const RELATIVE_PAGE: u64 = 1;
-
 /// A compiled region.
 struct Compiled {
     /// Slots of the blocks it was made from.
     slots: Box<[u32]>,
+    /// For each, what its RIPs count from, apart from what those of the head do; none: nothing.
+    bases: Box<[u64]>,
     entry: u64,
     /// Where forward links of baseline code lead.
     forward_entry: u64,
-    /// Linear page of its head; of relative code the guest-physical one, with [`RELATIVE_PAGE`].
+    /// Page of its head, as [`CodePage::mark`] has it.
     page: u64,
-    /// All its code lies on one page.
+    /// It is entered on one page: its head does not go on to a second.
     one_page: bool,
+    /// Host addresses of what it knows of its pages.
+    pages: Box<[u64]>,
+    /// Times that it met another page than it was made from.
+    strayed: u32,
     /// The baseline code that leads here, with the bytes that this took from it.
     over: Option<(u32, [u8; 8])>,
     /// The region that this baseline code leads to.
@@ -80,6 +86,8 @@ struct Compiled {
 /// A region being compiled: its blocks with their serial numbers.
 struct Pending {
     slots: Vec<(u32, u64)>,
+    /// See [`Compiled::bases`].
+    bases: Box<[u64]>,
     /// It is not hot here yet, and not to be compiled for this processor alone.
     if_known: bool,
 }
@@ -109,6 +117,8 @@ pub struct Tier {
     free: Vec<u32>,
     /// Region that each link number belongs to.
     link_owner: FxHashMap<u32, u32>,
+    /// Region that what is known of a page belongs to, by its host address.
+    page_owner: FxHashMap<u64, u32>,
     /// The link that code last left through, to be joined with what is found.
     open_link: Option<u32>,
     perf_map: Option<PerfMap>,
@@ -135,6 +145,8 @@ pub struct TierStats {
     pub links: u64,
     /// The same for an interrupt or another request.
     pub requests: u64,
+    /// The same to look whether a region's next page is mapped as it was.
+    pub pages: u64,
     /// The same by an exception.
     pub faults: u64,
     /// The same to have hot code compiled better.
@@ -173,6 +185,7 @@ impl Default for Tier {
             regions: Vec::new(),
             free: Vec::new(),
             link_owner: FxHashMap::default(),
+            page_owner: FxHashMap::default(),
             open_link: None,
             perf_map: None,
             stats: TierStats::default(),
@@ -236,18 +249,35 @@ impl Tier {
         self.regions.get(index as usize)?.as_ref().map(|r| r.entry)
     }
 
-    /// Entries of a region that a link of region `owner` may lead to. One on another page, which it may be with the RIP's page
-    /// the same where the code segment's base is no multiple of a page, or that goes into a second page, is entered through
-    /// the jump cache or the dispatcher only: both hold for one state of the mappings.
-    fn joinable(&self, owner: u32, target: u32) -> Option<(u64, u64)> {
-        let from = self.regions.get(owner as usize)?.as_ref()?;
+    /// Entries of a region that a link may lead to. One on another page, which it may be with the RIP's page the same where
+    /// the code segment's base is no multiple of a page, or whose head goes into a second page, is entered through the jump
+    /// cache or the dispatcher only: both hold for one state of the mappings.
+    fn joinable(&self, link: &PlacedLink, target: u32) -> Option<(u64, u64)> {
         let r = self.regions.get(target as usize)?.as_ref()?;
-        (r.one_page && r.page == from.page).then_some((r.entry, r.forward_entry))
+        (r.one_page && r.page == link.page).then_some((r.entry, r.forward_entry))
+    }
+
+    /// The region to which what is known of a page at host address `at` belongs met another page: it, if it has so often.
+    pub(super) fn strayed(&mut self, at: u64, often: u32) -> Option<u32> {
+        let index = *self.page_owner.get(&at)?;
+        let r = self.regions.get_mut(index as usize)?.as_mut()?;
+        r.strayed += 1;
+        (r.strayed >= often).then_some(index)
+    }
+
+    /// Where the code is.
+    pub(super) fn memory(&self) -> Option<CodeMemory> {
+        self.memory.clone()
     }
 
     /// Slots of the blocks of region `index`.
     pub fn slots(&self, index: u32) -> &[u32] {
         self.regions.get(index as usize).and_then(Option::as_ref).map_or(&[], |r| &r.slots)
+    }
+
+    /// For each of them, what its RIPs count from more than the head's; none: nothing more.
+    pub fn bases(&self, index: u32) -> &[u64] {
+        self.regions.get(index as usize).and_then(Option::as_ref).map_or(&[], |r| &r.bases)
     }
 
     /// Joins the link that was left through, if any, with region `target`.
@@ -257,12 +287,11 @@ impl Tier {
             return;
         };
         let Some(link) = self.link(owner, number) else { return };
-        let relative =
-            self.regions.get(owner as usize).and_then(Option::as_ref).is_some_and(|r| r.page & RELATIVE_PAGE != 0);
+        let relative = link.page & CodePage::RELATIVE != 0;
         if (link.rip ^ rip) & if relative { PAGE_SIZE - 1 } else { u64::MAX } != 0 {
             return;
         }
-        let Some(entries) = self.joinable(owner, target) else {
+        let Some(entries) = self.joinable(&link, target) else {
             return memory.lock().route_through_cache(&link);
         };
         memory.lock().join(&link, entries);
@@ -289,7 +318,7 @@ impl Tier {
         for number in incoming {
             let Some(owner) = self.link_owner.get(&number).copied() else { continue };
             let Some(link) = self.link(owner, number) else { continue };
-            match self.joinable(owner, index) {
+            match self.joinable(&link, index) {
                 Some(entries) => {
                     memory.lock().join(&link, entries);
                     self.note_joined(owner, number, index);
@@ -335,6 +364,9 @@ impl Tier {
                 t.incoming.retain(|i| *i != number);
             }
         }
+        for at in &r.pages {
+            self.page_owner.remove(at);
+        }
         self.free.push(index);
         r.slots
     }
@@ -348,12 +380,18 @@ impl Tier {
         for n in 0..done.links.len() as u32 {
             self.link_owner.insert(done.first_link.wrapping_add(n), index);
         }
+        for at in &done.pages {
+            self.page_owner.insert(*at, index);
+        }
         self.regions[index as usize] = Some(Compiled {
             slots: slots.into(),
+            bases: Box::default(),
             entry: done.entry,
             forward_entry: done.forward_entry,
             page,
             one_page,
+            pages: done.pages,
+            strayed: 0,
             over: None,
             under: None,
             part: done.part,
@@ -394,14 +432,15 @@ impl Cpu {
         let heat = slot as usize % HEAT_ENTRIES;
         let block = self.ir(slot)?;
         self.make_room();
+        let page = self.place_of(slot);
         let code = self.tier.emitter.compile(&block, (!self.tier.sampled).then_some(heat));
-        let placed = self.tier.memory.as_ref()?.lock().place_block(code)?;
+        let placed = self.tier.memory.as_ref()?.lock().place_block(code, page.0)?;
         let rip = self.state.rip;
         tracing::trace!(target: "out_asm", pc = rip, "{}", log_text(&code.bytes, placed.entry, rip));
         self.state.heat[heat] = self.tier.hot;
         self.tier.stats.baseline += 1;
         self.tell_placed(Maker::Baseline, &placed, slot);
-        let index = self.tier.enter(placed, &[slot], self.place_of(slot));
+        let index = self.tier.enter(placed, &[slot], page);
         self.blocks.set_baseline(slot, index);
         if self.is_known(slot) {
             self.tier.proposals.push((0, slot, self.blocks.serial(slot)));
@@ -434,8 +473,14 @@ impl Cpu {
         self.sampler = sampler;
     }
 
-    /// Proposes the region of a block to the compilers.
+    /// Proposes the region of the block at RIP to the compilers.
     pub(super) fn propose(&mut self, slot: u32) {
+        self.blocks.note_found(slot, self.state.rip);
+        self.propose_again(slot);
+    }
+
+    /// The same, wherever RIP is.
+    pub(super) fn propose_again(&mut self, slot: u32) {
         let Some(asked) = self.blocks.count_request(slot) else { return };
         if self.tier.sampled && asked < SAMPLES && !self.is_known(slot) {
             return;
@@ -473,18 +518,19 @@ impl Cpu {
     }
 
     /// Hands a region to the compilers.
-    fn hand_over(&mut self, head: u32, (region, slots): (Region, Vec<(u32, u64)>), asked: Option<Asked>) {
+    fn hand_over(&mut self, head: u32, formed: Formed, asked: Option<Asked>) {
+        let Formed { region, pages, slots, bases } = formed;
         let id = self.tier.next_job;
         self.tier.next_job += 1;
         self.blocks.set_requested(head, true);
-        self.tier.pending.insert(id, Pending { slots, if_known: asked.is_some_and(|a| a.if_known) });
+        self.tier.pending.insert(id, Pending { slots, bases, if_known: asked.is_some_and(|a| a.if_known) });
         let Some(memory) = self.tier.memory.clone() else { return };
         if let Some(compiler) = &mut self.tier.sync {
-            let placed = compile_one(compiler, &region, &memory);
+            let placed = compile_one(compiler, &region, &pages, &memory);
             return self.install(Done { id, placed, reused: false });
         }
         let reply = self.tier.replies.0.clone();
-        let job = Job { id, region, asked, reply, memory, handle: self.handle() };
+        let job = Job { id, region, pages, asked, reply, memory, handle: self.handle() };
         if !self.tier.service.as_ref().is_some_and(|s| s.submit(job)) {
             // The queue is full (other processors'): it is proposed again when it has run as often once more.
             self.tier.pending.remove(&id);
@@ -492,52 +538,10 @@ impl Cpu {
         }
     }
 
-    /// The region at `head`: what is reachable by direct jumps on the same page and has been run. `None`: the head is gone.
-    fn form_region(&mut self, head: u32, key: Key) -> Option<(Region, Vec<(u32, u64)>)> {
-        let mut slots = vec![head];
-        let mut ops = if self.blocks.within_page(head) { 0 } else { REGION_OPS };
-        let mut next = 0;
-        let alone = self.compiles_blocks();
-        let most = if alone { 1 } else { REGION_BLOCKS };
-        while next < slots.len() && slots.len() < most && ops < REGION_OPS {
-            let Some(block) = self.ir(slots[next]) else { break };
-            ops += block.insts.len();
-            let targets = order::targets(&block);
-            // What RIPs in the blocks count from.
-            let page = if key.is_relative() { key.rip & !(PAGE_SIZE - 1) } else { 0 };
-            for rip in targets.into_iter().flatten().map(|rip| page.wrapping_add(rip)) {
-                if (Key { rip, ..key }.linear() ^ key.linear()) & !(PAGE_SIZE - 1) != 0 {
-                    continue;
-                }
-                let gpa =
-                    key.gpa & !(PAGE_SIZE - 1) | rip.wrapping_add(key.gpa).wrapping_sub(key.rip) & (PAGE_SIZE - 1);
-                let found = self.blocks.slot_of(&Key { gpa, rip, ..key });
-                if self.debugger.breaks_at(Key { gpa, rip, ..key }.linear()) {
-                    continue;
-                }
-                if let Some(s) = found.filter(|s| !slots.contains(s) && self.blocks.within_page(*s))
-                    && slots.len() < most
-                {
-                    slots.push(s);
-                }
-            }
-            next += 1;
-        }
-        let found = slots.into_iter().filter_map(|s| Some((s, self.ir(s)?))).collect::<Vec<_>>();
-        let (mut blocks, mut live) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
-        let mut narrow = 0;
-        for (s, block) in order::reverse_postorder(found, |(_, block)| block) {
-            narrow |= u32::from(self.blocks.is_narrow(s)) << blocks.len();
-            blocks.push(block);
-            live.push((s, self.blocks.serial(s)));
-        }
-        (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: !alone, narrow }, live))
-    }
-
-    /// Page of the block in `slot`, as [`Compiled`] has it, and whether all of it lies there.
+    /// Page of the block in `slot`, as [`CodePage::mark`] has it, and whether all of it lies there.
     fn place_of(&self, slot: u32) -> (u64, bool) {
         let page = self.blocks.key(slot).map_or(0, |k| match k.is_relative() {
-            true => k.gpa & !(PAGE_SIZE - 1) | RELATIVE_PAGE,
+            true => k.gpa & !(PAGE_SIZE - 1) | CodePage::RELATIVE,
             false => k.linear() & !(PAGE_SIZE - 1),
         });
         (page, self.blocks.within_page(slot))
@@ -573,6 +577,9 @@ impl Cpu {
         let Some(placed) = done.placed.ok().filter(|_| !again && self.blocks.lacks_better(head)) else { return };
         self.tell_placed(Maker::Cranelift, &placed, head);
         let index = self.tier.enter(placed, &slots, self.place_of(head));
+        if let Some(Some(r)) = self.tier.regions.get_mut(index as usize) {
+            r.bases = pending.bases;
+        }
         self.tier.stats.compiled += 1;
         self.tier.stats.reused += u64::from(done.reused);
         self.put_over_baseline(head, index);
@@ -605,8 +612,8 @@ impl Cpu {
     pub(super) fn replace_code(&mut self, slot: u32, block: crate::ir::Block) {
         let memory = self.tier.memory.clone().expect("a compiling tier");
         let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
-        let region = Region { blocks: vec![Arc::new(block)], inner_jumps: false, narrow: 0 };
-        let placed = compile_one(compiler, &region, &memory).expect("code for the block");
+        let region = Region::on_a_page(vec![Arc::new(block)], false, 0);
+        let placed = compile_one(compiler, &region, &[CodePage::NOWHERE], &memory).expect("code for the block");
         let index = self.tier.enter(placed, &[slot], (0, false));
         self.blocks.set_code(slot, index);
         self.blocks.add_region(slot, index);

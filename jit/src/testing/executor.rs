@@ -10,7 +10,7 @@ use crate::lower::{Compiler, Region};
 use crate::passes;
 use crate::runtime::compile::compile_one;
 use crate::runtime::exec::Leave;
-use crate::runtime::place::CodeMemory;
+use crate::runtime::place::{CodeMemory, CodePage};
 use std::sync::Arc;
 
 /// Lifts, compiles and enters blocks.
@@ -114,10 +114,10 @@ impl Compiling {
             }
         }
         let placed = if tier == Tier::Baseline {
-            self.memory.lock().place_block(self.emitter.compile(&block, Some(0)))
+            self.memory.lock().place_block(self.emitter.compile(&block, Some(0)), CodePage::NOWHERE.mark)
         } else {
-            let region = Region { blocks: vec![block], inner_jumps: true, narrow: 0 };
-            compile_one(&mut self.compiler, &region, &self.memory).ok()
+            let region = Region::on_a_page(vec![block], true, 0);
+            compile_one(&mut self.compiler, &region, &[CodePage::NOWHERE], &self.memory).ok()
         };
         placed.map(|p| p.entry)
     }

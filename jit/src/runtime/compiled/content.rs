@@ -2,6 +2,7 @@
 
 use crate::ir::{Block, Inst};
 use crate::lower::Region;
+use crate::runtime::place::CodePage;
 use crate::runtime::slots::Key;
 use rustc_hash::FxHasher;
 use std::hash::Hasher;
@@ -11,6 +12,8 @@ use std::hash::Hasher;
 pub struct Shape {
     /// Them, the head first, in the region's order.
     pub parts: Box<[Part]>,
+    /// Its pages, the head's first: as RIPs have it, guest-physical.
+    pub pages: Box<[(u64, u64)]>,
 }
 
 /// A block of a [`Shape`].
@@ -27,14 +30,19 @@ pub struct Part {
 impl Shape {
     /// The region has all that `other` has.
     pub fn covers(&self, other: &Shape) -> bool {
-        self.parts.first() == other.parts.first() && other.parts.iter().all(|part| self.parts.contains(part))
+        self.parts.first() == other.parts.first()
+            && other.parts.iter().all(|part| self.parts.contains(part))
+            && other.pages.iter().all(|page| self.pages.contains(page))
     }
 }
 
-/// Hash of a block.
-pub fn print_of(block: &Block) -> u64 {
+/// Hash of a block whose RIPs count from `by` bytes before the page that they are given for.
+pub fn print_of(block: &Block, by: u64) -> u64 {
     let mut bytes = Vec::new();
-    put_block(&mut bytes, block);
+    match by {
+        0 => put_block(&mut bytes, block),
+        by => put_block(&mut bytes, &block.counted_from(by)),
+    }
     hash(&bytes)
 }
 
@@ -52,12 +60,14 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// A region's content and its shape.
-pub fn of_region(region: &Region) -> (Vec<u8>, Shape) {
-    let Region { blocks, inner_jumps, narrow } = region;
+/// A region's content, and its shape where it lies on `places`.
+pub fn of_region(region: &Region, places: &[CodePage]) -> (Vec<u8>, Shape) {
+    let Region { blocks, inner_jumps, narrow, pages } = region;
     let mut bytes = Vec::with_capacity(blocks.iter().map(|b| 16 + 12 * b.insts.len()).sum());
     bytes.push(u8::from(*inner_jumps));
     put(&mut bytes, u64::from(*narrow));
+    put(&mut bytes, pages.len() as u64);
+    pages.iter().for_each(|page| put(&mut bytes, *page));
     put(&mut bytes, blocks.len() as u64);
     let mut parts = Vec::with_capacity(blocks.len());
     for (n, block) in blocks.iter().enumerate() {
@@ -65,7 +75,8 @@ pub fn of_region(region: &Region) -> (Vec<u8>, Shape) {
         put_block(&mut bytes, block);
         parts.push(Part { rip: block.rip, print: hash(&bytes[start..]), narrow: narrow >> n & 1 != 0 });
     }
-    (bytes, Shape { parts: parts.into() })
+    let pages = pages.iter().zip(places).map(|(at, page)| (*at, page.gpa)).collect();
+    (bytes, Shape { parts: parts.into(), pages })
 }
 
 fn put_block(bytes: &mut Vec<u8>, block: &Block) {
@@ -110,7 +121,7 @@ mod tests {
     fn region(change: impl FnOnce(&mut Block), last: Inst) -> Region {
         let mut block = Block { rip: 0x1000, mode: 5, len: 9, count: 2, insts: vec![inst(), last] };
         change(&mut block);
-        Region { blocks: vec![Arc::new(block)], inner_jumps: true, narrow: 0 }
+        Region::on_a_page(vec![Arc::new(block)], true, 0)
     }
 
     #[test]
@@ -144,22 +155,22 @@ mod tests {
             blocks: [region(|_| (), i).blocks, region(|_| (), i).blocks].concat(),
             ..region(|_| (), i)
         });
-        let contents: HashSet<Vec<u8>> = regions.iter().map(|r| of_region(r).0).collect();
+        let contents: HashSet<Vec<u8>> = regions.iter().map(|r| of_region(r, &[]).0).collect();
         assert_eq!(contents.len(), regions.len());
-        assert_eq!(of_region(&region(|_| (), i)), of_region(&region(|_| (), i)));
-        let print = |r: &Region| print_of(&r.blocks[0]);
-        assert_eq!(print(&regions[0]), of_region(&regions[0]).1.parts[0].print);
+        assert_eq!(of_region(&region(|_| (), i), &[]), of_region(&region(|_| (), i), &[]));
+        let print = |r: &Region| print_of(&r.blocks[0], 0);
+        assert_eq!(print(&regions[0]), of_region(&regions[0], &[]).1.parts[0].print);
         assert_ne!(print(&regions[0]), print(&regions[1]));
     }
 
     #[test]
     fn a_shape_covers_one_with_fewer_blocks_and_the_same_head() {
         let part = |rip| Part { rip, print: rip * 3, narrow: false };
-        let shape = |parts: &[u64]| Shape { parts: parts.iter().map(|rip| part(*rip)).collect() };
+        let shape = |parts: &[u64]| Shape { parts: parts.iter().map(|rip| part(*rip)).collect(), pages: [].into() };
         assert!(shape(&[5, 1, 9]).covers(&shape(&[5, 9])));
         assert!(!shape(&[5, 1]).covers(&shape(&[5, 1, 9])));
         assert!(!shape(&[5, 1, 9]).covers(&shape(&[9, 5])), "another head");
-        let other = Shape { parts: [part(5), Part { narrow: true, ..part(9) }].into() };
+        let other = Shape { parts: [part(5), Part { narrow: true, ..part(9) }].into(), pages: [].into() };
         assert!(!shape(&[5, 1, 9]).covers(&other) && !other.covers(&shape(&[5, 9])));
     }
 }

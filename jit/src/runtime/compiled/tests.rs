@@ -20,7 +20,7 @@ pub fn region(rip: u64, add: i64) -> Region {
     };
     let insts = vec![inst(Op::Add, 3, 0, add), inst(Op::Jmp, Val::NONE.0, 4, rip as i64 + 8)];
     let block = Block { rip, mode: mode::CS64 | mode::FLAT, len: 8, count: 2, insts };
-    Region { blocks: vec![Arc::new(block)], inner_jumps: true, narrow: 0 }
+    Region::on_a_page(vec![Arc::new(block)], true, 0)
 }
 
 /// Somewhere.
@@ -33,7 +33,7 @@ fn asked(n: u64) -> Asked {
 }
 
 fn ask(store: &Store<u32>, region: &Region, asked: &Asked, who: u32) -> Answer<u32> {
-    store.ask(Content::of(region), asked, who)
+    store.ask(Content::of(region, &[CodePage::NOWHERE]), asked, who)
 }
 
 fn compile(compiler: &mut Compiler, region: &Region) -> Outcome {
@@ -143,11 +143,11 @@ fn what_was_compiled_is_told_once_to_each() {
 fn a_larger_region_with_the_same_head_is_proposed() {
     let store = Store::new(1 << 20);
     let (first, second) = (region(0x1000, 5), region(0x1008, 6));
-    let both = Region { blocks: [first.blocks.clone(), second.blocks.clone()].concat(), inner_jumps: true, narrow: 0 };
+    let both = Region::on_a_page([first.blocks.clone(), second.blocks.clone()].concat(), true, 0);
     assert!(matches!(ask(&store, &both, &asked(1), 1), Answer::Compile(..)));
     for if_known in [true, false] {
         match ask(&store, &first, &Asked { if_known, ..asked(1) }, 2) {
-            Answer::Larger(2, shape) => assert_eq!(*shape, Content::of(&both).1),
+            Answer::Larger(2, shape) => assert_eq!(*shape, Content::of(&both, &[CodePage::NOWHERE]).1),
             _ => panic!("it has all of the other"),
         }
     }

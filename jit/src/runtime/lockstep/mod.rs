@@ -22,12 +22,14 @@ mod snapshot;
 mod tests;
 mod watched;
 
+use super::cache::next_page;
 use super::exec::Leave;
 use crate::board::Board;
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::ir::{Block, Op};
 use crate::lift;
+use crate::mmu::ram::PAGE_SIZE;
 use memory::{MemoryDifference, Writes};
 use snapshot::Snapshot;
 use std::collections::HashSet;
@@ -103,38 +105,49 @@ struct Outcome {
     ran: Vec<usize>,
 }
 
+/// A block of a [`Subject`].
+struct Part {
+    slot: u32,
+    block: Arc<Block>,
+    /// What its RIPs count from.
+    base: u64,
+}
+
+impl Part {
+    fn rip(&self) -> u64 {
+        self.base.wrapping_add(self.block.rip)
+    }
+}
+
 /// The block or region under check.
 struct Subject {
-    /// Its blocks, the head first, with their slots.
-    blocks: Vec<(u32, Arc<Block>)>,
+    /// Its blocks, the head first.
+    blocks: Vec<Part>,
     /// Jumps between the blocks stay inside.
     regions: bool,
     /// Host address of its code.
     entry: u64,
     /// Before it runs.
     start: Box<Snapshot>,
-    /// What its RIPs count from.
-    base: u64,
 }
 
 impl Subject {
     /// Where to go on in the subject after block `n`, if RIP is in it.
     fn after(&self, n: usize, rip: u64) -> Option<usize> {
-        let rip = rip.wrapping_sub(self.base);
-        let last = self.blocks.get(n)?.1.insts.last()?;
+        let last = self.blocks.get(n)?.block.insts.last()?;
         let stays = self.regions && matches!(last.op, Op::Jmp | Op::Br);
-        self.blocks.iter().position(|(_, b)| stays && b.rip == rip)
+        self.blocks.iter().position(|part| stays && part.rip() == rip)
     }
 
     /// The block and operation at which the guest instruction at `rip` starts.
     fn instruction(&self, rip: u64) -> Option<(usize, usize)> {
-        let rip = rip.wrapping_sub(self.base);
         // The first instruction of a block may have no operations.
-        if let Some(n) = self.blocks.iter().position(|(_, b)| b.rip == rip) {
+        if let Some(n) = self.blocks.iter().position(|part| part.rip() == rip) {
             return Some((n, 0));
         }
-        self.blocks.iter().enumerate().find_map(|(n, (_, b))| {
-            let at = b.insts.iter().position(|i| b.wrap(b.rip.wrapping_add(i.off as u64)) == rip)?;
+        self.blocks.iter().enumerate().find_map(|(n, part)| {
+            let b = &part.block;
+            let at = b.insts.iter().position(|i| b.wrap(part.rip().wrapping_add(i.off as u64)) == rip)?;
             Some((n, at))
         })
     }
@@ -225,15 +238,20 @@ impl Cpu {
         if before >= CHECK_ALL && !before.is_multiple_of(CHECK_SAMPLE) {
             return self.run_code(slot, region);
         }
-        let slots = self.tier.slots(region).to_vec();
-        let blocks: Vec<_> = slots.into_iter().filter_map(|s| Some((s, self.ir(s)?))).collect();
+        let (slots, bases) = (self.tier.slots(region).to_vec(), self.tier.bases(region).to_vec());
+        let part = |(slot, base): (u32, u64)| {
+            let block = self.ir(slot)?;
+            let base = block.base(&self.state).wrapping_add(base);
+            Some(Part { slot, block, base })
+        };
+        let blocks: Vec<_> =
+            slots.into_iter().zip(bases.into_iter().chain(std::iter::repeat(0))).filter_map(part).collect();
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
         self.tier.stats.entries += 1;
         // Baseline code leaves even for its own start.
         let regions = self.blocks.baseline(slot) != Some(region) && self.lockstep.as_ref().is_some_and(|l| l.regions);
         let start = Snapshot::take(self);
-        let base = blocks.first().map_or(0, |(_, b): &(u32, Arc<Block>)| b.base(&self.state));
-        self.check(&Subject { blocks, regions, entry, start, base })
+        self.check(&Subject { blocks, regions, entry, start })
     }
 
     fn check(&mut self, subject: &Subject) -> Result<(), Fault> {
@@ -272,7 +290,7 @@ impl Cpu {
     /// Counts an execution that came out the same after `tries` that did not.
     fn same(&mut self, subject: &Subject, expected: &Outcome, tries: u32) {
         for n in &expected.ran {
-            let serial = subject.blocks.get(*n).map_or(0, |(slot, _)| self.blocks.serial(*slot));
+            let serial = subject.blocks.get(*n).map_or(0, |part| self.blocks.serial(part.slot));
             if let Some(l) = &mut self.lockstep {
                 l.checked.insert(serial);
             }
@@ -322,6 +340,7 @@ impl Cpu {
         }
         self.state.code_stale = 0;
         let rip = self.state.rip;
+        self.state.code_base = rip & !(PAGE_SIZE - 1);
         // Generated code leaves at once while a request is pending; the run loop sees it after the block.
         let wanted = self.requests.attention.swap(0, Ordering::SeqCst);
         let result = match self.enter(subject.entry) {
@@ -329,6 +348,10 @@ impl Cpu {
             Leave::Fault => Some(Err(self.pending_fault.take().unwrap_or(Fault::UD))),
             Leave::Request if self.state.rip == rip && !finish_all => None,
             Leave::Interpret | Leave::Request | Leave::Hot | Leave::Entry => Some(self.finish(subject)),
+            Leave::Page => {
+                self.look_up_page();
+                Some(self.finish(subject))
+            }
         };
         if wanted != 0 {
             self.requests.attention.store(wanted, Ordering::SeqCst);
@@ -355,8 +378,10 @@ impl Cpu {
     fn interpret(&mut self, subject: &Subject, from: (usize, usize), ran: &mut Vec<usize>) -> Result<(), Fault> {
         let (mut n, mut at) = from;
         for _ in 0..MOST_BLOCKS {
-            let Some(slot) = subject.blocks.get(n).map(|(slot, _)| *slot) else { return Ok(()) };
+            let Some(part) = subject.blocks.get(n).filter(|part| at != 0 || self.is_there(part)) else { return Ok(()) };
+            let slot = part.slot;
             let Some(block) = self.take_block(slot) else { return Ok(()) };
+            self.state.code_base = self.state.rip & !(PAGE_SIZE - 1);
             if ran.len() < subject.blocks.len() {
                 ran.push(n);
             }
@@ -373,6 +398,14 @@ impl Cpu {
         Ok(())
     }
 
+    /// The block that starts at RIP is still this one: its pages are mapped as they were.
+    fn is_there(&mut self, part: &Part) -> bool {
+        let (linear, key) = (self.state.linear_rip(), self.blocks.key(part.slot));
+        let second = self.blocks.second_page(part.slot);
+        key.is_some_and(|key| self.fetch_address(linear) == Ok(key.gpa))
+            && second.is_none_or(|second| self.fetch_address(next_page(linear)) == Ok(second))
+    }
+
     /// Stops the processor for good: it is in shutdown until reset.
     fn diverge(&mut self, text: String) {
         if let Some(l) = &mut self.lockstep {
@@ -386,13 +419,12 @@ impl Cpu {
     fn report(&self, subject: &Subject, expected: &Outcome, found: &Outcome, memory: &[MemoryDifference]) -> String {
         let mut out = String::from("compiled code differs from the interpreter\n");
         // Writing to a string cannot fail.
-        for (slot, block) in &subject.blocks {
-            let gpa = self.blocks.key(*slot).map_or(0, |k| k.gpa);
-            let _ =
-                writeln!(out, "guest code at {:#x} (guest-physical {gpa:#x}):", subject.base.wrapping_add(block.rip));
+        for part in &subject.blocks {
+            let (block, address) = (&part.block, part.rip());
+            let gpa = self.blocks.key(part.slot).map_or(0, |k| k.gpa);
+            let _ = writeln!(out, "guest code at {address:#x} (guest-physical {gpa:#x}):");
             let mut bytes = vec![0; block.len as usize];
             self.shared.ram.read(gpa, &mut bytes);
-            let address = subject.base.wrapping_add(block.rip);
             let _ = writeln!(out, "{}", lift::disassemble(block, &bytes, address));
             let _ = writeln!(out, "{}", crate::ir::text::print(block));
         }

@@ -247,12 +247,12 @@ fn a_block_that_starts_with_a_nop_is_found_by_where_it_starts() {
     let mut found = |rip| {
         g.cpu.state.rip = rip;
         let slot = g.cpu.find_block(false).expect("code");
-        (slot, g.cpu.ir(slot).expect("its IR"))
+        let block = g.cpu.ir(slot).expect("its IR");
+        Part { slot, base: block.base(&g.cpu.state), block }
     };
     // The second begins amid the first, with an instruction of no operations in both.
     let blocks = vec![found(place::CODE), found(place::CODE + 3)];
-    let base = blocks[0].1.base(&g.cpu.state);
-    let subject = Subject { blocks, regions: true, entry: 0, start: Snapshot::take(&mut g.cpu), base };
+    let subject = Subject { blocks, regions: true, entry: 0, start: Snapshot::take(&mut g.cpu) };
     assert_eq!(subject.instruction(place::CODE + 3), Some((1, 0)));
     assert!(matches!(subject.instruction(place::CODE + 4), Some((0, at)) if at > 0));
     assert_eq!(subject.instruction(place::CODE + 5), None);

@@ -100,7 +100,7 @@ mod tests {
         let mut emitter = baseline::Emitter::default();
         while memory.lock().holds(part) {
             g.cpu.make_room();
-            assert!(memory.lock().place_block(emitter.compile(&block, None)).is_some());
+            assert!(memory.lock().place_block(emitter.compile(&block, None), 0).is_some());
         }
     }
 
@@ -176,15 +176,18 @@ mod tests {
             let slot = slot_at(&mut g, CODE);
             let (serial, block) = (g.cpu.blocks.serial(slot), g.cpu.ir(slot).expect("its IR"));
             let memory = g.cpu.tier.memory.clone().expect("code memory");
-            let region = Region { blocks: vec![block], inner_jumps: true, narrow: 0 };
+            let region = Region::on_a_page(vec![block], true, 0);
             let compiler = g.cpu.tier.sync.as_mut().expect("a compiler");
-            let placed = compile_one(compiler, &region, &memory);
+            let placed = compile_one(compiler, &region, &[CodePage::NOWHERE], &memory);
             assert_eq!(placed.as_ref().map(|p| p.part).ok(), Some(0));
             if late {
                 fill_until_gone(&mut g, 0);
             }
             g.cpu.blocks.set_requested(slot, true);
-            g.cpu.tier.pending.insert(77, Pending { slots: vec![(slot, serial)], if_known: false });
+            g.cpu
+                .tier
+                .pending
+                .insert(77, Pending { slots: vec![(slot, serial)], bases: Box::default(), if_known: false });
             g.cpu.install(Done { id: 77, placed, reused: false });
             assert_eq!(g.cpu.blocks.code(slot).is_none(), late);
             assert_eq!(g.cpu.blocks.waits(slot, serial), late, "it may be asked for again");

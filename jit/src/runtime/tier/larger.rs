@@ -1,8 +1,8 @@
 //! Regions of other processors: taken over as they are where this processor's memory holds the same code.
 
+use super::form::Formed;
 use crate::cpu::Cpu;
-use crate::lower::Region;
-use crate::mmu::ram::PAGE_SIZE;
+use crate::ir::Block;
 use crate::runtime::compiled::{Asked, Shape, print_of};
 use crate::runtime::slots::Key;
 use crate::state::mode;
@@ -42,27 +42,30 @@ impl Cpu {
         self.hand_over(head, formed, Some(Asked { head: key, or_larger: false, if_known }));
     }
 
-    /// The region of a shape at the block in `head`, with the slots and their serial numbers. Blocks that have not been run
-    /// here are lifted now. `None`: the code here is another one, or not to be looked at ahead of time.
-    fn form_shape(&mut self, head: u32, key: Key, shape: &Shape) -> Option<(Region, Vec<(u32, u64)>)> {
+    /// The region of a shape at the block in `head`. Blocks that have not been run here are lifted now. `None`: the code here
+    /// is another one, or not to be looked at ahead of time.
+    fn form_shape(&mut self, head: u32, key: Key, shape: &Shape) -> Option<Formed> {
         // Other code has a limit, which is the one of the moment.
         if key.mode & mode::CS64 == 0 || self.debugger.on() || self.blocks.serial(head) == 0 {
             return None;
         }
-        let (found_on, offset) = (self.blocks.rip(head) & !(PAGE_SIZE - 1), PAGE_SIZE - 1);
-        let base = if key.is_relative() { key.rip & !offset } else { 0 };
+        let mut plan = self.plan(head, key);
+        for (at, gpa) in shape.pages.iter().skip(1) {
+            plan.add(*at, *gpa)?;
+        }
         let (mut blocks, mut live, mut narrow) = (Vec::new(), Vec::new(), 0);
         for part in &shape.parts {
-            let rip = base.wrapping_add(part.rip);
-            if (rip ^ key.rip) & !offset != 0 {
-                return None;
-            }
-            let at = Key { gpa: key.gpa & !offset | rip & offset, rip, ..key };
+            let page = plan.page_of(part.rip)?;
+            let at = plan.key(part.rip, page)?;
+            let shift = plan.shift(page);
+            let expected = |block: &Block| print_of(block, shift) == part.print;
             let slot = match self.blocks.slot_of(&at) {
                 Some(slot) => slot,
-                None => self.lift_ahead(at, found_on | rip & offset, part.print)?,
+                None => self.lift_ahead(at, plan.linear(part.rip), expected)?,
             };
-            let block = self.ir(slot).filter(|block| self.blocks.within_page(slot) && print_of(block) == part.print)?;
+            let fits = self.fits(&mut plan, slot, part.rip);
+            let block =
+                self.ir_of_region(&plan, slot, page).filter(|block| fits && print_of(block, 0) == part.print)?;
             if part.narrow {
                 self.blocks.set_narrow(slot);
             }
@@ -70,7 +73,7 @@ impl Cpu {
             blocks.push(block);
             live.push((slot, self.blocks.serial(slot)));
         }
-        (live.first()?.0 == head).then_some((Region { blocks, inner_jumps: true, narrow }, live))
+        (live.first()?.0 == head).then(|| plan.region(self.place_of(head).0, (blocks, narrow), true, live))
     }
 }
 
@@ -122,8 +125,8 @@ mod tests {
         let mut g = guest(n);
         run(&mut g, 0, n as u64);
         let (slot, key) = head(&mut g);
-        let (region, _) = g.cpu.form_region(slot, key).expect("a region");
-        Content::of(&region)
+        let formed = g.cpu.form_region(slot, key).expect("a region");
+        Content::of(&formed.region, &formed.pages)
     }
 
     #[test]
@@ -132,12 +135,12 @@ mod tests {
         assert_eq!(shape.parts.len(), 3);
         let mut g = guest(7);
         let (slot, key) = head(&mut g);
-        let (own, _) = g.cpu.form_region(slot, key).expect("a region");
-        assert!(shape.covers(&Content::of(&own).1) && own.blocks.len() == 2);
+        let own = g.cpu.form_region(slot, key).expect("a region");
+        assert!(shape.covers(&Content::of(&own.region, &own.pages).1) && own.region.blocks.len() == 2);
         let before = g.cpu.blocks.len();
-        let (region, slots) = g.cpu.form_shape(slot, key, &shape).expect("the same code");
-        assert!(Content::of(&region).0 == content);
-        assert_eq!((slots.len(), g.cpu.blocks.len()), (3, before + 1));
+        let formed = g.cpu.form_shape(slot, key, &shape).expect("the same code");
+        assert!(Content::of(&formed.region, &formed.pages).0 == content);
+        assert_eq!((formed.slots.len(), g.cpu.blocks.len()), (3, before + 1));
         // A store to what was looked at ahead of time is noticed.
         g.cpu.tier.set_first(First::Interpreter);
         g.cpu.submit_larger(slot, &shape, false);

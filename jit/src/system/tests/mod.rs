@@ -22,6 +22,7 @@ macro_rules! suite {
             mod memory_order;
             mod modes;
             mod msrs;
+            mod page_crossing;
             mod paging;
             mod ports;
             mod processors;

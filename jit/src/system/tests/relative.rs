@@ -8,12 +8,12 @@ use crate::vcpu::{DebugStop, Exit};
 use iced_x86::code_asm::*;
 
 /// Where the pages of user code are mapped besides.
-const ALIAS: u64 = 0x20_8000;
+pub(super) const ALIAS: u64 = 0x20_8000;
 /// Runs at each address: enough for code of each tier.
 const RUNS: usize = 12;
 
 /// Two pages of user code at two places each.
-fn mapped(mut g: Guest) -> Guest {
+pub(super) fn mapped(mut g: Guest) -> Guest {
     for n in 0..2 {
         let (at, gpa) = ((ALIAS >> 12) + n, USER_CODE + (n << 12));
         match g.cpu.long_active() {
@@ -26,11 +26,11 @@ fn mapped(mut g: Guest) -> Guest {
 }
 
 /// Runs from `base` + `offset` until an exception, which is given back with the RIP it happened at.
-fn run_at(g: &mut Guest, base: u64, offset: u64) -> (u8, u64) {
+pub(super) fn run_at(g: &mut Guest, base: u64, offset: u64) -> (u8, u64) {
     let (segments, stack, flags) = (g.cpu.state.segs, g.cpu.gpr(reg::RSP), g.cpu.rflags());
     g.cpu.state.rip = base + offset;
     let which = g.run_to_handler();
-    let at = g.frame(u64::from(which == vector::GP));
+    let at = g.frame(u64::from(matches!(which, vector::GP | vector::PF)));
     g.cpu.state.segs = segments;
     g.cpu.set_gpr(reg::RSP, stack);
     g.cpu.set_rflags(flags);

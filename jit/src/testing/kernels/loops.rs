@@ -33,6 +33,7 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "compare", level: Level::V2, code: compare },
     Kernel { name: "list-walk", level: Level::V2, code: list_walk },
     Kernel { name: "call-return", level: Level::V2, code: call_return },
+    Kernel { name: "two-pages", level: Level::V2, code: two_pages },
     Kernel { name: "flags", level: Level::V2, code: flags },
     Kernel { name: "bits-bytes", level: Level::V2, code: bits_and_bytes },
     Kernel { name: "mul-div", level: Level::V2, code: mul_div },
@@ -131,6 +132,21 @@ fn call_return(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.set_label(&mut function)?;
     a.lea(rax, ptr(rax + rcx))?;
     a.ret()
+}
+
+/// A loop over the end of a page.
+fn two_pages(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.nops_with_size(0xff2)?;
+    a.set_label(&mut again)?;
+    a.add(rax, qword_ptr(rsi))?;
+    a.lea(rdx, ptr(rax + 8))?;
+    a.xor(rbx, rdx)?;
+    a.add(rax, 3)?;
+    a.imul_2(rdx, rbx)?;
+    a.dec(rcx)?;
+    a.jnz(again)?;
+    a.hlt()
 }
 
 fn flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
