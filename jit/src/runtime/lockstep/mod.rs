@@ -378,7 +378,7 @@ impl Cpu {
     fn interpret(&mut self, subject: &Subject, from: (usize, usize), ran: &mut Vec<usize>) -> Result<(), Fault> {
         let (mut n, mut at) = from;
         for _ in 0..MOST_BLOCKS {
-            let Some(part) = subject.blocks.get(n).filter(|part| at != 0 || self.is_there(part)) else { return Ok(()) };
+            let Some(part) = subject.blocks.get(n).filter(|part| self.is_there(part)) else { return Ok(()) };
             let slot = part.slot;
             let Some(block) = self.take_block(slot) else { return Ok(()) };
             self.state.code_base = self.state.rip & !(PAGE_SIZE - 1);
@@ -398,11 +398,12 @@ impl Cpu {
         Ok(())
     }
 
-    /// The block that starts at RIP is still this one: its pages are mapped as they were.
+    /// The block that RIP is in is still this one: its pages are mapped as they were.
     fn is_there(&mut self, part: &Part) -> bool {
-        let (linear, key) = (self.state.linear_rip(), self.blocks.key(part.slot));
+        let linear = self.state.linear_rip() & !(PAGE_SIZE - 1);
+        let page = self.blocks.key(part.slot).map(|key| key.gpa & !(PAGE_SIZE - 1));
         let second = self.blocks.second_page(part.slot);
-        key.is_some_and(|key| self.fetch_address(linear) == Ok(key.gpa))
+        page.is_some_and(|page| self.fetch_address(linear) == Ok(page))
             && second.is_none_or(|second| self.fetch_address(next_page(linear)) == Ok(second))
     }
 
