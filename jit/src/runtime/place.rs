@@ -31,22 +31,21 @@ const MOST: usize = (1 << 31) - (1 << 20);
 /// Offset in a link stub where RAX and the state hold the target's RIP.
 const STUB_RIP_SET: usize = 19;
 
-/// A page that a region lies on.
+/// A page that code lies on. Links lead to code on the same one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CodePage {
-    /// Tells code that links may lead to: the linear page; of relative code the guest-physical one, with
-    /// [`CodePage::RELATIVE`].
-    pub mark: u64,
+    /// Linear address; [`CodePage::RELATIVE`] if it is code for any.
+    pub linear: u64,
     /// Guest-physical address.
     pub gpa: u64,
 }
 
 impl CodePage {
-    /// Mark of pages of relative code.
+    /// No address of a page.
     pub const RELATIVE: u64 = 1;
     /// For code that is alone.
     #[cfg(any(test, feature = "testing"))]
-    pub const NOWHERE: Self = Self { mark: 0, gpa: 0 };
+    pub const NOWHERE: Self = Self { linear: 0, gpa: 0 };
 }
 
 /// A way out of a placed region.
@@ -58,8 +57,8 @@ pub struct PlacedLink {
     pub joined: Option<u32>,
     /// May use the way in for forward links.
     pub forward: bool,
-    /// Page it leads to, as [`CodePage::mark`] has it.
-    pub page: u64,
+    /// Number of the page it leads to among those of the region.
+    pub page: u8,
     /// Offset in the arena of its `jmp rel32`.
     site: u32,
     /// Offset of the stub that it leads to while it is not joined.
@@ -67,7 +66,7 @@ pub struct PlacedLink {
 }
 
 impl PlacedLink {
-    fn new(rip: u64, page: u64, forward: bool, site: usize, stub: usize) -> Self {
+    fn new(rip: u64, page: u8, forward: bool, site: usize, stub: usize) -> Self {
         Self { rip, joined: None, forward, page, site: site as u32, stub: stub as u32 }
     }
 }
@@ -87,7 +86,7 @@ pub struct Placed {
     /// Number of the part of the code memory that it lies in.
     pub part: u64,
     /// Host addresses of what it knows of its pages but the first.
-    pub pages: Box<[u64]>,
+    pub looks: Box<[u64]>,
 }
 
 /// Why code was not placed.
@@ -232,7 +231,7 @@ impl CodeSpace {
         let mut links = Vec::with_capacity(c.links.len());
         for (n, link) in c.links.iter().enumerate() {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
-            let page = pages.get(link.page)?.mark;
+            let page = link.page as u8;
             let reloc = c.relocs.iter().find(|(_, name)| name.namespace == NS_LINK && name.index == n as u32);
             let Some((offset, _)) = reloc else {
                 // A branch that is never taken: its way out is gone. The number stays, nobody leaves by it.
@@ -268,8 +267,8 @@ impl CodeSpace {
         self.arena.write(at, &code);
         let entry = self.arena.address(at + ways.start);
         let (len, part) = (code.len() - ways.start, self.arena.filling());
-        let pages = looks.iter().map(|at| self.arena.address(*at)).collect();
-        Some(Placed { entry, forward_entry: entry, first_link, links: links.into(), len, part, pages })
+        let looks = looks.iter().map(|at| self.arena.address(*at)).collect();
+        Some(Placed { entry, forward_entry: entry, first_link, links: links.into(), len, part, looks })
     }
 
     /// Makes room for what a region knows of its pages but the first: where that is.
@@ -293,8 +292,8 @@ impl CodeSpace {
         self.arena.write(self.arena.offset(at), bytes);
     }
 
-    /// Places the baseline code of a block on a page with this mark. `None`: there is no room for it.
-    pub fn place_block(&mut self, c: &baseline::Code, page: u64) -> Option<Placed> {
+    /// Places the baseline code of a block. `None`: there is no room for it.
+    pub fn place_block(&mut self, c: &baseline::Code) -> Option<Placed> {
         if !self.arena.reserve(c.bytes.len() + 8 + c.links.len() * LINK_STUB) {
             return None;
         }
@@ -323,13 +322,13 @@ impl CodeSpace {
             let stub = self.link_stub(first_link.wrapping_add(n as u32), link.rip, c.relative)?;
             let site = place(link.site as usize);
             self.aim(site + 1, stub);
-            links.push(PlacedLink::new(link.rip, page, link.forward, site, stub));
+            links.push(PlacedLink::new(link.rip, 0, link.forward, site, stub));
         }
         let entry = self.arena.address(at);
         let forward_entry = entry + u64::from(c.forward_entry);
         let part = self.arena.filling();
-        let (links, pages) = (links.into(), Box::default());
-        Some(Placed { entry, forward_entry, first_link, links, len: hot.len(), part, pages })
+        let (links, looks) = (links.into(), Box::default());
+        Some(Placed { entry, forward_entry, first_link, links, len: hot.len(), part, looks })
     }
 
     /// Sets the 32-bit displacement at `at` to lead to `target`.

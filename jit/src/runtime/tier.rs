@@ -63,12 +63,14 @@ struct Compiled {
     entry: u64,
     /// Where forward links of baseline code lead.
     forward_entry: u64,
-    /// Page of its head, as [`CodePage::mark`] has it.
-    page: u64,
+    /// Page of its head.
+    page: CodePage,
+    /// Its pages, the head's first; none: that one alone.
+    pages: Box<[CodePage]>,
     /// It is entered on one page: its head does not go on to a second.
     one_page: bool,
     /// Host addresses of what it knows of its pages.
-    pages: Box<[u64]>,
+    looks: Box<[u64]>,
     /// Times that it met another page than it was made from.
     strayed: u32,
     /// The baseline code that leads here, with the bytes that this took from it.
@@ -88,6 +90,8 @@ struct Pending {
     slots: Vec<(u32, u64)>,
     /// See [`Compiled::bases`].
     bases: Box<[u64]>,
+    /// See [`Compiled::pages`].
+    pages: Box<[CodePage]>,
     /// It is not hot here yet, and not to be compiled for this processor alone.
     if_known: bool,
 }
@@ -249,12 +253,14 @@ impl Tier {
         self.regions.get(index as usize)?.as_ref().map(|r| r.entry)
     }
 
-    /// Entries of a region that a link may lead to. One on another page, which it may be with the RIP's page the same where
+    /// Entries of a region that a link of region `owner` may lead to. One on another page, which it may be with the RIP's page the same where
     /// the code segment's base is no multiple of a page, or whose head goes into a second page, is entered through the jump
     /// cache or the dispatcher only: both hold for one state of the mappings.
-    fn joinable(&self, link: &PlacedLink, target: u32) -> Option<(u64, u64)> {
+    fn joinable(&self, owner: u32, link: &PlacedLink, target: u32) -> Option<(u64, u64)> {
+        let from = self.regions.get(owner as usize)?.as_ref()?;
+        let page = from.pages.get(usize::from(link.page)).unwrap_or(&from.page);
         let r = self.regions.get(target as usize)?.as_ref()?;
-        (r.one_page && r.page == link.page).then_some((r.entry, r.forward_entry))
+        (r.one_page && r.page == *page).then_some((r.entry, r.forward_entry))
     }
 
     /// The region to which what is known of a page at host address `at` belongs met another page: it, if it has so often.
@@ -287,11 +293,12 @@ impl Tier {
             return;
         };
         let Some(link) = self.link(owner, number) else { return };
-        let relative = link.page & CodePage::RELATIVE != 0;
+        let is_relative = |r: &Compiled| r.page.linear == CodePage::RELATIVE;
+        let relative = self.regions.get(owner as usize).and_then(Option::as_ref).is_some_and(is_relative);
         if (link.rip ^ rip) & if relative { PAGE_SIZE - 1 } else { u64::MAX } != 0 {
             return;
         }
-        let Some(entries) = self.joinable(&link, target) else {
+        let Some(entries) = self.joinable(owner, &link, target) else {
             return memory.lock().route_through_cache(&link);
         };
         memory.lock().join(&link, entries);
@@ -318,7 +325,7 @@ impl Tier {
         for number in incoming {
             let Some(owner) = self.link_owner.get(&number).copied() else { continue };
             let Some(link) = self.link(owner, number) else { continue };
-            match self.joinable(&link, index) {
+            match self.joinable(owner, &link, index) {
                 Some(entries) => {
                     memory.lock().join(&link, entries);
                     self.note_joined(owner, number, index);
@@ -364,7 +371,7 @@ impl Tier {
                 t.incoming.retain(|i| *i != number);
             }
         }
-        for at in &r.pages {
+        for at in &r.looks {
             self.page_owner.remove(at);
         }
         self.free.push(index);
@@ -372,7 +379,7 @@ impl Tier {
     }
 
     /// Enters placed code of the blocks in `slots`: the linear page of the first, and whether it stays there.
-    fn enter(&mut self, done: Placed, slots: &[u32], (page, one_page): (u64, bool)) -> u32 {
+    fn enter(&mut self, done: Placed, slots: &[u32], (page, one_page): (CodePage, bool)) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.regions.push(None);
             self.regions.len() as u32 - 1
@@ -380,7 +387,7 @@ impl Tier {
         for n in 0..done.links.len() as u32 {
             self.link_owner.insert(done.first_link.wrapping_add(n), index);
         }
-        for at in &done.pages {
+        for at in &done.looks {
             self.page_owner.insert(*at, index);
         }
         self.regions[index as usize] = Some(Compiled {
@@ -390,7 +397,8 @@ impl Tier {
             forward_entry: done.forward_entry,
             page,
             one_page,
-            pages: done.pages,
+            pages: Box::default(),
+            looks: done.looks,
             strayed: 0,
             over: None,
             under: None,
@@ -434,7 +442,7 @@ impl Cpu {
         self.make_room();
         let page = self.place_of(slot);
         let code = self.tier.emitter.compile(&block, (!self.tier.sampled).then_some(heat));
-        let placed = self.tier.memory.as_ref()?.lock().place_block(code, page.0)?;
+        let placed = self.tier.memory.as_ref()?.lock().place_block(code)?;
         let rip = self.state.rip;
         tracing::trace!(target: "out_asm", pc = rip, "{}", log_text(&code.bytes, placed.entry, rip));
         self.state.heat[heat] = self.tier.hot;
@@ -523,7 +531,9 @@ impl Cpu {
         let id = self.tier.next_job;
         self.tier.next_job += 1;
         self.blocks.set_requested(head, true);
-        self.tier.pending.insert(id, Pending { slots, bases, if_known: asked.is_some_and(|a| a.if_known) });
+        self.tier
+            .pending
+            .insert(id, Pending { slots, bases, pages: pages.clone(), if_known: asked.is_some_and(|a| a.if_known) });
         let Some(memory) = self.tier.memory.clone() else { return };
         if let Some(compiler) = &mut self.tier.sync {
             let placed = compile_one(compiler, &region, &pages, &memory);
@@ -538,12 +548,11 @@ impl Cpu {
         }
     }
 
-    /// Page of the block in `slot`, as [`CodePage::mark`] has it, and whether all of it lies there.
-    fn place_of(&self, slot: u32) -> (u64, bool) {
-        let page = self.blocks.key(slot).map_or(0, |k| match k.is_relative() {
-            true => k.gpa & !(PAGE_SIZE - 1) | CodePage::RELATIVE,
-            false => k.linear() & !(PAGE_SIZE - 1),
-        });
+    /// Page of the block in `slot`, and whether all of it lies there.
+    fn place_of(&self, slot: u32) -> (CodePage, bool) {
+        let key = self.blocks.key(slot).unwrap_or_default();
+        let linear = if key.is_relative() { CodePage::RELATIVE } else { key.linear() & !(PAGE_SIZE - 1) };
+        let page = CodePage { linear, gpa: key.gpa & !(PAGE_SIZE - 1) };
         (page, self.blocks.within_page(slot))
     }
 
@@ -578,7 +587,7 @@ impl Cpu {
         self.tell_placed(Maker::Cranelift, &placed, head);
         let index = self.tier.enter(placed, &slots, self.place_of(head));
         if let Some(Some(r)) = self.tier.regions.get_mut(index as usize) {
-            r.bases = pending.bases;
+            (r.bases, r.pages) = (pending.bases, pending.pages);
         }
         self.tier.stats.compiled += 1;
         self.tier.stats.reused += u64::from(done.reused);
@@ -614,7 +623,7 @@ impl Cpu {
         let compiler = self.tier.sync.as_mut().expect("a compiler at hand");
         let region = Region::on_a_page(vec![Arc::new(block)], false, 0);
         let placed = compile_one(compiler, &region, &[CodePage::NOWHERE], &memory).expect("code for the block");
-        let index = self.tier.enter(placed, &[slot], (0, false));
+        let index = self.tier.enter(placed, &[slot], (CodePage::NOWHERE, false));
         self.blocks.set_code(slot, index);
         self.blocks.add_region(slot, index);
     }

@@ -114,7 +114,7 @@ impl Compiling {
             }
         }
         let placed = if tier == Tier::Baseline {
-            self.memory.lock().place_block(self.emitter.compile(&block, Some(0)), CodePage::NOWHERE.mark)
+            self.memory.lock().place_block(self.emitter.compile(&block, Some(0)))
         } else {
             let region = Region::on_a_page(vec![block], true, 0);
             compile_one(&mut self.compiler, &region, &[CodePage::NOWHERE], &self.memory).ok()

@@ -100,7 +100,7 @@ mod tests {
         let mut emitter = baseline::Emitter::default();
         while memory.lock().holds(part) {
             g.cpu.make_room();
-            assert!(memory.lock().place_block(emitter.compile(&block, None), 0).is_some());
+            assert!(memory.lock().place_block(emitter.compile(&block, None)).is_some());
         }
     }
 
@@ -184,10 +184,10 @@ mod tests {
                 fill_until_gone(&mut g, 0);
             }
             g.cpu.blocks.set_requested(slot, true);
-            g.cpu
-                .tier
-                .pending
-                .insert(77, Pending { slots: vec![(slot, serial)], bases: Box::default(), if_known: false });
+            g.cpu.tier.pending.insert(
+                77,
+                Pending { slots: vec![(slot, serial)], bases: Box::default(), pages: Box::default(), if_known: false },
+            );
             g.cpu.install(Done { id: 77, placed, reused: false });
             assert_eq!(g.cpu.blocks.code(slot).is_none(), late);
             assert_eq!(g.cpu.blocks.waits(slot, serial), late, "it may be asked for again");

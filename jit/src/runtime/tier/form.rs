@@ -91,18 +91,18 @@ impl Plan {
     /// The region of these blocks, the head first, which check each access alone if `narrow`. Its slots are `slots`.
     pub fn region(
         &self,
-        head_mark: u64,
+        head_page: CodePage,
         (blocks, narrow): (Vec<Arc<Block>>, u32),
         inner_jumps: bool,
         slots: Vec<(u32, u64)>,
     ) -> Formed {
         let relative = self.head.is_relative();
-        let mark = |(n, (at, gpa)): (usize, &(u64, u64))| match (n, relative) {
-            (0, _) => head_mark,
-            (_, true) => gpa | CodePage::RELATIVE,
-            (_, false) => *at,
+        let page = |(n, (at, gpa)): (usize, &(u64, u64))| match (n, relative) {
+            (0, _) => head_page,
+            (_, true) => CodePage { linear: CodePage::RELATIVE, gpa: *gpa },
+            (_, false) => CodePage { linear: *at, gpa: *gpa },
         };
-        let pages = self.pages.iter().enumerate().map(|page| CodePage { mark: mark(page), gpa: page.1.1 }).collect();
+        let pages = self.pages.iter().enumerate().map(page).collect();
         let bases = match relative {
             true => blocks.iter().map(|block| block.rip & !OFFSET).collect(),
             false => Box::default(),
