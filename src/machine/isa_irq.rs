@@ -1,6 +1,8 @@
 //! How the sixteen ISA interrupts reach both kinds of interrupt controller, and how the HPET takes two of them over.
 
+use brolga_devices::bus::Device;
 use brolga_devices::services::{IrqLine, IrqSink};
+use brolga_devices::state::{Inspector, StateError, StateValue, from_state, to_state};
 use brolga_devices::wire::{Wire, locked};
 use std::sync::{Arc, Mutex};
 
@@ -79,6 +81,37 @@ impl IrqSink for LegacyReplacement {
     }
 }
 
+/// Its inputs are part of a saved machine: the devices behind them take their own levels over without telling of them.
+impl Device for LegacyReplacement {
+    fn name(&self) -> &'static str {
+        "hpet-legacy-replacement"
+    }
+
+    /// It follows its inputs.
+    fn reset(&self) {}
+
+    fn save(&self) -> StateValue {
+        to_state(&*locked(&self.inputs))
+    }
+
+    fn restore(&self, state: &StateValue) -> Result<(), StateError> {
+        let restored: [bool; 3] = from_state(self.name(), state)?;
+        let mut inputs = locked(&self.inputs);
+        *inputs = restored;
+        let [timer, rtc, replaced] = restored;
+        self.timer.adopt(timer && !replaced);
+        self.rtc.adopt(rtc && !replaced);
+        Ok(())
+    }
+
+    fn inspect(&self, out: &mut Inspector) {
+        let [timer, rtc, replaced] = *locked(&self.inputs);
+        out.field("timer", timer);
+        out.field("rtc", rtc);
+        out.field("replaced", replaced);
+    }
+}
+
 /// Several devices on one interrupt: it is asserted while one of them asserts it.
 pub struct SharedInterrupt {
     /// One bit for each device.
@@ -107,6 +140,32 @@ impl IrqSink for SharedInterrupt {
             self.output.want(*inputs != 0);
         }
         self.output.flush();
+    }
+}
+
+/// See [`LegacyReplacement`].
+impl Device for SharedInterrupt {
+    fn name(&self) -> &'static str {
+        "shared-interrupt"
+    }
+
+    /// It follows its inputs.
+    fn reset(&self) {}
+
+    fn save(&self) -> StateValue {
+        to_state(&*locked(&self.inputs))
+    }
+
+    fn restore(&self, state: &StateValue) -> Result<(), StateError> {
+        let restored: u32 = from_state(self.name(), state)?;
+        let mut inputs = locked(&self.inputs);
+        *inputs = restored;
+        self.output.adopt(restored != 0);
+        Ok(())
+    }
+
+    fn inspect(&self, out: &mut Inspector) {
+        out.field("inputs", format_args!("{:#x}", *locked(&self.inputs)));
     }
 }
 
@@ -155,6 +214,48 @@ mod tests {
         assert_eq!(pic.take(), []);
         replaced.set(false);
         assert_eq!(pic.take(), [(8, true)]);
+    }
+
+    #[test]
+    fn a_shared_interrupt_goes_back_to_a_saved_level_and_tells_of_the_next_edge() {
+        let log = Arc::new(Log::default());
+        let shared = SharedInterrupt::new(IrqLine::new(log.clone(), 4));
+        let line = shared.line(0);
+        let low = shared.save();
+        line.set(true);
+        let high = shared.save();
+        log.take();
+        shared.restore(&low).unwrap();
+        assert_eq!(log.take(), [], "the controllers take their own view over");
+        line.set(true);
+        assert_eq!(log.take(), [(4, true)]);
+        line.set(false);
+        log.take();
+        shared.restore(&high).unwrap();
+        line.set(false);
+        assert_eq!(log.take(), [(4, false)]);
+        assert!(shared.restore(&serde_json::json!("x")).is_err());
+    }
+
+    #[test]
+    fn what_the_hpet_replaces_goes_back_to_a_saved_state() {
+        let pic = Arc::new(Log::default());
+        let isa = IsaInterrupts::new(pic.clone(), Arc::new(Log::default()));
+        let gate = LegacyReplacement::new(&isa);
+        let (timer, replaced) = (gate.line(FROM_TIMER), gate.line(REPLACED));
+        timer.set(true);
+        let before = gate.save();
+        replaced.set(true);
+        let after = gate.save();
+        pic.take();
+        gate.restore(&before).unwrap();
+        timer.set(false);
+        assert_eq!(pic.take(), [(0, false)]);
+        gate.restore(&after).unwrap();
+        timer.set(true);
+        assert_eq!(pic.take(), [], "replaced");
+        replaced.set(false);
+        assert_eq!(pic.take(), [(0, true)]);
     }
 
     #[test]

@@ -349,6 +349,7 @@ impl Builder<'_> {
     fn timers(&self, apics: &Arc<LocalApics>, ioapic: &Arc<IoApic>) -> Result<Arc<Rtc>> {
         let (bus, s) = (&self.bus, self.s);
         let legacy = LegacyReplacement::new(&self.isa);
+        bus.add_device("hpet-legacy", legacy.clone());
         let pit = Pit::new(legacy.line(FROM_TIMER), s.clock.clone(), s.timers);
         bus.register_pio(0x40, 4, "pit", pit.ports())?;
         bus.register_pio(0x61, 1, "speaker", pit.speaker_port())?;
@@ -377,11 +378,12 @@ impl Builder<'_> {
     fn serial_ports(&self) -> Result<()> {
         let (bus, s) = (&self.bus, self.s);
         // COM1 and COM3 have one interrupt, COM2 and COM4 the other.
-        let shared = [4, 3].map(|irq| SharedInterrupt::new(self.isa_line(irq)));
+        let shared = [4, 3].map(|irq| (irq, SharedInterrupt::new(self.isa_line(irq))));
+        shared.iter().for_each(|(irq, shared)| bus.add_device(format!("isa-irq{irq}"), shared.clone()));
         for (i, id) in s.config.serials.iter().enumerate() {
             let Some(id) = id else { continue };
             let Console { backend, connect } = (s.console)(*id);
-            let port = IsaSerial::new(shared[i % 2].line(i as u32), backend, s.clock.clone(), s.timers);
+            let port = IsaSerial::new(shared[i % 2].1.line(i as u32), backend, s.clock.clone(), s.timers);
             bus.register_pio(SERIAL_PORTS[i], 8, &format!("serial{i}"), port.ports())?;
             bus.add_device(format!("serial{i}"), port.clone());
             let frontend: Arc<dyn CharFrontend> = port;
