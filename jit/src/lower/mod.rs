@@ -123,6 +123,7 @@ pub struct Region {
 
 impl Region {
     /// One of blocks on the page of the first.
+    #[cfg(any(test, feature = "testing"))]
     pub fn on_a_page(blocks: Vec<Arc<Block>>, inner_jumps: bool, narrow: u32) -> Self {
         let pages = blocks.first().map(|head| head.rip & !(PAGE_SIZE - 1));
         Self { blocks, inner_jumps, narrow, pages: pages.into_iter().collect() }
