@@ -1,8 +1,10 @@
-//! Linux kernels in bzImage form, started at their 64-bit or 32-bit entry point
+//! Linux kernels in bzImage form, unpacked here and started themselves, or started at the 64-bit or 32-bit entry point of
+//! the first stage, which unpacks them
 //! (Documentation/arch/x86/boot.rst of the Linux kernel, "32-bit" and "64-bit boot protocol").
 
 use super::image::Image;
 use super::placement::Placement;
+use super::unpacked::{Choice, Unpacked};
 use super::zero_page::{SetupHeader, ZeroPage, field, rng_seed_node};
 use super::{Guest, entry, initrd_start, refuse};
 use crate::entropy::Randomness;
@@ -39,7 +41,6 @@ pub fn load(guest: &Guest, head: &[u8], placement: &mut Placement) -> Result<Reg
     if code_size < header.code_size().saturating_sub(16) || code_size == 0 {
         refuse!(kernel, "the file is cut short: its header says {} bytes of code", header.code_size());
     }
-    placement.put_file(kernel, header.setup_size(), code_size, code_size, LOAD)?;
     let needs_until = header.needs_until(LOAD).max(LOAD + code_size);
     if needs_until > guest.layout.extended().end {
         refuse!(kernel, "it needs {} MiB of memory to start; give more with -m", needs_until.div_ceil(1 << 20));
@@ -53,17 +54,45 @@ pub fn load(guest: &Guest, head: &[u8], placement: &mut Placement) -> Result<Reg
     if let Some(initrd) = guest.initrd {
         place_initrd(guest, header, initrd, needs_until, &mut page, placement)?;
     }
+    let random = Randomness::new(guest.seed, 0);
     if header.version() >= 0x209 {
-        placement.put("the random seed for the kernel", SETUP_DATA, &rng_seed_node(&random_seed(guest.seed)?))?;
+        let mut seed = [0; SEED_LEN];
+        random.fill(&mut seed).context("the host has no random seed for the guest yet")?;
+        placement.put("the random seed for the kernel", SETUP_DATA, &rng_seed_node(&seed))?;
         page.set_u64(field::SETUP_DATA, SETUP_DATA);
     }
-    placement.put("the kernel's boot parameters", ZERO_PAGE, page.bytes())?;
-    let mut registers = match header.is_64_bit() {
-        true => entry::long(placement, LOAD + ENTRY_64)?,
-        false => entry::protected(placement, LOAD as u32)?,
+    let unpacked = if guest.unpack && header.is_64_bit() { Unpacked::take_out(kernel, header) } else { None };
+    let mut registers = match unpacked {
+        Some(unpacked) => start_unpacked(guest, unpacked, &random, &mut page, placement)?,
+        None => {
+            placement.put_file(kernel, header.setup_size(), code_size, code_size, LOAD)?;
+            match header.is_64_bit() {
+                true => entry::long(placement, LOAD + ENTRY_64)?,
+                false => entry::protected(placement, LOAD as u32)?,
+            }
+        }
     };
+    placement.put("the kernel's boot parameters", ZERO_PAGE, page.bytes())?;
     registers.gpr[entry::gpr::RSI] = ZERO_PAGE;
     Ok(registers)
+}
+
+/// Puts the kernel that was inside of the bzImage into memory.
+fn start_unpacked(
+    guest: &Guest,
+    kernel: Unpacked,
+    random: &Randomness,
+    page: &mut ZeroPage,
+    placement: &mut Placement,
+) -> Result<Registers> {
+    let extended = guest.layout.extended();
+    let free_until = placement.start_within(&extended);
+    let choice = Choice { append: guest.append, free_until, anywhere: !guest.more_follows, random };
+    let started = kernel.start(guest.kernel, &choice, placement)?;
+    if started.randomised {
+        page.set_randomised();
+    }
+    entry::long(placement, started.entry)
 }
 
 fn check(guest: &Guest, header: SetupHeader) -> Result<()> {
@@ -115,10 +144,4 @@ fn place_initrd(
     placement.put_file(initrd, 0, size, size, start)?;
     page.set_initrd(start, size);
     Ok(())
-}
-
-fn random_seed(from: Option<u64>) -> Result<[u8; SEED_LEN]> {
-    let mut seed = [0; SEED_LEN];
-    Randomness::new(from, 0).fill(&mut seed).context("the host has no random seed for the guest yet")?;
-    Ok(seed)
 }

@@ -6,10 +6,13 @@ mod entry;
 mod firmware;
 mod handover;
 mod image;
+mod kernel_cache;
 mod loader_device;
 mod multiboot;
+mod payload;
 mod placement;
 mod pvh;
+mod unpacked;
 mod zero_page;
 
 pub use handover::BOOT_PATH as KERNEL_BOOT_PATH;
@@ -54,6 +57,10 @@ struct Kernel {
     modules: Vec<ModuleFile>,
     append: String,
     seed: Option<u64>,
+    /// A bzImage is unpacked here.
+    unpack: bool,
+    /// Other things are loaded after it, to places of their own.
+    more_follows: bool,
 }
 
 /// A file of a multiboot kernel's `-initrd`.
@@ -82,6 +89,10 @@ struct Guest<'a> {
     append: &'a str,
     /// `-seed`.
     seed: Option<u64>,
+    /// A bzImage is unpacked here.
+    unpack: bool,
+    /// Other things are loaded after it, to places of their own.
+    more_follows: bool,
     layout: Layout,
     rsdp: Option<u64>,
     long_mode: bool,
@@ -183,7 +194,15 @@ impl Kernel {
                 initrd = Some(Image::open("-initrd", path)?);
             }
         }
-        Ok(Self { image, initrd, modules, append: config.boot.append.clone(), seed: config.seed })
+        Ok(Self {
+            image,
+            initrd,
+            modules,
+            append: config.boot.append.clone(),
+            seed: config.seed,
+            unpack: config.machine.unpack_kernel,
+            more_follows: !config.loaders.is_empty(),
+        })
     }
 
     fn guest(&self, facts: Facts) -> Guest<'_> {
@@ -193,6 +212,8 @@ impl Kernel {
             modules: &self.modules,
             append: &self.append,
             seed: self.seed,
+            unpack: self.unpack,
+            more_follows: self.more_follows,
             layout: facts.layout,
             rsdp: facts.rsdp,
             long_mode: facts.long_mode,

@@ -74,6 +74,12 @@ impl<'a> Placement<'a> {
         ends.max().unwrap_or(within.start)
     }
 
+    /// Where the first thing lies that was placed within `within`; its end if nothing was.
+    pub fn start_within(&self, within: &Range<u64>) -> u64 {
+        let starts = self.placed.iter().map(|p| p.range.start).filter(|start| within.contains(start));
+        starts.min().unwrap_or(within.end)
+    }
+
     /// Takes a range: it must hold nothing yet and lie below the end of addresses.
     fn claim(&mut self, what: &str, gpa: u64, len: u64) -> Result<()> {
         if len == 0 {
@@ -129,6 +135,8 @@ mod tests {
         assert!(p.put("wraps", u64::MAX, &[0; 2]).is_err());
         assert_eq!(p.end_within(&(0x800..0x2000)), 0x2000);
         assert_eq!(p.end_within(&(0x8000..0x9000)), 0x8000);
+        assert_eq!(p.start_within(&(0x800..0x4000)), 0x1000);
+        assert_eq!(p.start_within(&(0x2800..0x3000)), 0x3000);
         let mut seen = [0; 3];
         ram.read(0x1ffe, &mut seen);
         assert_eq!(seen, [1, 1, 2]);

@@ -224,6 +224,138 @@ fn elf(wide: bool, entry: u64, vaddr: u64, paddr: u64, code: &[u8], notes: &[u8]
     f
 }
 
+/// Where Linux maps its kernel, and where the kernel inside of [`packed`] was linked to lie in memory.
+const KERNEL_MAP: u64 = 0xFFFF_FFFF_8000_0000;
+const LINKED: u64 = 2 * MIB;
+/// Addresses in that kernel: 64 bits, 32 bits, and 32 bits of a difference that shrinks.
+const WIDE: u64 = 0x100;
+const NARROW: u64 = 0x200;
+const INVERSE: u64 = 0x300;
+
+/// A kernel as it is inside of a bzImage, with `tables` of relocations behind it.
+fn vmlinux(tables: &[&[u64]]) -> Vec<u8> {
+    let mut code = vec![0x90; 0x1000];
+    let mut put = |at: u64, bytes: &[u8]| code[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    put(WIDE, &(KERNEL_MAP + LINKED).to_le_bytes());
+    put(NARROW, &((KERNEL_MAP + LINKED) as u32).to_le_bytes());
+    put(INVERSE, &5u32.to_le_bytes());
+    let mut file = elf(true, LINKED + 0x10, KERNEL_MAP + LINKED, LINKED, &code, &[]);
+    for table in tables {
+        file.extend([0; 4]);
+        file.extend(table.iter().flat_map(|place| ((KERNEL_MAP + LINKED + place) as u32).to_le_bytes()));
+    }
+    file
+}
+
+/// A bzImage with `kernel` in it, packed by gzip.
+fn packed(kernel: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(vec![0xCC; 0x400], flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, kernel).unwrap();
+    let mut code = gzip.finish().unwrap();
+    let length = code.len() as u32 - 0x400;
+    code.resize(code.len().next_multiple_of(16), 0);
+    let mut file = bzimage(0x20F, 3, &code);
+    for (at, value) in [(0x230, 0x1_0000), (0x248, 0x400), (0x24C, length)] {
+        file[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+    }
+    file
+}
+
+impl Loaded {
+    /// The kernel started by itself: where it lies, how far its addresses were moved, and whether it is told so.
+    fn unpacked(&self) -> (u64, u64, bool) {
+        let r = self.start();
+        assert_eq!((r.gpr[6], r.efer & 0x500), (ZERO_PAGE, 0x500));
+        let at = r.rip - 0x10;
+        assert_eq!(self.bytes(at, 0x100), [0x90; 0x100]);
+        assert_eq!(self.bytes(at + 0x1000, 32), [0; 32], "memory behind the file's part");
+        assert_eq!(self.number(MIB, 8), 0, "the first stage is not loaded");
+        let moved = self.number(at + WIDE, 8) - KERNEL_MAP - LINKED;
+        assert_eq!(self.number(at + NARROW, 4) as u32, (KERNEL_MAP + LINKED + moved) as u32);
+        (at, moved, self.number(ZERO_PAGE + 0x211, 1) & 2 != 0)
+    }
+}
+
+#[test]
+fn a_packed_kernel_is_started_itself_at_random_addresses() {
+    let initrd = TempFile::new(&[7; 5000]);
+    for (shrinks, tables) in
+        [(true, [&[WIDE][..], &[INVERSE], &[NARROW]].as_slice()), (false, [&[WIDE][..], &[NARROW]].as_slice())]
+    {
+        let kernel = TempFile::new(&packed(&vmlinux(tables)));
+        let mut seen = [std::collections::HashSet::new(), std::collections::HashSet::new()];
+        for seed in 0..40 {
+            let seed = seed.to_string();
+            let args = ["-kernel", kernel.path(), "-initrd", initrd.path(), "-seed", &seed];
+            let guest = load(&args).unwrap();
+            let (at, moved, told) = guest.unpacked();
+            assert!(told && at % 0x1_0000 == 0 && at >= LINKED && at + MIB <= 64 * MIB - 8192, "{at:#x}");
+            assert!(moved % 0x1_0000 == 0 && LINKED + moved + MIB <= 1 << 30, "{moved:#x}");
+            let shrunk = if shrinks { 5u32.wrapping_sub(moved as u32) } else { 5 };
+            assert_eq!(guest.number(at + INVERSE, 4) as u32, shrunk);
+            seen[0].insert(at);
+            seen[1].insert(moved);
+            assert_eq!(load(&args).unwrap().unpacked(), (at, moved, told), "the same seed");
+        }
+        assert!(seen.iter().all(|values| values.len() > 30), "{seen:x?}");
+    }
+}
+
+#[test]
+fn a_packed_kernel_stays_where_it_is_told_to() {
+    let movable = packed(&vmlinux(&[&[WIDE], &[NARROW]]));
+    let (movable, fixed) = (TempFile::new(&movable), TempFile::new(&packed(&vmlinux(&[]))));
+    let load = |kernel: &TempFile, more: &[&str]| {
+        let guest = load(&[&["-kernel", kernel.path(), "-seed", "3"], more].concat()).unwrap();
+        guest.unpacked()
+    };
+    assert_eq!(load(&fixed, &[]), (LINKED, 0, false));
+    assert_eq!(load(&movable, &["-append", "quiet nokaslr debug"]), (LINKED, 0, false));
+    let (at, moved, told) = load(&movable, &["-append", "notnokaslr"]);
+    assert!(at != LINKED && moved != 0 && told);
+    // Where memory is used for other things, only the virtual address is by chance.
+    let data = ["-device", "loader,addr=0x3000000,data=1,data-len=4"];
+    for more in [&data[..], &["-append", "mem=40M"], &["-append", "memmap=1M$32M"], &["-append", "hugepages=3"]] {
+        assert_eq!(load(&movable, more), (LINKED, moved, true), "{more:?}");
+    }
+}
+
+#[test]
+fn a_kernel_in_a_form_that_is_not_known_unpacks_itself() {
+    let good = packed(&vmlinux(&[&[WIDE], &[NARROW]]));
+    let first_stage = |file: &[u8], more: &[&str]| {
+        let kernel = TempFile::new(file);
+        let guest = load(&[&["-kernel", kernel.path()], more].concat()).unwrap();
+        assert_eq!((guest.start().rip, guest.number(MIB, 1)), (0x10_0200, 0xCC));
+        assert_eq!(guest.number(ZERO_PAGE + 0x211, 1) & 2, 0);
+    };
+    first_stage(&good, &["-machine", "pc,unpack-kernel=off"]);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut file = good.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    let payload = 1024 + 0x400;
+    first_stage(&with(payload, b"BZh9"), &[]);
+    first_stage(&with(payload + 30, &[0xFF; 8]), &[]);
+    for (at, value) in [(0x248, 0x7FFF_FFFF), (0x24C, 0x7FFF_FFFF), (0x24C, 7), (0x230, 0), (0x230, 0x40_0000)] {
+        first_stage(&with(at, &u32::to_le_bytes(value)), &[]);
+    }
+    // Relocations of places that the kernel does not have, of one table, of four, and of half a word.
+    for tables in [&[&[0x0FFC_u64][..], &[]][..], &[&[], &[0x0FFD]], &[&[WIDE]], &[&[WIDE], &[], &[], &[]]] {
+        first_stage(&packed(&vmlinux(tables)), &[]);
+    }
+    first_stage(&packed(&[vmlinux(&[]), vec![0; 2]].concat()), &[]);
+    // Kernels of 32 bits, that lie or start elsewhere, that are cut short, or that are none.
+    let code = [0x90; 0x1000];
+    first_stage(&packed(&elf(false, LINKED, LINKED, LINKED, &code, &[])), &[]);
+    first_stage(&packed(&elf(true, LINKED, 0, MIB, &code, &[])), &[]);
+    first_stage(&packed(&elf(true, LINKED, 0, 3 * MIB - 16, &code, &[])), &[]);
+    first_stage(&packed(&elf(true, LINKED + 0x1000, 0, LINKED, &code, &[])), &[]);
+    first_stage(&packed(&vmlinux(&[])[..0x800]), &[]);
+    first_stage(&packed(b"no kernel at all"), &[]);
+}
+
 /// A note as in ELF files, aligned to 4.
 fn note(name: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
     let mut n: Vec<u8> =

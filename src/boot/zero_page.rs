@@ -31,8 +31,11 @@ pub mod field {
     pub const RAMDISK_SIZE: usize = 0x21C;
     pub const CMD_LINE_PTR: usize = 0x228;
     pub const INITRD_ADDR_MAX: usize = 0x22C;
+    pub const KERNEL_ALIGNMENT: usize = 0x230;
     pub const XLOADFLAGS: usize = 0x236;
     pub const CMDLINE_SIZE: usize = 0x238;
+    pub const PAYLOAD_OFFSET: usize = 0x248;
+    pub const PAYLOAD_LENGTH: usize = 0x24C;
     pub const SETUP_DATA: usize = 0x250;
     pub const PREF_ADDRESS: usize = 0x258;
     pub const INIT_SIZE: usize = 0x260;
@@ -41,6 +44,8 @@ pub mod field {
 
 /// `loadflags`: the protected-mode code belongs at 1 MiB.
 const LOADED_HIGH: u8 = 1;
+/// `loadflags`, from the kernel's first stage to the kernel: addresses were chosen at random.
+const KASLR_FLAG: u8 = 2;
 /// `xloadflags`: the kernel has the 64-bit entry point at offset 0x200.
 const XLF_KERNEL_64: u16 = 1;
 /// `xloadflags`: initrd and command line may lie above 4 GiB.
@@ -134,6 +139,21 @@ impl<'a> SetupHeader<'a> {
         if self.version() >= 0x206 { self.0.u32(field::CMDLINE_SIZE).into() } else { 255 }
     }
 
+    /// Offset, counted from the protected-mode code, and length of the packed kernel (protocol 2.08).
+    pub fn payload(self) -> (u64, u64) {
+        (self.0.u32(field::PAYLOAD_OFFSET).into(), self.0.u32(field::PAYLOAD_LENGTH).into())
+    }
+
+    /// Where the unpacked kernel was linked to lie, and how much memory it needs from there on (protocol 2.10).
+    pub fn preferred(self) -> (u64, u64) {
+        (self.0.u64(field::PREF_ADDRESS), self.0.u32(field::INIT_SIZE).into())
+    }
+
+    /// What the kernel's address must be a multiple of (protocol 2.05).
+    pub fn alignment(self) -> u64 {
+        self.0.u32(field::KERNEL_ALIGNMENT).into()
+    }
+
     /// End of the memory that the kernel needs before it looks at its memory map, if loaded at `load`.
     pub fn needs_until(self, load: u64) -> u64 {
         if self.version() < 0x20A {
@@ -172,6 +192,11 @@ impl ZeroPage {
     /// Sets a 64-bit field.
     pub fn set_u64(&mut self, at: usize, value: u64) {
         self.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Says that the kernel's addresses were chosen at random.
+    pub fn set_randomised(&mut self) {
+        self.0[field::LOADFLAGS] |= KASLR_FLAG;
     }
 
     /// Says where the initrd lies.

@@ -209,6 +209,8 @@ pub struct MachineConfig {
     pub hpet: bool,
     /// `acpi=on|off`.
     pub acpi: bool,
+    /// `unpack-kernel=on|off`: `-kernel` unpacks bzImages, not the guest.
+    pub unpack_kernel: bool,
 }
 
 /// The boards there are.

@@ -51,7 +51,7 @@ pub fn memory_backend(arguments: &Arguments) -> Result<Option<String>> {
 
 /// The board and the value of its `accel` key.
 pub fn board(arguments: &Arguments) -> Result<(MachineConfig, Option<String>)> {
-    let mut board = MachineConfig { kind: MachineKind::Pc, hpet: true, acpi: true };
+    let mut board = MachineConfig { kind: MachineKind::Pc, hpet: true, acpi: true, unpack_kernel: true };
     let Some(mut keys) = merged(arguments, "machine", Some("type"))? else { return Ok((board, None)) };
     if let Some(name) = keys.take("type")? {
         board.kind = board_named(&name)?;
@@ -63,6 +63,7 @@ pub fn board(arguments: &Arguments) -> Result<(MachineConfig, Option<String>)> {
     keys.take(MEMORY)?;
     board.hpet = keys.take_switch("hpet")?.unwrap_or(true);
     board.acpi = keys.take_switch("acpi")?.unwrap_or(true);
+    board.unpack_kernel = keys.take_switch("unpack-kernel")?.unwrap_or(true);
     // Properties of QEMU's boards that scripts spell out although they are so here anyway.
     for (key, only, why) in [
         ("usb", false, "USB is not supported yet"),

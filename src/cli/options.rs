@@ -60,7 +60,7 @@ pub const OPTIONS: &[OptionRow] = &[
     row(BOOT, "bios", Times::Once, "FILE", "firmware image, mapped below 4 GiB and entered at the reset vector"),
     row(BOOT, "boot", Times::Merge, "[order=]LETTERS,...", "what firmware tries: a floppy, c disk, d CD, n network; keys once, menu, splash, splash-time, reboot-timeout, strict, e.g. -boot order=d,menu=on"),
     row(BOOT, "L", Times::Many, "DIR", "look for firmware images in DIR first (-L help lists the directories)"),
-    row(MACHINE, "machine", Times::Merge, "NAME[,KEY=VALUE...]", "board: pc, or none for monitors alone; keys accel, hpet, acpi, e.g. -machine pc,hpet=off (-machine help)"),
+    row(MACHINE, "machine", Times::Merge, "NAME[,KEY=VALUE...]", "board: pc, or none for monitors alone; keys accel, hpet, acpi, unpack-kernel (off: the guest unpacks the bzImage of -kernel by itself), e.g. -machine pc,hpet=off (-machine help)"),
     row(MACHINE, "M", Times::Merge, "NAME[,...]", "the same as -machine"),
     row(MACHINE, "cpu", Times::Once, "MODEL[,+F,-F,F=on|off]", "processor model and features, e.g. -cpu Nehalem,-aes (-cpu help)"),
     row(MACHINE, "m", Times::Merge, "SIZE", "guest memory in MiB, or with k, M, G, T, e.g. -m 2G"),

@@ -32,5 +32,6 @@ mod sharing;
 mod storage;
 mod time;
 mod uefi;
+mod unpacked;
 mod userland;
 mod vga;

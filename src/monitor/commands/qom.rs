@@ -210,6 +210,7 @@ fn machine(call: &Call<'_>, board: &str) -> Node {
         ("firmware".to_owned(), text(&config.boot.bios).into()),
         ("hpet".to_owned(), config.machine.hpet.into()),
         ("acpi".to_owned(), if config.machine.acpi { "on" } else { "off" }.into()),
+        ("unpack-kernel".to_owned(), config.machine.unpack_kernel.into()),
         ("graphics".to_owned(), (!config.nographic).into()),
         ("memory".to_owned(), json!({ "size": config.ram, "max-size": config.ram, "slots": 0 })),
         ("smp".to_owned(), topology(call)),
