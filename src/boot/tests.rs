@@ -336,6 +336,7 @@ fn a_kernel_in_a_form_that_is_not_known_unpacks_itself() {
         file
     };
     let payload = 1024 + 0x400;
+    first_stage(&with(0x206, &0x20Eu16.to_le_bytes()), &[]);
     first_stage(&with(payload, b"BZh9"), &[]);
     first_stage(&with(payload + 30, &[0xFF; 8]), &[]);
     for (at, value) in [(0x248, 0x7FFF_FFFF), (0x24C, 0x7FFF_FFFF), (0x24C, 7), (0x230, 0), (0x230, 0x40_0000)] {

@@ -20,6 +20,8 @@ const KERNEL_MAP: u64 = 0xFFFF_FFFF_8000_0000;
 const IMAGE_ROOM: u64 = 1 << 30;
 /// A section without bytes in the file.
 const SHT_NOBITS: u64 = 8;
+/// The boot protocol of Linux 5.5. Older kernels chose their addresses in other ways.
+const KNOWN_SINCE: u16 = 0x20F;
 /// What is mapped one to one when the kernel starts.
 const MAPPED: u64 = 1 << 32;
 
@@ -70,7 +72,7 @@ impl Unpacked {
     pub fn take_out(image: &Image, header: SetupHeader) -> Option<Self> {
         let ((preferred, needs), alignment) = (header.preferred(), header.alignment());
         let until = preferred.checked_add(needs).filter(|&until| until <= MAPPED)?;
-        if !alignment.is_power_of_two() || preferred % alignment != 0 {
+        if header.version() < KNOWN_SINCE || !alignment.is_power_of_two() || preferred % alignment != 0 {
             return None;
         }
         let payload = Payload::find(image, header, needs)?;
