@@ -38,7 +38,7 @@ fn unpack_with(payload: &Payload, folder: PathBuf) -> io::Result<(Vec<u8>, Optio
     let copy = bytes.clone();
     // The guest does not wait for it.
     let thread = thread::Builder::new().name("kernel cache".into()).spawn(move || {
-        let kept = keep(&folder, &path, &copy).and_then(|()| prune(&folder));
+        let kept = make_room(&folder).and_then(|()| keep(&path, &copy));
         if let Err(error) = kept {
             tracing::debug!("{}: not kept: {error}", path.display());
         }
@@ -65,10 +65,11 @@ fn read(path: &Path, size: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a kernel under another name first: a file that is there is whole.
-fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let unfinished = folder.join(format!("{}.unfinished", std::process::id()));
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+/// Writes a kernel under another name first: a file that is there is whole. Where somebody else is at it, it is theirs to
+/// finish.
+fn keep(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
     let written = (|| {
         let mut packed = zstd::Encoder::new(file, LEVEL)?;
         packed.include_checksum(true)?;
@@ -79,8 +80,8 @@ fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     written.inspect_err(|_| drop(fs::remove_file(&unfinished)))
 }
 
-/// Removes all but the kernels that were used last, and what others left unfinished.
-fn prune(folder: &Path) -> io::Result<()> {
+/// Removes all but the kernels that were used last, so that one more may come, and what others left unfinished.
+fn make_room(folder: &Path) -> io::Result<()> {
     let mut kernels = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -92,7 +93,7 @@ fn prune(folder: &Path) -> io::Result<()> {
         }
     }
     kernels.sort_by(|a, b| b.cmp(a));
-    kernels.iter().skip(KEPT).try_for_each(|(_, path)| fs::remove_file(path))
+    kernels.iter().skip(KEPT - 1).try_for_each(|(_, path)| fs::remove_file(path))
 }
 
 #[cfg(test)]
@@ -160,7 +161,7 @@ mod tests {
         let folder = Folder::new("prune");
         for n in 0..KEPT as u64 + 3 {
             let path = folder.0.join(format!("{n}.zst"));
-            keep(&folder.0, &path, &[n as u8; 100]).unwrap();
+            keep(&path, &[n as u8; 100]).unwrap();
             age(&path, 1000 - n);
         }
         read(&folder.0.join("0.zst"), 100).unwrap();
@@ -168,9 +169,12 @@ mod tests {
             fs::write(folder.0.join(name), b"").unwrap();
             age(&folder.0.join(name), seconds);
         }
-        prune(&folder.0).unwrap();
-        let stay = ["0.zst", "10.zst", "2.unfinished", "4.zst", "5.zst", "6.zst", "7.zst", "8.zst", "9.zst", "other"];
+        make_room(&folder.0).unwrap();
+        let stay = ["0.zst", "10.zst", "2.unfinished", "5.zst", "6.zst", "7.zst", "8.zst", "9.zst", "other"];
         assert_eq!(folder.names(), stay);
+        let started = folder.0.join("2.zst");
+        assert!(keep(&started, b"of another process").is_err(), "somebody else is at it");
+        assert_eq!(fs::read(started.with_extension("unfinished")).unwrap(), b"");
     }
 
     #[test]

@@ -49,8 +49,8 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// The payload of a bzImage with a 64-bit entry point if it says where it has one, packed in a way that is known here. What is unpacked has
-    /// `most` bytes at most.
+    /// The payload of a bzImage with a 64-bit entry point if it says where it has one, packed in a way that is known here.
+    /// What is unpacked has `most` bytes at most.
     pub fn find(image: &Image, header: SetupHeader, most: u64) -> Option<Self> {
         let (offset, length) = header.payload();
         let start = header.setup_size() + offset;

@@ -38,12 +38,11 @@ pub struct Unpacked {
 }
 
 /// Where a kernel was put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+struct Place {
     /// Its first byte.
-    pub physical: u64,
+    physical: u64,
     /// How far it was moved from the virtual address that it was linked for.
-    pub moved: u64,
+    moved: u64,
 }
 
 /// A kernel that was put into memory.
