@@ -4,6 +4,7 @@
 //! set belongs to a page whose stores need a look first (translated code on it); the page itself is mapped writable.
 
 use super::ram::{PAGE_SIZE, Ram};
+use super::walk::PAGE_SHIFTS;
 use crate::ir::Ty;
 use crate::ir::op::RmwOp;
 use crate::state::CpuState;
@@ -55,6 +56,13 @@ pub struct TlbEntry {
     pub meta: u64,
 }
 
+impl TlbEntry {
+    /// Linear page address, if any access is allowed.
+    fn page(&self) -> u64 {
+        (if self.read == INVALID { self.write } else { self.read }) & !(PAGE_SIZE - 1)
+    }
+}
+
 const EMPTY: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, meta: 0 };
 const _: () = assert!(size_of::<TlbEntry>() == 32);
 
@@ -73,17 +81,6 @@ pub struct Mapping {
     pub page_mask: u64,
 }
 
-/// Linear range that covers all large pages entered since the last flush.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct LargePages {
-    address: u64,
-    mask: u64,
-}
-
-impl LargePages {
-    const NONE: Self = Self { address: u64::MAX, mask: 0 };
-}
-
 /// Tables of one vCPU. They lie in `CpuState`, at offsets that generated code knows.
 #[repr(C)]
 pub struct Tlb {
@@ -92,12 +89,15 @@ pub struct Tlb {
     used: [u64; GROUPS],
     /// Those among them that do not hold a global page.
     local: [u64; GROUPS],
+    /// Those among them that hold a part of a page larger than 4 KiB.
+    large: [u64; GROUPS],
     /// Groups with used entries.
     groups: [u64; GROUPS / 64],
     /// Guest-physical pages that stores may hit, by a hash: most code comes to pages that none does.
     stored: [u64; FILTER],
-    /// Of the lower half of the address space, and of the upper.
-    large: [LargePages; 2],
+    /// Sizes (indexes of [`PAGE_SHIFTS`]) of pages entered since the last flush, in the lower half of the address space and in
+    /// the upper.
+    sizes: [u8; 2],
 }
 
 /// Number of entries of an MMU index, a power of two.
@@ -117,6 +117,15 @@ fn bits(mut word: u64) -> impl Iterator<Item = usize> {
         word &= word.wrapping_sub(1);
         (n < 64).then_some(n as usize)
     })
+}
+
+fn set_bit(word: &mut u64, n: usize, value: bool) {
+    *word = *word & !(1 << n) | u64::from(value) << n;
+}
+
+/// Half of the address space.
+fn half(linear: u64) -> usize {
+    (linear >> 63) as usize
 }
 
 /// Number of the entry for `linear` in its table.
@@ -149,9 +158,10 @@ impl Tlb {
             entries: [EMPTY; ALL],
             used: [0; _],
             local: [0; _],
+            large: [0; _],
             groups: [0; _],
             stored: [0; _],
-            large: [LargePages::NONE; 2],
+            sizes: [0; 2],
         }
     }
 
@@ -199,30 +209,20 @@ impl Tlb {
         if m.write && entry.write & 0xfff == 0 {
             self.note_stored(m.gpa);
         }
-        let local = &mut self.local[n / 64];
-        *local = *local & !(1 << (n % 64)) | (!m.global as u64) << (n % 64);
+        let large = m.page_mask != !(PAGE_SIZE - 1);
+        set_bit(&mut self.local[n / 64], n % 64, !m.global);
+        set_bit(&mut self.large[n / 64], n % 64, large);
         self.entries[n] = TlbEntry {
             read: if m.read { entry.read } else { INVALID },
             write: if m.write { entry.write } else { INVALID },
             addend: entry.addend,
             meta: entry.meta | (m.global as u64 * META_GLOBAL),
         };
-        if m.page_mask != !(PAGE_SIZE - 1) {
-            self.note_large(page & m.page_mask, m.page_mask);
+        if large {
+            // A size that no page has counts as all there are.
+            let size = PAGE_SHIFTS.iter().position(|shift| *shift == m.page_mask.trailing_zeros());
+            self.sizes[half(page)] |= size.map_or(u8::MAX, |n| 1 << n);
         }
-    }
-
-    fn note_large(&mut self, page: u64, page_mask: u64) {
-        let large = &mut self.large[(page >> 63) as usize];
-        if *large == LargePages::NONE {
-            *large = LargePages { address: page, mask: page_mask };
-            return;
-        }
-        let mut mask = large.mask & page_mask;
-        while (large.address ^ page) & mask != 0 {
-            mask <<= 1;
-        }
-        *large = LargePages { address: large.address & mask, mask };
     }
 
     /// Drops everything.
@@ -231,7 +231,7 @@ impl Tlb {
             self.drop_group(group, self.used[group]);
         }
         self.stored.fill(0);
-        self.large = [LargePages::NONE; 2];
+        self.sizes = [0; 2];
     }
 
     /// Drops everything but global pages.
@@ -260,14 +260,25 @@ impl Tlb {
         }
     }
 
-    /// Drops the translation of one page; all of them if a large page may cover it.
+    /// Drops the translations of the page of `linear`, of whatever size: of a large one all parts (SDM 3A 4.10.4.1).
     pub fn flush_page(&mut self, linear: u64) {
-        let large = &self.large[(linear >> 63) as usize];
-        if *large != LargePages::NONE && linear & large.mask == large.address {
-            self.flush_all();
-            return;
+        let sizes = self.sizes[half(linear)];
+        for index in 0..MMU_INDEXES {
+            self.drop_entry(index, linear);
+            let shifts = PAGE_SHIFTS.iter().enumerate().skip(1).filter(|(n, _)| sizes >> n & 1 != 0);
+            shifts.for_each(|(_, shift)| self.drop_large(index, linear, *shift));
         }
-        (0..MMU_INDEXES).for_each(|index| self.drop_entry(index, linear));
+    }
+
+    /// Drops the parts of the page of `1 << shift` bytes with `linear`, which lie side by side.
+    fn drop_large(&mut self, index: usize, linear: u64, shift: u32) {
+        let parts = (1usize << (shift - PAGE_SHIFTS[0])).min(entries(index));
+        let first = slot(index, linear >> shift << shift) / 64;
+        for group in first..first + parts / 64 {
+            let of_page = |n: &usize| (self.entries[group * 64 + n].page() ^ linear) >> shift == 0;
+            let gone = bits(self.used[group] & self.large[group]).filter(of_page).fold(0, |gone, n| gone | 1 << n);
+            self.drop_group(group, gone);
+        }
     }
 
     /// Sends stores to guest-physical page `gpa` to the slow path from now on. Whether some did not go there.

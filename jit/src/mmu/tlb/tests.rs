@@ -52,16 +52,37 @@ fn device_pages_are_known_but_hit_by_nothing() {
 }
 
 #[test]
-fn large_pages_flush_whole() {
+fn large_pages_flush_whole_and_alone() {
     let (ram, mut tlb) = setup();
-    let large = Mapping { page_mask: !0x1f_ffff, global: true, ..mapping(0) };
-    tlb.fill(SUPERVISOR, 0x20_1000, &large, ram.host(0).unwrap().0, false);
-    tlb.flush_non_global();
-    assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_some());
-    tlb.flush_page(0x60_0000);
-    assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_some());
-    tlb.flush_page(0x20_5000);
-    assert!(tlb.load(SUPERVISOR, 0x20_1000, Ty::I8).is_none());
+    let host = ram.host(0).unwrap().0;
+    for (index, shift) in [(SUPERVISOR, 21), (USER, 21), (SUPERVISOR_SMAP, 22), (USER, 30)] {
+        let large = Mapping { page_mask: u64::MAX << shift, global: true, ..mapping(0) };
+        let at = 0xffff_8880_4000_0000u64;
+        let parts = [0, 1, 77, 511].map(|n| at + (n << 12));
+        // Only stores are allowed, of one of them.
+        parts.iter().for_each(|page| tlb.fill(index, *page, &large, host, false));
+        tlb.fill(index, parts[1], &Mapping { read: false, ..large }, host, false);
+        // Its neighbour, a small page in it (an old one, say), and one in the other half.
+        let (next, small, low) = (at + (1 << shift) + 0x5000, at + 0x8000, 0x4000_9000);
+        tlb.fill(index, next, &large, host, false);
+        tlb.fill(index, small, &mapping(0), host, false);
+        tlb.fill(index, low, &large, host, false);
+        tlb.flush_non_global();
+        tlb.fill(index, small, &mapping(0), host, false);
+        let stores = |tlb: &Tlb, at: u64| tlb.store(index, at, Ty::I8, 1);
+        assert!(parts.iter().chain([&next, &small, &low]).all(|page| stores(&tlb, *page)), "{shift}");
+        tlb.flush_page(at + 0x6000);
+        assert!(!parts.iter().any(|page| stores(&tlb, *page)), "{shift}");
+        assert_eq!([next, small, low].map(|page| stores(&tlb, page)), [true; 3], "{shift}");
+        tlb.flush_page(small);
+        assert_eq!([next, small, low].map(|page| stores(&tlb, page)), [true, false, true], "{shift}");
+        // A small page in the place of a part of a large one is none.
+        tlb.fill(index, parts[2], &large, host, false);
+        tlb.fill(index, parts[2], &mapping(0), host, false);
+        tlb.flush_page(at);
+        assert!(stores(&tlb, parts[2]));
+        tlb.flush_all();
+    }
 }
 
 #[test]
