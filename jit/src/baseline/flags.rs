@@ -1,7 +1,7 @@
 //! Lazy flags. They go to the state where somebody may look; where the reader follows at once, the host's own flags serve.
 
 use super::asm::{Alu, Mem, RAX, RCX, RDI, RDX, RSI, cc};
-use super::{Emit, Target, state};
+use super::{Emit, HostFlags, Target, state};
 use crate::ir::flags::{CcKind, pack};
 use crate::ir::op::Traits;
 use crate::ir::vecop::VecToInt;
@@ -147,6 +147,7 @@ impl Emit<'_> {
         let readers = self.readers(n, !counts);
         if !native && kind == CcKind::Logic && readers.soon {
             self.a.test(i.ty, res, res);
+            self.host = Some(HostFlags { value: i.a, ty: i.ty, kind });
             native = true;
         }
         let read = readers.later || readers.soon && !native;
