@@ -160,6 +160,12 @@ impl Cpu {
                 self.set_rip(block, if self.val(i.a) != 0 { i.imm as u64 } else { block.end_rip() });
                 return Ok(Step::End);
             }
+            Op::Exit => {
+                if (self.val(i.a) != 0) == (i.c == 0) {
+                    self.set_rip(block, i.imm as u64);
+                    return Ok(Step::End);
+                }
+            }
             Op::JmpInd => {
                 if block.mode & mode::CS64 != 0 {
                     self.state.branch_rip = block.base(&self.state).wrapping_add(block.rip).wrapping_add(i.off as u64);

@@ -347,7 +347,9 @@ impl Machine {
         let mut text = String::new();
         for (cpu, vcpu) in self.vcpus.numbered() {
             let Some((stats, cached)) = vcpu.with(|vcpu| vcpu.statistics()) else { continue };
-            let TierStats { baseline, compiled, reused, dropped, entries, interpreted, blocks, evictions, .. } = stats;
+            let TierStats {
+                baseline, traced, compiled, reused, dropped, entries, interpreted, blocks, evictions, ..
+            } = stats;
             let TierStats {
                 lookups,
                 links,
@@ -365,6 +367,7 @@ impl Machine {
                 ("blocks cached", cached as u64),
                 ("blocks interpreted", blocks),
                 ("blocks with baseline code", baseline),
+                ("  that follow others in theirs", traced),
                 ("regions compiled", compiled),
                 ("  of them for another processor before", reused),
                 ("regions dropped as their code changed", dropped),

@@ -1,7 +1,7 @@
 //! The way in, and the ways out: to code on the same page, through the jump cache, to the dispatcher.
 
 use super::asm::{Alu, Mem, RAX, RCX, RDX, Shift, cc};
-use super::{Cold, Emit, Link, Target, state};
+use super::{Cold, Emit, Exit, Link, Target, state};
 use crate::counter::Counter;
 use crate::ir::{Inst, Ty, Val};
 use crate::lower::Thunk;
@@ -155,6 +155,31 @@ impl Emit<'_> {
         self.jump_to(self.block.end_rip());
         self.a.land(taken);
         self.jump_to(i.imm as u64);
+    }
+
+    /// Leaves the trace on an integer.
+    pub(super) fn exit_if_set(&mut self, i: &Inst) {
+        let c = self.int(i.a);
+        self.a.test(Ty::I64, c, c);
+        self.exit_if(cc::NE, i);
+    }
+
+    /// Leaves the trace for `i.imm` if the host's condition holds, or if it does not where the exit says so; keeps the host's
+    /// flags.
+    pub(super) fn exit_if(&mut self, cond: u8, i: &Inst) {
+        let from = self.a.jcc(cond ^ (i.c & 1) as u8);
+        self.exits.push(Exit { from, rip: i.imm as u64, note: self.note });
+    }
+
+    /// The ways out at the exits of a trace. Guest registers are in the state there, and the flags but for what is noted.
+    pub(super) fn side_exits(&mut self) {
+        let mut exits = std::mem::take(&mut self.exits);
+        for exit in exits.drain(..) {
+            self.a.land(exit.from);
+            self.carry_out(exit.note);
+            self.jump_to(exit.rip);
+        }
+        self.exits = exits;
     }
 
     /// What stands behind the block.

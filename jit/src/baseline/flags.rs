@@ -1,13 +1,13 @@
 //! Lazy flags. They go to the state where somebody may look; where the reader follows at once, the host's own flags serve.
 
 use super::asm::{Alu, Mem, RAX, RCX, RDI, RDX, RSI, cc};
-use super::{Emit, HostFlags, Target, state};
+use super::{Emit, HostFlags, Target, state, val};
 use crate::ir::flags::{CcKind, pack};
 use crate::ir::op::Traits;
 use crate::ir::vecop::VecToInt;
 use crate::ir::{Inst, Op, Ty, Val};
 use crate::lower::Thunk;
-use crate::passes::flag_notes::Note;
+use crate::passes::flag_notes::{Note, Word};
 use crate::state::{CpuState, flag};
 use std::mem::offset_of;
 
@@ -67,7 +67,7 @@ impl Emit<'_> {
         for (k, i) in rest.iter().enumerate() {
             match i.op {
                 Op::GetCond if stand && (carry || !reads_carry(i.c)) => out.soon = true,
-                Op::Select if stand && self.reads_condition(n + 1 + k) => {}
+                Op::Select | Op::Exit if stand && self.reads_condition(n + 1 + k) => {}
                 _ => {
                     let traits = i.op.info().traits;
                     out.later |= traits.has(Traits::READS_FLAGS) || traits.has(Traits::MAY_SET_FLAGS);
@@ -81,7 +81,7 @@ impl Emit<'_> {
         out
     }
 
-    /// The `select` at `n` is done with the `getcond` before it.
+    /// The operation at `n` is done with the `getcond` before it.
     fn reads_condition(&self, n: usize) -> bool {
         n > 0 && self.joins(n - 1)
     }
@@ -92,7 +92,7 @@ impl Emit<'_> {
         i.op == Op::GetCond
             && next.off == i.off
             && next.a == i.d
-            && matches!(next.op, Op::Br | Op::Select)
+            && matches!(next.op, Op::Br | Op::Exit | Op::Select)
             && self.dies[n + 1]
     }
 
@@ -180,6 +180,22 @@ impl Emit<'_> {
         self.next_note = note;
     }
 
+    /// Stores what `note` tells of the flags; changes RAX at most.
+    pub(super) fn carry_out(&mut self, note: Note) {
+        let Some((op, res, src)) = note.words() else { return };
+        self.a.store_imm(Ty::I32, cc_op(), op as i32);
+        for (word, place) in [(res, cc_res()), (src, cc_src())] {
+            match word {
+                Word::InState => {}
+                Word::Constant(v) => self.store_const(place, v as u64),
+                Word::Register(n) => {
+                    self.a.load(Ty::I64, RAX, val(n));
+                    self.a.store(Ty::I64, place, RAX);
+                }
+            }
+        }
+    }
+
     fn store_result(&mut self, i: &Inst) {
         let res = self.int(i.a);
         self.a.store(Ty::I64, cc_res(), res);
@@ -193,7 +209,7 @@ impl Emit<'_> {
         self.a.store(Ty::I64, cc_src(), src);
     }
 
-    /// A condition; together with the branch or `select` that it is made for, where there is one.
+    /// A condition; together with the branch, exit or `select` that it is made for, where there is one.
     pub(super) fn get_cond(&mut self, n: usize, i: &Inst) -> usize {
         let cond = self.condition(i.c);
         if !self.joins(n) {
@@ -204,6 +220,7 @@ impl Emit<'_> {
         self.regs.unlock();
         match next.op {
             Op::Br => self.branch(cond, &next),
+            Op::Exit => self.exit_if(cond, &next),
             _ => self.choose(cond, &next),
         }
         2

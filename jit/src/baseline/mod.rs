@@ -2,6 +2,9 @@
 //! does (`cargo bench -- compile`), so that a block leaves the interpreter after a few runs; what turns out to be hot is
 //! compiled again, in regions, by Cranelift.
 //!
+//! Blocks that were run one after the other are emitted together ([`crate::ir::trace`]): what one leaves in registers the next
+//! finds there, and flags that it overwrites are stored on the ways out only.
+//!
 //! Shape of the code: RDI holds the CPU, as it does where code leads from block to block; values live in ten host registers
 //! and the vector registers within a block, guest registers are written through, and RAX, RCX and RDX are free for each
 //! operation. Frame, ways in and out and the TLB check are those of Cranelift's regions ([`crate::lower`]), so both kinds of
@@ -113,6 +116,16 @@ enum Cold {
     LendX87 { from: usize, back: usize, rip: u64 },
 }
 
+/// A way out of a trace before its end.
+struct Exit {
+    /// The branch that leads there.
+    from: usize,
+    /// RIP that it leads to.
+    rip: u64,
+    /// What the state does not have of the flags.
+    note: Note,
+}
+
 /// What the host's flags are: those of an operation that made a value.
 #[derive(Clone, Copy)]
 struct HostFlags {
@@ -150,6 +163,7 @@ struct Emit<'a> {
     dies: Vec<bool>,
     fixups: Vec<(u32, Target)>,
     links: Vec<Link>,
+    exits: Vec<Exit>,
     cold: Vec<Cold>,
     /// RIP of the instruction at hand.
     rip: u64,
@@ -164,6 +178,7 @@ struct Emit<'a> {
 #[derive(Default)]
 pub struct Emitter {
     code: Code,
+    exits: Vec<Exit>,
     cold: Vec<Cold>,
     plan: share::Plan,
     notes: Notes,
@@ -179,6 +194,7 @@ impl Emitter {
         let visible = dead_flags::visible(block, true, std::mem::take(&mut self.visible));
         e.notes.make(block, &visible, true);
         e.body(&visible);
+        e.side_exits();
         let cold = e.a.here();
         e.a.cold = Some(cold);
         e.cold();
@@ -192,7 +208,7 @@ impl Emitter {
             relative: block.is_relative(),
             forward_entry,
         };
-        (self.cold, self.plan, self.notes, self.dies) = (e.cold, e.plan, e.notes, e.dies);
+        (self.exits, self.cold, self.plan, self.notes, self.dies) = (e.exits, e.cold, e.plan, e.notes, e.dies);
         &self.code
     }
 }
@@ -261,6 +277,7 @@ impl<'a> Emit<'a> {
             dies: last_reads(block, std::mem::take(&mut room.dies)),
             fixups: emptied(&mut code.fixups),
             links: emptied(&mut code.links),
+            exits: emptied(&mut room.exits),
             cold: emptied(&mut room.cold),
             rip: block.rip,
             mmu: ((block.mode & mode::MMU) >> mode::MMU_SHIFT) as usize,
@@ -319,6 +336,7 @@ impl Emit<'_> {
             Op::Jmp => self.jump_to(i.imm as u64),
             Op::JmpInd => self.jump_indirect(i),
             Op::Br => self.branch_if_set(i),
+            Op::Exit => self.exit_if_set(i),
             Op::Dispatch => self.leave_with(exits::LOOKUP),
             Op::Count => self.count_done(i.imm as i32, i.a),
             _ => self.alu_op(n, i),

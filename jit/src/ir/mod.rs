@@ -16,6 +16,7 @@ pub mod op;
 #[cfg(any(test, feature = "testing"))]
 pub mod parse;
 pub mod text;
+pub mod trace;
 pub mod vecop;
 pub mod verify;
 
@@ -147,8 +148,8 @@ pub const RELATIVE_RIP: u64 = 1 << RELATIVE_RIP_BIT;
 /// Number of that bit.
 pub const RELATIVE_RIP_BIT: u32 = 62;
 
-/// A lifted guest block: straight-line code with one way in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A lifted guest block: straight-line code with one way in. A trace of several ([`trace`]) may be left at each `exit`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block {
     /// RIP of the first instruction. In a relative block ([`mode::RELATIVE`]) this and the targets of its jumps count from
     /// the page that it runs at.

@@ -206,6 +206,8 @@ ops! {
     Count "count" false (No IntOpt No No) true EFFECT;
 
     // Everything else, and the ways out.
+    /// RIP = imm and the block is left if a is not zero; with c = 1, if it is zero. In traces ([`super::trace`]) only.
+    Exit "exit" false (No Int No Const) true EFFECT;
     /// d = helper imm (a, b, c).
     Call "call" false (IntOpt IntOpt IntOpt IntOpt) true FAULT.or(EFFECT);
     /// Raises vector imm & 0xff; error code imm >> 16 if bit 8 is set.

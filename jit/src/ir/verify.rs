@@ -74,6 +74,7 @@ fn check_constant(i: &Inst) -> Result<(), &'static str> {
             usize::try_from(i.imm).is_ok_and(|o| o + 16 <= size_of::<crate::state::CpuState>())
         }
         Op::GetCond => i.c < 16,
+        Op::Exit => i.c < 2,
         Op::Lea => i.c < 4,
         _ => true,
     };

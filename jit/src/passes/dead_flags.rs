@@ -37,7 +37,7 @@ pub fn run(block: &mut Block) {
         if sets {
             live = traits.has(Traits::MAY_SET_FLAGS) && live;
         }
-        if reads || traits.has(Traits::FAULT) && faults(i) {
+        if reads || i.op == Op::Exit || traits.has(Traits::FAULT) && faults(i) {
             live = true;
         }
         kept -= 1;
@@ -104,7 +104,7 @@ pub fn visible(block: &Block, live_out: bool, room: Vec<bool>) -> Vec<bool> {
     visible_to(block, live_out, true, room)
 }
 
-/// The same, but for what accesses to memory may show that fault.
+/// The same, but for what accesses to memory may show that fault, and exits.
 pub fn visible_without_accesses(block: &Block, live_out: bool, room: Vec<bool>) -> Vec<bool> {
     visible_to(block, live_out, false, room)
 }
@@ -117,7 +117,7 @@ fn visible_to(block: &Block, live_out: bool, accesses: bool, room: Vec<bool>) ->
     for (n, i) in block.insts.iter().enumerate().rev() {
         let traits = i.op.info().traits;
         let ends = block.insts.get(n + 1).is_none_or(|next| next.off != i.off);
-        let counts = accesses || !is_access(i.op);
+        let counts = accesses || !shows(i.op);
         if ends && counts && stores(&block.insts[..=n]) {
             live = true;
         }
@@ -126,7 +126,7 @@ fn visible_to(block: &Block, live_out: bool, accesses: bool, room: Vec<bool>) ->
             out[n] = live;
             live = live && traits.has(Traits::MAY_SET_FLAGS);
         }
-        if i.op == Op::Call && reads || counts && traits.has(Traits::FAULT) && faults(i) {
+        if i.op == Op::Call && reads || counts && (i.op == Op::Exit || traits.has(Traits::FAULT) && faults(i)) {
             live = true;
         }
     }
@@ -209,6 +209,11 @@ fn faults(i: &Inst) -> bool {
 /// The operation's way to fault is a TLB check.
 pub fn is_access(op: Op) -> bool {
     matches!(op, Op::Load | Op::Store | Op::Rmw | Op::Cas | Op::VLoad | Op::VStore)
+}
+
+/// The operation shows the flags where it leads out of the code only, which has its place beside it.
+pub fn shows(op: Op) -> bool {
+    is_access(op) || op == Op::Exit
 }
 
 /// The operation sets the flags in any case.

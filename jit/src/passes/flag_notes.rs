@@ -14,6 +14,17 @@ use crate::state::CpuState;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Note(u32);
 
+/// Where a word of lazy flags is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// In its field of the state.
+    InState,
+    /// It is this.
+    Constant(i64),
+    /// In a guest register.
+    Register(usize),
+}
+
 /// Numbers beyond those of the registers: the word is in the state, or the note's constant.
 const IN_STATE: u32 = 16;
 const CONSTANT: u32 = 17;
@@ -57,18 +68,26 @@ impl Note {
         self.0 >> SRC & 31 == IN_STATE
     }
 
+    /// How the words of lazy flags are made: `cc_op`, result, source. `None`: the state has them.
+    pub fn words(self) -> Option<(u32, Word, Word)> {
+        let word = |shift: u32| match self.0 >> shift & 31 {
+            IN_STATE => Word::InState,
+            CONSTANT => Word::Constant(i64::from((self.0 << 1) as i32 >> 20)),
+            n => Word::Register(n as usize & 15),
+        };
+        (self.0 & PRESENT != 0).then(|| (self.0 >> OP & 63, word(RES), word(SRC)))
+    }
+
     /// Brings the flags in the state up to date. Its registers must be.
     pub fn carry_out(self, state: &mut CpuState) {
-        if self.0 & PRESENT == 0 {
-            return;
-        }
-        state.cc_op = self.0 >> OP & 63;
-        let word = |n: u32, old: u64| match n {
-            IN_STATE => old,
-            CONSTANT => i64::from((self.0 << 1) as i32 >> 20) as u64,
-            n => state.vals[n as usize & 15],
+        let Some((op, res, src)) = self.words() else { return };
+        let word = |word: Word, old: u64| match word {
+            Word::InState => old,
+            Word::Constant(v) => v as u64,
+            Word::Register(n) => state.vals[n],
         };
-        (state.cc_res, state.cc_src) = (word(self.0 >> RES & 31, state.cc_res), word(self.0 >> SRC & 31, state.cc_src));
+        (state.cc_res, state.cc_src) = (word(res, state.cc_res), word(src, state.cc_src));
+        state.cc_op = op;
     }
 }
 
@@ -105,7 +124,7 @@ fn note(block: &Block, n: usize, i: &Inst) -> Option<Note> {
     if behind[..end].iter().any(dead_flags::may_set) {
         return None;
     }
-    let last = behind[..end].iter().rposition(|i| dead_flags::is_access(i.op)).unwrap_or(0);
+    let last = behind[..end].iter().rposition(|i| dead_flags::shows(i.op)).unwrap_or(0);
     let keeps = |r: u16| behind[..last].iter().all(|i| !writes(i, r));
     let register = |r: u16| if r < Val::TEMP0 && keeps(r) { u32::from(r) } else { IN_STATE };
     let (src, imm) = match i.b {

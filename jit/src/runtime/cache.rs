@@ -61,6 +61,8 @@ pub struct BlockCache {
     scratch: Vec<Inst>,
     jump: Box<[FoundBlock]>,
     running: Option<u32>,
+    /// The block that the interpreter ran last, if no code ran since.
+    last: Number,
     stale: bool,
     dead_regions: Vec<u32>,
     /// RIPs of blocks just dropped.
@@ -87,6 +89,7 @@ impl BlockCache {
             scratch: Vec::new(),
             jump: vec![NOT_FOUND; JUMP_ENTRIES].into_boxed_slice(),
             running: None,
+            last: Number::NONE,
             stale: false,
             dead_regions: Vec::new(),
             dead_rips: Vec::new(),
@@ -143,9 +146,26 @@ impl BlockCache {
     /// Takes a block out to run it; [`BlockCache::put_back`] returns it.
     fn take(&mut self, slot: u32) -> Option<Arc<Block>> {
         let block = self.slots.get_mut(slot)?.block.take();
+        let before = std::mem::replace(&mut self.last, Number::of(slot));
+        if let Some(s) = before.get().and_then(|before| self.slots.get_mut(before)) {
+            s.then = Number::of(slot);
+        }
         self.running = Some(slot);
         self.stale = false;
         block
+    }
+
+    /// Code runs: what the interpreter runs next does not come behind what it ran last.
+    pub fn code_runs(&mut self) {
+        self.last = Number::NONE;
+    }
+
+    /// The block that the interpreter ran behind the one in `slot` the last time, if it lies within a page, has no code, and its
+    /// IR is at hand.
+    pub fn bare_successor(&self, slot: u32) -> Option<(u32, Key, Arc<Block>)> {
+        let next = self.slots.get(slot)?.then.get()?;
+        let s = self.slots.get(next).filter(|s| s.code == Number::NONE && s.second_page().is_none())?;
+        Some((next, s.key, s.block.clone()?))
     }
 
     /// Returns a block that was taken, unless it was dropped meanwhile.

@@ -56,7 +56,11 @@ impl Cpu {
         }
         let linear = self.state.linear_rip();
         let Ok(gpa) = self.fetch_address(linear) else { return };
-        let (regions, mut heads) = (self.blocks.narrow(gpa), Vec::new());
+        let (mut regions, mut heads) = (self.blocks.narrow(gpa), Vec::new());
+        regions.retain(|region| {
+            let head = self.tier.slots(*region).first();
+            head.is_some_and(|head| self.blocks.baseline(*head) != Some(*region))
+        });
         for region in &regions {
             heads.extend(self.tier.slots(*region).first());
         }

@@ -122,6 +122,7 @@ impl Cpu {
             }
         }
         self.state.code_stale = 0;
+        self.blocks.code_runs();
         self.tier.stats.entries += 1;
         match self.enter(entry) {
             Leave::Lookup => {

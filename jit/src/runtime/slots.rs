@@ -86,6 +86,8 @@ pub struct Slot {
     pub code: Number,
     /// Its baseline code, which `code` is while there is no better. It goes with the block.
     pub baseline: Number,
+    /// The block that the interpreter ran behind it the last time.
+    pub then: Number,
     /// The IR; out while the interpreter runs it, and let go when it is not worth its room.
     pub block: Option<Arc<Block>>,
     /// Tells this block from others that had the slot; 0: free.

@@ -4,6 +4,7 @@ mod evict;
 mod form;
 mod larger;
 mod order;
+mod trace;
 
 use super::compile::{CompileService, Done, Job, compile_one, log_text, replies};
 use super::compiled::Asked;
@@ -12,6 +13,7 @@ use super::place::{CodeMemory, CodePage, Placed, PlacedLink, Unplaced};
 use super::sampler::Sampler;
 use crate::baseline;
 use crate::cpu::Cpu;
+use crate::ir::Block;
 use crate::lower::Compiler;
 #[cfg(test)]
 use crate::lower::Region;
@@ -103,6 +105,8 @@ pub struct Tier {
     memory: Option<CodeMemory>,
     sync: Option<Box<Compiler>>,
     emitter: baseline::Emitter,
+    /// Room for the blocks that baseline code is made of, as one.
+    trace: Block,
     /// Interpreted runs after which a block gets baseline code; `None`: it never does, and `hot` counts interpreted runs.
     warm: Option<u32>,
     /// Runs of baseline code after which it asks for better.
@@ -135,6 +139,8 @@ pub struct Tier {
 pub struct TierStats {
     /// Blocks that got baseline code.
     pub baseline: u64,
+    /// Blocks that came into the baseline code of others, as parts of traces.
+    pub traced: u64,
     /// Regions compiled and entered in the cache.
     pub compiled: u64,
     /// Regions thrown away because their guest code changed.
@@ -178,6 +184,7 @@ impl Default for Tier {
             memory: None,
             sync: None,
             emitter: baseline::Emitter::default(),
+            trace: Block::default(),
             warm: Some(WARM),
             hot: HOT_SYNC,
             sampled: false,
@@ -441,15 +448,21 @@ impl Cpu {
         let block = self.ir(slot)?;
         self.make_room();
         let page = self.place_of(slot);
-        let code = self.tier.emitter.compile(&block, (!self.tier.sampled).then_some(heat));
+        let mut trace = std::mem::take(&mut self.tier.trace);
+        let slots = self.trace(slot, &block, &mut trace);
+        let block = if slots.len() > 1 { &trace } else { &*block };
+        let code = self.tier.emitter.compile(block, (!self.tier.sampled).then_some(heat));
         let placed = self.tier.memory.as_ref()?.lock().place_block(code)?;
         let rip = self.state.rip;
         tracing::trace!(target: "out_asm", pc = rip, "{}", log_text(&code.bytes, placed.entry, rip));
         self.state.heat[heat] = self.tier.hot;
         self.tier.stats.baseline += 1;
         self.tell_placed(Maker::Baseline, &placed, slot);
-        let index = self.tier.enter(placed, &[slot], page);
+        self.tier.trace = trace;
+        let index = self.tier.enter(placed, &slots, page);
         self.blocks.set_baseline(slot, index);
+        slots[1..].iter().for_each(|slot| self.blocks.add_region(*slot, index));
+        self.tier.stats.traced += slots.len() as u64 - 1;
         if self.is_known(slot) {
             self.tier.proposals.push((0, slot, self.blocks.serial(slot)));
             self.feed_compilers();

@@ -231,9 +231,11 @@ fn test(name: &str) -> Vec<Op> {
         ["lift", "64"] => file.check(|c| lifted(Bits::B64, c)),
         ["passes"] => file.check(optimised),
         ["verifier"] => file.check(|c| verify::check(&parsed(c)).err().unwrap_or_else(|| "correct".into())),
-        ["run"] => {
+        ["run" | "traces"] => {
             let mut m = machine(Bits::B64).with_counter();
-            for tier in [Tier::Lifted, Tier::Optimised, Tier::Baseline, Tier::Compiled] {
+            let tiers = [Tier::Lifted, Tier::Optimised, Tier::Baseline, Tier::Compiled];
+            // Only baseline code is made of traces.
+            for tier in tiers.into_iter().filter(|tier| words != ["traces"] || *tier != Tier::Compiled) {
                 file.cases.iter().for_each(|c| run_case(&mut m, c, tier));
             }
             assert_eq!(m.refused(), 0);
@@ -263,7 +265,7 @@ fn dead_flags() {
 
 #[test]
 fn every_operation_runs_as_it_should() {
-    let files = ["integer.ir", "flags.ir", "memory.ir", "state.ir", "vector.ir", "exits.ir"];
+    let files = ["integer.ir", "flags.ir", "memory.ir", "state.ir", "vector.ir", "exits.ir", "traces.ir"];
     let seen: Vec<Op> = files.iter().flat_map(|name| test(name)).collect();
     let missing: Vec<&str> = ALL.iter().filter(|op| !seen.contains(op)).map(|op| op.info().name).collect();
     assert!(missing.is_empty(), "operations that no file runs: {missing:?}");

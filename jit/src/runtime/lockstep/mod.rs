@@ -119,12 +119,21 @@ impl Part {
     }
 }
 
-/// The block or region under check.
+/// Where code goes on to another of its blocks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    /// From each block to the next one, if that is where it leads: a trace.
+    InOrder,
+    /// Wherever a jump leads.
+    Anywhere,
+}
+
+/// The block, trace or region under check.
 struct Subject {
     /// Its blocks, the head first.
     blocks: Vec<Part>,
-    /// Jumps between the blocks stay inside.
-    regions: bool,
+    /// Which jumps between the blocks stay inside.
+    stays: Stays,
     /// Host address of its code.
     entry: u64,
     /// Before it runs.
@@ -135,8 +144,13 @@ impl Subject {
     /// Where to go on in the subject after block `n`, if RIP is in it.
     fn after(&self, n: usize, rip: u64) -> Option<usize> {
         let last = self.blocks.get(n)?.block.insts.last()?;
-        let stays = self.regions && matches!(last.op, Op::Jmp | Op::Br);
-        self.blocks.iter().position(|part| stays && part.rip() == rip)
+        if !matches!(last.op, Op::Jmp | Op::Br) {
+            return None;
+        }
+        match self.stays {
+            Stays::InOrder => self.blocks.get(n + 1).filter(|part| part.rip() == rip).map(|_| n + 1),
+            Stays::Anywhere => self.blocks.iter().position(|part| part.rip() == rip),
+        }
     }
 
     /// The block and operation at which the guest instruction at `rip` starts.
@@ -248,10 +262,11 @@ impl Cpu {
             slots.into_iter().zip(bases.into_iter().chain(std::iter::repeat(0))).filter_map(part).collect();
         let Some(entry) = self.tier.entry(region) else { return Ok(()) };
         self.tier.stats.entries += 1;
-        // Baseline code leaves even for its own start.
-        let regions = self.blocks.baseline(slot) != Some(region) && self.lockstep.as_ref().is_some_and(|l| l.regions);
+        // Baseline code leaves even for its own start, and so does what is compiled block by block.
+        let whole = self.blocks.baseline(slot) != Some(region) && self.lockstep.as_ref().is_some_and(|l| l.regions);
+        let stays = if whole { Stays::Anywhere } else { Stays::InOrder };
         let start = Snapshot::take(self);
-        self.check(&Subject { blocks, regions, entry, start })
+        self.check(&Subject { blocks, stays, entry, start })
     }
 
     fn check(&mut self, subject: &Subject) -> Result<(), Fault> {

@@ -252,7 +252,7 @@ fn a_block_that_starts_with_a_nop_is_found_by_where_it_starts() {
     };
     // The second begins amid the first, with an instruction of no operations in both.
     let blocks = vec![found(place::CODE), found(place::CODE + 3)];
-    let subject = Subject { blocks, regions: true, entry: 0, start: Snapshot::take(&mut g.cpu) };
+    let subject = Subject { blocks, stays: Stays::Anywhere, entry: 0, start: Snapshot::take(&mut g.cpu) };
     assert_eq!(subject.instruction(place::CODE + 3), Some((1, 0)));
     assert!(matches!(subject.instruction(place::CODE + 4), Some((0, at)) if at > 0));
     assert_eq!(subject.instruction(place::CODE + 5), None);
