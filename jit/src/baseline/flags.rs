@@ -93,7 +93,7 @@ impl Emit<'_> {
             && next.off == i.off
             && next.a == i.d
             && matches!(next.op, Op::Br | Op::Exit | Op::Select)
-            && self.dies[n + 1]
+            && self.fates[n + 1].dies
     }
 
     pub(super) fn flag_op(&mut self, n: usize, i: &Inst, visible: bool) {

@@ -6,8 +6,8 @@
 //! finds there, and flags that it overwrites are stored on the ways out only.
 //!
 //! Shape of the code: RDI holds the CPU, as it does where code leads from block to block; values live in ten host registers
-//! and the vector registers within a block, guest registers are written through, and RAX, RCX and RDX are free for each
-//! operation. Frame, ways in and out and the TLB check are those of Cranelift's regions ([`crate::lower`]), so both kinds of
+//! and the vector registers within a block, guest registers are written through where somebody may look, and RAX, RCX and
+//! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions ([`crate::lower`]), so both kinds of
 //! code lead to each other.
 
 mod asm;
@@ -24,7 +24,7 @@ mod vregs;
 mod x87;
 
 use crate::helpers::vec::host_has_avx2;
-use crate::ir::op::Field;
+use crate::ir::op::{Field, OpInfo, Traits};
 use crate::ir::vecop::VecOp;
 use crate::ir::{Block, Inst, Op, Ty, Val};
 use crate::lower::Thunk;
@@ -159,8 +159,8 @@ struct Emit<'a> {
     /// What misses are told now, and from the next instruction on.
     note: Note,
     next_note: Note,
-    /// For each operation, whether its first operand is read for the last time.
-    dies: Vec<bool>,
+    /// What becomes of each operation's values.
+    fates: Vec<Fate>,
     fixups: Vec<(u32, Target)>,
     links: Vec<Link>,
     exits: Vec<Exit>,
@@ -183,7 +183,7 @@ pub struct Emitter {
     plan: share::Plan,
     notes: Notes,
     visible: Vec<bool>,
-    dies: Vec<bool>,
+    fates: Vec<Fate>,
 }
 
 impl Emitter {
@@ -208,7 +208,7 @@ impl Emitter {
             relative: block.is_relative(),
             forward_entry,
         };
-        (self.exits, self.cold, self.plan, self.notes, self.dies) = (e.exits, e.cold, e.plan, e.notes, e.dies);
+        (self.exits, self.cold, self.plan, self.notes, self.fates) = (e.exits, e.cold, e.plan, e.notes, e.fates);
         &self.code
     }
 }
@@ -219,22 +219,43 @@ fn emptied<T>(list: &mut Vec<T>) -> Vec<T> {
     std::mem::take(list)
 }
 
-/// For each operation, whether its operand `a` is a temporary that nothing reads after it. `room`: memory for the answer.
-fn last_reads(block: &Block, room: Vec<bool>) -> Vec<bool> {
+/// What becomes of an operation's values.
+#[derive(Clone, Copy, Default)]
+struct Fate {
+    /// Its operand `a` is a temporary that nothing reads after it.
+    dies: bool,
+    /// Its result is a guest register that is overwritten before anybody may look for it in the state.
+    passing: bool,
+}
+
+/// The fates of each operation's values. `room`: memory for the answer.
+fn fates(block: &Block, room: Vec<Fate>) -> Vec<Fate> {
     let mut out = room;
     out.clear();
-    out.resize(block.insts.len(), false);
+    out.resize(block.insts.len(), Fate::default());
     let (mut read, mut off) = (0u64, None);
+    // Guest registers that are overwritten further on.
+    let mut overwritten = 0u64;
     for (n, i) in block.insts.iter().enumerate().rev() {
         if off != Some(i.off) {
             (read, off) = (0, Some(i.off));
+            // Behind a helper code may be left.
+            let mut of_insn = block.insts[..=n].iter().rev().take_while(|other| other.off == i.off);
+            if of_insn.any(|i| i.op == Op::Call) {
+                overwritten = 0;
+            }
         }
-        let fields = i.op.info().fields;
+        let OpInfo { fields, traits, .. } = i.op.info();
         if matches!(fields[0], Field::Int | Field::IntOpt) && i.d < VALS as u16 {
             read &= !(1 << i.d);
+            out[n].passing = i.d < Val::TEMP0 && overwritten >> i.d & 1 != 0;
+            overwritten |= 1 << i.d;
+        }
+        if traits.has(Traits::FAULT) || traits.has(Traits::EFFECT) || traits.has(Traits::END) {
+            overwritten = 0;
         }
         let is_temp = (Val::TEMP0..VALS as u16).contains(&i.a);
-        out[n] = is_temp && read >> i.a & 1 == 0 && i.b != i.a && i.c != i.a;
+        out[n].dies = is_temp && read >> i.a & 1 == 0 && i.b != i.a && i.c != i.a;
         for (field, v) in fields[1..].iter().zip([i.a, i.b, i.c]) {
             if matches!(field, Field::Int | Field::IntOrImm | Field::IntOpt) && v < VALS as u16 {
                 read |= 1 << v;
@@ -274,7 +295,7 @@ impl<'a> Emit<'a> {
             notes: std::mem::take(&mut room.notes),
             note: Note::NONE,
             next_note: Note::NONE,
-            dies: last_reads(block, std::mem::take(&mut room.dies)),
+            fates: fates(block, std::mem::take(&mut room.fates)),
             fixups: emptied(&mut code.fixups),
             links: emptied(&mut code.links),
             exits: emptied(&mut room.exits),
@@ -371,7 +392,7 @@ impl Emit<'_> {
         r
     }
 
-    /// `r` is integer `n` from now on, 64 clean bits; guest registers are written through.
+    /// `r` is integer `n` from now on, 64 clean bits; guest registers are written through, unless they are in passing.
     fn set(&mut self, n: u16, r: Reg) {
         if n == Val::NONE.0 {
             return;
@@ -380,8 +401,10 @@ impl Emit<'_> {
             self.host = None;
         }
         let n = n as usize % VALS;
-        self.regs.bind(n, r, n >= 16);
-        if n < 16 {
+        // Of what is done with the operation at hand this may be another's result.
+        let passing = self.fates[self.at].passing && self.block.insts[self.at].d as usize == n;
+        self.regs.bind(n, r, n >= 16 || passing);
+        if n < 16 && !passing {
             self.a.store(Ty::I64, val(n), r);
         }
     }
@@ -389,7 +412,7 @@ impl Emit<'_> {
     /// A register with a copy of integer `i.a` that may be changed: its own if the value is not needed any more.
     fn copy_of_a(&mut self, n: usize, i: &Inst) -> Reg {
         let r = self.int(i.a);
-        if self.dies[n] || i.a == i.d && i.b != i.a && i.c != i.a {
+        if self.fates[n].dies || i.a == i.d && i.b != i.a && i.c != i.a {
             self.regs.forget(i.a as usize % VALS);
             return r;
         }

@@ -14,7 +14,7 @@ const VOLATILE: u16 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 6;
 /// Values beside the guest's: host bases of shared checks, which are kept as long as there is room.
 pub const BASES: usize = VALS;
 
-/// The registers. Guest registers are in the state as well; a temporary may be in its register only.
+/// The registers. Guest registers are in the state as well where somebody may look; a temporary may be in its register only.
 pub struct Regs {
     /// Value in each host register.
     holds: [u8; 16],
