@@ -468,7 +468,7 @@ impl Cpu {
             self.feed_compilers();
         }
         if self.lockstep.is_none() {
-            self.blocks.forget_ir(slot);
+            slots.iter().for_each(|slot| self.blocks.forget_ir(*slot));
         }
         Some(index)
     }
