@@ -7,8 +7,8 @@
 //!
 //! Shape of the code: RDI holds the CPU, as it does where code leads from block to block; values live in ten host registers
 //! and the vector registers within a block, guest registers are written through where somebody may look, and RAX, RCX and
-//! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions ([`crate::lower`]), so both kinds of
-//! code lead to each other.
+//! RDX are free for each operation. Frame, ways in and out and the TLB check are those of Cranelift's regions
+//! ([`crate::lower`]), so both kinds of code lead to each other.
 
 mod asm;
 mod calls;

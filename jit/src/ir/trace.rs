@@ -1,6 +1,7 @@
 //! Traces: blocks that ran one after the other, as one block that may be left where it branches.
 
 use super::{Block, Inst, Op};
+use crate::mmu::ram::PAGE_SIZE;
 use crate::state::mode;
 
 impl Block {
@@ -26,7 +27,14 @@ impl Block {
         *self = Self { insts, ..*head };
     }
 
-    /// Goes on with `next`, which starts at one of [`Block::ways_on`] and not before this block's end.
+    /// Whether a trace can go on with `next`, on the same page: a direct jump leads there, and it does not lie before this
+    /// block's end, which at the end of the address space is 0.
+    pub fn can_go_on_with(&self, next: &Block) -> bool {
+        let ahead = next.rip.wrapping_sub(self.rip);
+        (u64::from(self.len)..PAGE_SIZE).contains(&ahead) && self.ways_on().contains(&Some(next.rip))
+    }
+
+    /// Goes on with `next`, as [`Block::can_go_on_with`] allows.
     pub fn go_on_with(&mut self, next: &Block) {
         let shift = next.rip.wrapping_sub(self.rip) as u16;
         let end = self.end_rip();
@@ -84,6 +92,18 @@ mod tests {
         trace.go_on_with(&block(0x1010, &[0x90, 0xc3]));
         assert_eq!((exits(&trace).len(), last(&trace).op, trace.len), (1, Op::JmpInd, 0x12));
         assert!(trace.insts.iter().all(|i| i.op != Op::Jmp));
+    }
+
+    #[test]
+    fn a_trace_goes_forward_up_to_the_end_of_the_address_space() {
+        // test eax, eax; jz 32 bytes back, from where the address space ends; nop; ret.
+        let head = block(0xffff_ffff_ffff_fffc, &[0x85, 0xc0, 0x74, 0xe0]);
+        assert_eq!((head.end_rip(), head.ways_on()[1]), (0, Some(0xffff_ffff_ffff_ffe0)));
+        assert!(!head.can_go_on_with(&block(0xffff_ffff_ffff_ffe0, &[0x90, 0xc3])));
+        // The same where it goes forward.
+        let head = block(0x1000, &[0x85, 0xc0, 0x74, 0x20]);
+        assert!([0x1004, 0x1024].iter().all(|rip| head.can_go_on_with(&block(*rip, &[0x90, 0xc3]))));
+        assert!(!head.can_go_on_with(&block(0x1023, &[0x90, 0xc3])));
     }
 
     #[test]

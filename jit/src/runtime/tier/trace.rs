@@ -44,8 +44,7 @@ impl Cpu {
         let by = next_key.rip.wrapping_sub(key.rip);
         let same_page = (key.gpa ^ next_key.gpa | trace.rip ^ block.rip) & !(PAGE_SIZE - 1) == 0;
         let there = Key { gpa: key.gpa.wrapping_add(by), rip: next_key.rip, ..key } == next_key;
-        let leads = block.rip >= trace.end_rip() && trace.ways_on().contains(&Some(block.rip));
-        (same_page && there && leads).then_some((next, next_key, block))
+        (same_page && there && trace.can_go_on_with(&block)).then_some((next, next_key, block))
     }
 }
 
