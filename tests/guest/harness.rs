@@ -31,6 +31,39 @@ pub fn cached(path: &str) -> PathBuf {
     file
 }
 
+/// A path in the temporary folder that no other test has. The file there goes with it.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// One with a name that no other in this test has.
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("brolga-{name}-{}", std::process::id()));
+        // Left behind by a run with the same number that was killed.
+        let _ = fs::remove_file(&path);
+        Self(path)
+    }
+}
+
+impl std::ops::Deref for Scratch {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for Scratch {
+    fn as_ref(&self) -> &Path {
+        self
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What was never made need not go.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 /// The bzImage of a kernel by its name in `tools/guest.py list`.
 pub fn kernel(name: &str) -> PathBuf {
     cached(&format!("kernels/{name}/vmlinuz"))

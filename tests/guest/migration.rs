@@ -37,7 +37,8 @@ fn at_work_in_another_process(processors: &str) {
     here.run("udhcpc -i eth0 -n -q -t 10 2>/dev/null");
     here.send(WORK.replace('\n', "\r").as_str());
     here.send("sh /w.sh\r");
-    let way = format!("unix:{}", scratch(&format!("migration-{processors}-way")).display());
+    let socket = scratch(&format!("migration-{processors}-way"));
+    let way = format!("unix:{}", socket.display());
     let mut there = options(1, &["-incoming", &way]).start();
     let (mut source, mut target) = (Client::connect(&sockets[0]), Client::connect(&sockets[1]));
     follow(&mut here, 30);

@@ -1,6 +1,6 @@
 //! A Debian kernel on the network: a lease, data both ways with a server on the host, and a forwarded port.
 
-use crate::harness::{Boot, COMMAND, Guest, cached};
+use crate::harness::{Boot, COMMAND, Guest, Scratch, cached};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::{self, JoinHandle};
@@ -247,7 +247,7 @@ fn cards_and_host_ends_meet_on_a_hub() {
 
 #[test]
 fn two_guests_reach_each_other_over_a_socket() {
-    let at = std::env::temp_dir().join(format!("brolga-guest-stream-{}", std::process::id()));
+    let at = Scratch::new("guest-stream");
     let start = |server: &str, address: &str| {
         let netdev = format!("stream,id=n0,server={server},addr.type=unix,addr.path={}", at.display());
         let options = ["-no-reboot", "-netdev", &netdev, "-device", "e1000,netdev=n0"];

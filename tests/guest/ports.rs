@@ -1,11 +1,11 @@
 //! Ports and consoles of a virtio-serial bus, as a Debian kernel's driver shows them.
 
-use crate::harness::{BOOT, Boot, COMMAND, Guest, INIT, PROMPT, program};
+use crate::harness::{BOOT, Boot, COMMAND, Guest, INIT, PROMPT, Scratch, program};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,14 +14,11 @@ use std::time::{Duration, Instant};
 const LENGTH: usize = 12_000_011;
 
 /// A path for a socket that no other test has.
-fn socket(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("brolga-ports-{}-{name}", std::process::id()));
-    // Left behind by a run with the same number that was killed.
-    let _ = fs::remove_file(&path);
-    path
+fn socket(name: &str) -> Scratch {
+    Scratch::new(&format!("ports-{name}"))
 }
 
-fn connect(path: &PathBuf) -> UnixStream {
+fn connect(path: &Path) -> UnixStream {
     let deadline = Instant::now() + COMMAND;
     loop {
         match UnixStream::connect(path) {
@@ -69,7 +66,7 @@ fn boot(options: &[&str]) -> Guest {
 #[test]
 fn ports_carry_bytes_and_wait_for_those_who_are_slow() {
     let (one, two) = (socket("one"), socket("two"));
-    let chardev = |id: &str, path: &PathBuf| format!("socket,id={id},path={},server=on,wait=off", path.display());
+    let chardev = |id: &str, path: &Path| format!("socket,id={id},path={},server=on,wait=off", path.display());
     let mut guest = boot(&[
         "-device",
         "virtio-serial,id=vs",
@@ -98,8 +95,7 @@ fn ports_carry_bytes_and_wait_for_those_who_are_slow() {
     guest.run("wait; cat /tmp/sent");
     let out = socket("out");
     fs::write(&out, &got).expect("a file");
-    let sum = Command::new("md5sum").arg(&out).output().expect("md5sum").stdout;
-    fs::remove_file(&out).expect("the file");
+    let sum = Command::new("md5sum").arg(&*out).output().expect("md5sum").stdout;
     let sum = String::from_utf8_lossy(&sum).split_whitespace().next().expect("a sum").to_owned();
     assert!(guest.run("md5sum /tmp/out").starts_with(&sum), "what came is not what was sent");
     // The other way: the guest does not read yet.
@@ -110,8 +106,7 @@ fn ports_carry_bytes_and_wait_for_those_who_are_slow() {
     sent.join().expect("the writer").expect("all bytes written");
     let file = socket("in");
     fs::write(&file, data()).expect("a file");
-    let sum = Command::new("md5sum").arg(&file).output().expect("md5sum").stdout;
-    fs::remove_file(&file).expect("the file");
+    let sum = Command::new("md5sum").arg(&*file).output().expect("md5sum").stdout;
     let sum = String::from_utf8_lossy(&sum).split_whitespace().next().expect("a sum").to_owned();
     assert!(guest.run("md5sum /tmp/in").starts_with(&sum), "what the guest got is not what was sent");
     // Who hangs up is missed at once, and may come back.

@@ -1,20 +1,17 @@
 //! What a Debian kernel's drivers do, as events and answers of QMP tell it.
 
-use crate::harness::{Boot, COMMAND, Guest};
+use crate::harness::{Boot, COMMAND, Guest, Scratch};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// A path that no other test has.
-pub fn scratch(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("brolga-guest-qmp-{}-{name}", std::process::id()));
-    // Left behind by a run with the same number that was killed.
-    let _ = fs::remove_file(&path);
-    path
+pub fn scratch(name: &str) -> Scratch {
+    Scratch::new(&format!("guest-qmp-{name}"))
 }
 
 /// A QMP client.
@@ -24,7 +21,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn connect(path: &PathBuf) -> Self {
+    pub fn connect(path: &Path) -> Self {
         let deadline = Instant::now() + COMMAND;
         let stream = loop {
             match UnixStream::connect(path) {
@@ -126,8 +123,6 @@ fn drivers_cause_events() {
     guest.send("echo c >/proc/sysrq-trigger\r");
     client.event("GUEST_PANICKED", &json!({ "action": "poweroff" }));
     client.event("SHUTDOWN", &json!({ "guest": true, "reason": "guest-panic" }));
-    let _ = fs::remove_file(socket);
-    let _ = fs::remove_file(port);
 }
 
 /// Page tables, memory by virtual and physical address, registers and interrupts of a running kernel.
@@ -163,8 +158,6 @@ fn a_kernel_is_looked_into() {
     assert!(irq.lines().any(|line| line.trim_start().starts_with("4: ")), "the console's interrupts: {irq}");
     assert!(client.human("x/3i $rip").starts_with("0x"));
     client.run("cont", json!({}));
-    let _ = fs::remove_file(socket);
-    let _ = fs::remove_file(file);
 }
 
 /// What a guest reads is counted, and the power button is heard of.
@@ -182,8 +175,6 @@ fn reading_is_counted() {
     client.event("POWERDOWN", &json!({}));
     guest.send("poweroff -f\r");
     client.event("SHUTDOWN", &json!({ "guest": true, "reason": "guest-shutdown" }));
-    let _ = fs::remove_file(socket);
-    let _ = fs::remove_file(disc);
 }
 
 fn text(path: &Path) -> &str {
